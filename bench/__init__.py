@@ -1,0 +1,89 @@
+"""Crossfire: attacks crossed with defenses, and tables whose numbers can be trusted.
+
+The names that attacks, defenses and plug-ins are written with. They load on first use, so that
+commands that need no torch do not import it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.errors import BenchError, InputError, TrainingError
+    from bench.losses import Loss, objective, succeeded
+    from bench.protocols import (
+        Attack,
+        Crafted,
+        Decision,
+        Defense,
+        Fitting,
+        Images,
+        Inversion,
+        Labels,
+        Part,
+        Randomness,
+        Shape,
+        Split,
+        Threat,
+        Use,
+        View,
+    )
+    from bench.registry import CodePath, ContentPath, attack, defense, view
+
+_HOME = {
+    "errors": ("BenchError", "InputError", "TrainingError"),
+    "losses": ("Loss", "objective", "succeeded"),
+    "protocols": (
+        "Attack",
+        "Crafted",
+        "Decision",
+        "Defense",
+        "Fitting",
+        "Images",
+        "Inversion",
+        "Labels",
+        "Part",
+        "Randomness",
+        "Shape",
+        "Split",
+        "Threat",
+        "Use",
+        "View",
+    ),
+    "registry": ("CodePath", "ContentPath", "attack", "defense", "view"),
+}
+
+__all__ = [  # noqa: PLE0604 - the names are strings
+    "Attack",
+    "BenchError",
+    "CodePath",
+    "ContentPath",
+    "Crafted",
+    "Decision",
+    "Defense",
+    "Fitting",
+    "Images",
+    "InputError",
+    "Inversion",
+    "Labels",
+    "Loss",
+    "Part",
+    "Randomness",
+    "Shape",
+    "Split",
+    "Threat",
+    "TrainingError",
+    "Use",
+    "View",
+    "attack",
+    "defense",
+    "objective",
+    "succeeded",
+    "view",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"bench.{module}"), name)
+    raise AttributeError(f"module 'bench' has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""The errors that the harness raises itself.
+
+BenchError
+├── InputError      what a person gave cannot be used: one message, exit status 2, no traceback
+├── DamagedError    a stored file is not what its receipt says: the work is done again
+└── TrainingError   a training left the rails (a loss that is not finite): the job fails
+
+Everything else that an attack or a defense raises is theirs: it fails its job, leaves a hole in
+the table, and keeps its traceback in the store.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """Base of the errors that the harness raises on purpose."""
+
+
+class InputError(BenchError):
+    """What a person gave cannot be used; the message says where, what was found and what fits."""
+
+
+class DamagedError(BenchError):
+    """A stored file is cut short or altered."""
+
+
+class TrainingError(BenchError):
+    """A training cannot go on."""
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return ``; did you mean 'pgd'?`` with the nearest known name, or the list of all of them."""
+    names = sorted(str(each) for each in known)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f" (known: {', '.join(names)})" if names else " (there are none)"

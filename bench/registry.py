@@ -1,0 +1,426 @@
+"""Attacks, defenses and data sources by name, with the schema that their signatures declare.
+
+A decorator reads the keyword-only arguments of a function (or of a constructor) into a pydantic
+model, so that a suite is checked before anything runs. `discover` imports our own folders and the
+installed plug-ins, then closes the registries.
+"""
+
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache, cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from bench.errors import InputError, did_you_mean
+from bench.protocols import Norm, Part, Use
+
+Access = Literal["gradient", "score", "decision", "none"]
+"""What an attack may ask of a view: gradients, logits, the answers of the read-out, or nothing."""
+
+
+def fraction(value: object) -> object:
+    """Read ``8/255`` and ``1e-3`` as numbers: YAML has no fractions, and takes ``1e-3`` for text."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    if isinstance(value, str):
+        if value.strip().lower() in {"inf", ".inf", "infinity"}:
+            return math.inf
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number or a fraction like 8/255, found {value!r}") from None
+    return value
+
+
+def _strict_int(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a whole number, found {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
+"""A float that may be written as a fraction."""
+
+Whole = Annotated[int, BeforeValidator(_strict_int)]
+
+ContentPath = Annotated[str, "content"]
+"""A parameter that names a file, relative to the suite's folder; its content enters the keys."""
+
+CodePath = Annotated[str, "code"]
+"""A parameter that names code, ``package.module:function``; the module's source enters the keys."""
+
+
+class Schema(BaseModel):
+    """Base of the models derived from signatures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class UseModel(BaseModel):
+    """``{use: pgd, steps: 7}``: a registered thing inside another's parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+
+
+def _annotation(hint: Any) -> Any:
+    """Return the hint as a suite writes it: fractions for floats, names for parts, mappings for uses."""
+    if hint is float:
+        return Number
+    if hint is int:
+        return Whole
+    if hint is Part:
+        return Annotated[str, "part"]
+    if hint is Use:
+        return UseModel
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return Union[tuple(_annotation(each) for each in get_args(hint))]  # noqa: UP007 - built at run time
+    if origin in (tuple, list, dict):
+        return origin[tuple(_annotation(each) for each in get_args(hint))]
+    return hint
+
+
+def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
+    """Derive a pydantic model from a function's keyword-only arguments."""
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        default = parameter.default
+        if isinstance(default, Use):
+            default = UseModel(use=default.use, **default.params)
+        # A field of this name would hide pydantic's own attribute; the alias is what people write.
+        hidden = hasattr(BaseModel, parameter.name)
+        fields[parameter.name + "_" if hidden else parameter.name] = (
+            _annotation(hints[parameter.name]),
+            Field(
+                default=... if default is parameter.empty else default,
+                alias=parameter.name if hidden else None,
+            ),
+        )
+    return create_model(name, __base__=Schema, **fields)
+
+
+def marked(annotation: Any, metadata: list[Any], mark: str) -> bool:
+    """Return whether an annotation carries `mark`, inside an optional too."""
+    if mark in metadata:
+        return True
+    return any(mark in get_args(each)[1:] for each in (annotation, *get_args(annotation)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A registered thing, and what a plan must know of it before anything is loaded."""
+
+    name: str
+    make: Callable[..., Any]
+    version: int
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that stay out of keys while they have this value (added later, changing nothing)."""
+
+    @cached_property
+    def schema(self) -> type[Schema]:
+        """The parameters as a pydantic model."""
+        target = self.make.__init__ if inspect.isclass(self.make) else self.make
+        return schema_of(target, self.name)
+
+    @property
+    def module(self) -> str:
+        """The module that it is defined in."""
+        return str(self.make.__module__)
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        code = inspect.unwrap(self.make)
+        line = inspect.getsourcelines(code)[1]
+        return f"{inspect.getsourcefile(code)}:{line}"
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring of its module, or its own."""
+        text = inspect.getdoc(self.make) or inspect.getdoc(inspect.getmodule(self.make)) or ""
+        return text.partition("\n")[0]
+
+    def parameters(self, mark: str) -> list[str]:
+        """Return the names of the parameters that carry `mark` (``content``, ``code``, ``part``)."""
+        return [
+            info.alias or name
+            for name, info in self.schema.model_fields.items()
+            if marked(info.annotation, list(info.metadata), mark)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackEntry(Entry):
+    """An attack, and what it needs."""
+
+    norms: frozenset[Norm]
+    access: Access
+    space: str
+    keyed: Literal["image", "shard"]
+    """Whose stream its draws come from: each image's own, or the shard's."""
+    budget: Literal["radius", "distance"]
+    """Whether it needs a radius, or moves as little as it can."""
+    least_classes: int
+    doubts: Callable[..., str | None] | None
+    """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewEntry(Entry):
+    """A view that a defense offers."""
+
+    method: str
+    space: str
+    ignores: frozenset[str]
+    """Served parameters that change nothing here, so that crafts are shared."""
+    reads: frozenset[str]
+    """Read-outs whose answer is this view's arg-max: here a success is a success."""
+    gradient: bool
+    """False where no gradient flows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseEntry(Entry):
+    """A defense, and how it can be looked at and asked."""
+
+    readouts: tuple[str, ...]
+    views: Mapping[str, ViewEntry]
+    aliases: Mapping[str, str]
+    """Other names of views: a feed-forward net's ``e2e_last`` is its ``first``."""
+    served: frozenset[str]
+    """Parameters that may change after fitting."""
+    random: bool
+    """Whether two asks may differ."""
+
+    def view(self, name: str) -> ViewEntry | None:
+        """Return a view by its name or alias."""
+        return self.views.get(self.aliases.get(name, name))
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Generic[E]):
+    """Names and what they stand for. A name is taken once."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, E] = {}
+        self._broken: dict[str, str] = {}
+        self._prefix: str | None = None
+        self._closed = False
+
+    def add(self, entry: E) -> None:
+        """Register; refuse a second owner of a name, and a plug-in's name without its prefix."""
+        if self._closed:
+            raise InputError(f"{self.kind} {entry.name!r} comes after the registry was closed")
+        if self._prefix is not None and not entry.name.startswith(self._prefix + "/"):
+            raise InputError(
+                f"{entry.place}: a {self.kind} of plug-in {self._prefix!r} must be named "
+                f"'{self._prefix}/...', not {entry.name!r}"
+            )
+        if entry.name in self._entries:
+            raise InputError(
+                f"two owners of the {self.kind} name {entry.name!r}: "
+                f"{self._entries[entry.name].place} and {entry.place}"
+            )
+        self._entries[entry.name] = entry
+
+    def __getitem__(self, name: str) -> E:
+        if name not in self._entries:
+            plugin = name.partition("/")[0]
+            if plugin in self._broken:
+                raise InputError(
+                    f"{self.kind} {name!r}: plug-in {plugin!r} did not load: {self._broken[plugin]}"
+                )
+            raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+ATTACKS: Registry[AttackEntry] = Registry("attack")
+DEFENSES: Registry[DefenseEntry] = Registry("defense")
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+
+
+def attack(
+    name: str,
+    *,
+    norms: set[Norm],
+    version: int,
+    access: Access = "gradient",
+    space: str = "pixel",
+    keyed: Literal["image", "shard"] = "image",
+    budget: Literal["radius", "distance"] = "radius",
+    least_classes: int = 2,
+    neutral: Mapping[str, Any] | None = None,
+    doubts: Callable[..., str | None] | None = None,
+) -> Callable[[F], F]:
+    """Register a function as an attack; its keyword-only arguments are its parameters."""
+
+    def register(function: F) -> F:
+        ATTACKS.add(
+            AttackEntry(
+                name=name,
+                make=function,
+                version=version,
+                neutral=neutral or {},
+                norms=frozenset(norms),
+                access=access,
+                space=space,
+                keyed=keyed,
+                budget=budget,
+                least_classes=least_classes,
+                doubts=doubts,
+            )
+        )
+        return function
+
+    return register
+
+
+def view(
+    name: str,
+    *,
+    space: str = "pixel",
+    reads: tuple[str, ...] = (),
+    ignores: tuple[str, ...] = (),
+    gradient: bool = True,
+) -> Callable[[F], F]:
+    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters."""
+
+    def mark(method: F) -> F:
+        method.__view__ = {  # type: ignore[attr-defined]
+            "name": name,
+            "space": space,
+            "reads": frozenset(reads),
+            "ignores": frozenset(ignores),
+            "gradient": gradient,
+        }
+        return method
+
+    return mark
+
+
+def defense(
+    name: str,
+    *,
+    readouts: tuple[str, ...],
+    version: int,
+    aliases: Mapping[str, str] | None = None,
+    served: tuple[str, ...] = (),
+    random: bool = False,
+    neutral: Mapping[str, Any] | None = None,
+) -> Callable[[C], C]:
+    """Register a class as a defense; its constructor's keyword-only arguments are its parameters."""
+
+    def register(cls: C) -> C:
+        views = {}
+        for attribute, method in inspect.getmembers(cls, inspect.isfunction):
+            if (declared := getattr(method, "__view__", None)) is not None:
+                views[declared["name"]] = ViewEntry(
+                    make=method, version=version, method=attribute, **declared
+                )
+        DEFENSES.add(
+            DefenseEntry(
+                name=name,
+                make=cls,
+                version=version,
+                neutral=neutral or {},
+                readouts=readouts,
+                views=views,
+                aliases=aliases or {},
+                served=frozenset(served),
+                random=random,
+            )
+        )
+        return cls
+
+    return register
+
+
+def _import_folder(package: str) -> None:
+    folder = importlib.import_module(package)
+    for info in pkgutil.iter_modules(folder.__path__):
+        if not info.ispkg:
+            importlib.import_module(f"{package}.{info.name}")
+
+
+@cache
+def discover() -> None:
+    """Import `attacks/*`, `defenses/*` and the installed plug-ins, then close the registries.
+
+    A plug-in that fails is remembered with its reason, and stops a suite only if it asks for one of
+    its names.
+    """
+    for package in ("attacks", "defenses"):
+        _import_folder(package)
+    registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES)
+    for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
+        before = [dict(registry._entries) for registry in registries]
+        for registry in registries:
+            registry._prefix = point.name
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in does at import is its own
+            for registry, entries in zip(registries, before, strict=True):
+                registry._entries = entries
+                registry._broken[point.name] = f"{type(error).__name__}: {error}"
+        finally:
+            for registry in registries:
+                registry._prefix = None
+    for registry in registries:
+        registry._closed = True
+
+
+def code_file(path: str, folder: Path) -> Path:
+    """Return the source file of ``package.module:function``, without importing it."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+        raise InputError(f"expected 'package.module:function', found {path!r}")
+    module = path.partition(":")[0]
+    below = folder.joinpath(*module.split("."))
+    for candidate in (below.with_suffix(".py"), below / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    top, _, rest = module.partition(".")
+    spec = importlib.util.find_spec(top)
+    if spec is not None and spec.origin is not None:
+        base = Path(spec.origin)
+        if not rest:
+            return base
+        below = base.parent.joinpath(*rest.split("."))
+        for candidate in (below.with_suffix(".py"), below / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    raise InputError(f"module {module!r} is neither in {folder} nor installed")
