@@ -404,6 +404,18 @@ def discover() -> None:
         registry._closed = True
 
 
+def arguments(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments to call `entry.make` with: defaults filled in, uses as `Use`."""
+    model = entry.schema.model_validate(dict(params))
+    values: dict[str, Any] = {}
+    for name, info in entry.schema.model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, UseModel):
+            value = Use(value.use, dict(value.model_extra or {}))
+        values[info.alias or name] = value
+    return values
+
+
 def code_file(path: str, folder: Path) -> Path:
     """Return the source file of ``package.module:function``, without importing it."""
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
