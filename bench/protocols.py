@@ -129,6 +129,8 @@ class Inversion(View):
     offers it. `encode` and `decode` are the inversion and the generator as maps of the whole batch.
     """
 
+    answers: ClassVar[tuple[str, ...]] = ("logits", "energy", "classify")
+
     invert: Callable[[Images], Tensor] = _missing
     """The code that explains an image best: (N, C, H, W) -> (N, ...)."""
     energy: Callable[[Tensor, Images], Tensor] = _missing

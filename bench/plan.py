@@ -1,0 +1,542 @@
+"""From a suite to cells, jobs and their graph. Nothing is loaded, and nothing runs.
+
+A job is named by the hash of all that its result depends on (`key`). Two cells that need the same job
+hold the same one: crafting depends on the view, evaluation on the read-out.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bench import data as datasets
+from bench import sources
+from bench.data import DataSpec
+from bench.errors import InputError
+from bench.protocols import Shape, Threat
+from bench.registry import ATTACKS, AttackEntry, DefenseEntry
+from bench.spec import Filled, Suite, ViewUse, expanded
+
+SCHEME = 1
+"""Number of the key scheme; part of every key."""
+
+Target: TypeAlias = int | Literal["random"] | None
+"""The label to reach, as an offset from the true class; ``random``: one drawn for each example."""
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the name of a result: 128 bits of the sha256 of canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} in a key")
+
+
+class Keyed:
+    """A value that equals another if it is called the same."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the key is made from: what it depends on is in it by key."""
+        raise NotImplementedError
+
+    @cached_property
+    def key(self) -> str:
+        """The name."""
+        return key_of({"scheme": SCHEME, "kind": type(self).__name__.lower(), **self.identity})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keyed) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Keyed):
+    """Which examples: a data set's specification, and what tells its content."""
+
+    spec: DataSpec
+    digest: str
+    shape: Shape
+    count: int
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The digest says it all: name, split, transform, order and content."""
+        return {"digest": self.digest}
+
+
+@dataclass(frozen=True, eq=False)
+class Train(Keyed):
+    """Fit a defense."""
+
+    defense: Filled
+    data: Data
+    seed: int
+    parts: tuple[tuple[str, "Train"], ...] = ()
+
+    kind = "train"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Defense, data, seed and the trainings it starts from."""
+        return {
+            "defense": self.defense.identity,
+            "data": self.data.key,
+            "seed": self.seed,
+            "parts": {name: part.key for name, part in self.parts},
+        }
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The jobs that come first."""
+        return tuple(part for _, part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Served(Keyed):
+    """A fitted defense as it is asked."""
+
+    train: Train
+    serve: tuple[tuple[str, Any], ...] = ()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What was trained, and what was replaced after."""
+        return {"train": self.train.key, "serve": dict(self.serve)}
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt(Keyed):
+    """An attack on a data set through one view; its shards are the `Craft` jobs."""
+
+    attack: Filled
+    threat: Threat
+    data: Data
+    seed: int
+    source: Served | None
+    view: ViewUse | None
+    final: bool
+    """Whether winning on the view is winning: else the attack pushes to the end."""
+    target: Target
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All but the slice: draws are keyed by this, so that the cut does not matter."""
+        return {
+            "attack": self.attack.identity,
+            "norm": self.threat.norm,
+            "radius": None if math.isinf(self.threat.radius) else self.threat.radius,
+            "data": self.data.key,
+            "seed": self.seed,
+            "source": self.source.key if self.source else None,
+            "view": [self.view.use, self.view.params] if self.view else None,
+            "final": self.final,
+            "target": self.target,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Craft(Keyed):
+    """Attack one shard."""
+
+    attempt: Attempt
+    start: int
+    stop: int
+
+    kind = "craft"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The attempt and the slice."""
+        return {"attempt": self.attempt.key, "slice": [self.start, self.stop]}
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The training of what is looked at."""
+        return (self.attempt.source.train,) if self.attempt.source else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(Keyed):
+    """Ask a defense about crafted images."""
+
+    victim: Served
+    crafts: tuple[Craft, ...]
+    readout: str
+
+    kind = "evaluate"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Victim, crafts and read-out."""
+        return {
+            "victim": self.victim.key,
+            "crafts": [craft.key for craft in self.crafts],
+            "readout": self.readout,
+        }
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The victim's training and every shard."""
+        return (self.victim.train, *self.crafts)
+
+
+Job: TypeAlias = Train | Craft | Evaluate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the benchmark."""
+
+    coordinates: Mapping[str, Any]
+    job: Evaluate
+    facts: Mapping[str, Any]
+    """What a table must know beside the coordinates: access, budget, source, n, doubts."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A cell that cannot be, and why."""
+
+    coordinates: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells, and the jobs below them."""
+
+    suite: Suite
+    cells: tuple[Cell, ...]
+    skips: tuple[Skip, ...]
+
+    def graph(self, wanted: Iterable[Evaluate] | None = None) -> dict[Job, tuple[Job, ...]]:
+        """Return every job below the wanted cells (all of them, unless said) with those it needs."""
+        graph: dict[Job, tuple[Job, ...]] = {}
+        todo: list[Job] = list(wanted if wanted is not None else (cell.job for cell in self.cells))
+        while todo:
+            job = todo.pop()
+            if job not in graph:
+                graph[job] = job.needs
+                todo.extend(job.needs)
+        return graph
+
+    def modules(self) -> set[str]:
+        """Return the modules whose code decides this plan's numbers."""
+        return {name for cell in self.cells for name in modules_of(cell.job)}
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what `report` needs to know: cells, skips, tables, digests of the sources."""
+        model = self.suite.model
+        return {
+            "scheme": SCHEME,
+            "suite": self.suite.name,
+            "file": str(self.suite.path),
+            "suite_digest": self.suite.digest,
+            "sources": sources.digests(self.modules()),
+            "cells": [{**cell.coordinates, **cell.facts, "job": cell.job.key} for cell in self.cells],
+            "skips": [{**skip.coordinates, "reason": skip.reason} for skip in self.skips],
+            "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
+            "data": {name: spec.model_dump(mode="json") for name, spec in self.suite.data.items()},
+            "defenses": {name: filled.identity for name, filled in self.suite.defenses.items()},
+            "attacks": {name: filled.identity for name, filled in self.suite.attacks.items()},
+        }
+
+
+@cache
+def modules_of(job: Job | Attempt) -> frozenset[str]:
+    """Return the modules of the components that a job's result depends on, through all it needs."""
+    match job:
+        case Train():
+            own = {job.defense.entry.module, *(entry.module for entry in inner_entries(job.defense))}
+            below = [modules_of(part) for _, part in job.parts]
+        case Attempt():
+            own = {job.attack.entry.module}
+            below = [modules_of(job.source.train)] if job.source else []
+        case Craft():
+            return modules_of(job.attempt)
+        case Evaluate():
+            own = set()
+            below = [modules_of(job.victim.train), *(modules_of(craft) for craft in job.crafts)]
+    return frozenset(name for module in own for name in sources.closure(module)).union(*below)
+
+
+def inner_entries(filled: Filled) -> Iterator[AttackEntry]:
+    """Yield the attacks that a defense trains with."""
+    for value in filled.params.values():
+        if isinstance(value, Mapping) and "use" in value and value["use"] in ATTACKS:
+            yield ATTACKS[value["use"]]
+
+
+class Planner:
+    """Crosses what a suite names. Every job is made once."""
+
+    def __init__(self, suite: Suite, data_root: Path | None) -> None:
+        self.suite = suite
+        self.root = data_root
+        self._made: dict[Any, Any] = {}
+        self.cells: dict[tuple[Any, ...], Cell] = {}
+        self.skips: dict[tuple[Any, ...], Skip] = {}
+
+    def plan(self) -> Plan:
+        """Return all cells of all tasks."""
+        for position in range(len(self.suite.model.tasks)):
+            self._task(position)
+        return Plan(self.suite, tuple(self.cells.values()), tuple(self.skips.values()))
+
+    def _once(self, *name: Any, make: Any) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def data(self, spec: DataSpec, where: str) -> Data:
+        """Return a data set with its digest."""
+
+        def make() -> Data:
+            try:
+                folder = self.suite.folder
+                return Data(
+                    spec=spec,
+                    digest=datasets.digest(spec, self.root, folder),
+                    shape=datasets.shape(spec, self.root, folder),
+                    count=datasets.count(spec, self.root, folder),
+                )
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+
+        return self._once("data", spec.model_dump_json(), make=make)  # type: ignore[no-any-return]
+
+    def train(self, name: str, data: Data, seed: int) -> Train:
+        """Return the training of a defense and of its parts."""
+
+        def make() -> Train:
+            filled = self.suite.defenses[name]
+            if filled.entry.check is not None:
+                try:
+                    filled.entry.check(dict(filled.params), data.shape)
+                except InputError as error:
+                    raise InputError(f"{self.suite.at('defenses', name)}: {error}") from None
+            parts = tuple(
+                (parameter, self.train(filled.params[parameter], data, seed))
+                for parameter in filled.entry.parameters("part")
+                if filled.params[parameter] is not None
+            )
+            return Train(filled, data, seed, parts)
+
+        return self._once("train", name, data.key, seed, make=make)  # type: ignore[no-any-return]
+
+    def served(self, train: Train, serve: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> Served:
+        """Return a defense as it is asked; what equals the training, or is ignored, is left out."""
+        kept = tuple(
+            (name, value)
+            for name, value in sorted(serve.items())
+            if name not in ignored and train.defense.params[name] != value
+        )
+        return self._once("served", train.key, repr(kept), make=lambda: Served(train, kept))  # type: ignore[no-any-return]
+
+    def _task(self, position: int) -> None:
+        suite, task = self.suite, self.suite.model.tasks[position]
+        spec = suite.data[task.data]
+        asked = self.data(spec, suite.at("data", task.data))
+        fit_spec = suite.data[task.fit] if task.fit else datasets.training(spec)
+        where = suite.at("data", task.fit or task.data)
+        n = min(task.limit or asked.count, asked.count)
+        for defense in task.defenses or suite.defenses:
+            entry = suite.defenses[defense].entry
+            assert isinstance(entry, DefenseEntry)
+            fitted = self.data(fit_spec, where)
+            if fitted.shape[:3] != asked.shape[:3]:
+                raise InputError(
+                    f"{suite.at('tasks', position)}: {task.data} has images {tuple(asked.shape[:3])}, "
+                    f"but the defenses are fitted on {tuple(fitted.shape[:3])}"
+                )
+            for attack in task.attacks or suite.attacks:
+                attack_entry = suite.attacks[attack].entry
+                assert isinstance(attack_entry, AttackEntry)
+                if task.threat.norm not in attack_entry.norms:
+                    continue
+                for seed in task.seeds:
+                    train = self.train(defense, fitted, seed)
+                    for serve in suite.serves[defense]:
+                        for readout in task.readouts or entry.readouts:
+                            for radius in task.threat.radius:
+                                self._cells(position, asked, n, train, defense, serve, attack, readout, radius, seed)
+
+    def _cells(
+        self,
+        position: int,
+        data: Data,
+        n: int,
+        train: Train,
+        defense: str,
+        serve: Mapping[str, Any],
+        attack: str,
+        readout: str,
+        radius: float,
+        seed: int,
+    ) -> None:
+        task = self.suite.model.tasks[position]
+        entry = self.suite.attacks[attack].entry
+        assert isinstance(entry, AttackEntry)
+        for target in self._targets(attack, train.data.shape.classes):
+            for choice, label in self._views(task.views, attack, defense, readout):
+                coordinates: dict[str, Any] = {
+                    "data": task.data,
+                    "norm": task.threat.norm,
+                    "radius": None if math.isinf(radius) else radius,
+                    "defense": defense,
+                    "attack": attack,
+                    "view": label,
+                    "readout": readout,
+                    "seed": seed,
+                    "target": target,
+                }
+                coordinates |= {f"serve.{name}": value for name, value in serve.items()}
+                made = self._cell(coordinates, data, n, train, serve, attack, choice, radius, target)
+                self._keep(position, coordinates, made)
+
+    def _keep(self, position: int, coordinates: Mapping[str, Any], made: Cell | Skip) -> None:
+        name = tuple(coordinates.items())
+        if isinstance(made, Skip):
+            self.skips[name] = made
+            return
+        other = self.cells.get(name)
+        if other is not None and other.job != made.job:
+            raise InputError(
+                f"{self.suite.at('tasks', position)}: asks {made.coordinates['attack']} on "
+                f"{made.coordinates['defense']} ({made.coordinates['data']}) a second time, in another way "
+                f"(n = {other.facts['n']} and {made.facts['n']}); give one of them a name of its own"
+            )
+        self.cells[name] = made
+
+    def _targets(self, attack: str, classes: int) -> list[Target]:
+        match self.suite.model.attacks[attack].targets:
+            case "none":
+                return [None]
+            case "next":
+                return [1]
+            case "random":
+                return ["random"]
+            case "others":
+                return list(range(1, classes))
+
+    def _views(
+        self, asked: list[ViewUse] | None, attack: str, defense: str, readout: str
+    ) -> Iterator[tuple[ViewUse | None, str | None]]:
+        """Yield the views that an attack looks through, with what each is called in a table."""
+        entry = self.suite.attacks[attack].entry
+        victim = self.suite.defenses[defense].entry
+        assert isinstance(entry, AttackEntry) and isinstance(victim, DefenseEntry)  # noqa: PT018
+        source = self.suite.model.attacks[attack].source
+        if entry.access == "none":
+            yield None, None
+        elif entry.access == "decision":
+            yield ViewUse(use=f"decision:{readout}"), f"decision:{readout}"
+        elif source is not None:
+            yield source.view, f"{source.defense}:{source.view.use}"
+        else:
+            every = [ViewUse(use=name) for name, each in victim.views.items() if each.space == entry.space]
+            seen: set[str] = set()
+            for choice in asked or every:
+                view = expanded(choice, readout)
+                label = view.use + (f"({_brief(view.params)})" if view.params else "")
+                if label not in seen:
+                    seen.add(label)
+                    yield view, label
+
+    def _cell(
+        self,
+        coordinates: Mapping[str, Any],
+        data: Data,
+        n: int,
+        train: Train,
+        serve: Mapping[str, Any],
+        attack: str,
+        choice: ViewUse | None,
+        radius: float,
+        target: Target,
+    ) -> Cell | Skip:
+        filled = self.suite.attacks[attack]
+        entry = filled.entry
+        assert isinstance(entry, AttackEntry)
+        origin = self.suite.model.attacks[attack].source
+        if math.isinf(radius) and entry.budget == "radius" and entry.access != "none":
+            return Skip(coordinates, f"{entry.name} needs a radius")
+        classes = train.data.shape.classes
+        if classes < entry.least_classes:
+            return Skip(coordinates, f"{entry.name} needs {entry.least_classes} classes, there are {classes}")
+        looked_at, final = train, True
+        if origin is not None:
+            seed = coordinates["seed"] if origin.seed == "same" else origin.seed
+            looked_at = self.train(origin.defense, train.data, seed)
+            if looked_at == train:
+                return Skip(coordinates, "the source is its own victim")
+            final, serve_there = False, self.suite.serves[origin.defense][0]
+        else:
+            serve_there = serve
+        source: Served | None = None
+        view: ViewUse | None = None
+        if choice is not None:
+            defense = looked_at.defense.entry
+            assert isinstance(defense, DefenseEntry)
+            if entry.access == "decision":
+                view, source = choice, self.served(looked_at, serve_there)
+            else:
+                found = defense.view(choice.use)
+                if found is None:
+                    return Skip(coordinates, f"{defense.name} has no view {choice.use!r}")
+                if found.space != entry.space:
+                    return Skip(coordinates, f"{entry.name} searches {entry.space} space, view {choice.use!r} is of {found.space} space")
+                if entry.access == "gradient" and not found.gradient:
+                    return Skip(coordinates, f"{entry.name} needs gradients, view {choice.use!r} has none")
+                params = found.schema.model_validate(choice.params).model_dump(mode="json", by_alias=True)
+                view = ViewUse(use=found.name, **params)
+                source = self.served(looked_at, serve_there, found.ignores)
+                final = final and coordinates["readout"] in found.reads
+        threat = Threat(coordinates["norm"], math.inf if entry.budget == "distance" else radius)
+        attempt = self._once(
+            "attempt", attack, threat, data.key, coordinates["seed"], source.key if source else None,
+            repr(view), final, target,
+            make=lambda: Attempt(filled, threat, data, coordinates["seed"], source, view, final, target),
+        )
+        crafts = self._once("crafts", attempt.key, n, make=lambda: _shards(attempt, n))
+        victim = self.served(train, serve)
+        job = self._once(
+            "evaluate", victim.key, attempt.key, n, coordinates["readout"],
+            make=lambda: Evaluate(victim, crafts, coordinates["readout"]),
+        )
+        doubt = entry.doubts(threat, **filled.params) if entry.doubts else None
+        facts = {
+            "use": entry.name,
+            "access": entry.access,
+            "budget": entry.budget,
+            "source": origin.defense if origin else None,
+            "final": final,
+            "n": n,
+            "doubts": [doubt] if doubt else [],
+        }
+        return Cell(coordinates, job, facts)
+
+
+def _shards(attempt: Attempt, n: int) -> tuple[Craft, ...]:
+    step = attempt.data.spec.shard
+    return tuple(Craft(attempt, start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _brief(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in params.items())
+
+
+def make(suite: Suite, data_root: Path | None = None) -> Plan:
+    """Cross a suite into cells and jobs."""
+    return Planner(suite, data_root).plan()

@@ -1,0 +1,224 @@
+"""Stands between an attack and the view it looks through, and judges what the attack returns.
+
+During an attack: counts passes by example, centres logits, refuses what the attack's access does not
+include, computes big batches in chunks. After it: budget, box and finiteness. Around it: flags,
+gradients and torch's random state are left as they were found.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bench.protocols import Crafted, Images, Labels, Threat, View, distance, shrink
+from bench.registry import Access
+
+ROUNDING = 1e-6
+"""Overshoot per value, absolute, that is rounding and is projected back; beyond it a move is void."""
+
+
+@dataclass
+class Meter:
+    """Passes spent, by example: float64 (N,)."""
+
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def of(cls, n: int, device: torch.device) -> Self:
+        """Return a meter at zero."""
+        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2)))
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Subtract each row's maximum, in float64: classifiers that answer with log-likelihoods in the
+    hundreds of thousands lose their float32 differences otherwise. To autograd it is a constant.
+    """
+    wide = logits.double()
+    return (wide - wide.detach().amax(-1, keepdim=True)).to(logits.dtype)
+
+
+class Watched:
+    """A view's callable under watch; knows which examples its rows are."""
+
+    def __init__(
+        self,
+        call: Callable[..., Tensor],
+        meter: Meter,
+        rows: Tensor,
+        *,
+        access: Access,
+        centre: bool,
+        chunk: int | None,
+        recompute: bool,
+    ) -> None:
+        self._call, self._meter, self._rows = call, meter, rows
+        self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
+
+    def take(self, rows: Tensor) -> Self:
+        """Return the callable for some of the examples."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._rows = self._rows[rows.to(self._rows.device)]
+        return part
+
+    def __call__(self, *points: Tensor) -> Tensor:
+        """Answer, in chunks if there are many; count."""
+        n = len(points[0])
+        self._count(self._meter.forwards, n)
+        if self._access != "gradient":
+            with torch.no_grad():
+                answer = self._chunked(*points)
+            return centred(answer) if self._centre else answer
+        answer = self._chunked(*points)
+        if answer.requires_grad:
+            answer.register_hook(lambda gradient: self._count(self._meter.backwards, n))
+        return centred(answer) if self._centre else answer
+
+    def _count(self, passes: Tensor, n: int) -> None:
+        copies, rest = divmod(n, max(len(self._rows), 1))
+        if rest:
+            # A library that keeps its own list of survivors: shared out evenly.
+            passes[self._rows] += n / len(self._rows)
+        else:
+            passes[self._rows] += copies
+
+    def _chunked(self, *points: Tensor) -> Tensor:
+        n, size = len(points[0]), self._chunk
+        if size is None or n <= size:
+            return self._asked(*points)
+        parts = zip(*(each.split(size) for each in points), strict=True)
+        answers = [self._asked(*part) for part in parts]
+        # Logits of several draws are (draws, N, K); everything else has the examples first.
+        return torch.cat(answers, dim=1 if answers[0].dim() == 3 else 0)
+
+    def _asked(self, *points: Tensor) -> Tensor:
+        if self._recompute and torch.is_grad_enabled():
+            answer: Tensor = checkpoint(self._call, *points, use_reentrant=False)
+            return answer
+        return self._call(*points)
+
+
+def watch(
+    view: View,
+    meter: Meter,
+    access: Access,
+    *,
+    target: Labels | None,
+    final: bool,
+    chunk: int | None = None,
+    recompute: bool = False,
+) -> View:
+    """Return a view that an attack may be handed."""
+    rows = torch.arange(len(meter.forwards), device=meter.forwards.device)
+    watched: dict[str, Any] = {
+        name: Watched(
+            getattr(view, name),
+            meter,
+            rows,
+            access=access,
+            centre=view.centred and name in ("logits", "classify"),
+            chunk=chunk,
+            recompute=recompute,
+        )
+        for name in view.answers
+    }
+    return replace(view, **watched, target=target, final=final)
+
+
+def blindfold(meter: Meter) -> View:
+    """Return what an attack without access sees: nothing."""
+
+    def refuse(_: Tensor) -> Tensor:
+        raise PermissionError('an attack declared access="none" asked for logits')
+
+    return View(logits=refuse)
+
+
+def answers_only(decide: Callable[[Images], Any], classes: int) -> View:
+    """Return the read-out itself as a view: one-hot answers, the last column a refusal."""
+
+    def logits(z: Images) -> Tensor:
+        with torch.no_grad():
+            decision = decide(z)
+        answer = torch.where(decision.rejected, classes, decision.label)
+        return torch.nn.functional.one_hot(answer, classes + 1).to(z.dtype)
+
+    return View(logits=logits, refusal=True, centred=False)
+
+
+class Judged(NamedTuple):
+    """What the defense will be shown."""
+
+    images: Images
+    void: Tensor
+    """bool (N,): the move was not allowed, and the clean image stands in its place."""
+
+
+def judge(x: Images, returned: object, threat: Threat) -> Judged:
+    """Check what an attack returned against box, budget and finiteness; project rounding back.
+
+    A tensor of another shape or kind is nobody's move: it raises, and the job fails.
+    """
+    z = returned.images if isinstance(returned, Crafted) else returned
+    if not isinstance(z, Tensor):
+        raise TypeError(f"the attack returned a {type(z).__name__}, not a tensor of images")
+    if z.shape != x.shape:
+        raise ValueError(f"the attack returned images of shape {tuple(z.shape)}, not {tuple(x.shape)}")
+    if z.dtype != x.dtype:
+        raise TypeError(f"the attack returned {z.dtype} images, not {x.dtype}")
+    z = z.detach().to(x.device)
+    wide, start = z.double(), x.double()
+    finite = wide.isfinite().flatten(1).all(1)
+    wide = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), wide, start)
+    outside = torch.maximum(-wide, wide - 1).flatten(1).amax(1)
+    void = ~finite | (outside > ROUNDING)
+    if math.isfinite(threat.radius):
+        # What an error of ROUNDING in every value can add to a distance.
+        size = x[0].numel()
+        room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
+        void |= distance(start, wide, threat.norm) - threat.radius > room
+        if threat.norm == "linf":
+            wide = start + (wide - start).clamp(-threat.radius, threat.radius)
+        elif threat.norm != "l0":
+            wide = shrink(start, wide, threat.norm, threat.radius)
+    wide = wide.clamp(0, 1)
+    keep = void.view(-1, *[1] * (x.dim() - 1))
+    return Judged(torch.where(keep, x, wide.to(x.dtype)), void)
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
+    """Fork torch's random state under `seed`, freeze parameters, and put everything back.
+
+    An attack that changes a weight fails: its later numbers would be another network's.
+    """
+    every = [module for each in modules for module in each.modules()]
+    modes = [(module, module.training) for module in every]
+    tensors = [tensor for each in modules for tensor in (*each.parameters(), *each.buffers())]
+    flags = [(tensor, tensor.requires_grad) for tensor in tensors]
+    marks = [(tensor, tensor._version, tensor.data_ptr()) for tensor in tensors]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
+        torch.manual_seed(seed)
+        for tensor, _ in flags:
+            tensor.requires_grad_(False)
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for tensor, flag in flags:
+                tensor.requires_grad_(flag)
+                tensor.grad = None
+    for tensor, version, place in marks:
+        if tensor._version != version or tensor.data_ptr() != place:
+            raise RuntimeError("the attack changed the weights or buffers of the network it looked at")
+

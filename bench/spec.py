@@ -1,0 +1,390 @@
+"""The suite: what tasks.yaml says, checked before anything runs.
+
+Here every name is looked up, every parameter filled in, and every complaint names its line. What
+follows from a suite (cells, jobs, keys) is `plan.py`'s.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from bench import document, sources
+from bench.data import DataSpec
+from bench.document import Document, Place
+from bench.errors import InputError, did_you_mean
+from bench.protocols import Norm
+from bench.registry import (
+    ATTACKS,
+    DEFENSES,
+    AttackEntry,
+    DefenseEntry,
+    Entry,
+    Number,
+    UseModel,
+    ViewEntry,
+    code_file,
+    discover,
+)
+from bench.tables import Table
+
+
+class Model(BaseModel):
+    """Base of what stands in a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _radius(value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"expected a radius above 0, found {value:g}")
+    return value
+
+
+Radius = Annotated[Number, AfterValidator(_radius)]
+
+
+class Threats(Model):
+    """A norm and one radius or several; none: as little as possible."""
+
+    norm: Norm
+    radius: Annotated[list[Radius], BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius])] = [math.inf]
+
+
+class ViewUse(BaseModel):
+    """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters beside the name."""
+        return dict(self.model_extra or {})
+
+
+def _view(value: object) -> object:
+    return {"use": value} if isinstance(value, str) else value
+
+
+ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
+
+
+class Origin(Model):
+    """Where a transferred attack is crafted: on another defense, through one of its views."""
+
+    defense: str
+    view: ViewChoice
+    seed: Literal["same"] | int = "same"
+
+
+class DefenseUse(BaseModel):
+    """A defense with its parameters; what is served may differ from what was trained."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+    serve: dict[str, Any] = {}
+
+
+class AttackUse(BaseModel):
+    """An attack with its parameters; crafted on the victim unless it has a source."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+    source: Origin | None = None
+    targets: Literal["none", "others", "next", "random"] = "none"
+
+
+class Task(Model):
+    """A block of cells: everything it names is crossed."""
+
+    data: str
+    fit: str | None = None
+    threat: Threats
+    defenses: list[str] | None = None
+    attacks: list[str] | None = None
+    views: list[ViewChoice] | None = None
+    readouts: list[str] | None = None
+    limit: int | None = Field(default=None, ge=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+
+
+class SuiteModel(Model):
+    """A task file as it is written."""
+
+    data: dict[str, Any]
+    defenses: dict[str, DefenseUse]
+    attacks: dict[str, AttackUse]
+    tasks: list[Task] = Field(min_length=1)
+    tables: dict[Annotated[str, BeforeValidator(str)], Table] = {}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A registered thing with every parameter filled in, as the suite means it."""
+
+    entry: Entry = field(compare=False, repr=False)
+    params: Mapping[str, Any]
+    """What the thing is called with: plain JSON, paths absolute."""
+    identity: Mapping[str, Any]
+    """What enters keys: name, version, parameters; files and code by the digest of their content."""
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return self.entry.name
+
+
+def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
+    """Fill in an entry's parameters; raise pydantic's error where they do not fit."""
+    plain = entry.schema.model_validate(dict(params)).model_dump(mode="json", by_alias=True)
+    identity: dict[str, Any] = {}
+    for name in entry.parameters("content"):
+        if plain[name] is not None:
+            path = (folder / plain[name]).expanduser()
+            if not path.is_file():
+                raise InputError(f"{name}: no such file: {path}")
+            plain[name] = str(path.resolve())
+            identity[name] = "sha256:" + sources.file_digest(path)
+    for name in entry.parameters("code"):
+        if plain[name] is not None:
+            identity[name] = [plain[name], sources.code_digest(code_file(plain[name], folder))]
+    for name, value in plain.items():
+        info = entry.schema.model_fields.get(name)
+        if isinstance(value, dict) and info is not None and _is_use(info.annotation):
+            inner = fill(ATTACKS[value["use"]], {k: v for k, v in value.items() if k != "use"}, folder)
+            plain[name] = {"use": value["use"], **inner.params}
+            identity[name] = inner.identity
+    kept = {
+        name: identity.get(name, value)
+        for name, value in plain.items()
+        if not (name in entry.neutral and entry.neutral[name] == value)
+    }
+    return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept})
+
+
+def _is_use(annotation: Any) -> bool:
+    return annotation is UseModel or UseModel in getattr(annotation, "__args__", ())
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite: names resolved, parameters filled in."""
+
+    document: Document
+    model: SuiteModel
+    data: Mapping[str, DataSpec]
+    defenses: Mapping[str, Filled]
+    attacks: Mapping[str, Filled]
+    serves: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """For each defense, the parameters it is served with; several where a list was given."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.document.path
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending: that of the results folder."""
+        return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where the file lies; relative paths start here, and it is on the import path of jobs."""
+        return self.path.resolve().parent
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def at(self, *place: str | int) -> str:
+        """Return file, line and place, for messages."""
+        return self.document.at(*place)
+
+
+def load(path: Path) -> Suite:
+    """Read and check a task file."""
+    discover()
+    doc = document.read(path)
+    if not isinstance(doc.data, dict):
+        raise InputError(f"{doc.at()}: expected a mapping with data, defenses, attacks and tasks")
+    model = doc.check(SuiteModel, doc.data)
+    folder = path.resolve().parent
+    suite = Suite(
+        document=doc,
+        model=model,
+        data={name: _data(doc, name, given) for name, given in model.data.items()},
+        defenses={
+            name: _filled(doc, ("defenses", name), DEFENSES, use, folder)
+            for name, use in model.defenses.items()
+        },
+        attacks={
+            name: _filled(doc, ("attacks", name), ATTACKS, use, folder)
+            for name, use in model.attacks.items()
+        },
+        serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+    )
+    _check_parts(suite)
+    _check_attacks(suite)
+    for position in range(len(model.tasks)):
+        _check_task(suite, position)
+    return suite
+
+
+def _data(doc: Document, name: str, given: Any) -> DataSpec:
+    if not isinstance(given, dict):
+        raise InputError(f"{doc.at('data', name)}: expected a mapping such as {{name: digits, split: test}}")
+    try:
+        return doc.check(DataSpec, given, "data", name)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if doc.path.name in text else f"{doc.at('data', name)}: {text}") from None
+
+
+def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | AttackUse, folder: Path) -> Filled:
+    try:
+        entry = registry[use.use]
+    except InputError as error:
+        raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
+    given = dict(use.model_extra or {})
+    doc.check(entry.schema, given, *place)
+    for name, value in given.items():
+        info = entry.schema.model_fields.get(name)
+        if isinstance(value, dict) and info is not None and _is_use(info.annotation):
+            _check_inner(doc, (*place, name), value)
+    try:
+        return fill(entry, given, folder)
+    except InputError as error:
+        raise InputError(f"{doc.at(*place)}: {error}") from None
+
+
+def _check_inner(doc: Document, place: Place, value: Mapping[str, Any]) -> None:
+    try:
+        inner = ATTACKS[str(value.get("use"))]
+    except InputError as error:
+        raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
+    doc.check(inner.schema, {k: v for k, v in value.items() if k != "use"}, *place)
+
+
+def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any], ...]:
+    entry = DEFENSES[use.use]
+    choices: list[dict[str, Any]] = [{}]
+    for parameter, given in use.serve.items():
+        place = ("defenses", name, "serve", parameter)
+        if parameter not in entry.served:
+            raise InputError(
+                f"{doc.at(*place)}: {use.use} serves no such parameter{did_you_mean(parameter, entry.served)}"
+            )
+        values = given if isinstance(given, list) else [given]
+        filled = []
+        for value in values:
+            try:
+                model = entry.schema.model_validate({**(use.model_extra or {}), parameter: value})
+            except ValidationError as error:
+                text = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise InputError(f"{doc.at(*place)}: {text[0].lower()}{text[1:]}, found {value!r}") from None
+            filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
+        choices = [{**choice, parameter: value} for choice in choices for value in filled]
+    return tuple(choices)
+
+
+def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
+    """Raise where a name is not among those that a suite defines."""
+    options = list(options)
+    if name not in options:
+        raise InputError(f"{place}: unknown {kind} {name!r}{did_you_mean(name, options)}")
+
+
+def _check_parts(suite: Suite) -> None:
+    def follow(name: str, trail: tuple[str, ...]) -> None:
+        filled = suite.defenses[name]
+        for parameter in filled.entry.parameters("part"):
+            other = filled.params[parameter]
+            if other is None:
+                continue
+            place = suite.at("defenses", name, parameter)
+            known(place, "defense", other, suite.defenses)
+            if other in (*trail, name):
+                raise InputError(f"{place}: {' -> '.join((*trail, name, other))} goes round in a circle")
+            follow(other, (*trail, name))
+
+    for name in suite.defenses:
+        follow(name, ())
+
+
+def _check_attacks(suite: Suite) -> None:
+    for name, use in suite.model.attacks.items():
+        entry = ATTACKS[use.use]
+        if use.source is None:
+            continue
+        place = ("attacks", name, "source")
+        known(suite.at(*place, "defense"), "defense", use.source.defense, suite.defenses)
+        find_view(suite, place, use.source.view, [use.source.defense])
+        if entry.access in ("none", "decision"):
+            raise InputError(
+                f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "
+                "so that it has no use for a source"
+            )
+
+
+def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[str]) -> None:
+    """Raise where none of the defenses offers a view, or where its parameters do not fit."""
+    offers: dict[str, ViewEntry] = {}
+    names: list[str] = []
+    for name in defenses:
+        entry = suite.defenses[name].entry
+        assert isinstance(entry, DefenseEntry)
+        names += [*entry.views, *entry.aliases]
+        if (found := entry.view(choice.use)) is not None:
+            offers[name] = found
+    if not offers:
+        raise InputError(
+            f"{suite.at(*place, 'view')}: no view {choice.use!r} in {', '.join(defenses)}"
+            f"{did_you_mean(choice.use, set(names))}"
+        )
+    for found in offers.values():
+        suite.document.check(found.schema, choice.params, *place, "view")
+
+
+def expanded(choice: ViewUse, readout: str) -> ViewUse:
+    """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out."""
+    return choice.model_copy(update={"use": choice.use.replace("{readout}", readout)})
+
+
+def _check_task(suite: Suite, position: int) -> None:
+    task = suite.model.tasks[position]
+    place: Place = ("tasks", position)
+    known(suite.at(*place, "data"), "data", task.data, suite.data)
+    if task.fit is not None:
+        known(suite.at(*place, "fit"), "data", task.fit, suite.data)
+    for name in task.defenses or ():
+        known(suite.at(*place, "defenses"), "defense", name, suite.defenses)
+    for name in task.attacks or ():
+        known(suite.at(*place, "attacks"), "attack", name, suite.attacks)
+    defenses = task.defenses or list(suite.defenses)
+    readouts = {each for name in defenses for each in suite.defenses[name].entry.readouts}  # type: ignore[attr-defined]
+    for readout in task.readouts or ():
+        known(suite.at(*place, "readouts"), "read-out", readout, readouts)
+    for choice in task.views or ():
+        for use in {expanded(choice, readout).use for readout in task.readouts or readouts}:
+            find_view(suite, place, choice.model_copy(update={"use": use}), defenses)
+    norm = task.threat.norm
+    for name in task.attacks or list(suite.attacks):
+        entry = suite.attacks[name].entry
+        assert isinstance(entry, AttackEntry)
+        if norm not in entry.norms and task.attacks is not None:
+            raise InputError(
+                f"{suite.at(*place, 'threat')}: {name} ({entry.name}) is made for "
+                f"{', '.join(sorted(entry.norms))}, not {norm!r}"
+            )

@@ -1,0 +1,454 @@
+"""The three kinds of work: fit a defense, craft a shard, ask a defense about crafted images.
+
+A job is done from its description alone, wherever it runs, and leaves one file and a receipt.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, assert_never
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench import data as datasets
+from bench import sources
+from bench.errors import InputError, TrainingError
+from bench.noise import Noise, seed_of
+from bench.outcomes import schema
+from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, modules_of
+from bench.protocols import Crafted, Images, Labels, Split, View, distance
+from bench.referee import Meter, answers_only, blindfold, judge, undisturbed, watch
+from bench.registry import AttackEntry, DefenseEntry, arguments
+from bench.store import Store
+from bench.training import Progress, Trainer
+
+CHUNK = {"cpu": 256, "cuda": 4096}
+"""Images that are computed at once: what fits a processor's cache, and what fills a GPU."""
+
+ASKED_TWICE = 64
+"""How many examples of an evaluation are asked a second time, to see whether answers differ."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where work is done: what a job needs and its result must not depend on."""
+
+    store: Path
+    folder: Path
+    """The suite's folder, on the import path."""
+    data_root: Path | None
+    device: str
+    commit: str | None = None
+
+
+def prepare(desk: Desk) -> None:
+    """Set up this process: one thread on a CPU, deterministic kernels, big buffers kept."""
+    if str(desk.folder) not in sys.path:
+        # At the end: a file beside the suite must not hide an installed module.
+        sys.path.append(str(desk.folder))
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if torch.device(desk.device).type == "cpu":
+        # Sums must not depend on how many cores the machine has.
+        torch.set_num_threads(1)
+        keep_buffers()
+
+
+@cache
+def keep_buffers() -> bool:
+    """Tell glibc to keep freed buffers: else every step maps and clears its pages anew.
+
+    Returns whether it could be told.
+    """
+    import ctypes
+
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_threshold, ceiling = -1, -2, -3, 1 << 30
+    mallopt = ctypes.CDLL(None).mallopt
+    # 32 MiB is the largest threshold that glibc accepts; without maps there is none.
+    return all(
+        mallopt(option, value) == 1
+        for option, value in (
+            (trim_threshold, ceiling),
+            (top_pad, 64 << 20),
+            (mmap_threshold, 32 << 20),
+        )
+    )
+
+
+def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
+    """Do a job and store its result; return its receipt."""
+    store = Store(desk.store)
+    begun = time.perf_counter()
+    facts: dict[str, Any]
+    match job:
+        case Train():
+            write, facts = train(job, desk, store, progress)
+        case Craft():
+            write, facts = craft(job, desk, store)
+        case Evaluate():
+            write, facts = evaluate(job, desk, store)
+        case _:
+            assert_never(job)
+    device = torch.device(desk.device)
+    receipt = {
+        "seconds": round(time.perf_counter() - begun, 3),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        **facts,
+        "versions": versions(),
+        "commit": desk.commit,
+        "sources": sources.digests(modules_of(job)),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    store.keep(job.kind, job.key, describe(job), receipt, write)
+    return receipt
+
+
+def describe(job: Job | Attempt | Served) -> dict[str, Any]:
+    """Return a job in full, as it is stored beside its result."""
+    own: dict[str, Any] = {"kind": type(job).__name__.lower(), "key": job.key, **job.identity}
+    match job:
+        case Train():
+            own |= {"data": _described(job.data), "parts": {name: describe(part) for name, part in job.parts}}
+        case Served():
+            own |= {"train": describe(job.train)}
+        case Attempt():
+            own |= {"data": _described(job.data), "source": describe(job.source) if job.source else None}
+        case Craft():
+            own |= {"attempt": describe(job.attempt)}
+        case Evaluate():
+            own |= {
+                "victim": describe(job.victim),
+                "attempt": describe(job.crafts[0].attempt),
+                "slices": [[each.start, each.stop] for each in job.crafts],
+            }
+    return own
+
+
+def _described(data: Data) -> dict[str, Any]:
+    return {"digest": data.digest, **data.spec.model_dump(mode="json")}
+
+
+@cache
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions that a number may depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("crossfire-bench", "torch", "torchvision", "numpy")},
+    }
+
+
+# --- train -------------------------------------------------------------------------------------------
+
+
+def train(
+    job: Train, desk: Desk, store: Store, progress: Progress | None
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Fit a defense."""
+    device = torch.device(desk.device)
+    split = load(job.data, desk)
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        model = build(job, desk, fitted_parts=True)
+        parts = {name: fitted(Served(part), desk, store) for name, part in job.parts}
+        trainer = Trainer(
+            split, job.key, device, parts=parts, keep=store.partial(job.key), progress=progress
+        )
+        model.fit(split, trainer)
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise TrainingError(f"the training ended with {name} not finite")
+    facts = {"examples": len(split), "resumed_from_epoch": trainer.resumed}
+    return lambda path: save_file(weights, path), facts
+
+
+def build(job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False) -> Any:
+    """Construct a defense, untrained, on the desk's device; the parts it names are passed to it."""
+    entry = job.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    given = arguments(entry, {**job.defense.params, **(serve or {})})
+    for name, part in job.parts:
+        given[name] = (
+            fitted(Served(part), desk, Store(desk.store)) if fitted_parts else build(part, desk)
+        )
+    torch.manual_seed(seed_of(job.key, "initial"))
+    model = entry.make(job.data.shape, **given)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
+    return model.to(desk.device)
+
+
+def fitted(served: Served, desk: Desk, store: Store) -> Any:
+    """Return a fitted defense, ready to be asked."""
+    weights = store.artefact("train", served.train.key)
+    return _fitted(served, desk, weights.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _fitted(served: Served, desk: Desk, _written: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        model = build(served.train, desk, serve=dict(served.serve))
+    weights = Store(desk.store).folder("train", served.train.key) / "weights.safetensors"
+    model.load_state_dict(load_file(weights, device=desk.device), strict=True)
+    return model.eval().requires_grad_(False)
+
+
+# --- craft -------------------------------------------------------------------------------------------
+
+
+def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Attack a shard through its view, and judge what comes back."""
+    attempt = job.attempt
+    model = fitted(attempt.source, desk, store) if attempt.source else None
+    split = load(attempt.data, desk)
+    rows = slice(job.start, job.stop)
+    x, y = split.images[rows].to(desk.device), split.labels[rows].to(desk.device)
+    made = attack(job, model, x, y, split.index[rows], desk)
+    judged = judge(x, made.images, attempt.threat)
+    moved = (judged.images != x).flatten(1).any(1)
+    target = made.target if made.target is not None else torch.full_like(y, -1)
+    tensors = {
+        "index": split.index[rows],
+        "target": target,
+        "moved": moved,
+        "images": judged.images[moved],
+        "void": judged.void,
+        "forwards": made.meter.forwards,
+        "backwards": made.meter.backwards,
+        **{f"note.{name}": value for name, value in made.notes.items()},
+    }
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    facts = {
+        "examples": len(y),
+        "void": int(judged.void.sum()),
+        "queries_per_example": {
+            "forwards": float(made.meter.forwards.mean()),
+            "backwards": float(made.meter.backwards.mean()),
+        },
+        "chunk": made.chunk,
+    }
+    return lambda path: save_file(plain, path), facts
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an attack returned, and what it took."""
+
+    images: object
+    notes: Mapping[str, Tensor]
+    target: Labels | None
+    meter: Meter
+    chunk: int | None
+
+
+def attack(job: Craft, model: Any, x: Images, y: Labels, index: Tensor, desk: Desk) -> Made:
+    """Run an attack on a shard; where it does not fit in memory, in smaller chunks, recomputed."""
+    chunk: int | None = CHUNK[torch.device(desk.device).type]
+    recompute = False
+    while True:
+        try:
+            return _attack(job, model, x, y, index, chunk, recompute)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or chunk is None or chunk <= 1:
+                raise
+            chunk, recompute = max(min(chunk, len(x)) // 2, 1), True
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _attack(
+    job: Craft, model: Any, x: Images, y: Labels, index: Tensor, chunk: int | None, recompute: bool
+) -> Made:
+    attempt = job.attempt
+    entry = attempt.attack.entry
+    assert isinstance(entry, AttackEntry)
+    meter = Meter.of(len(y), x.device)
+    target = _targets(attempt, y, index)
+    modules = [model] if model is not None else []
+    with undisturbed(*modules, seed=seed_of(job.key)):
+        view = blindfold(meter)
+        if attempt.source is not None and attempt.view is not None:
+            view = watch(
+                look(attempt, model),
+                meter,
+                entry.access,
+                target=target,
+                final=attempt.final,
+                chunk=chunk,
+                recompute=recompute,
+            )
+        noise = Noise(
+            attempt.key,
+            index,
+            device=x.device,
+            shard=job.key if entry.keyed == "shard" else None,
+        )
+        returned = entry.make(
+            view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
+        )
+    notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
+    for name, note in notes.items():
+        if note.shape[:1] != y.shape:
+            raise ValueError(f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images")
+    return Made(returned, notes, target, meter, chunk if recompute else None)
+
+
+def _targets(attempt: Attempt, y: Labels, index: Tensor) -> Labels | None:
+    if attempt.target is None:
+        return None
+    assert attempt.source is not None
+    classes = attempt.source.train.data.shape.classes
+    if attempt.target == "random":
+        drawn = Noise((attempt.key, "target"), index, device=y.device).integers((), classes - 1)
+        return (y + 1 + drawn) % classes
+    return (y + attempt.target) % classes
+
+
+def look(attempt: Attempt, model: Any) -> View:
+    """Return the view that an attempt looks through."""
+    assert attempt.source is not None
+    assert attempt.view is not None
+    entry = attempt.source.train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    if attempt.view.use.startswith("decision:"):
+        readout = attempt.view.use.removeprefix("decision:")
+        return answers_only(lambda z: model.decide(z, readout), attempt.source.train.data.shape.classes)
+    found = entry.view(attempt.view.use)
+    assert found is not None
+    seen = getattr(model, found.method)(**arguments(found, attempt.view.params))
+    if not isinstance(seen, View):
+        raise TypeError(f"view {found.name!r} of {entry.name} is a {type(seen).__name__}, not a View")
+    return seen
+
+
+# --- evaluate ----------------------------------------------------------------------------------------
+
+
+def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Ask a defense about crafted images; a row for each."""
+    model = fitted(job.victim, desk, store)
+    split = load(job.crafts[0].attempt.data, desk)
+    columns: list[dict[str, Any]] = []
+    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
+        for craft_job in job.crafts:
+            columns.append(_outcomes(job, craft_job, model, split, desk, store, twice=not columns))
+    table = pa.concat_tables([_table(each) for each in columns], promote_options="default")
+    return lambda path: pq.write_table(table, path, compression="zstd"), {"examples": table.num_rows}
+
+
+def _outcomes(
+    job: Evaluate, craft_job: Craft, model: Any, split: Split, desk: Desk, store: Store, *, twice: bool
+) -> dict[str, Any]:
+    crafted = load_file(store.artefact("craft", craft_job.key))
+    rows = slice(craft_job.start, craft_job.stop)
+    x, truth, index = split.images[rows], split.labels[rows], split.index[rows]
+    if not torch.equal(crafted["index"], index):
+        raise RuntimeError(f"craft {craft_job.key} is of other examples than {rows}")
+    z = x.clone()
+    z[crafted["moved"]] = crafted["images"]
+    answers = ask(model, z, job.readout, desk)
+    differs: list[bool | None] = [None] * len(truth)
+    if twice:
+        again = ask(model, z[:ASKED_TWICE], job.readout, desk)
+        changed = (again["label"] != answers["label"][:ASKED_TWICE]) | (
+            again["rejected"] != answers["rejected"][:ASKED_TWICE]
+        )
+        differs[: len(changed)] = changed.tolist()
+    wide = x.double(), z.double()
+    target = crafted["target"].tolist()
+    logits = answers.get("logits")
+    return {
+        "index": index,
+        "target": [None if each < 0 else each for each in target],
+        "truth": truth,
+        "label": answers["label"],
+        "rejected": answers["rejected"],
+        "score": answers["score"].float(),
+        "logits": None if logits is None or logits.shape[1] > 100 else logits.float().tolist(),
+        "l0": distance(*wide, "l0").long(),
+        "l2": distance(*wide, "l2"),
+        "linf": distance(*wide, "linf"),
+        "distance": distance(*wide, craft_job.attempt.threat.norm),
+        "void": crafted["void"],
+        "forwards": crafted["forwards"],
+        "backwards": crafted["backwards"],
+        "differs": differs,
+        **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
+    }
+
+
+def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
+    """Return a read-out's answers in a fixed layout of chunks, on the CPU."""
+    parts = []
+    for chunk in images.split(CHUNK[torch.device(desk.device).type]):
+        decision = model.decide(chunk.to(desk.device), readout)
+        if decision.label.shape != (len(chunk),):
+            raise ValueError(f"read-out {readout!r} gave {tuple(decision.label.shape)} labels for {len(chunk)} images")
+        lost = decision.score.isnan()
+        if decision.logits is not None:
+            lost = lost | decision.logits.isnan().any(1)
+        # A defense that answers NaN to a lawful image has not held; -1 is nobody's label.
+        parts.append(decision._replace(label=decision.label.masked_fill(lost, -1)))
+    found = {
+        "label": torch.cat([each.label for each in parts]).cpu(),
+        "rejected": torch.cat([each.rejected for each in parts]).cpu(),
+        "score": torch.cat([each.score for each in parts]).cpu(),
+    }
+    if all(each.logits is not None for each in parts):
+        found["logits"] = torch.cat([each.logits for each in parts if each.logits is not None]).cpu()
+    return found
+
+
+def _table(columns: Mapping[str, Any]) -> pa.Table:
+    known = schema()
+    arrays, fields = [], []
+    for name, values in columns.items():
+        plain = values.numpy() if isinstance(values, Tensor) else values
+        kind = known.field(name).type if name in known.names else None
+        if plain is None:
+            plain = [None] * len(columns["truth"])
+        arrays.append(pa.array(plain, type=kind))
+        fields.append(pa.field(name, arrays[-1].type))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def load(data: Data, desk: Desk) -> Split:
+    """Return a data set's examples; its digest must be the one that the plan knew."""
+    digest = datasets.digest(data.spec, desk.data_root, desk.folder)
+    if digest != data.digest:
+        raise InputError(f"the files of {data.spec.name} changed since the run was planned; start it again")
+    return datasets.load(data.spec, desk.data_root, desk.folder)
+
+
+def free_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
