@@ -7,12 +7,10 @@ installed plug-ins, then closes the registries.
 
 import importlib
 import inspect
-import math
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,23 +31,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bench.errors import InputError, did_you_mean
 from bench.protocols import Norm, Part, Use
+from bench.quantities import fraction
 
 Access = Literal["gradient", "score", "decision", "none"]
 """What an attack may ask of a view: gradients, logits, the answers of the read-out, or nothing."""
-
-
-def fraction(value: object) -> object:
-    """Read ``8/255`` and ``1e-3`` as numbers: YAML has no fractions, and takes ``1e-3`` for text."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, found {str(value).lower()}")
-    if isinstance(value, str):
-        if value.strip().lower() in {"inf", ".inf", "infinity"}:
-            return math.inf
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"expected a number or a fraction like 8/255, found {value!r}") from None
-    return value
 
 
 def _strict_int(value: object) -> object:
