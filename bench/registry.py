@@ -30,7 +30,7 @@ from typing import (
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bench.errors import InputError, did_you_mean
-from bench.protocols import Norm, Part, Use
+from bench.protocols import Norm, Part, Shape, Use
 from bench.quantities import fraction
 
 Access = Literal["gradient", "score", "decision", "none"]
@@ -42,6 +42,9 @@ def _strict_int(value: object) -> object:
         raise ValueError(f"expected a whole number, found {str(value).lower()}")
     return value
 
+
+Check = Callable[[dict[str, Any], Shape], None]
+"""``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
 Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
 """A float that may be written as a fraction."""
@@ -172,6 +175,8 @@ class AttackEntry(Entry):
     least_classes: int
     doubts: Callable[..., str | None] | None
     """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
+    check: Check | None
+    """Raises `InputError` where the parameters do not fit the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +205,17 @@ class DefenseEntry(Entry):
     """Parameters that may change after fitting."""
     random: bool
     """Whether two asks may differ."""
+    check: Check | None
+    """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
     def view(self, name: str) -> ViewEntry | None:
         """Return a view by its name or alias."""
         return self.views.get(self.aliases.get(name, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEntry(Entry):
+    """Where examples come from: called with a split and `bench.data.Places`, returns a `bench.data.Source`."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -254,6 +266,7 @@ class Registry(Generic[E]):
 
 ATTACKS: Registry[AttackEntry] = Registry("attack")
 DEFENSES: Registry[DefenseEntry] = Registry("defense")
+SOURCES: Registry[SourceEntry] = Registry("data source")
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -271,6 +284,7 @@ def attack(
     least_classes: int = 2,
     neutral: Mapping[str, Any] | None = None,
     doubts: Callable[..., str | None] | None = None,
+    check: Check | None = None,
 ) -> Callable[[F], F]:
     """Register a function as an attack; its keyword-only arguments are its parameters."""
 
@@ -288,6 +302,7 @@ def attack(
                 budget=budget,
                 least_classes=least_classes,
                 doubts=doubts,
+                check=check,
             )
         )
         return function
@@ -327,8 +342,13 @@ def defense(
     served: tuple[str, ...] = (),
     random: bool = False,
     neutral: Mapping[str, Any] | None = None,
+    check: Check | None = None,
 ) -> Callable[[C], C]:
-    """Register a class as a defense; its constructor's keyword-only arguments are its parameters."""
+    """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
+
+    `check` is called by the plan, before anything runs: with the parameters (paths absolute) and the
+    data's shape.
+    """
 
     def register(cls: C) -> C:
         views = {}
@@ -348,9 +368,22 @@ def defense(
                 aliases=aliases or {},
                 served=frozenset(served),
                 random=random,
+                check=check,
             )
         )
         return cls
+
+    return register
+
+
+def source(
+    name: str, *, version: int, neutral: Mapping[str, Any] | None = None
+) -> Callable[[F], F]:
+    """Register a function or a class as a data source; its keyword-only arguments are its parameters."""
+
+    def register(make: F) -> F:
+        SOURCES.add(SourceEntry(name=name, make=make, version=version, neutral=neutral or {}))
+        return make
 
     return register
 
@@ -364,14 +397,15 @@ def _import_folder(package: str) -> None:
 
 @cache
 def discover() -> None:
-    """Import `attacks/*`, `defenses/*` and the installed plug-ins, then close the registries.
+    """Import our data sources, `attacks/*`, `defenses/*` and the plug-ins, then close the registries.
 
     A plug-in that fails is remembered with its reason, and stops a suite only if it asks for one of
     its names.
     """
+    importlib.import_module("bench.data")
     for package in ("attacks", "defenses"):
         _import_folder(package)
-    registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES)
+    registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)
     for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
         before = [dict(registry._entries) for registry in registries]
         for registry in registries:
