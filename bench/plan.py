@@ -20,6 +20,7 @@ from bench.errors import InputError
 from bench.protocols import Shape, Threat
 from bench.registry import ATTACKS, AttackEntry, DefenseEntry
 from bench.spec import Filled, Suite, ViewUse, expanded
+from bench.store import SCHEME as STORE_SCHEME
 
 SCHEME = 1
 """Number of the key scheme; part of every key."""
@@ -239,9 +240,9 @@ class Plan:
         """Return what `report` needs to know: cells, skips, tables, digests of the sources."""
         model = self.suite.model
         return {
-            "scheme": SCHEME,
+            "scheme": STORE_SCHEME,
             "suite": self.suite.name,
-            "file": str(self.suite.path),
+            "file": self.suite.path.name,
             "suite_digest": self.suite.digest,
             "sources": sources.digests(self.modules()),
             "cells": [{**cell.coordinates, **cell.facts, "job": cell.job.key} for cell in self.cells],

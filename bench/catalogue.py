@@ -1,0 +1,139 @@
+"""What is registered, as a list for people and as a JSON Schema for editors."""
+
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.text import Text
+
+from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
+from bench.spec import AttackUse, DefenseUse, SuiteModel
+
+
+def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]]:
+    """Return what is registered: names, parameters with their defaults, and what each kind declares."""
+    discover()
+    match what:
+        case "attacks":
+            return [
+                {
+                    **_common(entry),
+                    "norms": sorted(entry.norms),
+                    "access": entry.access,
+                    "space": entry.space,
+                    "keyed": entry.keyed,
+                    "budget": entry.budget,
+                }
+                for entry in map(ATTACKS.__getitem__, ATTACKS)
+            ]
+        case "defenses":
+            return [
+                {
+                    **_common(entry),
+                    "views": {name: {"space": view.space, "reads": sorted(view.reads), "parameters": _parameters(view)} for name, view in entry.views.items()},
+                    "aliases": dict(entry.aliases),
+                    "readouts": list(entry.readouts),
+                    "served": sorted(entry.served),
+                }
+                for entry in map(DEFENSES.__getitem__, DEFENSES)
+            ]
+        case "data":
+            return [_common(SOURCES[name]) for name in SOURCES]
+
+
+def _common(entry: Entry) -> dict[str, Any]:
+    return {"name": entry.name, "summary": entry.summary, "version": entry.version, "parameters": _parameters(entry)}
+
+
+def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
+    properties = entry.schema.model_json_schema(by_alias=True).get("properties", {})
+    required = {info.alias or name for name, info in entry.schema.model_fields.items() if info.is_required()}
+    found = {}
+    for name, info in properties.items():
+        kinds = [each.get("type") or each.get("const") or _reference(each) for each in info.get("anyOf", [info])]
+        choices = info.get("enum") or next((each["enum"] for each in info.get("anyOf", []) if "enum" in each), None)
+        kind = "|".join(str(each) for each in choices or dict.fromkeys(kinds))
+        found[name] = {"type": kind, "required": name in required}
+        if name not in required:
+            found[name]["default"] = info.get("default")
+    return found
+
+
+def _reference(info: dict[str, Any]) -> str:
+    return str(info["$ref"]).rpartition("/")[2] if "$ref" in info else "any"
+
+
+def show(console: Console, found: list[dict[str, Any]]) -> None:
+    """Print entries: a paragraph each, parameters with their defaults."""
+    for entry in found:
+        lines: list[Text] = [Text(entry["summary"])]
+        for heading in ("norms", "access", "space", "keyed", "budget", "readouts", "served"):
+            if entry.get(heading):
+                value = entry[heading]
+                lines.append(Text.assemble((f"{heading}: ", "dim"), ", ".join(value) if isinstance(value, list) else value))
+        for name, view in entry.get("views", {}).items():
+            also = [alias for alias, of in entry["aliases"].items() if of == name]
+            text = Text.assemble(("view ", "dim"), name)
+            if also:
+                text.append(f" (also {', '.join(also)})")
+            text.append(f", {view['space']} space")
+            text.append(f", is read-out {', '.join(view['reads'])}" if view["reads"] else ", a surrogate")
+            if view["parameters"]:
+                text.append("; " + _signature(view["parameters"]))
+            lines.append(text)
+        if entry["parameters"]:
+            lines.append(Text.assemble(("parameters: ", "dim"), _signature(entry["parameters"])))
+        console.print(Text(entry["name"], style="bold"))
+        console.print(Padding(Group(*lines), (0, 0, 1, 2)), highlight=False)
+
+
+def _signature(parameters: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{name}: {info['type']}" + ("" if info["required"] else f" = {info['default']}")
+        for name, info in parameters.items()
+    )
+
+
+def suite_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a task file, the parameters of everything registered included."""
+    discover()
+    schema = SuiteModel.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Crossfire suite"
+    definitions = schema["$defs"]
+    definitions["DefenseUse"] = _uses(DEFENSES, DefenseUse, definitions)
+    definitions["AttackUse"] = _uses(ATTACKS, AttackUse, definitions)
+    definitions["DataSpec"] = _sources(definitions)
+    schema["properties"]["data"]["additionalProperties"] = {"$ref": "#/$defs/DataSpec"}
+    return schema
+
+
+def _uses(registry: Registry[Any], model: type[DefenseUse | AttackUse], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return one alternative for each registered name, so that its parameters are completed."""
+    common = TypeAdapter(model).json_schema(ref_template="#/$defs/{model}")
+    common.pop("$defs", None)
+    beside = {name: info for name, info in common["properties"].items() if name != "use"}
+    return {"oneOf": [_alternative("use", registry[name], beside, definitions) for name in registry]}
+
+
+def _sources(definitions: dict[str, Any]) -> dict[str, Any]:
+    from bench.data import DataSpec
+
+    common = DataSpec.model_json_schema(ref_template="#/$defs/{model}")
+    definitions |= common.pop("$defs", {})
+    beside = {name: info for name, info in common["properties"].items() if name != "name"}
+    return {"oneOf": [_alternative("name", SOURCES[name], beside, definitions) for name in SOURCES]}
+
+
+def _alternative(word: str, entry: Entry, beside: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    own = entry.schema.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    definitions |= own.pop("$defs", {})
+    return {
+        "type": "object",
+        "title": entry.name,
+        "description": entry.summary,
+        "properties": {word: {"const": entry.name}, **beside, **own.get("properties", {})},
+        "required": [word, *own.get("required", [])],
+        "additionalProperties": False,
+    }

@@ -1,0 +1,406 @@
+"""The command line. Each command imports what it needs itself, so that help and reports start at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bench.errors import BenchError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.execute import State
+    from bench.plan import Plan
+    from bench.store import Store
+    from bench.tables import Grid
+
+app = typer.Typer(
+    name="bench",
+    help="Cross attacks with defenses, and print tables whose numbers can be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
+Results = Annotated[
+    Path | None, typer.Option("--results", help="The results folder itself (default: results/<suite>).")
+]
+Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Where data sets lie (default: BENCH_DATA, else the user's cache)."),
+]
+DEFAULT = Path("tasks.yaml")
+
+
+@app.command()
+def run(
+    suite: SuitePath = DEFAULT,
+    table: Tables = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
+    ] = None,
+    results: Results = None,
+    executor: Annotated[
+        Literal["process", "inline"],
+        typer.Option("--executor", help="A process for each device slot, or everything in this one."),
+    ] = "process",
+    data_root: DataRoot = None,
+    trust_cache: Annotated[
+        bool, typer.Option("--trust-cache", help="Keep results whose component's source has changed since.")
+    ] = False,
+) -> None:
+    """Train, attack and judge what is not done yet, then write and print the tables."""
+    from bench import execute, pools, tables
+    from bench.costs import Costs
+    from bench.progress import Display
+    from bench.work import Desk
+
+    begun = time.monotonic()
+    console = _console()
+    plan, store, manifest = _planned(suite, results, data_root)
+    keys = _keys(manifest, table)
+    wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
+    devices = pools.slots(device, executor)
+    store.open()
+    store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    state = execute.examine(plan, store, wanted, trust=trust_cache)
+    _say_state(console, plan, store, state)
+    costs = Costs()
+    failures: list[execute.Done] = []
+    if state.todo:
+        _learn(costs, plan, store)
+        cells = {cell.job.key: _cell_name(cell.coordinates) for cell in plan.cells}
+        with Display(console, state, costs, devices, cells) as display:
+            desk = Desk(store.root, plan.suite.folder, data_root, devices[0], _commit())
+            pool: pools.Pool
+            if executor == "inline":
+                pool = pools.Inline(desk, devices, display.said)
+            else:
+                pool = pools.Process(desk, devices, display.said)
+            try:
+                for done in execute.run(state, store, pool, costs, display.started):
+                    display.ended(done)
+                    if done.error is not None:
+                        failures.append(done)
+            except KeyboardInterrupt:
+                pool.stop()
+                _say_stopped(console, plan, store, wanted, suite)
+                raise typer.Exit(130) from None
+            finally:
+                pool.stop()
+    grids = _write_tables(manifest, store, keys if table else list(manifest["tables"]))
+    for grid in grids:
+        _print(console, grid)
+    console.print(f"{_count(len(state.todo) - len(failures), 'job')} done in {_duration(time.monotonic() - begun)}; tables in {store.root / 'tables'}", soft_wrap=True, highlight=False)
+    _exit_for(console, store, state, failures)
+
+
+@app.command()
+def plan(
+    suite: SuitePath = DEFAULT,
+    table: Tables = None,
+    results: Results = None,
+    data_root: DataRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Show cells and jobs: done, to do, and skipped with the reason. Runs nothing."""
+    from bench import execute, tables
+    from bench.costs import Costs
+
+    planned, store, manifest = _planned(suite, results, data_root)
+    keys = _keys(manifest, table)
+    wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
+    store.open()
+    store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    state = execute.examine(planned, store, wanted, verify=False)
+    costs = Costs()
+    _learn(costs, planned, store)
+    seconds = sum(costs.seconds(job) for job in state.todo)
+    if as_json:
+        graph = planned.graph()
+        todo = {job.key for job in state.todo}
+        sys.stdout.write(
+            json.dumps(
+                {
+                    **manifest,
+                    "jobs": [
+                        {
+                            "kind": job.kind,
+                            "key": job.key,
+                            "needs": [each.key for each in needs],
+                            "state": "to do" if job.key in todo else "done" if store.receipt(job.kind, job.key) else "not needed",
+                            "seconds": round(costs.seconds(job), 1),
+                        }
+                        for job, needs in graph.items()
+                    ],
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+        return
+    _show_plan(_console(), planned, store, state, seconds)
+
+
+@app.command()
+def report(
+    suite: SuitePath = DEFAULT,
+    table: Tables = None,
+    results: Results = None,
+    form: Annotated[
+        Literal["text", "markdown", "csv", "latex", "json", "svg", "png"],
+        typer.Option("--format", help="svg and png draw the tables that are curves."),
+    ] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+) -> None:
+    """Print tables from what is stored; plans nothing and computes nothing."""
+    from bench import render
+    from bench.manifest import read, stale
+
+    root = results or Path("results") / suite.stem
+    manifest = read(root, suite)
+    console = _console()
+    for sentence in stale(manifest, suite):
+        _console(stderr=True).print(f"[yellow]note:[/yellow] {sentence}", soft_wrap=True, highlight=False)
+    grids = [_cut(manifest, root, key) for key in _keys(manifest, table)]
+    if form == "text" and out is None:
+        for grid in grids:
+            _print(console, grid)
+        return
+    if form in ("svg", "png"):
+        if out is None or len(grids) != 1:
+            raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
+        render.figure(grids[0], out)
+        return
+    text = render.joined(grids, form)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write_out(out, text)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Literal["attacks", "defenses", "data"], typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """List what is registered, with everything that a suite may say of it."""
+    from bench import catalogue
+
+    entries = catalogue.entries(what)
+    if as_json:
+        sys.stdout.write(json.dumps(entries, indent=1) + "\n")
+    else:
+        catalogue.show(_console(), entries)
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+) -> None:
+    """Print the JSON Schema of a task file, for editors that complete and check it."""
+    from bench import catalogue
+
+    text = json.dumps(catalogue.suite_schema(), indent=1) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        _write_out(out, text)
+
+
+def main() -> None:
+    """Run the command line: what a person can mend ends with one message and exit status 2."""
+    try:
+        app()
+    except BenchError as error:
+        _console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except BrokenPipeError:
+        # `bench report | head`: the reader has seen enough.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(0)
+
+
+# --- helpers -----------------------------------------------------------------------------------------
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
+    from bench import plan as planning
+    from bench import spec, tables
+    from bench.store import Store
+
+    suite = spec.load(path)
+    planned = planning.make(suite, data_root)
+    manifest = planned.manifest()
+    for key in manifest["tables"]:
+        try:
+            tables.check(manifest, key)
+        except InputError as error:
+            raise InputError(f"{suite.at('tables', key)}: {error}") from None
+    return planned, Store(results or Path("results") / suite.name), manifest
+
+
+def _keys(manifest: Mapping[str, Any], asked: list[str] | None) -> list[str]:
+    from bench.errors import did_you_mean
+
+    for key in asked or ():
+        if key not in manifest["tables"]:
+            raise InputError(f"--table {key}: {manifest['suite']} has no such table{did_you_mean(key, manifest['tables'])}")
+    return asked or list(manifest["tables"])
+
+
+def _learn(costs: Any, plan: Plan, store: Store) -> None:
+    for job in plan.graph():
+        receipt = store.receipt(job.kind, job.key)
+        if receipt:
+            costs.learn(job, receipt)
+
+
+def _cell_name(coordinates: Mapping[str, Any]) -> str:
+    through = f"/{coordinates['view']}" if coordinates["view"] else ""
+    radius = f" at {coordinates['radius']:g}" if coordinates["radius"] is not None else ""
+    return f"{coordinates['attack']}{through} on {coordinates['defense']}/{coordinates['readout']}, seed {coordinates['seed']}{radius}"
+
+
+def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
+    from bench.plan import Train
+
+    total = len(plan.cells)
+    ready = sum(cell.job in state.done for cell in plan.cells)
+    console.print(f"{plan.suite.path.name}: {_count(total, 'cell')}, {ready} done, {_count(len(state.todo), 'job')} to do, {len(plan.skips)} skipped", highlight=False, soft_wrap=True)
+    reasons: dict[str, int] = {}
+    for reason in state.redo.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        console.print(f"again: {_count(count, 'stored result')}: {reason}", highlight=False, soft_wrap=True)
+    kept = [job for job in state.kept if job not in state.done]
+    if kept and state.todo:
+        console.print(f"goes on from {_count(len(kept), 'stored job')}", highlight=False)
+    for job in state.todo:
+        if isinstance(job, Train) and (store.partial(job.key) / "epoch.safetensors").exists():
+            console.print(f"goes on with the training of {job.defense.name}, seed {job.seed}, from its last epoch", highlight=False)
+
+
+def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None, suite: Path) -> None:
+    from bench import execute
+
+    state = execute.examine(plan, store, wanted, verify=False)
+    console.print(f"stopped; {_count(len(plan.graph()) - len(state.todo), 'job')} of {len(plan.graph())} kept in {store.root}. Go on with: bench run {suite}", highlight=False, soft_wrap=True)
+
+
+def _exit_for(console: Any, store: Store, state: State, failures: list[Any]) -> None:
+    from bench.execute import persons
+
+    if not failures:
+        return
+    messages = [persons(done.error) for done in failures]
+    for message in dict.fromkeys(each for each in messages if each):
+        _console(stderr=True).print(f"error: {message}", style="red", markup=False, soft_wrap=True, highlight=False)
+    if any(messages):
+        raise typer.Exit(2)
+    console.print(f"{_count(len(failures), 'job')} failed: their squares read \"not run\"; tracebacks in {store.root / 'failed'}", soft_wrap=True, highlight=False)
+    raise typer.Exit(4)
+
+
+def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: float) -> None:
+    from collections import Counter
+
+    from rich.table import Table
+
+    _say_state(console, plan, store, state)
+    graph = plan.graph()
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    for heading in ("jobs", "all", "to do"):
+        table.add_column(heading, justify="left" if heading == "jobs" else "right")
+    every, todo = Counter(job.kind for job in graph), Counter(job.kind for job in state.todo)
+    for kind in ("train", "craft", "evaluate"):
+        table.add_row(kind, str(every[kind]), str(todo[kind]))
+    console.print(table)
+    if state.todo:
+        console.print(f"about {_duration(seconds)} of work for one slot, judged by the receipts so far", highlight=False)
+    reasons = Counter(skip.reason for skip in plan.skips)
+    for reason, count in reasons.items():
+        console.print(f"skipped: {_count(count, 'cell')}: {reason}", highlight=False, soft_wrap=True)
+    doubts = dict.fromkeys(doubt for cell in plan.cells for doubt in cell.facts["doubts"])
+    for doubt in doubts:
+        console.print(f"doubt: {doubt}", highlight=False, soft_wrap=True)
+
+
+def _cut(manifest: Mapping[str, Any], root: Path, key: str) -> Grid:
+    from bench import tables
+    from bench.manifest import Outcomes
+
+    return tables.cut(manifest, key, Outcomes(root))
+
+
+def _write_tables(manifest: Mapping[str, Any], store: Store, keys: list[str]) -> list[Grid]:
+    from bench import render
+
+    grids = []
+    for key in keys:
+        grid = _cut(manifest, store.root, key)
+        name = store.root / "tables" / f"table-{key.replace('/', '-')}"
+        store.write_text(name.with_name(name.name + ".csv"), render.csv(grid))
+        store.write_text(name.with_name(name.name + ".md"), render.markdown(grid))
+        grids.append(grid)
+    return grids
+
+
+def _print(console: Any, grid: Grid) -> None:
+    from bench import render
+
+    console.print(render.text(grid))
+
+
+def _write_out(out: Path, text: str) -> None:
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
+
+
+def _commit() -> str | None:
+    """Return the commit that this code is of, with a mark if it was changed since."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    main()

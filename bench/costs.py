@@ -1,0 +1,79 @@
+"""How long jobs take, learned from receipts: for the order of jobs, and the time left."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from bench.plan import Craft, Evaluate, Job, Train
+
+_GUESS = {"train": 0.03, "craft": 0.02, "evaluate": 0.001}
+"""Seconds an example before anything was measured; only ratios matter."""
+
+
+class Costs:
+    """Seconds that a job will take, by what was seen of jobs like it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], list[float]] = defaultdict(list)
+
+    def learn(self, job: Job, receipt: Mapping[str, Any]) -> None:
+        """Note what a job took."""
+        each = float(receipt.get("seconds") or 0) / max(examples(job), 1)
+        for name in _names(job):
+            self._seen[name].append(each)
+
+    def seconds(self, job: Job) -> float:
+        """Return the median of the jobs most like this one, for its number of examples."""
+        for name in _names(job):
+            if name in self._seen:
+                return median(self._seen[name]) * examples(job)
+        return _GUESS[job.kind] * examples(job)
+
+    def paths(self, graph: Mapping[Job, Iterable[Job]]) -> dict[Job, float]:
+        """Return the longest way from each job to the end, itself included."""
+        behind: dict[Job, list[Job]] = {job: [] for job in graph}
+        for job, needs in graph.items():
+            for need in needs:
+                if need in behind:
+                    behind[need].append(job)
+        found: dict[Job, float] = {}
+
+        def longest(job: Job) -> float:
+            if job not in found:
+                found[job] = self.seconds(job) + max((longest(each) for each in behind[job]), default=0.0)
+            return found[job]
+
+        for job in graph:
+            longest(job)
+        return found
+
+
+def examples(job: Job) -> int:
+    """Return how many examples a job handles."""
+    match job:
+        case Train():
+            return job.data.count
+        case Craft():
+            return job.stop - job.start
+        case Evaluate():
+            return sum(examples(craft) for craft in job.crafts)
+
+
+def _names(job: Job) -> list[tuple[str, ...]]:
+    """Return what a job is like, the closest first."""
+    match job:
+        case Train():
+            return [("train", job.defense.name, str(job.defense.identity)), ("train", job.defense.name), ("train",)]
+        case Craft():
+            attempt = job.attempt
+            seen = attempt.source.train.defense.name if attempt.source else ""
+            looked = attempt.view.use if attempt.view else ""
+            return [
+                ("craft", str(attempt.attack.identity), seen, looked),
+                ("craft", attempt.attack.name, seen),
+                ("craft", attempt.attack.name),
+                ("craft",),
+            ]
+        case Evaluate():
+            return [("evaluate", job.victim.train.defense.name), ("evaluate",)]

@@ -1,0 +1,163 @@
+"""When a job runs: as soon as all it needs is done, the longest way first, on the first free slot.
+
+A failed job is never marked done, so that nothing behind it becomes ready; the rest goes on.
+"""
+
+import errno
+import heapq
+import traceback
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import Any
+
+from bench import sources
+from bench.costs import Costs
+from bench.errors import DamagedError, InputError
+from bench.plan import Evaluate, Job, Plan, modules_of
+from bench.pools import Pool, Process
+from bench.store import Store
+from bench.work import describe
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that ended."""
+
+    job: Job
+    receipt: Mapping[str, Any] | None
+    error: BaseException | None = None
+    slot: int = 0
+
+
+@dataclass
+class State:
+    """What a store holds of a plan."""
+
+    done: set[Evaluate] = field(default_factory=set)
+    todo: dict[Job, tuple[Job, ...]] = field(default_factory=dict)
+    """Jobs to do, with those of their needs that are to do as well."""
+    kept: set[Job] = field(default_factory=set)
+    """Jobs that are done, and that jobs to do need."""
+    redo: dict[Job, str] = field(default_factory=dict)
+    """Jobs that were done and must be done again, and why."""
+
+
+def examine(plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True) -> State:
+    """Return what is done and what is to do, from the evaluations down.
+
+    A stored result counts if its files are what its receipt says (`verify`) and the code that made it
+    is what it was (unless `trust`).
+    """
+    state = State()
+    verdicts: dict[Job, bool] = {}
+
+    def usable(job: Job) -> bool:
+        if job not in verdicts:
+            receipt = store.receipt(job.kind, job.key)
+            reason = None
+            if receipt is not None and verify:
+                reason = store.damage(job.kind, job.key)
+            if receipt is not None and reason is None and not trust:
+                reason = _changed(receipt, job)
+            if reason is not None:
+                state.redo[job] = reason
+            verdicts[job] = receipt is not None and reason is None
+        return verdicts[job]
+
+    def need(job: Job) -> bool:
+        """Return whether a job is to do, having noted what it needs."""
+        if usable(job):
+            state.kept.add(job)
+            return False
+        if job not in state.todo:
+            state.todo[job] = ()
+            state.todo[job] = tuple(each for each in job.needs if need(each))
+        return True
+
+    for cell in plan.cells:
+        if (wanted is None or cell.job.key in wanted) and not need(cell.job):
+            state.done.add(cell.job)
+    return state
+
+
+def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
+    """Return which module is not what it was when a result was made."""
+    made = receipt.get("sources")
+    if not isinstance(made, dict):
+        return "its receipt names no sources"
+    now = sources.digests(modules_of(job))
+    for name in sorted({*made, *now}):
+        if made.get(name) != now.get(name):
+            return f"{name} changed"
+    return None
+
+
+def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = None) -> Iterator[Done]:
+    """Do what is to do; yield each job as it ends, with its error if it failed."""
+    for job in state.redo:
+        if job in state.todo:
+            store.discard(job.kind, job.key)
+    sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
+    sorter.prepare()
+    ways = costs.paths(state.todo)
+    ready: list[tuple[float, str, Job]] = []
+    running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
+    free = list(range(len(pool.devices)))
+    tried: set[Job] = set()
+
+    def push(job: Job) -> None:
+        heapq.heappush(ready, (-ways[job], job.key, job))
+
+    while sorter.is_active():
+        for job in sorter.get_ready():
+            push(job)
+        while ready and free:
+            job, slot = heapq.heappop(ready)[2], free.pop(0)
+            if started is not None:
+                started(job, slot)
+            running[pool.submit(slot, job)] = job, slot
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job, slot = running.pop(future)
+            free.append(slot)
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool) and isinstance(pool, Process):
+                pool.restart(slot)
+                if job not in tried:
+                    # Killed from outside, perhaps for memory: once more, on a new process.
+                    tried.add(job)
+                    push(job)
+                    continue
+                error = RuntimeError("its process was killed twice (out of memory?)")
+            if error is None:
+                costs.learn(job, future.result())
+                sorter.done(job)
+                yield Done(job, future.result(), slot=slot)
+            else:
+                _note(store, job, error)
+                yield Done(job, None, error, slot)
+
+
+def _note(store: Store, job: Job, error: BaseException) -> None:
+    try:
+        store.fail(job.kind, job.key, describe(job), error)
+    except OSError:
+        # A full disk cannot hold the note either; the run's last lines say what happened.
+        traceback.clear_frames(error.__traceback__)
+
+
+def persons(error: BaseException) -> str | None:
+    """Return the message of an error that a person can mend (exit status 2), None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, DamagedError):
+        return f"{error}; the next run makes it again"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk ({error.filename or 'the results folder'}); what is finished is kept"
+    if "No space left on device" in str(error):
+        return "no space left on the disk; what is finished is kept"
+    return None

@@ -1,0 +1,62 @@
+"""What a plan leaves for reports: the manifest of a suite, and the outcomes that its cells name."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import sources
+from bench.errors import InputError
+from bench.store import SCHEME, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read(root: Path, suite: Path) -> dict[str, Any]:
+    """Return the manifest of a results folder."""
+    path = root / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; nothing was run or planned there: bench run {suite}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); write it anew: bench plan {suite}") from None
+    scheme = manifest.get("scheme") if isinstance(manifest, dict) else None
+    if not isinstance(scheme, int):
+        raise InputError(f"{path}: not a manifest of Crossfire; write it anew: bench plan {suite}")
+    if scheme > SCHEME:
+        raise InputError(f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade")
+    return dict(manifest)
+
+
+def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
+    """Return a sentence for each way in which the stored tables are not of today's files."""
+    found = []
+    if suite.is_file() and hashlib.sha256(suite.read_bytes()).hexdigest() != manifest["suite_digest"]:
+        found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
+    now = sources.digests(manifest["sources"])
+    changed = [name for name, digest in manifest["sources"].items() if now.get(name) != digest]
+    if changed:
+        found.append(
+            f"the source of {', '.join(changed)} changed since; bring it up to date with: bench run {suite}"
+        )
+    return found
+
+
+class Outcomes:
+    """Gives the rows of an evaluation by its key, None where there is a hole."""
+
+    def __init__(self, root: Path) -> None:
+        self._store = Store(root)
+
+    @cache  # noqa: B019 - lives as long as a report
+    def __call__(self, key: str) -> "pd.DataFrame | None":
+        """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
+        if self._store.damage("evaluate", key) is not None:
+            return None
+        import pyarrow.parquet as pq
+
+        frame: pd.DataFrame = pq.read_table(self._store.folder("evaluate", key) / "outcomes.parquet").to_pandas()
+        return frame

@@ -1,0 +1,139 @@
+"""What a run shows while it works: bars and a running table on a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from bench.costs import Costs
+from bench.execute import Done, State, persons
+from bench.plan import Craft, Evaluate, Job, Train
+
+SHOWN = 8
+"""How many finished cells stay in sight."""
+
+
+def title(job: Job) -> str:
+    """Return a job in a few words."""
+    match job:
+        case Train():
+            return f"train {job.defense.name}, seed {job.seed}"
+        case Craft():
+            attempt = job.attempt
+            through = f" on {attempt.source.train.defense.name}" if attempt.source else ""
+            view = f"/{attempt.view.use}" if attempt.view else ""
+            return f"{attempt.attack.name}{through}{view} [{job.start}:{job.stop}]"
+        case Evaluate():
+            return f"ask {job.victim.train.defense.name}/{job.readout}"
+
+
+class Display:
+    """A live picture of a run; a context manager."""
+
+    def __init__(self, console: Console, state: State, costs: Costs, devices: tuple[str, ...], cells: Mapping[str, str]) -> None:
+        self._console, self._state, self._costs, self._devices = console, state, costs, devices
+        self._cells = cells
+        self._lock = threading.Lock()
+        self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
+        self._ended: set[Job] = set()
+        self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
+        self._begun = time.monotonic()
+        self._progress = Progress(
+            TextColumn("[bold]jobs"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._bar = self._progress.add_task("", total=len(state.todo), left="")
+        self._live = (
+            Live(console=console, get_renderable=self._picture, refresh_per_second=4, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, job: Job, slot: int) -> None:
+        """Note that a slot begins a job."""
+        with self._lock:
+            self._now[slot] = job, time.monotonic(), {}
+        if not self._live and isinstance(job, Train):
+            self._line(f"{self._devices[slot]}: {title(job)}")
+
+    def said(self, slot: int, facts: Mapping[str, Any]) -> None:
+        """Note how far a slot's job says it is."""
+        with self._lock:
+            if slot not in self._now:
+                return
+            job, begun, _ = self._now[slot]
+            self._now[slot] = job, begun, facts
+        done, of = facts.get("done", 0), facts.get("of", 0)
+        if not self._live and of and (done == of or done % max(of // 5, 1) == 0):
+            self._line(f"{title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
+
+    def ended(self, done: Done) -> None:
+        """Note that a job ended."""
+        with self._lock:
+            self._now.pop(done.slot, None)
+            self._ended.add(done.job)
+            self._progress.advance(self._bar)
+            if isinstance(done.job, Evaluate) and done.error is None:
+                self._finished.append((self._cells.get(done.job.key, done.job.key), f"{self.seconds():.0f} s"))
+        if done.error is not None:
+            text = persons(done.error) or f"{type(done.error).__name__}: {str(done.error).splitlines()[0] if str(done.error) else ''}"
+            self._line(f"failed: {title(done.job)}: {text}")
+        elif not self._live and isinstance(done.job, Evaluate):
+            self._line(f"{len(self._ended)}/{len(self._state.todo)} {self._cells.get(done.job.key, '')}; {self._left()}")
+
+    def seconds(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self._begun
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _left(self) -> str:
+        """Return the time left, by what jobs like those to come have taken."""
+        todo = sum(self._costs.seconds(job) for job in self._state.todo if job not in self._ended)
+        for job, begun, facts in self._now.values():
+            spent = time.monotonic() - begun
+            if facts.get("of") and facts.get("done"):
+                todo += spent * (facts["of"] / facts["done"] - 1) - self._costs.seconds(job)
+            else:
+                todo -= min(spent, self._costs.seconds(job))
+        seconds = max(todo, 0) / len(self._devices)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+    def _picture(self) -> RenderableType:
+        with self._lock:
+            self._progress.update(self._bar, left=self._left())
+            slots = Table.grid(padding=(0, 2))
+            for slot, device in enumerate(self._devices):
+                if slot in self._now:
+                    job, begun, facts = self._now[slot]
+                    far = f"epoch {facts['done']}/{facts['of']}, loss {facts['loss']:.3f}" if facts.get("of") else ""
+                    slots.add_row(device, title(job), far, f"{time.monotonic() - begun:.0f} s")
+                else:
+                    slots.add_row(device, "idle", "", "", style="dim")
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            table.add_column("finished cells")
+            table.add_column("after", justify="right")
+            for name, after in self._finished:
+                table.add_row(name, after)
+            return Group(self._progress, slots, table) if self._finished else Group(self._progress, slots)
