@@ -16,7 +16,7 @@ def fraction(value: object) -> object:
             return math.inf
         try:
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"expected a number or a fraction like 8/255, found {value!r}") from None
     return value
 

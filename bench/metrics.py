@@ -1,0 +1,326 @@
+"""What an outcome is worth: rules that turn rows into values per example, and values into estimates.
+
+A value belongs to one example; NaN means that the example does not count. Attackers are settled
+example by example, seeds are averaged last, and intervals count the examples of one seed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from statistics import NormalDist, fmean, stdev
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import InputError, did_you_mean
+from bench.outcomes import Frame, Rows, take
+
+Values: TypeAlias = NDArray[np.float64]
+"""(N,) one value for each example; NaN: it does not count."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+CONFIDENCE = 0.95
+"""Of the intervals in tables."""
+
+ROUNDING = 1e-6
+"""A distance may exceed the radius it is read at by this much: float32 images, radii like 8/255."""
+
+
+# --- rules for one row -------------------------------------------------------------------------------
+
+
+def holds(rows: Frame) -> Mask:
+    """Return (N,): whether the defense stood. A refusal is right where the input was moved, else wrong.
+
+    A move is a distance above 0. A void move was not made: the defense was shown the clean image. An
+    answer that was not finite (label -1) has not held.
+    """
+    label = np.asarray(rows["label"])
+    right = label == np.asarray(rows["truth"])
+    moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["void"], np.bool_)
+    stood = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
+    return np.asarray(stood & (label >= 0), np.bool_)
+
+
+def reached(rows: Rows) -> Mask:
+    """Return (N,): whether the answer is where the attacker wants it, refused or not.
+
+    That is the target, or any wrong label without one. An answer that is not finite is nowhere.
+    """
+    untargeted = np.isnan(rows["target"])
+    goal = np.where(untargeted, rows["label"] != rows["truth"], rows["label"] == rows["target"])
+    return np.asarray(goal & (rows["label"] >= 0), np.bool_)
+
+
+def within(rows: Rows, clean: Rows, radius: float) -> Rows:
+    """Read outcomes of an attack that moves as little as it can at a radius: (rows both saw).
+
+    Where it moved further than `radius` it has failed, and the defense is shown the clean image.
+    """
+    rows, clean = shared(rows, clean)
+    near = rows["distance"] <= radius + ROUNDING
+    return {name: np.where(near, values, clean.get(name, values)) for name, values in rows.items()}
+
+
+def shared(rows: Rows, other: Rows) -> tuple[Rows, Rows]:
+    """Return both on the examples that both hold."""
+    _, here, there = np.intersect1d(rows["index"], other["index"], assume_unique=True, return_indices=True)
+    return take(rows, here), take(other, there)
+
+
+def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
+    """Return (N,) how far each input was moved to break the defense; infinite where it stood.
+
+    Where `clean` rows of the same examples are given, one that is wrong unmoved is broken at 0.
+    """
+    moved = np.where(rows["void"], 0.0, rows["distance"])
+    least = np.where(holds(rows), math.inf, moved)
+    return least if clean is None else np.where(holds(clean), least, 0.0)
+
+
+# --- metrics by name ---------------------------------------------------------------------------------
+
+Score: TypeAlias = Callable[[Rows, Rows | None], Values]
+"""From an attack's rows, and the rows of the same examples unmoved, to a value for each example."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a table may show."""
+
+    name: str
+    says: str
+    """What is counted, for captions."""
+    score: Score
+    worst: Literal["least", "greatest"] | None
+    """Which value an attacker prefers; None where several attacks have no worst."""
+    clean: Literal["needed", "used", "unused"]
+    """Whether the same row's answers to unmoved images are needed, used where they are there, or not."""
+    summary: Literal["mean", "median"]
+    """How examples become one number: a proportion, or a distance."""
+
+    @property
+    def unit(self) -> str:
+        """In which it is printed."""
+        return "percent" if self.summary == "mean" else "distance"
+
+
+METRICS: dict[str, Metric] = {}
+"""What a table's `metric` may name."""
+
+
+def metric(
+    name: str,
+    says: str,
+    *,
+    worst: Literal["least", "greatest"] | None,
+    clean: Literal["needed", "used", "unused"] = "unused",
+    summary: Literal["mean", "median"] = "mean",
+) -> Callable[[Score], Score]:
+    """Register a function as a metric; tables and their captions need to know no more of it."""
+
+    def register(score: Score) -> Score:
+        METRICS[name] = Metric(name, says, score, worst, clean, summary)
+        return score
+
+    return register
+
+
+def named(name: str) -> Metric:
+    """Return a metric by its name."""
+    if name not in METRICS:
+        raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}")
+    return METRICS[name]
+
+
+@metric("accuracy", "accuracy on the adversarial input alone, as the papers count", worst="least")
+def accuracy(rows: Rows, clean: Rows | None) -> Values:
+    """Count what stood; what the defense answers to the clean image is not looked at."""
+    return holds(rows).astype(np.float64)
+
+
+@metric("robust", "right on the clean input and on the adversarial one", worst="least", clean="needed")
+def robust(rows: Rows, clean: Rows | None) -> Values:
+    """Count what stood with doing nothing among the attacker's choices."""
+    assert clean is not None
+    return (holds(rows) & holds(clean)).astype(np.float64)
+
+
+@metric(
+    "success",
+    "accepted answers that the attacker wants, among the examples that are right when clean",
+    worst="greatest",
+    clean="needed",
+)
+def success(rows: Rows, clean: Rows | None) -> Values:
+    """Count wins over the examples where there is something to win."""
+    assert clean is not None
+    won = reached(rows) & ~rows["rejected"]
+    return np.where(holds(clean), won.astype(np.float64), math.nan)
+
+
+@metric("rejection", "refused inputs", worst=None)
+def rejection(rows: Rows, clean: Rows | None) -> Values:
+    """Count refusals, right or wrong."""
+    return rows["rejected"].astype(np.float64)
+
+
+@metric("detection", "refused inputs, among those whose answer is what the attacker wants", worst=None)
+def detection(rows: Rows, clean: Rows | None) -> Values:
+    """Count refusals where it matters."""
+    return np.where(reached(rows), rows["rejected"].astype(np.float64), math.nan)
+
+
+@metric("selective", "right answers, among the accepted ones", worst=None)
+def selective(rows: Rows, clean: Rows | None) -> Values:
+    """Count right answers where one is given."""
+    right = (rows["label"] == rows["truth"]).astype(np.float64)
+    return np.where(rows["rejected"], math.nan, right)
+
+
+@metric(
+    "distance",
+    "median distance that breaks the defense, over all examples (∞: fewer than half are broken)",
+    worst="least",
+    clean="used",
+    summary="median",
+)
+def distance(rows: Rows, clean: Rows | None) -> Values:
+    """Take the distance of what broke; what stood counts as infinitely far."""
+    return least_distance(rows, clean)
+
+
+# --- from rows to estimates --------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """The examples that count, ascending, and the value of each."""
+
+    index: NDArray[np.int64]
+    values: Values
+
+
+def score(chosen: Metric, rows: Rows, clean: Rows | None) -> Scored:
+    """Return what each example is worth; with `clean` rows, on the examples that both hold."""
+    if chosen.clean == "unused" or clean is None:
+        values = chosen.score(rows, None)
+    else:
+        rows, clean = shared(rows, clean)
+        values = chosen.score(rows, clean)
+    counted = ~np.isnan(values)
+    return Scored(rows["index"][counted], values[counted])
+
+
+def settle(chosen: Metric, attacks: Sequence[Scored]) -> Scored:
+    """Return the worst value of each example that every attack saw."""
+    if len(attacks) == 1:
+        return attacks[0]
+    seen = reduce(np.intersect1d, [each.index for each in attacks])
+    values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
+    return Scored(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what is known of its chance."""
+
+    value: float
+    """A proportion in [0, 1], or a distance (infinite: fewer than half were broken)."""
+    low: float
+    high: float
+    """95 % interval, from the examples of one seed."""
+    n: int
+    """Examples of one seed (the smallest number, where seeds differ)."""
+    std: float | None
+    """Sample standard deviation over seeds; None for fewer than two."""
+    seeds: int
+
+
+def estimate(chosen: Metric, seeds: Mapping[int, Sequence[Scored]]) -> Estimate | None:
+    """Average over seeds; what a seed holds several of (targets) is pooled within it.
+
+    Returns None where a seed has no example that counts.
+    """
+    pooled = [np.concatenate([each.values for each in parts]) for parts in seeds.values()]
+    n = min(len(reduce(np.union1d, [each.index for each in parts])) for parts in seeds.values())
+    if n == 0:
+        return None
+    if chosen.summary == "mean":
+        single = [float(each.mean()) for each in pooled]
+        # The targets of an example are not examples more: n is that of the examples.
+        low, high = wilson(fmean(single), n)
+    else:
+        single = [float(np.median(each)) for each in pooled]
+        low, high = (fmean(end) for end in zip(*map(median_interval, pooled), strict=True))
+    finite = all(math.isfinite(each) for each in single)
+    spread = stdev(single) if finite and len(single) > 1 else None
+    return Estimate(fmean(single), low, high, n, spread, len(single))
+
+
+def wilson(p: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the interval of Wilson (1927) for a proportion `p` of `n` > 0 examples."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At 0 and 1 the end is exact; rounding must not put it beside the estimate.
+    return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
+
+
+def median_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the interval for a median between two order statistics (normal ranks)."""
+    n = len(values)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(n) / 2
+    ordered = np.sort(values)
+    low = max(math.floor(n / 2 - half), 1)
+    high = min(math.ceil(n / 2 + half) + 1, n)
+    return float(ordered[low - 1]), float(ordered[high - 1])
+
+
+# --- curves and comparisons --------------------------------------------------------------------------
+
+
+def curve(least: Values, radii: Sequence[float] | Values) -> Values:
+    """Return the accuracy at each radius from the least distances (N,) that broke each example."""
+    reach = np.asarray(radii, np.float64) + ROUNDING
+    # An example that is broken unmoved is broken at every radius, 0 included.
+    broken = np.searchsorted(np.sort(least), reach, side="right")
+    return 1 - broken / len(least)
+
+
+def risk_coverage(confidence: Values, right: Mask) -> tuple[Values, Values]:
+    """Return coverages, ascending, and the share of wrong answers among those accepted at each.
+
+    Thresholds are drawn through the scores of read-outs; equal scores are accepted together
+    (El-Yaniv and Wiener 2010).
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ordered = confidence[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)
+    accepted = np.arange(1, len(ordered) + 1)
+    risk = np.cumsum(~right[order]) / accepted
+    return (accepted / len(ordered))[last], risk[last]
+
+
+def beats(one: Values, other: Values) -> float:
+    """Return p of a one-sided exact McNemar test that `one` breaks more than `other` by chance.
+
+    Both give, for the same examples, how often each was broken (its mean over seeds): an example
+    speaks for the side that broke it more often, once, however many seeds there are.
+    """
+    wins, losses = int((one > other).sum()), int((one < other).sum())
+    return _upper_tail(wins, wins + losses)
+
+
+def _upper_tail(wins: int, n: int) -> float:
+    """Return the chance of at least `wins` heads in `n` tosses of a fair coin."""
+    if 2 * wins <= n:
+        return 1.0 if wins == 0 else 1 - _upper_tail(n - wins + 1, n)
+    # Exact in whole numbers: each term follows from the last, and one division ends it.
+    term = total = math.comb(n, wins)
+    for k in range(wins, n):
+        term = term * (n - k) // (k + 1)
+        total += term
+    return float(total / 2**n)
