@@ -31,7 +31,14 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
             return [
                 {
                     **_common(entry),
-                    "views": {name: {"space": view.space, "reads": sorted(view.reads), "parameters": _parameters(view)} for name, view in entry.views.items()},
+                    "views": {
+                        name: {
+                            "space": view.space,
+                            "reads": sorted(view.reads),
+                            "parameters": _parameters(view),
+                        }
+                        for name, view in entry.views.items()
+                    },
                     "aliases": dict(entry.aliases),
                     "readouts": list(entry.readouts),
                     "served": sorted(entry.served),
@@ -43,7 +50,12 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
 
 
 def _common(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.name, "summary": entry.summary, "version": entry.version, "parameters": _parameters(entry)}
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "version": entry.version,
+        "parameters": _parameters(entry),
+    }
 
 
 def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
@@ -51,8 +63,12 @@ def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
     required = {info.alias or name for name, info in entry.schema.model_fields.items() if info.is_required()}
     found = {}
     for name, info in properties.items():
-        kinds = [each.get("type") or each.get("const") or _reference(each) for each in info.get("anyOf", [info])]
-        choices = info.get("enum") or next((each["enum"] for each in info.get("anyOf", []) if "enum" in each), None)
+        kinds = [
+            each.get("type") or each.get("const") or _reference(each) for each in info.get("anyOf", [info])
+        ]
+        choices = info.get("enum") or next(
+            (each["enum"] for each in info.get("anyOf", []) if "enum" in each), None
+        )
         kind = "|".join(str(each) for each in choices or dict.fromkeys(kinds))
         found[name] = {"type": kind, "required": name in required}
         if name not in required:
@@ -71,7 +87,11 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
         for heading in ("norms", "access", "space", "keyed", "budget", "readouts", "served"):
             if entry.get(heading):
                 value = entry[heading]
-                lines.append(Text.assemble((f"{heading}: ", "dim"), ", ".join(value) if isinstance(value, list) else value))
+                lines.append(
+                    Text.assemble(
+                        (f"{heading}: ", "dim"), ", ".join(value) if isinstance(value, list) else value
+                    )
+                )
         for name, view in entry.get("views", {}).items():
             also = [alias for alias, of in entry["aliases"].items() if of == name]
             text = Text.assemble(("view ", "dim"), name)
@@ -109,7 +129,9 @@ def suite_schema() -> dict[str, Any]:
     return schema
 
 
-def _uses(registry: Registry[Any], model: type[DefenseUse | AttackUse], definitions: dict[str, Any]) -> dict[str, Any]:
+def _uses(
+    registry: Registry[Any], model: type[DefenseUse | AttackUse], definitions: dict[str, Any]
+) -> dict[str, Any]:
     """Return one alternative for each registered name, so that its parameters are completed."""
     common = TypeAdapter(model).json_schema(ref_template="#/$defs/{model}")
     common.pop("$defs", None)
@@ -126,7 +148,9 @@ def _sources(definitions: dict[str, Any]) -> dict[str, Any]:
     return {"oneOf": [_alternative("name", SOURCES[name], beside, definitions) for name in SOURCES]}
 
 
-def _alternative(word: str, entry: Entry, beside: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def _alternative(
+    word: str, entry: Entry, beside: dict[str, Any], definitions: dict[str, Any]
+) -> dict[str, Any]:
     own = entry.schema.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
     definitions |= own.pop("$defs", {})
     return {

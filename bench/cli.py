@@ -49,7 +49,9 @@ def run(
     table: Tables = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
+        typer.Option(
+            "--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."
+        ),
     ] = None,
     results: Results = None,
     executor: Annotated[
@@ -103,8 +105,9 @@ def run(
     grids = _write_tables(manifest, store, keys if table else list(manifest["tables"]))
     for grid in grids:
         _print(console, grid)
-    console.print(f"{_count(len(state.todo) - len(failures), 'job')} done in {_duration(time.monotonic() - begun)}; tables in {store.root / 'tables'}", soft_wrap=True, highlight=False)
-    _exit_for(console, store, state, failures)
+    ended = _count(len(state.todo) - len(failures), "job")
+    _say(console, f"{ended} done in {_duration(time.monotonic() - begun)}; tables in {store.root / 'tables'}")
+    _exit_for(console, store, failures)
 
 
 @app.command()
@@ -140,7 +143,11 @@ def plan(
                             "kind": job.kind,
                             "key": job.key,
                             "needs": [each.key for each in needs],
-                            "state": "to do" if job.key in todo else "done" if store.receipt(job.kind, job.key) else "not needed",
+                            "state": "to do"
+                            if job.key in todo
+                            else "done"
+                            if store.receipt(job.kind, job.key)
+                            else "not needed",
                             "seconds": round(costs.seconds(job), 1),
                         }
                         for job, needs in graph.items()
@@ -173,7 +180,7 @@ def report(
     manifest = read(root, suite)
     console = _console()
     for sentence in stale(manifest, suite):
-        _console(stderr=True).print(f"[yellow]note:[/yellow] {sentence}", soft_wrap=True, highlight=False)
+        _say(_console(stderr=True), f"note: {sentence}", "yellow")
     grids = [_cut(manifest, root, key) for key in _keys(manifest, table)]
     if form == "text" and out is None:
         for grid in grids:
@@ -225,7 +232,7 @@ def main() -> None:
     try:
         app()
     except BenchError as error:
-        _console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say(_console(stderr=True), f"error: {error}", "red")
         sys.exit(2)
     except BrokenPipeError:
         # `bench report | head`: the reader has seen enough.
@@ -264,7 +271,9 @@ def _keys(manifest: Mapping[str, Any], asked: list[str] | None) -> list[str]:
 
     for key in asked or ():
         if key not in manifest["tables"]:
-            raise InputError(f"--table {key}: {manifest['suite']} has no such table{did_you_mean(key, manifest['tables'])}")
+            raise InputError(
+                f"--table {key}: {manifest['suite']} has no such table{did_you_mean(key, manifest['tables'])}"
+            )
     return asked or list(manifest["tables"])
 
 
@@ -278,46 +287,56 @@ def _learn(costs: Any, plan: Plan, store: Store) -> None:
 def _cell_name(coordinates: Mapping[str, Any]) -> str:
     through = f"/{coordinates['view']}" if coordinates["view"] else ""
     radius = f" at {coordinates['radius']:g}" if coordinates["radius"] is not None else ""
-    return f"{coordinates['attack']}{through} on {coordinates['defense']}/{coordinates['readout']}, seed {coordinates['seed']}{radius}"
+    victim = f"{coordinates['defense']}/{coordinates['readout']}"
+    return f"{coordinates['attack']}{through} on {victim}, seed {coordinates['seed']}{radius}"
+
+
+def _say(console: Any, text: str, style: str = "") -> None:
+    """Print a sentence as it is, however long."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
+    from collections import Counter
+
     from bench.plan import Train
 
-    total = len(plan.cells)
     ready = sum(cell.job in state.done for cell in plan.cells)
-    console.print(f"{plan.suite.path.name}: {_count(total, 'cell')}, {ready} done, {_count(len(state.todo), 'job')} to do, {len(plan.skips)} skipped", highlight=False, soft_wrap=True)
-    reasons: dict[str, int] = {}
-    for reason in state.redo.values():
-        reasons[reason] = reasons.get(reason, 0) + 1
-    for reason, count in reasons.items():
-        console.print(f"again: {_count(count, 'stored result')}: {reason}", highlight=False, soft_wrap=True)
-    kept = [job for job in state.kept if job not in state.done]
+    todo, skips = _count(len(state.todo), "job"), len(plan.skips)
+    cells = _count(len(plan.cells), "cell")
+    _say(console, f"{plan.suite.path.name}: {cells}, {ready} done, {todo} to do, {skips} skipped")
+    for reason, count in Counter(state.redo.values()).items():
+        _say(console, f"again: {_count(count, 'stored result')}: {reason}")
+    kept = state.kept - state.done
     if kept and state.todo:
-        console.print(f"goes on from {_count(len(kept), 'stored job')}", highlight=False)
+        _say(console, f"goes on from {_count(len(kept), 'stored job')} of an earlier run")
     for job in state.todo:
         if isinstance(job, Train) and (store.partial(job.key) / "epoch.safetensors").exists():
-            console.print(f"goes on with the training of {job.defense.name}, seed {job.seed}, from its last epoch", highlight=False)
+            name = f"{job.defense.name}, seed {job.seed}"
+            _say(console, f"goes on with the training of {name}, from its last epoch")
 
 
 def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None, suite: Path) -> None:
     from bench import execute
 
     state = execute.examine(plan, store, wanted, verify=False)
-    console.print(f"stopped; {_count(len(plan.graph()) - len(state.todo), 'job')} of {len(plan.graph())} kept in {store.root}. Go on with: bench run {suite}", highlight=False, soft_wrap=True)
+    every = len(plan.graph())
+    kept = f"{every - len(state.todo)} of {_count(every, 'job')}"
+    _say(console, f"stopped; {kept} kept in {store.root}. Go on with: bench run {suite}")
 
 
-def _exit_for(console: Any, store: Store, state: State, failures: list[Any]) -> None:
+def _exit_for(console: Any, store: Store, failures: list[Any]) -> None:
     from bench.execute import persons
 
     if not failures:
         return
     messages = [persons(done.error) for done in failures]
     for message in dict.fromkeys(each for each in messages if each):
-        _console(stderr=True).print(f"error: {message}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say(_console(stderr=True), f"error: {message}", "red")
     if any(messages):
         raise typer.Exit(2)
-    console.print(f"{_count(len(failures), 'job')} failed: their squares read \"not run\"; tracebacks in {store.root / 'failed'}", soft_wrap=True, highlight=False)
+    failed = _count(len(failures), "job")
+    _say(console, f'{failed} failed: what needs them reads "not run"; tracebacks in {store.root / "failed"}')
     raise typer.Exit(4)
 
 
@@ -336,13 +355,13 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
         table.add_row(kind, str(every[kind]), str(todo[kind]))
     console.print(table)
     if state.todo:
-        console.print(f"about {_duration(seconds)} of work for one slot, judged by the receipts so far", highlight=False)
+        _say(console, f"about {_duration(seconds)} of work for one slot, judged by the receipts so far")
     reasons = Counter(skip.reason for skip in plan.skips)
     for reason, count in reasons.items():
-        console.print(f"skipped: {_count(count, 'cell')}: {reason}", highlight=False, soft_wrap=True)
+        _say(console, f"skipped: {_count(count, 'cell')}: {reason}")
     doubts = dict.fromkeys(doubt for cell in plan.cells for doubt in cell.facts["doubts"])
     for doubt in doubts:
-        console.print(f"doubt: {doubt}", highlight=False, soft_wrap=True)
+        _say(console, f"doubt: {doubt}")
 
 
 def _cut(manifest: Mapping[str, Any], root: Path, key: str) -> Grid:

@@ -64,7 +64,11 @@ def _names(job: Job) -> list[tuple[str, ...]]:
     """Return what a job is like, the closest first."""
     match job:
         case Train():
-            return [("train", job.defense.name, str(job.defense.identity)), ("train", job.defense.name), ("train",)]
+            return [
+                ("train", job.defense.name, str(job.defense.identity)),
+                ("train", job.defense.name),
+                ("train",),
+            ]
         case Craft():
             attempt = job.attempt
             seen = attempt.source.train.defense.name if attempt.source else ""

@@ -105,7 +105,9 @@ def _lines(node: yaml.Node, place: Place, name: str) -> Iterator[tuple[Place, in
             step = int(key.value) if key.tag.endswith(":int") else str(key.value)
             line = key.start_mark.line + 1
             if step in seen and step != "<<":
-                raise InputError(f"{name}:{line}: {dotted((*place, step))} stands twice (first in line {seen[step]})")
+                raise InputError(
+                    f"{name}:{line}: {dotted((*place, step))} stands twice (first in line {seen[step]})"
+                )
             seen[step] = line
             yield from _lines(value, (*place, step), name)
             yield (*place, step), line

@@ -45,7 +45,9 @@ class State:
     """Jobs that were done and must be done again, and why."""
 
 
-def examine(plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True) -> State:
+def examine(
+    plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
+) -> State:
     """Return what is done and what is to do, from the evaluations down.
 
     A stored result counts if its files are what its receipt says (`verify`) and the code that made it
@@ -157,7 +159,9 @@ def persons(error: BaseException) -> str | None:
     if isinstance(error, DamagedError):
         return f"{error}; the next run makes it again"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk ({error.filename or 'the results folder'}); what is finished is kept"
+        return (
+            f"no space left on the disk ({error.filename or 'the results folder'}); what is finished is kept"
+        )
     if "No space left on device" in str(error):
         return "no space left on the disk; what is finished is kept"
     return None

@@ -20,14 +20,18 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; nothing was run or planned there: bench run {suite}") from None
+        raise InputError(
+            f"{path}: no such file; nothing was run or planned there: bench run {suite}"
+        ) from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write it anew: bench plan {suite}") from None
     scheme = manifest.get("scheme") if isinstance(manifest, dict) else None
     if not isinstance(scheme, int):
         raise InputError(f"{path}: not a manifest of Crossfire; write it anew: bench plan {suite}")
     if scheme > SCHEME:
-        raise InputError(f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade")
+        raise InputError(
+            f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade"
+        )
     return dict(manifest)
 
 
@@ -58,5 +62,7 @@ class Outcomes:
             return None
         import pyarrow.parquet as pq
 
-        frame: pd.DataFrame = pq.read_table(self._store.folder("evaluate", key) / "outcomes.parquet").to_pandas()
+        frame: pd.DataFrame = pq.read_table(
+            self._store.folder("evaluate", key) / "outcomes.parquet"
+        ).to_pandas()
         return frame

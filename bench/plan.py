@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -371,7 +371,9 @@ class Planner:
                     for serve in suite.serves[defense]:
                         for readout in task.readouts or entry.readouts:
                             for radius in task.threat.radius:
-                                self._cells(position, asked, n, train, defense, serve, attack, readout, radius, seed)
+                                self._cells(
+                                    position, asked, n, train, defense, serve, attack, readout, radius, seed
+                                )
 
     def _cells(
         self,
@@ -497,7 +499,10 @@ class Planner:
                 if found is None:
                     return Skip(coordinates, f"{defense.name} has no view {choice.use!r}")
                 if found.space != entry.space:
-                    return Skip(coordinates, f"{entry.name} searches {entry.space} space, view {choice.use!r} is of {found.space} space")
+                    reason = (
+                        f"{entry.name} searches {entry.space} space, view {choice.use!r} is {found.space}"
+                    )
+                    return Skip(coordinates, reason)
                 if entry.access == "gradient" and not found.gradient:
                     return Skip(coordinates, f"{entry.name} needs gradients, view {choice.use!r} has none")
                 params = found.schema.model_validate(choice.params).model_dump(mode="json", by_alias=True)
@@ -506,14 +511,25 @@ class Planner:
                 final = final and coordinates["readout"] in found.reads
         threat = Threat(coordinates["norm"], math.inf if entry.budget == "distance" else radius)
         attempt = self._once(
-            "attempt", attack, threat, data.key, coordinates["seed"], source.key if source else None,
-            repr(view), final, target,
+            "attempt",
+            attack,
+            threat,
+            data.key,
+            coordinates["seed"],
+            source.key if source else None,
+            repr(view),
+            final,
+            target,
             make=lambda: Attempt(filled, threat, data, coordinates["seed"], source, view, final, target),
         )
         crafts = self._once("crafts", attempt.key, n, make=lambda: _shards(attempt, n))
         victim = self.served(train, serve)
         job = self._once(
-            "evaluate", victim.key, attempt.key, n, coordinates["readout"],
+            "evaluate",
+            victim.key,
+            attempt.key,
+            n,
+            coordinates["readout"],
             make=lambda: Evaluate(victim, crafts, coordinates["readout"]),
         )
         doubt = entry.doubts(threat, **filled.params) if entry.doubts else None

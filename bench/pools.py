@@ -136,7 +136,7 @@ _MOUTH: Connection | None = None
 
 def _begin(desk: Desk, mouth: Connection) -> None:
     """Set up a worker: it dies with its parent, and leaves Ctrl-C to it."""
-    global _DESK, _MOUTH  # noqa: PLW0603 - the state of a process
+    global _DESK, _MOUTH
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     prepare(desk)
@@ -172,5 +172,7 @@ def slots(asked: list[str] | None, executor: str) -> tuple[str, ...]:
             # One core each, unless the user counts them out by naming it several times.
             found += ["cpu"] * (free_cores() if asked.count("cpu") == 1 and executor == "process" else 1)
         else:
-            raise InputError(f"--device {name}: there is no such device here{did_you_mean(name, [*there, 'cpu'])}")
+            raise InputError(
+                f"--device {name}: there is no such device here{did_you_mean(name, [*there, 'cpu'])}"
+            )
     return tuple(found)

@@ -37,7 +37,9 @@ def title(job: Job) -> str:
 class Display:
     """A live picture of a run; a context manager."""
 
-    def __init__(self, console: Console, state: State, costs: Costs, devices: tuple[str, ...], cells: Mapping[str, str]) -> None:
+    def __init__(
+        self, console: Console, state: State, costs: Costs, devices: tuple[str, ...], cells: Mapping[str, str]
+    ) -> None:
         self._console, self._state, self._costs, self._devices = console, state, costs, devices
         self._cells = cells
         self._lock = threading.Lock()
@@ -94,12 +96,16 @@ class Display:
             self._ended.add(done.job)
             self._progress.advance(self._bar)
             if isinstance(done.job, Evaluate) and done.error is None:
-                self._finished.append((self._cells.get(done.job.key, done.job.key), f"{self.seconds():.0f} s"))
+                self._finished.append(
+                    (self._cells.get(done.job.key, done.job.key), f"{self.seconds():.0f} s")
+                )
         if done.error is not None:
-            text = persons(done.error) or f"{type(done.error).__name__}: {str(done.error).splitlines()[0] if str(done.error) else ''}"
+            first = str(done.error).partition("\n")[0]
+            text = persons(done.error) or f"{type(done.error).__name__}: {first}"
             self._line(f"failed: {title(done.job)}: {text}")
         elif not self._live and isinstance(done.job, Evaluate):
-            self._line(f"{len(self._ended)}/{len(self._state.todo)} {self._cells.get(done.job.key, '')}; {self._left()}")
+            count = f"{len(self._ended)}/{len(self._state.todo)}"
+            self._line(f"{count} {self._cells.get(done.job.key, '')}; {self._left()}")
 
     def seconds(self) -> float:
         """Return the seconds since the run began."""
@@ -127,7 +133,11 @@ class Display:
             for slot, device in enumerate(self._devices):
                 if slot in self._now:
                     job, begun, facts = self._now[slot]
-                    far = f"epoch {facts['done']}/{facts['of']}, loss {facts['loss']:.3f}" if facts.get("of") else ""
+                    far = (
+                        f"epoch {facts['done']}/{facts['of']}, loss {facts['loss']:.3f}"
+                        if facts.get("of")
+                        else ""
+                    )
                     slots.add_row(device, title(job), far, f"{time.monotonic() - begun:.0f} s")
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")

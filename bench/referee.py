@@ -221,4 +221,3 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
     for tensor, version, place in marks:
         if tensor._version != version or tensor.data_ptr() != place:
             raise RuntimeError("the attack changed the weights or buffers of the network it looked at")
-

@@ -57,7 +57,9 @@ class Threats(Model):
     """A norm and one radius or several; none: as little as possible."""
 
     norm: Norm
-    radius: Annotated[list[Radius], BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius])] = [math.inf]
+    radius: Annotated[
+        list[Radius], BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius])
+    ] = [math.inf]
 
 
 class ViewUse(BaseModel):
@@ -230,8 +232,7 @@ def load(path: Path) -> Suite:
             for name, use in model.defenses.items()
         },
         attacks={
-            name: _filled(doc, ("attacks", name), ATTACKS, use, folder)
-            for name, use in model.attacks.items()
+            name: _filled(doc, ("attacks", name), ATTACKS, use, folder) for name, use in model.attacks.items()
         },
         serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
     )

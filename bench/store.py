@@ -48,7 +48,9 @@ class Store:
                     "upgrade, or name another folder with --results"
                 )
             if found < SCHEME:
-                raise InputError(f"{self.root}: layout {found} is no longer read; name another with --results")
+                raise InputError(
+                    f"{self.root}: layout {found} is no longer read; name another with --results"
+                )
         else:
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
         self._sweep()

@@ -145,7 +145,11 @@ class Trainer:
             # Cut short by a full disk or altered: the training starts anew.
             return 0
         model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+            {
+                name.removeprefix("model."): value
+                for name, value in tensors.items()
+                if name.startswith("model.")
+            }
         )
         for position, (optimiser, kept) in enumerate(zip(optimisers, plain["optimisers"], strict=True)):
             state: dict[int, dict[str, Any]] = {}

@@ -175,9 +175,7 @@ def train(
     with torch.random.fork_rng(devices=cuda):
         model = build(job, desk, fitted_parts=True)
         parts = {name: fitted(Served(part), desk, store) for name, part in job.parts}
-        trainer = Trainer(
-            split, job.key, device, parts=parts, keep=store.partial(job.key), progress=progress
-        )
+        trainer = Trainer(split, job.key, device, parts=parts, keep=store.partial(job.key), progress=progress)
         model.fit(split, trainer)
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     for name, value in weights.items():
@@ -187,15 +185,15 @@ def train(
     return lambda path: save_file(weights, path), facts
 
 
-def build(job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False) -> Any:
+def build(
+    job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False
+) -> Any:
     """Construct a defense, untrained, on the desk's device; the parts it names are passed to it."""
     entry = job.defense.entry
     assert isinstance(entry, DefenseEntry)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
-        given[name] = (
-            fitted(Served(part), desk, Store(desk.store)) if fitted_parts else build(part, desk)
-        )
+        given[name] = fitted(Served(part), desk, Store(desk.store)) if fitted_parts else build(part, desk)
     torch.manual_seed(seed_of(job.key, "initial"))
     model = entry.make(job.data.shape, **given)
     if not isinstance(model, nn.Module):
@@ -318,7 +316,9 @@ def _attack(
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
     for name, note in notes.items():
         if note.shape[:1] != y.shape:
-            raise ValueError(f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images")
+            raise ValueError(
+                f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
+            )
     return Made(returned, notes, target, meter, chunk if recompute else None)
 
 
@@ -412,7 +412,9 @@ def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tenso
     for chunk in images.split(CHUNK[torch.device(desk.device).type]):
         decision = model.decide(chunk.to(desk.device), readout)
         if decision.label.shape != (len(chunk),):
-            raise ValueError(f"read-out {readout!r} gave {tuple(decision.label.shape)} labels for {len(chunk)} images")
+            raise ValueError(
+                f"read-out {readout!r} gave {tuple(decision.label.shape)} labels for {len(chunk)} images"
+            )
         lost = decision.score.isnan()
         if decision.logits is not None:
             lost = lost | decision.logits.isnan().any(1)
