@@ -1,7 +1,8 @@
 """What an attacker maximises, and when it has won: the one place that knows refusal and targets.
 
 Success means: accepted, and wrong (or, with a target, accepted and the target). A refusal is never a
-success.
+success. Logits of several points for each example come copy after copy, (copies * N, K), beside
+labels (N,): the answers are then (copies * N,) in the same order.
 """
 
 import math
@@ -17,58 +18,72 @@ Loss: TypeAlias = Literal["ce", "margin", "dlr"]
 
 
 def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
-    """Return bool (N,): whether the view's answer is a win. Logits that are not finite are none."""
+    """Return bool (copies * N,): whether each answer is a win. Logits that are not finite are none."""
     label = logits.argmax(1)
-    if view.target is not None:
-        won = label == view.target
-    else:
-        won = label != y
+    won = label != _copied(y, logits) if view.target is None else label == _copied(view.target, logits)
     if view.refusal:
-        won = won & (label != logits.shape[1] - 1)
+        won &= label != logits.shape[1] - 1
     return won & logits.isfinite().all(1)
 
 
 def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tensor:
-    """Return (N,): larger is nearer to success.
+    """Return (copies * N,): larger is nearer to success.
 
     ``ce``: cross-entropy with the truth (minus that with the target); with a refusal, the log of the
     probability of an accepted wrong label. ``margin``: the best goal's logit minus the best of the
-    others (Carlini and Wagner 2017, arXiv:1608.04644), positive exactly on success. ``dlr``: the
-    margin over the gap between the first and the third logit (Croce and Hein 2020, arXiv:2003.01690,
-    eq. 6; eq. 7 with a target); below three classes there is no third, and it is the margin.
+    others (Carlini and Wagner 2017, arXiv:1608.04644, f_6 with its sign turned); positive means
+    success. ``dlr``: the margin over the gap between the first and the third logit (Croce and Hein
+    2020, arXiv:2003.01690, eq. 6), or between the first and the mean of the third and the fourth with a
+    target (eq. 7, which it equals until the example is broken). Where there are too few classes for
+    eq. 7, eq. 6 takes its place, and below three classes, the margin.
     """
-    classes = logits.shape[1]
-    goal = torch.zeros_like(logits, dtype=torch.bool)
-    if view.target is not None:
-        goal[torch.arange(len(goal), device=goal.device), view.target] = True
-    else:
-        goal |= True
-        goal[torch.arange(len(goal), device=goal.device), y] = False
-    if view.refusal:
-        goal[:, -1] = False
     match loss:
         case "ce":
             if view.target is not None:
-                return -cross_entropy(logits, view.target, reduction="none")
+                return -cross_entropy(logits, _copied(view.target, logits), reduction="none")
             if not view.refusal:
-                return cross_entropy(logits, y, reduction="none")
-            return logits.masked_fill(~goal, -math.inf).logsumexp(1) - logits.logsumexp(1)
+                return cross_entropy(logits, _copied(y, logits), reduction="none")
+            return _only(logits, _goals(view, logits, y)).logsumexp(1) - logits.logsumexp(1)
         case "margin":
-            return _margin(logits, goal)
+            return _margin(view, logits, y)
         case "dlr":
-            margin = _margin(logits, goal)
-            if classes < 3:
-                return margin
-            top = logits.sort(dim=1, descending=True).values
-            if view.target is not None and classes > 3:
-                scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-            else:
-                scale = top[:, 0] - top[:, 2]
-            return margin / scale.clamp_min(1e-12)
+            return _margin(view, logits, y) / _spread(view, logits)
         case _:
             assert_never(loss)
 
 
-def _margin(logits: Tensor, goal: Tensor) -> Tensor:
-    best = logits.masked_fill(~goal, -math.inf).amax(1)
-    return best - logits.masked_fill(goal, -math.inf).amax(1)
+def _copied(labels: Labels, logits: Tensor) -> Labels:
+    """Return the label of each row of logits that come copy after copy."""
+    copies = len(logits) // max(len(labels), 1)
+    return labels if copies == 1 else labels.repeat(copies)
+
+
+def _goals(view: View, logits: Tensor, y: Labels) -> Tensor:
+    """Return bool (copies * N, K): the answers that would be a win."""
+    named = _copied(y if view.target is None else view.target, logits)
+    goals = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, named[:, None], True)
+    if view.target is None:
+        goals = ~goals
+    if view.refusal:
+        goals[:, -1] = False
+    return goals
+
+
+def _only(logits: Tensor, among: Tensor) -> Tensor:
+    """Return the logits, minus infinity outside `among`."""
+    return logits.masked_fill(~among, -math.inf)
+
+
+def _margin(view: View, logits: Tensor, y: Labels) -> Tensor:
+    goals = _goals(view, logits, y)
+    return _only(logits, goals).amax(1) - _only(logits, ~goals).amax(1)
+
+
+def _spread(view: View, logits: Tensor) -> Tensor | float:
+    """Return what the margin is divided by: a gap of the logits, so that their scale does not matter."""
+    classes = logits.shape[1]
+    if classes < 3:
+        return 1.0
+    top = logits.topk(min(classes, 4), dim=1).values
+    third = top[:, 2] if view.target is None or classes < 4 else (top[:, 2] + top[:, 3]) / 2
+    return (top[:, 0] - third).clamp_min(1e-12)

@@ -1,0 +1,9 @@
+"""No attack: the image as it is. Clean accuracy is a table's column like any other."""
+
+from bench import Images, Labels, Randomness, Threat, View, attack
+
+
+@attack("none", norms={"linf", "l2", "l1", "l0"}, version=1, access="none")
+def none(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Return `x`."""
+    return x
