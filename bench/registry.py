@@ -128,6 +128,10 @@ class Entry:
     neutral: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that stay out of keys while they have this value (added later, changing nothing)."""
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        """Travel to other processes by name: what is registered there is the same code."""
+        return _registered, (type(self).__name__, self.name)
+
     @cached_property
     def schema(self) -> type[Schema]:
         """The parameters as a pydantic model."""
@@ -267,6 +271,12 @@ class Registry(Generic[E]):
 ATTACKS: Registry[AttackEntry] = Registry("attack")
 DEFENSES: Registry[DefenseEntry] = Registry("defense")
 SOURCES: Registry[SourceEntry] = Registry("data source")
+
+
+def _registered(kind: str, name: str) -> Entry:
+    discover()
+    return ATTACKS[name] if kind == "AttackEntry" else DEFENSES[name]
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
