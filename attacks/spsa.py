@@ -1,0 +1,149 @@
+"""Simultaneous perturbation stochastic approximation (Uesato et al. 2018, arXiv:1802.05666).
+
+Two attacks on one estimate: `spsa`, strong enough to be a control for masked gradients, and
+`spsa-released`, the settings of the CNN-F code (D-12). They are two names, not one with an option,
+because the second draws its directions for a whole shard: whose stream an attack draws from decides
+how its work may be cut, and is known before its parameters are.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bench import Crafted, Images, Labels, Loss, Randomness, Threat, View, attack, objective, succeeded
+
+
+def _doubts(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None:
+    # Adam's steps are hardly ever longer than its learning rate.
+    if (reach := steps * lr) < threat.radius:
+        return f"{steps} steps of {lr:g} reach {reach:g}, less than the radius {threat.radius:g}"
+    return None
+
+
+@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts)
+def spsa(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    steps: int = 100,
+    samples: int = 128,
+    delta: float = 0.01,
+    lr: float = 0.01,
+    loss: Loss = "margin",
+) -> Crafted:
+    """Climb `loss` by Adam, on gradients estimated from `samples` pairs of probes `delta` to either side.
+
+    Each image has directions of its own, and probes stay in the box. Where winning here is winning
+    (``view.final``), an example is dropped at its first adversarial iterate; otherwise the iterate with
+    the highest loss is kept. Note: ``flat``, where the first estimate was exactly zero.
+    """
+    rows = torch.arange(len(x), device=x.device)
+    images, flat = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    clean, z, adam = x, x, _Adam(x, lr)
+    for t in range(steps + 1):
+        with torch.no_grad():
+            logits = view.logits(z)
+        losses = objective(view, logits, y, loss).double()
+        won = succeeded(view, logits, y) & view.final
+        better = won | (losses > highest[rows])
+        images[rows] = torch.where(better[:, None, None, None], z, images[rows])
+        highest[rows] = torch.where(better, losses, highest[rows])
+        if view.final and len(standing := (~won).nonzero().squeeze(1)) < len(rows):
+            rows, view, noise, y = rows[standing], view.take(standing), noise.take(standing), y[standing]
+            clean, z, adam = clean[standing], z[standing], adam.take(standing)
+        if t == steps or len(rows) == 0:
+            break
+        gradient = estimate(view, z, y, noise, samples=samples, delta=delta, loss=loss, box=True)
+        if t == 0:
+            flat[rows] = (gradient == 0).flatten(1).all(1)
+        z = threat.project(clean, z + adam.step(gradient))
+    return Crafted(images, {"flat": flat})
+
+
+@attack("spsa-released", norms={"linf"}, version=1, access="score", keyed="shard", doubts=_doubts)
+def spsa_released(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    steps: int = 7,
+    samples: int = 128,
+    delta: float = 0.005,
+    lr: float = 0.005,
+    loss: Loss = "ce",
+) -> Crafted:
+    """Climb as the CNN-F code does: directions shared by the shard, probes out of the box, the last iterate.
+
+    Its 0.01 for `delta` and `lr` are in units of [-1, 1], hence half of that here; it cuts shards of 64.
+    Note: ``flat``, where the first estimate was exactly zero.
+    """
+    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    directions, z, adam = noise.shared(), x, _Adam(x, lr)
+    for t in range(steps):
+        gradient = estimate(view, z, y, directions, samples=samples, delta=delta, loss=loss, box=False)
+        if t == 0:
+            flat = (gradient == 0).flatten(1).all(1)
+        z = threat.project(x, z + adam.step(gradient))
+    return Crafted(z, {"flat": flat})
+
+
+def estimate(
+    view: View,
+    z: Images,
+    y: Labels,
+    noise: Randomness,
+    *,
+    samples: int,
+    delta: float,
+    loss: Loss,
+    box: bool,
+) -> Tensor:
+    """Return the gradient of `loss` at `z`, (N, C, H, W), without asking for one.
+
+    The mean over random signs v of (L(z + delta v) - L(z - delta v)) / (2 delta) v (Spall 1992,
+    doi:10.1109/9.119632). With `box`, probes are clipped to [0, 1] and 2 delta is the way that is left
+    to each pixel, so that the estimate stays without bias on a linear loss. Where it is not finite, 0.
+    """
+    below, above = z - delta, z + delta
+    if box:
+        below, above = below.clamp(0, 1), above.clamp(0, 1)
+    total = torch.zeros_like(z)
+    # Bounds memory; of no other example's size or number, so that company changes no draw.
+    together = max(1, 2**14 // z[0].numel())
+    for left in range(samples, 0, -together):
+        signs = noise.signs((min(left, together), *z.shape[1:])).transpose(0, 1)  # (pairs, N or 1, ...)
+        ahead, behind = torch.where(signs > 0, above, below), torch.where(signs > 0, below, above)
+        with torch.no_grad():
+            logits = view.logits(torch.cat([ahead, behind]).flatten(0, 1))
+        up, down = objective(view, logits, y, loss).view(2, len(signs), len(z))
+        total += ((up - down)[..., None, None, None] * signs).sum(0)
+    return torch.nan_to_num(total / (samples * (above - below)), 0.0, 0.0, 0.0)
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) with a state by example, going up."""
+
+    def __init__(self, like: Tensor, lr: float) -> None:
+        self.lr, self.t = lr, 0
+        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """Return the move that follows from one more gradient."""
+        self.t += 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.999 * self.square + 0.001 * gradient**2
+        mean = self.mean / (1 - 0.9**self.t)
+        return self.lr * mean / ((self.square / (1 - 0.999**self.t)).sqrt() + 1e-8)
+
+    def take(self, rows: Tensor) -> "_Adam":
+        """Return the state of the examples `rows` only."""
+        part = _Adam(self.mean[rows], self.lr)
+        part.t, part.mean, part.square = self.t, self.mean[rows], self.square[rows]
+        return part
