@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from statistics import NormalDist, fmean, stdev
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,7 +196,8 @@ def distance(rows: Rows, clean: Rows | None) -> Values:
 # --- from rows to estimates --------------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
+@dataclass(frozen=True)
+class Scored:
     """The examples that count, ascending, and the value of each."""
 
     index: NDArray[np.int64]

@@ -42,7 +42,7 @@ null.
 _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "void")
 _NUMBERS = ("target", "score", "distance", "differs")
-_NOTES = ("flat",)
+_NOTES = ("flat", "nonfinite")
 
 
 class Frame(Protocol):

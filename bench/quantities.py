@@ -10,7 +10,7 @@ DASH = "\N{EN DASH}"
 def fraction(value: object) -> object:
     """Read ``8/255`` and ``1e-3`` as numbers: YAML has no fractions, and takes ``1e-3`` for text."""
     if isinstance(value, bool):
-        raise ValueError(f"expected a number, found {str(value).lower()}")
+        raise ValueError(f"expected a number, found {str(value).lower()}")  # noqa: TRY004 - for pydantic
     if isinstance(value, str):
         if value.strip().lower() in {"inf", ".inf", "infinity"}:
             return math.inf

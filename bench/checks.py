@@ -1,0 +1,301 @@
+"""What should make us doubt a number: each doubt has a code, a sentence, and advice in `docs/flags.md`.
+
+The checks look at the outcomes behind squares, whatever metric a table prints, and judge by
+`metrics.holds`. Where one attack is said to do better than another, the same examples were compared,
+pairwise (`metrics.beats`), and chance would do it with a probability below `CHANCE`.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bench.metrics import Scored, beats, holds, reached
+from bench.outcomes import Rows
+
+CHANCE = 0.01
+"""Below it, a difference between two attacks is not noise (one-sided, for one comparison)."""
+
+FLAT = 0.01
+"""Share of examples without a gradient above which a gradient attack is doubted."""
+
+CODES = (
+    "blind-beats-seeing",
+    "surrogate-beats-exact",
+    "grows-with-radius",
+    "unbounded-fails",
+    "flat-gradient",
+    "answers-differ",
+    "void-moves",
+    "not-finite",
+    "out-of-reach",
+    "unequal-examples",
+)
+"""Every doubt that can be raised; `docs/flags.md` has a section for each."""
+
+Cell: TypeAlias = Mapping[str, Any]
+"""A cell of the manifest: its coordinates and what is known of its attack."""
+
+FACTS = frozenset({"job", "use", "access", "budget", "source", "final", "n", "doubts", "reason"})
+"""What a cell says beside its coordinates."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A doubt."""
+
+    code: str
+    message: str
+
+    @property
+    def advice(self) -> str:
+        """Where it is explained."""
+        return f"docs/flags.md#{self.code}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A cell whose job is done."""
+
+    cell: Cell
+    rows: Rows
+    """As they were stored."""
+    judged: Rows
+    """As they read at the cell's radius."""
+    clean: Rows | None
+    """What the same row answers to unmoved images."""
+
+
+def coordinates(cell: Cell, *without: str) -> tuple[tuple[str, Hashable], ...]:
+    """Return a cell's coordinates in a form to group by, less those named (and what is below them)."""
+    return tuple(
+        (name, value)
+        for name, value in sorted(cell.items())
+        if name not in FACTS and name.partition(".")[0] not in without
+    )
+
+
+def title(cell: Cell) -> str:
+    """Name a cell's attack: ``pgd (e2e_last)``."""
+    return f"{cell['attack']} ({cell['view']})" if cell.get("view") is not None else str(cell["attack"])
+
+
+# --- doubts about one square -------------------------------------------------------------------------
+
+
+def of_square(seen: Sequence[Seen]) -> list[Flag]:
+    """Return what the outcomes of a square say against themselves."""
+    found = [*_void(seen), *_not_finite(seen), *_differs(seen), *_flat(seen), *_unbounded(seen)]
+    doubts = dict.fromkeys(doubt for each in seen for doubt in each.cell["doubts"])
+    return [*found, *(Flag("out-of-reach", doubt) for doubt in doubts)]
+
+
+def _count(seen: Iterable[Seen]) -> int:
+    return sum(len(each.rows["index"]) for each in seen)
+
+
+def voids(seen: Iterable[Seen]) -> int:
+    """Return how many moves were void."""
+    return sum(int(each.rows["void"].sum()) for each in seen)
+
+
+def _void(seen: Sequence[Seen]) -> Iterable[Flag]:
+    if count := voids(seen):
+        yield Flag("void-moves", f"{count} of {_count(seen)} moves were void: the clean image was shown")
+
+
+def _not_finite(seen: Sequence[Seen]) -> Iterable[Flag]:
+    if count := sum(int((each.rows["label"] < 0).sum()) for each in seen):
+        yield Flag("not-finite", f"{count} of {_count(seen)} answers were not finite, and count as broken")
+
+
+def _differs(seen: Sequence[Seen]) -> Iterable[Flag]:
+    answers = np.concatenate([each.rows["differs"] for each in seen]) if seen else np.empty(0)
+    asked = answers[~np.isnan(answers)]
+    if count := int(asked.sum()):
+        yield Flag("answers-differ", f"{count} of {len(asked)} answers differed when asked again")
+
+
+def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
+    for note, happened in (("flat", "vanished"), ("nonfinite", "was not finite")):
+        noted = [each for each in seen if note in each.rows]
+        count = sum(int((each.rows[note] > 0).sum()) for each in noted)
+        if count > FLAT * _count(noted):
+            yield Flag("flat-gradient", f"the gradient {happened} on {count} of {_count(noted)} examples")
+
+
+def _unbounded(seen: Sequence[Seen]) -> Iterable[Flag]:
+    free = [each for each in seen if _limitless(each.cell)]
+    failed = 0
+    for each in free:
+        won = reached(each.rows) & ~each.rows["rejected"]
+        failed += int((~won & (each.rows["label"] >= 0)).sum())
+    if failed:
+        yield Flag("unbounded-fails", f"without any limit, {failed} of {_count(free)} attempts failed")
+
+
+def _limitless(cell: Cell) -> bool:
+    """Return whether nothing but itself keeps an attack from winning."""
+    if cell["access"] != "gradient" or not cell["final"] or cell["source"] is not None:
+        return False
+    if cell["budget"] == "distance":
+        return True
+    return cell["norm"] == "linf" and cell["radius"] is not None and cell["radius"] >= 1
+
+
+# --- doubts from comparing squares -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """What one attack through one view did to one row, over seeds and targets."""
+
+    seen: tuple[Seen, ...]
+
+    @property
+    def cell(self) -> Cell:
+        return self.seen[0].cell
+
+    @property
+    def seeds(self) -> set[int]:
+        return {each.cell["seed"] for each in self.seen}
+
+    def broken(self, seeds: set[int]) -> Scored:
+        """Return how often each example was broken: by any target, averaged over seeds."""
+        by_seed = defaultdict(list)
+        for each in self.seen:
+            if each.cell["seed"] in seeds:
+                by_seed[each.cell["seed"]].append(each.judged)
+        every = [rows for parts in by_seed.values() for rows in parts]
+        index = reduce(np.intersect1d, [rows["index"] for rows in every])
+        worst = [
+            np.max([~holds(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
+            for parts in by_seed.values()
+        ]
+        return Scored(index, np.mean(worst, axis=0))
+
+
+@dataclass(frozen=True)
+class _Duel:
+    """Two attacks on the examples and seeds that both had."""
+
+    wins: int
+    """Examples that the first broke more often."""
+    losses: int
+    n: int
+    chance: float
+
+
+def _duel(one: _Attack, other: _Attack) -> _Duel | None:
+    seeds = one.seeds & other.seeds
+    if not seeds:
+        return None
+    mine, theirs = one.broken(seeds), other.broken(seeds)
+    _, here, there = np.intersect1d(mine.index, theirs.index, assume_unique=True, return_indices=True)
+    a, b = mine.values[here], theirs.values[there]
+    return _Duel(int((a > b).sum()), int((a < b).sum()), len(a), beats(a, b))
+
+
+def _attacks(squares: Sequence[Sequence[Seen]], *without: str) -> dict[Hashable, dict[Hashable, _Attack]]:
+    """Group the cells of squares by what they share, then by the coordinates `without` and the rest."""
+    found: dict[Hashable, dict[Hashable, dict[Hashable, Seen]]] = defaultdict(lambda: defaultdict(dict))
+    for seen in squares:
+        for each in seen:
+            if each.cell["use"] != "none":
+                group = coordinates(each.cell, *without, "seed", "target")
+                member = coordinates(each.cell, "seed", "target")
+                found[group][member][coordinates(each.cell)] = each
+    return {
+        group: {name: _Attack(tuple(seen.values())) for name, seen in members.items()}
+        for group, members in found.items()
+    }
+
+
+def _placed(squares: Sequence[Sequence[Seen]], flags: Mapping[Hashable, Sequence[Flag]]) -> list[list[Flag]]:
+    """Return for each square the flags of the attacks that are in it."""
+    members = [dict.fromkeys(coordinates(each.cell, "seed", "target") for each in seen) for seen in squares]
+    return [[flag for name in names for flag in flags.get(name, ())] for names in members]
+
+
+def of_row(squares: Sequence[Sequence[Seen]]) -> list[list[Flag]]:
+    """Return for each square of a row the doubts that comparing its attacks raises."""
+    flags: dict[Hashable, list[Flag]] = defaultdict(list)
+    for attacks in _attacks(squares, "attack", "view").values():
+        seeing = [each for each in attacks.values() if not _blind(each.cell)]
+        for name, attack in attacks.items():
+            if _blind(attack.cell):
+                flags[name] += _blind_beats(attack, seeing)
+            elif not attack.cell["final"]:
+                same = attack.cell["attack"]
+                exact = [each for each in seeing if each.cell["final"] and each.cell["attack"] == same]
+                flags[name] += _surrogate_beats(attack, exact)
+    return _placed(squares, flags)
+
+
+def _blind(cell: Cell) -> bool:
+    """Return whether an attack does not see the gradients of what it attacks."""
+    return cell["access"] != "gradient" or cell["source"] is not None
+
+
+def _blind_beats(attack: _Attack, seeing: Sequence[_Attack]) -> Iterable[Flag]:
+    duels = [(duel, each) for each in seeing if (duel := _duel(attack, each)) is not None]
+    if not duels:
+        return
+    # Against the strongest of them, on the examples that both saw.
+    duel, strongest = min(duels, key=lambda each: (each[0].wins - each[0].losses) / max(each[0].n, 1))
+    if duel.chance < CHANCE:
+        yield Flag("blind-beats-seeing", _sentence(attack, "sees no gradient", strongest, duel))
+
+
+def _surrogate_beats(attack: _Attack, exact: Sequence[_Attack]) -> Iterable[Flag]:
+    for other in exact:
+        duel = _duel(attack, other)
+        if duel is not None and duel.chance < CHANCE:
+            yield Flag("surrogate-beats-exact", _sentence(attack, "looks at a surrogate", other, duel))
+
+
+def _sentence(one: _Attack, handicap: str, other: _Attack, duel: _Duel) -> str:
+    return (
+        f"{title(one.cell)} {handicap}, and breaks {duel.wins} of {duel.n} examples that "
+        f"{title(other.cell)} does not; the other way round {duel.losses} (p = {duel.chance:.1g})"
+    )
+
+
+def of_grid(squares: Sequence[Sequence[Seen]]) -> list[list[Flag]]:
+    """Return for each square of a table the doubts that comparing radii raises."""
+    flags: dict[Hashable, list[Flag]] = defaultdict(list)
+    for attacks in _attacks(squares, "radius").values():
+        ladder = sorted(
+            (
+                (each.cell["radius"], name, each)
+                for name, each in attacks.items()
+                if each.cell["radius"] is not None and each.cell["budget"] == "radius"
+            ),
+            key=lambda step: float(step[0]),
+        )
+        for (low, _, near), (high, name, far) in pairwise(ladder):
+            duel = _duel(near, far)
+            if duel is not None and duel.chance < CHANCE:
+                flags[name].append(
+                    Flag(
+                        "grows-with-radius",
+                        f"{title(far.cell)} breaks fewer examples at radius {high:.4g} than at {low:.4g}: "
+                        f"{duel.wins} of {duel.n} only at the smaller, {duel.losses} only at the larger "
+                        f"(p = {duel.chance:.1g})",
+                    )
+                )
+    return _placed(squares, flags)
+
+
+def unequal(columns: Mapping[str, int]) -> Iterable[Flag]:
+    """Doubt a table whose columns stand on different numbers of examples."""
+    by_n: dict[int, list[str]] = defaultdict(list)
+    for heading, n in columns.items():
+        by_n[n].append(heading)
+    if len(by_n) > 1:
+        parts = (f"{n} ({', '.join(names)})" for n, names in sorted(by_n.items(), reverse=True))
+        yield Flag("unequal-examples", f"columns stand on different examples: n = {'; '.join(parts)}")
