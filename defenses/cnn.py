@@ -1,0 +1,99 @@
+"""The feed-forward twins of CNN-F (Huang et al. 2020, arXiv:2007.09200): its layers without feedback."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench import Decision, Fitting, Images, Labels, Shape, Split, Use, View, defense, view
+from defenses.nets import training as trainings
+from defenses.nets import zoo
+
+
+def fits(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the network or its training cannot be as asked."""
+    zoo.check(
+        params["net"],
+        shape,
+        width=params["width"],
+        hidden=params["hidden"],
+        first_kernel=params["first_kernel"],
+    )
+    trainings.check(params)
+
+
+@defense(
+    "cnn",
+    readouts=("last",),
+    version=1,
+    aliases=dict.fromkeys(("e2e_last", "e2e_avg", "sum", "bpda"), "first"),
+    check=fits,
+)
+class Cnn(nn.Module):
+    """A plain network of CNN-F's layers, trained as usual or on attacked images.
+
+    Defaults are the paper's for net B.2 on Fashion-MNIST. WRN-40-2 on CIFAR-10: 500 epochs, radius
+    0.0315, inner steps of 0.01, `augment`, `drop_last` off. Net B.1: standard training, 30 epochs.
+    Radius and step are in [0, 1] units, half of what the released code writes for [-1, 1].
+
+    Adversarial training has SGD with `momentum`, gradients clipped to the norm `clip` and a learning
+    rate that falls polynomially (power 0.9) from `lr`, by default 0.05; standard training has Adam at a
+    constant `lr`, by default 0.001. The paper does not state the loss of the adversarially trained
+    twin: here it is the cross-entropy of the attacked images alone (Madry et al. 2018,
+    arXiv:1706.06083), which the released trainer computes without cycles and clean images.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        net: zoo.Net = "b2",
+        width: float = 1.0,
+        hidden: tuple[int, ...] | None = None,
+        first_kernel: Literal[1, 3] = 3,
+        training: Literal["adversarial", "standard"] = "adversarial",
+        epochs: int = 200,
+        batch: int = 256,
+        drop_last: bool = True,
+        augment: bool = False,
+        lr: float | None = None,
+        weight_decay: float = 5e-4,
+        momentum: float = 0.9,
+        clip: float = 0.5,
+        radius: float = 0.1,
+        inner: Use = trainings.PGD,
+    ) -> None:
+        super().__init__()
+        self.network = zoo.build(net, shape, width=width, hidden=hidden, first_kernel=first_kernel)
+        self.recipe = trainings.Recipe(
+            training=training,
+            epochs=epochs,
+            batch=batch,
+            drop_last=drop_last,
+            augment=augment,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            clip=clip,
+            radius=radius,
+            inner=inner,
+        )
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Train on the split, or on its images attacked anew in every step."""
+        trainings.train(self, self.network, fitting, self.recipe, self.loss)
+
+    def loss(self, clean: Images, attacked: Images | None, y: Labels) -> Tensor:
+        """Return the cross-entropy of the attacked images, of the clean ones where there are none."""
+        return cross_entropy(self.network(clean if attacked is None else attacked), y)
+
+    @view("first", reads=("last",))
+    def first(self) -> View:
+        """Look at the logits."""
+        return View(self.network)
+
+    @torch.no_grad()
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer by the logits' arg-max."""
+        return Decision.of(self.network(x))

@@ -1,0 +1,313 @@
+"""The operators of CNN-F (Huang et al. 2020, arXiv:2007.09200), forward and in feedback.
+
+A layer keeps nothing between calls. What the feedback needs of a forward pass is its *state*; what the
+next forward pass needs of the feedback is what the layer has *seen*. Both are handed around, so that
+gradients flow through them and no answer depends on an earlier one.
+"""
+
+import math
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.functional import (
+    conv2d,
+    conv_transpose2d,
+    linear,
+    max_pool2d,
+    max_unpool2d,
+    relu,
+)
+
+EPSILON = 1e-8
+"""What is added to the mean square before the root, in every normalisation."""
+
+
+class Rule(NamedTuple):
+    """How passes after the first are made."""
+
+    eta: float = 0.1
+    """Step of the online update: how far a pre-activation moves to the feedback."""
+    temperature: float | None = None
+    """None: exact gradients almost everywhere. Else the backward pass sees masks as sigmoids."""
+    head: Literal["max", "tanh"] = "max"
+    """With a temperature: what the backward pass sees of a normalisation that only leaves signs."""
+
+
+class Gate(NamedTuple):
+    """State of an AdaReLU: which units are open."""
+
+    open: Tensor
+    """0 or 1, in the dtype of the features."""
+    soft: Tensor | None
+    """The same as a sigmoid, for the backward pass of a smoothed rule."""
+
+
+class Choice(NamedTuple):
+    """State of an AdaPool: which position of each 2x2 cell was taken."""
+
+    place: Tensor
+    """int64: the position in the plane, as `max_pool2d` gives it."""
+    weight: Tensor | None
+    """0 where the feedback was 0 and nothing was taken, else 1; None: 1 everywhere."""
+    soft: tuple[Tensor, Tensor, Tensor] | None
+    """Of a smoothed rule: positions of maximum and minimum, and the soft weight of the maximum."""
+
+
+class Gates(NamedTuple):
+    """State of a residual block: its two units."""
+
+    first: Gate
+    second: Gate
+
+
+State: TypeAlias = Gate | Gates | Choice | None
+Seen: TypeAlias = Tensor | tuple[Tensor, Tensor] | None
+
+
+class Layer(nn.Module):
+    """An operator with a forward and a feedback form; calling it is the feed-forward network's form."""
+
+    def advance(self, x: Tensor, seen: Seen, rule: Rule) -> tuple[Tensor, State]:
+        """Return the output and the state; `seen` is None in the first pass."""
+        return self(x), None
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return the feedback at the input, and what the layer has seen, for `u` at the output."""
+        return u, None
+
+
+class Conv(Layer):
+    """A convolution without bias; in feedback, the transposed one with the same weight.
+
+    Sides must be even where the stride is 2.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
+        nn.init.normal_(self.weight, std=math.sqrt(2 / (kernel * kernel * outputs)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, outputs, H / stride, W / stride)."""
+        return conv2d(channels_last(x), self.weight, stride=self.stride, padding=self.weight.shape[-1] // 2)
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return (N, inputs, H, W)."""
+        back = conv_transpose2d(
+            channels_last(u),
+            self.weight,
+            stride=self.stride,
+            padding=self.weight.shape[-1] // 2,
+            output_padding=self.stride - 1,
+        )
+        return back, None
+
+
+class Linear(Layer):
+    """A linear map with bias; in feedback, the transposed one, without."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, outputs)."""
+        return linear(x, self.weight, self.bias)
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return (N, inputs)."""
+        return u @ self.weight, None
+
+
+class Norm(Layer):
+    """`normalise`, then a bias for each channel; the feedback passes unchanged."""
+
+    def __init__(self, channels: int, epsilon: float = EPSILON) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape, (N, C, H, W)."""
+        return torch.addcmul(self.bias.view(-1, 1, 1), x, scale(x, self.epsilon))
+
+
+class FeedbackNorm(Layer):
+    """`normalise` in feedback; the forward pass goes through unchanged.
+
+    `constant`: below an average pooling every channel is constant, and all that is left of it is its
+    sign. A smoothed rule replaces that in the backward pass.
+    """
+
+    def __init__(self, epsilon: float = EPSILON, *, constant: bool = False) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return the same shape, (N, C, H, W)."""
+        back = normalise(u, self.epsilon)
+        if rule.temperature is None or not self.constant:
+            return back, None
+        if rule.head == "tanh":
+            return straight(back, torch.tanh(u / rule.temperature)), None
+        peak = u.abs().amax((1, 2, 3), keepdim=True)
+        return straight(back, u / peak.clamp_min(torch.finfo(u.dtype).tiny)), None
+
+
+class AdaReLU(Layer):
+    """A unit that lets through what agrees in sign with its feedback; at first, a ReLU.
+
+    The output has the sign of the pre-activation, as in the released code: with the printed form,
+    which turns negative values over, the identity of the paper's lemma A.1 does not hold (D-05). A unit
+    whose feedback is exactly 0 is closed (D-07). The online update is made here and nowhere else
+    (D-46).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the ReLU of `x`."""
+        return relu(x)
+
+    def advance(self, x: Tensor, seen: Seen, rule: Rule) -> tuple[Tensor, State]:
+        """Move to the feedback by `eta`, then open the gate where both agree in sign."""
+        if seen is None:
+            out = relu(x)
+            soft = None if rule.temperature is None else torch.sigmoid(x / rule.temperature)
+            return out, Gate(out.detach().sign(), soft)
+        assert isinstance(seen, Tensor)
+        x = torch.lerp(x, seen, rule.eta)
+        agreement = x.detach() * seen.detach() if rule.temperature is None else x * seen
+        soft = None if rule.temperature is None else torch.sigmoid(agreement / rule.temperature)
+        # sign and ReLU of floats: on a CPU several times as fast as a comparison.
+        gate = Gate(agreement.detach().sign().relu_(), soft)
+        return gated(x, gate), gate
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return `u` where the gate is open; `u` itself is what was seen."""
+        assert isinstance(state, Gate)
+        return gated(u, state), u
+
+
+class AdaPool(Layer):
+    """Pooling of 2x2 cells: the maximum where the feedback is positive, the minimum where negative.
+
+    Where it is exactly 0 nothing is taken (D-07). One position of each cell is taken (D-47); the
+    feedback goes back to it, with the signs that chose it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maximum of each cell, (N, C, H / 2, W / 2)."""
+        return max_pool2d(x, 2)
+
+    def advance(self, x: Tensor, seen: Seen, rule: Rule) -> tuple[Tensor, State]:
+        """Return the chosen value of each cell, and the choice."""
+        if seen is None:
+            out, place = max_pool2d(x, 2, return_indices=True)
+            return out, Choice(place, None, None)
+        assert isinstance(seen, Tensor)
+        sign = seen.detach().sign()
+        # The minimum is the maximum of the negated cell, so that one pooling finds both.
+        signed = (_cells(x) * sign[:, :, :, None, :, None]).flatten(4).flatten(2, 3)
+        peak, place = max_pool2d(signed, 2, return_indices=True)
+        out, weight = peak * sign, sign.abs()
+        if rule.temperature is None:
+            return out, Choice(place, weight, None)
+        (high, top), (low, bottom) = (max_pool2d(each, 2, return_indices=True) for each in (x, -x))
+        # Of two values f the chance of exp(f g / temperature), as the gate's sigmoid is of f and 0.
+        chance = torch.sigmoid(seen * (high + low) / rule.temperature)
+        out = straight(out, chance * high - (1 - chance) * low)
+        return out, Choice(place, weight, (top, bottom, chance))
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return `u` at the positions taken, zero elsewhere; `u` itself is what was seen."""
+        assert isinstance(state, Choice)
+        back = max_unpool2d(u if state.weight is None else u * state.weight, state.place, [2, 2])
+        if state.soft is not None:
+            top, bottom, chance = state.soft
+            soft = max_unpool2d(u * chance, top, [2, 2]) + max_unpool2d(u * (1 - chance), bottom, [2, 2])
+            back = straight(back, soft)
+        return back, u
+
+
+class AveragePool(Layer):
+    """The mean of each plane; in feedback, its copy at every position (not divided by their number)."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, 1, 1)."""
+        return x.mean((2, 3), keepdim=True)
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return (N, C, H, W)."""
+        return channels_last(u.expand(-1, -1, *self.size)), None
+
+
+class Flatten(Layer):
+    """Planes to one vector, and back."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.size = channels, height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C * H * W)."""
+        return x.flatten(1)
+
+    def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
+        """Return (N, C, H, W)."""
+        return channels_last(u.reshape(-1, *self.size)), None
+
+
+def scale(u: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Return one over the root mean square of each plane, (N, C, 1, 1)."""
+    return u.square().mean((2, 3), keepdim=True).add(epsilon).rsqrt()
+
+
+def normalise(u: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Return each plane of (N, C, H, W) over its root mean square; no mean is taken off (D-01)."""
+    return u * scale(u, epsilon)
+
+
+def gated(x: Tensor, gate: Gate) -> Tensor:
+    """Return `x` where the gate is open, 0 elsewhere."""
+    out = x * gate.open
+    return out if gate.soft is None else straight(out, x * gate.soft)
+
+
+def straight(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return `hard`, with the gradient of `soft` (BPDA, Athalye et al. 2018, arXiv:1802.00420)."""
+    out: Tensor = _Straight.apply(hard.detach(), soft)
+    return out
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.view_as(hard)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x` laid out channel by channel within a pixel: on a CPU, what convolution is fast at."""
+    return x if x.is_cuda else x.to(memory_format=torch.channels_last)
+
+
+def _cells(x: Tensor) -> Tensor:
+    """Return a view (N, C, H / 2, 2, W / 2, 2) of planes as 2x2 cells."""
+    count, channels, height, width = x.shape
+    return x.view(count, channels, height // 2, 2, width // 2, 2)
