@@ -1,0 +1,1 @@
+"""The attacks that come with the benchmark, one file each."""

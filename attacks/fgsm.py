@@ -1,12 +1,19 @@
 """Fast gradient sign method (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
+from typing import Any
+
 import torch
 from torch import autograd
 
-from bench import Crafted, Images, Labels, Randomness, Threat, View, attack, objective
+from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, objective
 
 
-@attack("fgsm", norms={"linf"}, version=1)
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    if not 0 < params["fraction"] <= 1:
+        raise InputError(f"fraction must be above 0 and at most 1, not {params['fraction']:g}")
+
+
+@attack("fgsm", norms={"linf"}, version=1, check=_check)
 def fgsm(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, fraction: float = 1.0
 ) -> Crafted:

@@ -1,12 +1,33 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083), in the linf and the l2 ball."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autograd
 
-from bench import Crafted, Images, Labels, Loss, Randomness, Threat, View, attack, objective, succeeded
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Loss,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+    objective,
+    succeeded,
+)
+
+
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    for name in ("steps", "restarts"):
+        if params[name] < 1:
+            raise InputError(f"{name} must be 1 or more, not {params[name]}")
+    if params["step"] is not None and not params["step"] > 0:
+        raise InputError(f"step must be a length above 0, not {params['step']:g}")
 
 
 def _doubts(
@@ -19,7 +40,7 @@ def _doubts(
     return None
 
 
-@attack("pgd", norms={"linf", "l2"}, version=1, doubts=_doubts)
+@attack("pgd", norms={"linf", "l2"}, version=1, doubts=_doubts, check=_check)
 def pgd(
     view: View,
     x: Images,
@@ -45,7 +66,7 @@ def pgd(
     Notes: ``flat``, where the gradient at the first step of a restart was exactly zero, and
     ``nonfinite``, where a gradient was not finite; neither moves a pixel.
     """
-    length = 2.5 * threat.radius / max(steps, 1) if step is None else step
+    length = 2.5 * threat.radius / steps if step is None else step
     stop = drop and view.final
     record = _Record(x)
     rows = torch.arange(len(x), device=x.device)

@@ -7,11 +7,34 @@ how its work may be cut, and is known before its parameters are.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import Crafted, Images, Labels, Loss, Randomness, Threat, View, attack, objective, succeeded
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Loss,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+    objective,
+    succeeded,
+)
+
+
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    for name in ("steps", "samples"):
+        if params[name] < 1:
+            raise InputError(f"{name} must be 1 or more, not {params[name]}")
+    for name in ("delta", "lr"):
+        if not params[name] > 0:
+            raise InputError(f"{name} must be above 0, not {params[name]:g}")
 
 
 def _doubts(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None:
@@ -21,7 +44,7 @@ def _doubts(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None
     return None
 
 
-@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts)
+@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts, check=_check)
 def spsa(
     view: View,
     x: Images,
@@ -65,7 +88,15 @@ def spsa(
     return Crafted(images, {"flat": flat})
 
 
-@attack("spsa-released", norms={"linf"}, version=1, access="score", keyed="shard", doubts=_doubts)
+@attack(
+    "spsa-released",
+    norms={"linf"},
+    version=1,
+    access="score",
+    keyed="shard",
+    doubts=_doubts,
+    check=_check,
+)
 def spsa_released(
     view: View,
     x: Images,
