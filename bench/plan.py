@@ -362,10 +362,6 @@ class Planner:
                     f"but the defenses are fitted on {tuple(fitted.shape[:3])}"
                 )
             for attack in task.attacks or suite.attacks:
-                attack_entry = suite.attacks[attack].entry
-                assert isinstance(attack_entry, AttackEntry)
-                if task.threat.norm not in attack_entry.norms:
-                    continue
                 for seed in task.seeds:
                     train = self.train(defense, fitted, seed)
                     for serve in suite.serves[defense]:
@@ -473,6 +469,8 @@ class Planner:
         entry = filled.entry
         assert isinstance(entry, AttackEntry)
         origin = self.suite.model.attacks[attack].source
+        if coordinates["norm"] not in entry.norms:
+            return Skip(coordinates, f"{entry.name} is made for {', '.join(sorted(entry.norms))}")
         if math.isinf(radius) and entry.budget == "radius" and entry.access != "none":
             return Skip(coordinates, f"{entry.name} needs a radius")
         classes = train.data.shape.classes

@@ -331,7 +331,7 @@ def _check_attacks(suite: Suite) -> None:
             continue
         place = ("attacks", name, "source")
         known(suite.at(*place, "defense"), "defense", use.source.defense, suite.defenses)
-        find_view(suite, place, use.source.view, [use.source.defense])
+        find_view(suite, (*place, "view"), use.source.view, [use.source.defense])
         if entry.access in ("none", "decision"):
             raise InputError(
                 f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "
@@ -351,11 +351,11 @@ def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[st
             offers[name] = found
     if not offers:
         raise InputError(
-            f"{suite.at(*place, 'view')}: no view {choice.use!r} in {', '.join(defenses)}"
+            f"{suite.at(*place)}: no view {choice.use!r} in {', '.join(defenses)}"
             f"{did_you_mean(choice.use, set(names))}"
         )
     for found in offers.values():
-        suite.document.check(found.schema, choice.params, *place, "view")
+        suite.document.check(found.schema, choice.params, *place)
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:
@@ -379,7 +379,7 @@ def _check_task(suite: Suite, position: int) -> None:
         known(suite.at(*place, "readouts"), "read-out", readout, readouts)
     for choice in task.views or ():
         for use in {expanded(choice, readout).use for readout in task.readouts or readouts}:
-            find_view(suite, place, choice.model_copy(update={"use": use}), defenses)
+            find_view(suite, (*place, "views"), choice.model_copy(update={"use": use}), defenses)
     norm = task.threat.norm
     for name in task.attacks or list(suite.attacks):
         entry = suite.attacks[name].entry

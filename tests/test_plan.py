@@ -1,0 +1,256 @@
+"""Cells, jobs and keys: what is shared, what is skipped, what a name depends on."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench import plan as planning
+from bench import spec
+from bench.errors import InputError
+from bench.plan import Craft, Evaluate, Plan, Train
+
+BASE: dict[str, Any] = {
+    "data": {"digits": {"name": "digits", "split": "test", "shard": 120}},
+    "defenses": {"cnn": {"use": "cnn", "epochs": 1}, "cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2}},
+    "attacks": {
+        "clean": {"use": "none"},
+        "pgd": {"use": "pgd", "steps": 3},
+        "transfer": {"use": "pgd", "steps": 3, "source": {"defense": "cnn", "view": "first"}},
+    },
+    "tasks": [
+        {
+            "data": "digits",
+            "threat": {"norm": "linf", "radius": "1/10"},
+            "views": ["first", "e2e_{readout}"],
+        }
+    ],
+}
+
+
+def made(folder: Path, **changes: Any) -> Plan:
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump({**BASE, **changes}))
+    return planning.make(spec.load(path))
+
+
+def jobs(plan: Plan, kind: type) -> list[Any]:
+    return [job for job in plan.graph() if isinstance(job, kind)]
+
+
+def crafts(plan: Plan, **coordinates: Any) -> set[str]:
+    return {
+        craft.key
+        for cell in plan.cells
+        if all(cell.coordinates[name] == value for name, value in coordinates.items())
+        for craft in cell.job.crafts
+    }
+
+
+def test_pgd_on_first_is_crafted_once_for_both_readouts(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    last = crafts(plan, defense="cnnf", attack="pgd", view="first", readout="last")
+    average = crafts(plan, defense="cnnf", attack="pgd", view="first", readout="avg")
+    assert last == average
+    assert len(last) == 3  # 360 images in shards of 120
+
+
+def test_a_feed_forward_nets_e2e_is_its_first(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    assert crafts(plan, defense="cnn", attack="pgd", view="first") == crafts(
+        plan, defense="cnn", attack="pgd", view="e2e_last"
+    )
+
+
+def test_an_attack_may_stop_early_only_where_winning_is_winning(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    final = {
+        (cell.coordinates["defense"], cell.coordinates["view"], cell.coordinates["readout"]): cell.facts[
+            "final"
+        ]
+        for cell in plan.cells
+        if cell.coordinates["attack"] == "pgd"
+    }
+    assert final["cnn", "first", "last"]
+    assert not final["cnnf", "first", "last"]
+    assert final["cnnf", "e2e_last", "last"]
+    assert final["cnnf", "e2e_avg", "avg"]
+    assert not any(cell.facts["final"] for cell in plan.cells if cell.coordinates["attack"] == "transfer")
+
+
+def test_e2e_last_scored_on_avg_is_another_craft_than_on_last(tmp_path: Path) -> None:
+    task = {**BASE["tasks"][0], "views": ["e2e_last"], "attacks": ["pgd"]}
+    plan = made(tmp_path, tasks=[task])
+    own = crafts(plan, defense="cnnf", readout="last")
+    assert own.isdisjoint(crafts(plan, defense="cnnf", readout="avg"))
+
+
+def test_clean_is_crafted_once_for_all_defenses(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    assert crafts(plan, attack="clean", defense="cnn") == crafts(plan, attack="clean", defense="cnnf")
+
+
+def test_a_source_that_is_its_own_victim_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    own = [skip for skip in plan.skips if skip.coordinates["attack"] == "transfer"]
+    assert {skip.coordinates["defense"] for skip in own} == {"cnn"}
+    assert {skip.reason for skip in own} == {"the source is its own victim"}
+
+
+def test_served_parameters_share_the_training_and_ignored_ones_the_crafts(tmp_path: Path) -> None:
+    defenses = {"cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2, "serve": {"cycles": [0, 1, 2]}}}
+    attacks = {name: BASE["attacks"][name] for name in ("clean", "pgd")}
+    plan = made(tmp_path, defenses=defenses, attacks=attacks)
+    assert len(jobs(plan, Train)) == 1
+    per_cycles = [
+        crafts(plan, attack="pgd", view="first", **{"serve.cycles": cycles}) for cycles in (0, 1, 2)
+    ]
+    assert per_cycles[0] == per_cycles[1] == per_cycles[2]
+    e2e = [crafts(plan, attack="pgd", view="e2e_last", **{"serve.cycles": cycles}) for cycles in (0, 1, 2)]
+    assert len(set.union(*e2e)) == 9
+    # Serving what was trained is the same as serving nothing.
+    plain = made(tmp_path, defenses={"cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2}}, attacks=attacks)
+    assert e2e[2] == crafts(plain, attack="pgd", view="e2e_last")
+
+
+def test_targets_are_coordinates_of_the_craft(tmp_path: Path) -> None:
+    attacks = {"others": {"use": "pgd", "targets": "others"}, "random": {"use": "pgd", "targets": "random"}}
+    plan = made(tmp_path, attacks=attacks)
+    found = {cell.coordinates["target"] for cell in plan.cells}
+    assert found == {*range(1, 10), "random"}
+    assert crafts(plan, target=1).isdisjoint(crafts(plan, target=2))
+
+
+def test_a_limit_takes_a_prefix_and_a_second_way_to_ask_is_refused(tmp_path: Path) -> None:
+    task = BASE["tasks"][0]
+    plan = made(tmp_path, tasks=[{**task, "limit": 130}])
+    slices = {(craft.start, craft.stop) for craft in jobs(plan, Craft)}
+    assert slices == {(0, 120), (120, 130)}
+    with pytest.raises(InputError, match="second time"):
+        made(tmp_path, tasks=[task, {**task, "limit": 130}])
+
+
+def test_a_view_of_another_space_is_skipped(tmp_path: Path) -> None:
+    plan = made(
+        tmp_path,
+        defenses={"linear": {"use": "toy/linear"}},
+        attacks={"pgd": {"use": "pgd"}},
+        tasks=[{**BASE["tasks"][0], "views": ["logits", "code"]}],
+    )
+    assert {cell.coordinates["view"] for cell in plan.cells} == {"logits"}
+    assert {skip.reason for skip in plan.skips} == {"pgd searches pixel space, view 'code' is inversion"}
+
+
+def test_an_attack_that_needs_a_radius_is_skipped_without_one(tmp_path: Path) -> None:
+    plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf"}}])
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
+    assert "pgd needs a radius" in {skip.reason for skip in plan.skips}
+
+
+def test_an_attack_without_a_radius_is_run_once_for_all_radii(tmp_path: Path) -> None:
+    plan = made(
+        tmp_path,
+        defenses={"linear": {"use": "toy/linear"}},
+        attacks={"minimal": {"use": "toy/minimal"}},
+        tasks=[{"data": "digits", "threat": {"norm": "l2", "radius": [0.5, 1.0]}, "views": ["logits"], "readouts": ["plain"]}],
+    )  # fmt: skip
+    assert len(plan.cells) == 2
+    assert len({cell.job.key for cell in plan.cells}) == 1
+
+
+def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Path) -> None:
+    def keys(**changes: Any) -> set[str]:
+        return {cell.job.key for cell in made(tmp_path, **changes).cells}
+
+    same = keys()
+    renamed = {
+        "classic": BASE["attacks"]["clean"],
+        "attack": BASE["attacks"]["pgd"],
+        "t": BASE["attacks"]["transfer"],
+    }
+    assert keys(attacks=renamed) == same
+    filled = {**BASE["attacks"], "pgd": {"use": "pgd", "steps": 3, "restarts": 1, "loss": "ce"}}
+    assert keys(attacks=filled) == same
+    task = BASE["tasks"][0]
+    assert keys(tasks=[{**task, "threat": {"norm": "linf", "radius": 0.1}}]) == same
+    assert keys(tasks=[{**task, "threat": {"norm": "linf", "radius": 0.11}}]) != same
+    assert keys(tasks=[{**task, "seeds": [1]}]).isdisjoint(same)
+    smaller = {"digits": {**BASE["data"]["digits"], "resize": 16}}
+    assert keys(data=smaller).isdisjoint(same)
+
+
+def test_the_key_scheme_is_frozen() -> None:
+    # If this fails, every stored result gets another name: raise SCHEME and say so in the changelog.
+    assert (
+        planning.key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None})
+        == "23095e106d85aa6282febdb583a3f952"
+    )
+
+
+def test_a_parameter_that_names_code_enters_by_content(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten()\n")
+    defenses = {"mine": {"use": "module", "build": "mine:build"}}
+    task = {**BASE["tasks"][0], "views": None}
+    attacks = {"clean": BASE["attacks"]["clean"]}
+    before = jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key
+    (tmp_path / "mine.py").write_text(
+        "import torch\n# a comment\ndef build():\n    return torch.nn.Flatten()\n"
+    )
+    assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key == before
+    (tmp_path / "mine.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten(1)\n")
+    assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key != before
+
+
+def test_parts_are_edges_of_the_graph(tmp_path: Path) -> None:
+    plan = made(
+        tmp_path,
+        defenses={"linear": {"use": "toy/linear"}, "top": {"use": "toy/stacked", "base": "linear"}},
+        attacks={"clean": {"use": "none"}},
+        tasks=[{**BASE["tasks"][0], "views": None, "defenses": ["top"]}],
+    )
+    trainings = jobs(plan, Train)
+    top = next(job for job in trainings if job.defense.name == "toy/stacked")
+    assert [part.defense.name for part in plan.graph()[top]] == ["toy/linear"]
+
+
+def test_jobs_travel_to_other_processes_with_their_keys(tmp_path: Path) -> None:
+    import pickle
+
+    plan = made(tmp_path)
+    for job in plan.graph():
+        assert pickle.loads(pickle.dumps(job)).key == job.key
+
+
+def test_ten_thousand_cells_are_planned_in_little_time(tmp_path: Path) -> None:
+    task = {**BASE["tasks"][0], "seeds": list(range(460)), "threat": {"norm": "linf", "radius": [0.1, 0.2]}}
+    begun = time.process_time()
+    plan = made(tmp_path, tasks=[task])
+    json.dumps(plan.manifest())
+    spent = time.process_time() - begun
+    assert len(plan.cells) >= 10_000
+    assert len(jobs(plan, Evaluate)) > 5_000
+    # Measured at about a second (tests/benchmarks); ten times that is a mistake of the planner's.
+    assert spent < 15
+
+
+def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> None:
+    from bench.sources import code_digest
+
+    path = tmp_path / "code.py"
+    path.write_text('"""One."""\ndef f():\n    """Two."""\n    return 1\n')
+    before = code_digest(path)
+    path.write_text('"""Other."""\n\n\ndef f():  # why\n    return 1\n\n')
+    assert code_digest(path) == before
+    path.write_text("def f():\n    return 2\n")
+    assert code_digest(path) != before
+
+
+def test_planning_imports_no_attack_library() -> None:
+    code = "import sys, bench.plan, bench.registry as r; r.discover(); print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,121 @@
+"""A suite is checked before anything runs, and each complaint names its place and the nearest right thing."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import plan as planning
+from bench import spec
+from bench.errors import InputError
+
+GOOD = """
+data:
+  digits: {name: digits, split: test, shard: 120}
+defenses:
+  linear: {use: toy/linear, epochs: 1}
+attacks:
+  clean: {use: none}
+  pgd: {use: pgd, steps: 3}
+tasks:
+  - data: digits
+    threat: {norm: linf, radius: 8/255}
+    views: [logits]
+tables:
+  1:
+    title: A table
+    rows: [defense, readout]
+    columns: [attack]
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_suite_is_read(tmp_path: Path) -> None:
+    suite = spec.load(write(tmp_path, GOOD))
+    assert suite.model.tasks[0].threat.radius == [8 / 255]
+    assert suite.attacks["pgd"].params["steps"] == 3
+    assert suite.attacks["pgd"].params["restarts"] == 1
+    assert list(suite.model.tables) == ["1"]
+
+
+BAD = [
+    # what is replaced, by what, and what the message must contain
+    ("steps: 3", "restart: 3", ["suite.yaml:8", "attacks.pgd.restart", "did you mean 'restarts'"]),
+    ("use: pgd,", "use: pgdd,", ["suite.yaml:8", "unknown attack 'pgdd'", "did you mean 'pgd'"]),
+    ("use: toy/linear", "use: toy/liner", ["suite.yaml:5", "did you mean 'toy/linear'"]),
+    ("norm: linf", "norm: l7", ["suite.yaml:11", "tasks[0].threat.norm", "l7"]),
+    ("{norm: linf, radius: 8/255}", "{norm: l0}\n    attacks: [pgd]", ["suite.yaml:11", "made for", "linf", "not 'l0'"]),
+    ("radius: 8/255", "radius: -1", ["suite.yaml:11", "tasks[0].threat.radius", "above 0", "-1"]),
+    ("radius: 8/255", "radius: 8/0", ["suite.yaml:11", "8/0", "fraction"]),
+    ("radius: 8/255", "radius: true", ["suite.yaml:11", "number"]),
+    ("views: [logits]", "views: [logit]", ["suite.yaml:12", "no view 'logit'", "did you mean 'logits'"]),
+    ("    views: [logits]", "    veiws: [logits]", ["suite.yaml:12", "did you mean 'views'"]),
+    ("- data: digits", "- data: digit", ["suite.yaml:10", "unknown data 'digit'", "did you mean 'digits'"]),
+    ("steps: 3", "steps: three", ["suite.yaml:8", "attacks.pgd.steps", "three"]),
+    ("steps: 3", "steps: yes", ["suite.yaml:8", "attacks.pgd.steps", "whole number"]),
+    ("name: digits", "name: digitz", ["suite.yaml:3", "did you mean 'digits'"]),
+    ("tasks:\n", "tasks: []\nother:\n", ["suite.yaml"]),
+    ("epochs: 1}", "epochs: 1, serve: {treshold: 1}}", ["suite.yaml:5", "did you mean 'threshold'"]),
+    ("epochs: 1}", "epochs: 1, serve: {threshold: much}}", ["suite.yaml:5", "much"]),
+    ("columns: [attack]", "columns: [atack]", ["atack", "did you mean 'attack'"]),
+    ("defenses:\n  linear", "defenses:\n  linear: {use: toy/linear}\n  linear", ["suite.yaml:6", "stands twice", "line 5"]),
+    ("steps: 3", "steps: !!python/object/apply:os.system [ls]", ["suite.yaml:8", "python/object"]),
+    ("tasks:", "tasks: [", ["suite.yaml:", "not plain YAML"]),
+    ("pgd: {use: pgd,", "pgd: {use: pgd, source: {defense: liner, view: logits},", ["did you mean 'linear'"]),
+    ("clean: {use: none}", "clean: {use: none, source: {defense: linear, view: logits}}", ["no use for a source"]),
+    ("rows: [defense, readout]", "rows: [defense]", ["suite.yaml", "table '1' hides readout: ['plain', 'reject']"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "words"), BAD, ids=[new[:30] for _, new, _ in BAD])
+def test_bad_input_gets_one_clear_message(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
+    from bench import tables
+
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        suite = spec.load(path)
+        manifest = planning.make(suite).manifest()
+        for key in manifest["tables"]:
+            try:
+                tables.check(manifest, key)
+            except InputError as error:
+                raise InputError(f"{suite.at('tables', key)}: {error}") from None
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_missing_suite_names_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    with pytest.raises(InputError, match="no such file; did you mean 'suite.yaml'"):
+        spec.load(tmp_path / "suit.yaml")
+
+
+def test_the_inner_attack_is_checked_and_filled_in(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "linear: {use: toy/linear, epochs: 1}",
+        "linear: {use: cnn, training: adversarial, epochs: 1, inner: {use: pgd, steps: 2, step: 1/40}}",
+    ).replace("views: [logits]", "views: [first]")
+    suite = spec.load(write(tmp_path, text))
+    inner = suite.defenses["linear"].params["inner"]
+    assert inner["step"] == 1 / 40
+    assert inner["loss"] == "ce"
+    with pytest.raises(InputError, match="inner.stepz: unknown key; did you mean 'steps?'"):
+        spec.load(write(tmp_path, text.replace("steps: 2", "stepz: 2")))
+    with pytest.raises(InputError, match="unknown attack 'pgx'"):
+        spec.load(write(tmp_path, text.replace("{use: pgd, steps: 2", "{use: pgx, steps: 2")))
+
+
+def test_parts_must_exist_and_not_go_round(tmp_path: Path) -> None:
+    text = GOOD.replace("epochs: 1}", "epochs: 1}\n  top: {use: toy/stacked, base: linear}")
+    assert spec.load(write(tmp_path, text)).defenses["top"].params["base"] == "linear"
+    with pytest.raises(InputError, match="did you mean 'linear'"):
+        spec.load(write(tmp_path, text.replace("base: linear", "base: linera")))
+    with pytest.raises(InputError, match="circle"):
+        spec.load(write(tmp_path, text.replace("base: linear", "base: top")))

@@ -1,0 +1,242 @@
+"""Small defenses and attacks, registered for the tests: the first users of every mechanism.
+
+They carry what later defenses need (refusal, parts, served parameters, parameterised views, inversion)
+and what attacks do wrong (NaN, out of the box, out of the budget, a crash).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench import (
+    Crafted,
+    Decision,
+    Fitting,
+    Images,
+    Inversion,
+    Labels,
+    Part,
+    Randomness,
+    Shape,
+    Split,
+    Threat,
+    View,
+    attack,
+    defense,
+    succeeded,
+    view,
+)
+
+
+@defense("toy/linear", readouts=("plain", "reject"), version=1, served=("threshold",))
+class Linear(nn.Module):
+    """A linear classifier that can refuse what it is not sure of."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        epochs: int = 3,
+        lr: float = 0.5,
+        batch: int = 64,
+        threshold: float = 0.4,
+        fail: bool = False,
+        explode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.channels * shape.height * shape.width, shape.classes)
+        self.epochs, self.lr, self.batch = epochs, lr, batch
+        self.threshold, self.fail, self.explode = threshold, fail, explode
+
+    def logits(self, x: Images) -> Tensor:
+        return self.linear(x.flatten(1))
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        if self.fail:
+            raise ValueError("asked to fail")
+        optimiser = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        for epoch in fitting.epochs(self.epochs, self, optimiser):
+            for x, y, noise in epoch.batches(self.batch):
+                jitter = 0.01 * noise.normal(tuple(x.shape[1:])) + 0.01 * torch.randn(1)
+                loss = cross_entropy(self.logits(x + jitter), y)
+                if self.explode:
+                    loss = loss * float("inf")
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                epoch.report(loss)
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        decision = Decision.of(self.logits(x))
+        if readout == "reject":
+            decision = decision._replace(rejected=decision.score < self.threshold)
+        return decision
+
+    @view("logits", reads=("plain",), ignores=("threshold",))
+    def _logits(self) -> View:
+        return View(self.logits)
+
+    @view("scaled", ignores=("threshold",))
+    def _scaled(self, *, temperature: float = 2.0) -> View:
+        return View(lambda x: self.logits(x) / temperature)
+
+    @view("reject", reads=("reject",))
+    def _reject(self) -> View:
+        def logits(x: Tensor) -> Tensor:
+            scores = self.logits(x).log_softmax(1)
+            level = torch.full_like(scores[:, :1], self.threshold).log()
+            return torch.cat([scores, level], 1)
+
+        return View(logits, refusal=True)
+
+    @view("code", space="inversion")
+    def _code(self) -> View:
+        return Inversion(
+            self.logits,
+            invert=lambda x: x.flatten(1),
+            decode=lambda z: z.clamp(0, 1),
+            energy=lambda z, x: (z.flatten(1) - x.flatten(1)).square().sum(1),
+            classify=lambda z, x: self.linear(z.flatten(1)),
+        )
+
+
+@defense("toy/stacked", readouts=("plain",), version=1)
+class Stacked(nn.Module):
+    """A network that contains another defense of the suite, and starts from its weights."""
+
+    def __init__(self, shape: Shape, *, base: Part, scale: float = 3.0) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        before = {name: value.clone() for name, value in fitting.parts["base"].state_dict().items()}
+        for name, value in self.base.state_dict().items():
+            assert torch.equal(value, before[name]), "the part arrives fitted"
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        return Decision.of(self.scale * self.base.logits(x))
+
+    @view("logits", reads=("plain",))
+    def _logits(self) -> View:
+        return View(lambda x: self.scale * self.base.logits(x))
+
+
+@defense("toy/random", readouts=("plain",), version=1, random=True)
+class Coin(nn.Module):
+    """Answers differ from one ask to the next, and may be no number at all."""
+
+    def __init__(self, shape: Shape, *, nan: bool = False) -> None:
+        super().__init__()
+        self.classes, self.nan = shape.classes, nan
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        """Learn nothing."""
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        logits = torch.rand(len(x), self.classes)
+        return Decision.of(logits * float("nan") if self.nan else logits)
+
+    @view("logits")
+    def _logits(self) -> View:
+        return View(lambda x: torch.rand(len(x), self.classes) + 0 * x.flatten(1).sum(1, keepdim=True))
+
+
+def _push(view: View, x: Images, y: Labels) -> Tensor:
+    z = x.clone().requires_grad_()
+    loss = cross_entropy(view.logits(z), y, reduction="sum")
+    return torch.autograd.grad(loss, z)[0]
+
+
+@attack("toy/void", norms={"linf"}, version=1, access="none")
+def void(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "nan") -> Images:
+    """Do what is not allowed, to every second image."""
+    z = x.clone()
+    step = {"nan": float("nan"), "box": 5.0, "budget": 0.0, "rounding": 0.0}[how]
+    z[::2] = z[::2] + step
+    if how == "budget":
+        z[::2] = (z[::2] - 0.5).abs()
+    if how == "rounding":
+        z = (x + threat.radius + 5e-7).clamp(max=1)
+    return z
+
+
+@attack("toy/crash", norms={"linf"}, version=1)
+def crash(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "raise"
+) -> Images:
+    """Break in one way or another."""
+    if how == "shape":
+        return x[:, :, :-1]
+    if how == "kind":
+        return x.double()
+    raise ValueError("the attack is broken")
+
+
+@attack("toy/peek", norms={"linf"}, version=1, access="score")
+def peek(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Ask for gradients without the right to."""
+    _push(view, x, y)
+    return x
+
+
+@attack("toy/blind", norms={"linf"}, version=1, access="none")
+def blind(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Ask for logits without the right to."""
+    view.logits(x)
+    return x
+
+
+@attack("toy/minimal", norms={"l2"}, version=1, budget="distance")
+def minimal(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, steps: int = 40
+) -> Crafted:
+    """Walk along the gradient until the label changes, then halve the way: nearly the least move."""
+    direction = _push(view, x, y)
+    direction = direction / direction.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    low, high = torch.zeros(len(x)), torch.full((len(x),), 10.0)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        z = (x + middle.view(-1, 1, 1, 1) * direction).clamp(0, 1)
+        won = succeeded(view, view.logits(z), y)
+        low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+    z = (x + high.view(-1, 1, 1, 1) * direction).clamp(0, 1)
+    won = succeeded(view, view.logits(z), y)
+    return Crafted(torch.where(won.view(-1, 1, 1, 1), z, x), {"failed": ~won})
+
+
+@attack("toy/answers", norms={"linf"}, version=1, access="decision")
+def answers(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, tries: int = 4) -> Images:
+    """Try random corners, with nothing but the read-out's answers."""
+    best = x.clone()
+    for _ in range(tries):
+        z = threat.project(x, x + threat.radius * noise.signs(tuple(x.shape[1:])))
+        won = succeeded(view, view.logits(z), y)
+        best[won] = z[won]
+    return best
+
+
+@attack("toy/code", norms={"linf"}, version=1, space="inversion")
+def code(view: Inversion, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Step through the code of the inversion."""
+    z = view.invert(x).requires_grad_()
+    loss = cross_entropy(view.classify(z, x), y, reduction="sum") - 0.01 * view.energy(z, x).sum()
+    (gradient,) = torch.autograd.grad(loss, z)
+    moved = view.decode(z.detach() + threat.radius * gradient.sign())
+    return threat.project(x, moved.view_as(x))
+
+
+@attack("toy/towards", norms={"linf"}, version=1)
+def towards(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Step towards the target."""
+    assert view.target is not None
+    z = x.clone().requires_grad_()
+    loss = cross_entropy(view.logits(z), view.target, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, z)
+    return threat.project(x, x - threat.radius * gradient.sign())
+
+
+@attack("toy/common", norms={"linf"}, version=1, keyed="shard", access="none")
+def common(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Add one random sign pattern to the whole shard."""
+    return threat.project(x, x + threat.radius * noise.shared().signs(tuple(x.shape[1:])))
