@@ -219,7 +219,7 @@ class DefenseEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry(Entry):
-    """Where examples come from: called with a split and `bench.data.Places`, returns a `bench.data.Source`."""
+    """Where examples come from: called with a split and `Places`, returns a `Source` (`bench.examples`)."""
 
 
 E = TypeVar("E", bound=Entry)
