@@ -2,7 +2,9 @@
 
 Success means: accepted, and wrong (or, with a target, accepted and the target). A refusal is never a
 success. Logits of several points for each example come copy after copy, (copies * N, K), beside
-labels (N,): the answers are then (copies * N,) in the same order.
+labels (N,): the answers are then (copies * N,) in the same order. A view that answers several times,
+at random or pass after pass, gives (T, copies * N, K): losses are averaged over T, and the answer is
+that of the mean logits.
 """
 
 import math
@@ -19,6 +21,8 @@ Loss: TypeAlias = Literal["ce", "margin", "dlr"]
 
 def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
     """Return bool (copies * N,): whether each answer is a win. Logits that are not finite are none."""
+    if logits.dim() == 3:
+        logits = logits.mean(0)
     label = logits.argmax(1)
     won = label != _copied(y, logits) if view.target is None else label == _copied(view.target, logits)
     if view.refusal:
@@ -37,6 +41,8 @@ def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tenso
     target (eq. 7, which it equals until the example is broken). Where there are too few classes for
     eq. 7, eq. 6 takes its place, and below three classes, the margin.
     """
+    if logits.dim() == 3:
+        return objective(view, logits.flatten(0, 1), y, loss).view(logits.shape[:2]).mean(0)
     match loss:
         case "ce":
             if view.target is not None:

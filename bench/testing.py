@@ -1,0 +1,488 @@
+"""What authors of attacks and defenses call in their own tests: `check_attack` and `check_defense`.
+
+Both raise AssertionError with a sentence. `check_attack` plays on a `Halfspace`, where the nearest
+wrong image is known exactly, and through the same watch as in a run.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, autograd, nn
+
+from bench.losses import objective
+from bench.noise import Noise
+from bench.outcomes import OUTCOME_COLUMNS
+from bench.protocols import (
+    Crafted,
+    Decision,
+    Fitting,
+    Images,
+    Inversion,
+    Labels,
+    Norm,
+    Shape,
+    Split,
+    Threat,
+    View,
+    identity,
+)
+from bench.referee import Meter, answers_only, blindfold, watch
+from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, arguments, discover, view
+
+ROUNDING = 1e-6
+"""How far, per value, an image may lie beyond the box or the budget."""
+
+
+class Halfspace(nn.Module):
+    """A linear classifier: label 1 where <w, x> + b > 0, label 0 elsewhere, and no other label ever.
+
+    Its plane goes through the grey image. All of `least` is exact, the box included.
+    """
+
+    def __init__(self, shape: Shape, *, seed: int = 0) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        size = torch.empty(shape[:3]).uniform_(0.2, 1.0, generator=draw)
+        sign = torch.empty(shape[:3]).bernoulli_(0.5, generator=draw) * 2 - 1
+        self.weight = nn.Parameter(size * sign)
+        self.bias = nn.Parameter(-0.5 * self.weight.detach().sum())
+        self.classes = shape.classes
+
+    def margin(self, x: Images) -> Tensor:
+        """Return <w, x> + b, (N,): above 0 for label 1."""
+        # Example by example, in one order: a matrix product may sum otherwise in another batch.
+        return (x * self.weight.to(x.dtype)).flatten(1).sum(1) + self.bias.to(x.dtype)
+
+    def forward(self, x: Images) -> Tensor:
+        """Return logits (N, K): half the margin for 1, minus that for 0, the others far below."""
+        half = self.margin(x) / 2
+        others = [torch.full_like(half, -20.0 - each) for each in range(self.classes - 2)]
+        return torch.stack([-half, half, *others], dim=1)
+
+    @view("logits", reads=("label",))
+    def logits(self) -> View:
+        """Look at the logits."""
+        return View(self)
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Learn nothing."""
+
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer with the arg-max."""
+        return Decision.of(self(x))
+
+    @torch.no_grad()
+    def least(self, x: Images, norm: Norm) -> Tensor:
+        """Return how far each image is from the nearest point on the plane, (N,); infinite where the
+        box keeps it from there.
+        """
+        margin, start = self.margin(x.double()), x.double().flatten(1)
+        weight = self.weight.detach().double().flatten().expand_as(start)
+        gain, need = weight.abs(), margin.abs()[:, None]
+        # The way to the box's side that every pixel has in the direction that helps.
+        room = torch.where((weight > 0) ^ (margin > 0)[:, None], 1 - start, start)
+        match norm:
+            case "linf" | "l2":
+                # The best move is min(t * speed, room) for some t, and what it gains is concave in t.
+                speed = torch.ones_like(gain) if norm == "linf" else gain
+                order = (room / speed).argsort(1)
+                gained = _before(_along(gain * room, order))
+                rate = _along(gain * speed, order).flip(1).cumsum(1).flip(1)
+                t = ((need - gained) / rate).amax(1, keepdim=True)
+                move = torch.minimum(t * speed, room)
+                distance = torch.linalg.vector_norm(move, math.inf if norm == "linf" else 2, dim=1)
+            case "l1":
+                # The heaviest pixels first, each as far as it goes: what it costs is convex in the gain.
+                order = gain.argsort(1, descending=True)
+                gained, moved = (_before(_along(each, order)) for each in (gain * room, room))
+                distance = (moved + (need - gained) / _along(gain, order)).amax(1)
+            case "l0":
+                best = (gain * room).sort(1, descending=True).values.cumsum(1)
+                distance = (best < need).sum(1).double() + 1
+        return torch.where((gain * room).sum(1) < need[:, 0], math.inf, distance)
+
+    @torch.no_grad()
+    def examples(self, n: int, *, seed: int = 0, margin: float = 3.0) -> tuple[Images, Labels]:
+        """Return float64 images (n, C, H, W) at a margin to either side, one pixel in ten black or white."""
+        draw = torch.Generator().manual_seed(seed)
+        kind = torch.empty(n, *self.weight.shape).uniform_(generator=draw)
+        x = torch.empty_like(kind).uniform_(0.25, 0.75, generator=draw).double()
+        inside = kind >= 0.1
+        x = torch.where(inside, x, (kind < 0.05).double())
+        labels = torch.arange(n) % 2
+        weight = self.weight.detach().double() * inside
+        missing = (labels * 2 - 1) * margin - self.margin(x)
+        x = x + weight * (missing / weight.square().flatten(1).sum(1))[:, None, None, None]
+        return x.clamp(0, 1), labels
+
+
+def _along(values: Tensor, order: Tensor) -> Tensor:
+    return values.gather(1, order)
+
+
+def _before(values: Tensor) -> Tensor:
+    """Return, at each place, the sum of what comes before it."""
+    return values.cumsum(1) - values
+
+
+def check_attack(name: str, norm: Norm, **params: Any) -> None:
+    """Check an attack on a half-space; `params` are its parameters, where its defaults will not do.
+
+    It must cross the plane with 1.2 times the radius that is needed (one without a radius must stop
+    within 1.2 times the least distance), also towards a given label and where it may not stop early.
+    Always, with 0.8 times that radius too and where logits are NaN: its images are finite, of the shape
+    and kind it was given, in the box and in the budget; the images it was given, gradients, flags and
+    random states outside are left alone; the same draws give the same images. One that is
+    ``keyed="image"`` gives an example the same image in whatever company and order.
+    """
+    discover()
+    entry = ATTACKS[name]
+    _expect(norm in entry.norms, f"attack {name!r} is made for {sorted(entry.norms)}, not for {norm!r}")
+    trial = _Trial(entry, norm, arguments(entry, params))
+    enough = scarce = math.inf
+    if entry.budget == "radius":
+        enough, scarce = 1.2 * float(trial.least.max()), 0.8 * float(trial.least.min())
+    crafted = trial.run(enough)
+    again = float((trial.run(enough).images - crafted.images).abs().max())
+    _expect(
+        again == 0, f"attack {name!r} moved otherwise (by {again:.3g}) when asked again with the same draws"
+    )
+    if entry.access != "none":
+        trial.crosses(crafted, "with 1.2 times the radius that is needed")
+        trial.crosses(trial.run(enough, towards=True), "towards a given label")
+        pushed = trial.run(enough, final=False)
+        if entry.budget == "radius":
+            trial.crosses(pushed, "where it may not stop early")
+            trial.run(scarce)
+    if entry.access in ("gradient", "score"):
+        trial.run(enough, nan=True)
+    if entry.keyed == "image":
+        trial.independent(enough)
+
+
+class _Trial:
+    """An attack, and the half-space that it is tried on."""
+
+    def __init__(self, entry: AttackEntry, norm: Norm, params: Mapping[str, Any]) -> None:
+        self.entry, self.norm, self.params = entry, norm, params
+        self.name = f"attack {entry.name!r}"
+        self.plane = Halfspace(Shape(3, 5, 4, max(2, entry.least_classes)))
+        self.x, self.y = self.plane.examples(8)
+        self.least = self.plane.least(self.x, norm)
+
+    def view(self, rows: Tensor, *, towards: bool, final: bool, nan: bool) -> View:
+        """Return what the attack would be handed in a run."""
+        meter = Meter.of(len(rows), torch.device("cpu"))
+        if self.entry.access == "none":
+            return blindfold(meter)
+
+        def logits(z: Tensor) -> Tensor:
+            answer: Tensor = self.plane(z)
+            return answer * math.nan if nan else answer
+
+        if self.entry.access == "decision":
+            seen = answers_only(lambda z: self.plane.decide(z, "label"), self.plane.classes)
+        elif self.entry.space == "inversion":
+            seen = Inversion(
+                logits,
+                invert=identity,
+                energy=lambda z, x: (z - x).square().flatten(1).sum(1),
+                classify=lambda z, _: logits(z),
+            )
+        else:
+            seen = View(logits)
+        target = 1 - self.y[rows] if towards else None
+        return watch(seen, meter, self.entry.access, target=target, final=final)
+
+    def run(
+        self,
+        radius: float,
+        *,
+        rows: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        towards: bool = False,
+        final: bool = True,
+        nan: bool = False,
+    ) -> Crafted:
+        """Attack some of the examples, and see that what it returns is lawful and nothing else changed."""
+        rows = torch.arange(len(self.y)) if rows is None else rows
+        x, y = self.x[rows].to(dtype), self.y[rows]
+        given = x.clone(), y.clone()
+        noise = Noise("check", rows, dtype=dtype, shard="check" if self.entry.keyed == "shard" else None)
+        threat = Threat(self.norm, radius)
+        with _untouched(self.plane, self.name):
+            returned = self.entry.make(
+                self.view(rows, towards=towards, final=final, nan=nan), x, y, threat, noise, **self.params
+            )
+        _expect(
+            torch.equal(x, given[0]) and torch.equal(y, given[1]),
+            f"{self.name} changed the images or the labels that it was given",
+        )
+        crafted = returned if isinstance(returned, Crafted) else Crafted(returned, {})
+        self.lawful(crafted, x, threat, "where logits are NaN" if nan else f"at radius {radius:.3g}")
+        return crafted
+
+    def lawful(self, crafted: Crafted, x: Images, threat: Threat, when: str) -> None:
+        """Expect images of the given form, in the box and in the budget, and notes by example."""
+        z = crafted.images
+        form = (z.shape, z.dtype, z.device)
+        _expect(
+            form == (x.shape, x.dtype, x.device),
+            f"{self.name} returned {z.dtype} {tuple(z.shape)} on {z.device} for {x.dtype} {tuple(x.shape)} "
+            f"on {x.device}",
+        )
+        _expect(not z.requires_grad, f"{self.name} returned images that still hold a graph")
+        _expect(bool(z.isfinite().all()), f"{self.name} returned images that are not finite, {when}")
+        outside = float(torch.maximum(-z, z - 1).max())
+        _expect(outside <= ROUNDING, f"{self.name} left the box by {outside:.3g}, {when}")
+        far = float(threat.distance(x.double(), z.double()).max()) - threat.radius
+        room = (
+            0.0 if threat.norm == "l0" else ROUNDING * (1 if threat.norm == "linf" else x[0].numel() ** 0.5)
+        )
+        _expect(far <= room, f"{self.name} left the budget by {far:.3g}, {when}")
+        for note, column in crafted.notes.items():
+            _expect(note not in OUTCOME_COLUMNS, f"{self.name}: the note {note!r} has the name of an outcome")
+            _expect(
+                isinstance(column, Tensor) and column.shape == (len(x),),
+                f"{self.name}: the note {note!r} must be a tensor (N,), one value for each example",
+            )
+
+    def crosses(self, crafted: Crafted, when: str) -> None:
+        """Expect every image beyond the plane, and no farther than it need be."""
+        held = self.plane(crafted.images).argmax(1) == self.y
+        distance = Threat(self.norm).distance(self.x, crafted.images.double())
+        _expect(
+            not held.any(),
+            f"{self.name} left {int(held.sum())} of {len(held)} images on their side of the plane, {when}",
+        )
+        ratio = float((distance / self.least).max())
+        if self.entry.budget == "distance":
+            _expect(ratio <= 1.2, f"{self.name} went {ratio:.3g} times as far as it needed to, {when}")
+
+    def independent(self, radius: float) -> None:
+        """Expect an example to end where it ends, in whatever company and order it is attacked."""
+        whole = self.run(radius, dtype=torch.float64).images
+        everyone = torch.arange(len(whole))
+        for rows in (everyone.flip(0), everyone[:3], everyone[3:]):
+            apart = float((self.run(radius, rows=rows, dtype=torch.float64).images - whole[rows]).abs().max())
+            _expect(
+                apart <= ROUNDING,
+                f'{self.name} is declared keyed="image", but examples end elsewhere, by {apart:.3g}, when '
+                "they are attacked in another order or company",
+            )
+
+
+def check_defense(name: str, shape: Shape, **params: Any) -> None:
+    """Check a defense, untrained, on random images of a shape; `params` are its parameters (for a part, a
+    module).
+
+    Its views answer (N, K) finite logits, one more with a refusal, and the same with and without
+    autograd; where a gradient is declared it is finite, and zero for no image; pixel views encode and
+    decode to the image itself; where a view reads a read-out, their answers agree. Read-outs return a
+    label, a refusal and a score by image. Weights that were saved and restored answer alike. Unless it
+    is declared random, asking twice, or in another company and order, changes nothing. Asking leaves
+    weights, gradients, flags, random states and the images as they were.
+    """
+    discover()
+    entry = DEFENSES[name]
+    exam = _Exam(entry, shape, params)
+    exam.declared()
+    for view_entry in entry.views.values():
+        exam.view(view_entry)
+    for readout in entry.readouts:
+        exam.readout(readout)
+    exam.restored()
+
+
+class _Exam:
+    """A defense, and the images that it is asked about."""
+
+    def __init__(self, entry: DefenseEntry, shape: Shape, params: Mapping[str, Any]) -> None:
+        self.entry, self.shape = entry, shape
+        self.name = f"defense {entry.name!r}"
+        parts = {key: value for key, value in params.items() if isinstance(value, nn.Module)}
+        self.given = arguments(entry, {**params, **dict.fromkeys(parts, "part")}) | parts
+        self.model = self.built(0)
+        self.x = torch.empty(6, *shape[:3]).uniform_(generator=torch.Generator().manual_seed(0))
+
+    def built(self, seed: int) -> Any:
+        """Return the defense as a run would build it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.entry.make(self.shape, **self.given).eval().requires_grad_(False)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """See that asking changes nothing; where the defense draws, the same draws every time."""
+        given = self.x.clone()
+        with torch.random.fork_rng(devices=[]), _untouched(self.model, self.name, draws=self.entry.random):
+            if self.entry.random:
+                torch.manual_seed(0)
+            yield
+        _expect(torch.equal(self.x, given), f"{self.name} changed the images that it was given")
+
+    def declared(self) -> None:
+        """Expect what is declared to be there."""
+        entry = self.entry
+        missing = entry.served - set(self.given)
+        _expect(not missing, f"{self.name} serves {sorted(missing)}, which are no parameters of it")
+        for alias, name in entry.aliases.items():
+            _expect(
+                name in entry.views, f"{self.name}: {alias!r} is another name of {name!r}, which is no view"
+            )
+        for each in entry.views.values():
+            unread = each.reads - set(entry.readouts)
+            _expect(
+                not unread, f"{self.name}: view {each.name!r} reads {sorted(unread)}, which are no read-outs"
+            )
+            unserved = each.ignores - entry.served
+            _expect(not unserved, f"{self.name}: view {each.name!r} ignores {sorted(unserved)}, never served")
+
+    def ask(self, readout: str, x: Images, model: Any = None) -> Decision:
+        """Return a read-out's answer, as a run would ask for it."""
+        with self.asking(), torch.no_grad():
+            answer: Decision = (model or self.model).decide(x, readout)
+        return answer
+
+    def readout(self, readout: str) -> None:
+        """Check what a read-out answers."""
+        where = f"{self.name}, read-out {readout!r}"
+        n, classes = len(self.x), self.shape.classes
+        answer = self.ask(readout, self.x)
+        label, rejected, score, logits = answer
+        for what, column, kind in (("label", label, torch.int64), ("rejected", rejected, torch.bool)):
+            _expect(
+                column.dtype == kind and column.shape == (n,),
+                f"{where}: {what} is {column.dtype} {tuple(column.shape)}, not {kind} ({n},)",
+            )
+        _expect(
+            bool(((label >= 0) & (label < classes)).all()),
+            f"{where}: a label is none of the {classes} classes; a refusal still has its arg-max",
+        )
+        _expect(
+            score.is_floating_point() and score.shape == (n,) and bool(score.isfinite().all()),
+            f"{where}: score is not a finite number for each image",
+        )
+        if logits is not None:
+            _expect(
+                logits.shape == (n, classes) and bool((logits.argmax(1) == label).all()),
+                f"{where}: logits are not (N, K) with the label as their arg-max",
+            )
+        self.alike(answer, self.ask(readout, self.x), f"{where} answers otherwise when asked twice")
+        if not self.entry.random:
+            for rows in (torch.arange(n).flip(0), torch.arange(1)):
+                self.alike(
+                    Decision(label[rows], rejected[rows], score[rows]),
+                    self.ask(readout, self.x[rows]),
+                    f"{where} answers otherwise in another order or company",
+                )
+
+    def view(self, entry: ViewEntry) -> None:
+        """Check what an attacker sees through a view."""
+        where = f"{self.name}, view {entry.name!r}"
+        with self.asking():
+            seen: View = getattr(self.model, entry.method)()
+            points = seen.encode(self.x)
+            shown = seen.decode(points)
+        if entry.space == "pixel":
+            _expect(
+                torch.equal(points, self.x) and torch.equal(shown, self.x),
+                f"{where} is in pixels, but its encode or decode changes the image",
+            )
+        _expect(shown.shape == self.x.shape, f"{where} decodes to {tuple(shown.shape)}, not to images")
+        logits = self.looked(seen, points)
+        columns = self.shape.classes + seen.refusal
+        _expect(
+            logits.dim() in (2, 3) and logits.shape[-2:] == (len(points), columns),
+            f"{where} answers {tuple(logits.shape)}, not ({len(points)}, {columns}), nor several of these",
+        )
+        _expect(bool(logits.isfinite().all()), f"{where} answers logits that are not finite")
+        answer = (logits.mean(0) if logits.dim() == 3 else logits).argmax(1)
+        if entry.space == "pixel":
+            for readout in entry.reads:
+                label, rejected, *_ = self.ask(readout, self.x)
+                read = torch.where(rejected, self.shape.classes, label) if seen.refusal else label
+                _expect(
+                    bool((answer == read).all()),
+                    f"{where} is declared to read {readout!r}, which answers {read.tolist()}, "
+                    f"not {answer.tolist()}",
+                )
+        if not self.entry.random:
+            rows = torch.arange(len(points)).flip(0)
+            same = _close(self.looked(seen, points[rows]), logits[..., rows, :])
+            _expect(same, f"{where} answers otherwise in another order")
+        if entry.gradient:
+            self.steered(seen, points, answer, logits, where)
+
+    def looked(self, seen: View, points: Tensor) -> Tensor:
+        """Return the logits of a view without autograd."""
+        with self.asking(), torch.no_grad():
+            return seen.logits(points)
+
+    def steered(self, seen: View, points: Tensor, answer: Labels, logits: Tensor, where: str) -> None:
+        """Expect a gradient that leads somewhere, from the same logits."""
+        z = points.detach().clone().requires_grad_()
+        with self.asking():
+            traced = seen.logits(z)
+            _expect(traced.requires_grad, f"{where} is declared to have a gradient, and has none")
+            (gradient,) = autograd.grad(objective(seen, traced, answer, "margin").sum(), z)
+        _expect(_close(traced.detach(), logits), f"{where} answers otherwise with autograd than without")
+        _expect(bool(gradient.isfinite().all()), f"{where} has a gradient that is not finite")
+        dead = int((gradient == 0).flatten(1).all(1).sum())
+        _expect(dead == 0, f"{where} has a gradient of zero for {dead} of {len(points)} images")
+
+    def restored(self) -> None:
+        """Expect saved weights to answer alike in a defense that was built with another seed."""
+        weights = {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}
+        other = self.built(1)
+        other.load_state_dict(load(save(weights)), strict=True)
+        for readout in self.entry.readouts:
+            self.alike(
+                self.ask(readout, self.x),
+                self.ask(readout, self.x, other),
+                f"{self.name}, read-out {readout!r}: saved and restored weights answer otherwise",
+            )
+
+    def alike(self, one: Decision, other: Decision, sentence: str) -> None:
+        """Expect two decisions to be equal, up to the rounding of their numbers."""
+        same = torch.equal(one.label, other.label) and torch.equal(one.rejected, other.rejected)
+        _expect(same and _close(one.score, other.score), sentence)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4)
+
+
+@contextmanager
+def _untouched(model: nn.Module, name: str, *, draws: bool = False) -> Iterator[None]:
+    """Expect weights, gradients, flags and, unless it `draws`, random states as they were."""
+
+    def state() -> dict[str, object]:
+        tensors = [*model.parameters(), *model.buffers()]
+        return {
+            "weights or buffers": [(each._version, each.data_ptr()) for each in tensors],
+            "gradients on the parameters": [each.grad is None for each in tensors],
+            "requires_grad of the parameters": [each.requires_grad for each in tensors],
+            "training or evaluation mode": [each.training for each in model.modules()],
+            "whether autograd is on": torch.is_grad_enabled(),
+            "torch's global random state": None if draws else torch.get_rng_state().tolist(),
+            "numpy's global random state": None if draws else str(np.random.get_state()),
+            "Python's global random state": None if draws else random.getstate(),
+        }
+
+    before = state()
+    yield
+    for what, after in state().items():
+        _expect(str(after) == str(before[what]), f"{name} changed something that is not its own: {what}")
+
+
+def _expect(holds: bool, sentence: str) -> None:
+    """Raise AssertionError, also where Python leaves assert statements out."""
+    if not holds:
+        raise AssertionError(sentence)
