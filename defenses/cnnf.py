@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.linalg import vector_norm
+from torch.nn.functional import cross_entropy
 
 from bench import Decision, Fitting, Images, InputError, Labels, Shape, Split, Use, View, defense, view
 from defenses.nets import training as trainings
@@ -113,11 +114,9 @@ class CnnF(nn.Module):
                 [each.taps[:count] for each in later],
                 reconstruction=self.reconstruction,
             )
-        if self.clean:
-            passes = [_halves(each) for each in self._passes(torch.cat((clean, attacked)))]
-            cleans, attackeds = [each for each, _ in passes], [each for _, each in passes]
-        else:
-            cleans, attackeds = self._passes(clean, cycles=0), self._passes(attacked)
+        # Nothing in the network joins images: two batches are one, without the copies of cutting it.
+        cleans = self._passes(clean, cycles=self.cycles if self.clean else 0)
+        attackeds = self._passes(attacked)
         return adversarial_loss(
             [each.logits for each in cleans] if self.clean else [],
             [each.logits for each in attackeds],
@@ -215,16 +214,10 @@ def standard_loss(
 
 def _distance(features: Sequence[Tensor], reconstructions: Sequence[Sequence[Tensor]]) -> Tensor | float:
     """Return the mean over passes, taps and elements of squared differences; 0 without a later pass."""
+    # By the norm, whose gradient is one product; that of a mean comes in a layout that CPUs are slow in.
     terms = [
-        mse_loss(back, feature)
+        vector_norm(back - feature).square() / feature.numel()
         for each in reconstructions
         for back, feature in zip(each, features, strict=True)
     ]
     return torch.stack(terms).mean() if terms else 0.0
-
-
-def _halves(cycle: Cycle) -> tuple[Cycle, Cycle]:
-    """Return the passes of the first and of the second half of a batch."""
-    pairs = [each.chunk(2) for each in (cycle.logits, *cycle.taps)]
-    first, second = zip(*pairs, strict=True)
-    return Cycle(first[0], first[1:]), Cycle(second[0], second[1:])

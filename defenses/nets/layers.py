@@ -6,14 +6,15 @@ gradients flow through them and no answer depends on an earlier one.
 """
 
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import (
     conv2d,
     conv_transpose2d,
+    interpolate,
     linear,
     max_pool2d,
     max_unpool2d,
@@ -134,7 +135,8 @@ class Norm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the same shape, (N, C, H, W)."""
-        return torch.addcmul(self.bias.view(-1, 1, 1), x, scale(x, self.epsilon))
+        out: Tensor = _Normalise.apply(x, self.bias, self.epsilon)
+        return out
 
 
 class FeedbackNorm(Layer):
@@ -216,8 +218,7 @@ class AdaPool(Layer):
         assert isinstance(seen, Tensor)
         sign = seen.detach().sign()
         # The minimum is the maximum of the negated cell, so that one pooling finds both.
-        signed = (_cells(x) * sign[:, :, :, None, :, None]).flatten(4).flatten(2, 3)
-        peak, place = max_pool2d(signed, 2, return_indices=True)
+        peak, place = max_pool2d(x * interpolate(sign, scale_factor=2), 2, return_indices=True)
         out, weight = peak * sign, sign.abs()
         if rule.temperature is None:
             return out, Choice(place, weight, None)
@@ -230,10 +231,10 @@ class AdaPool(Layer):
     def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
         """Return `u` at the positions taken, zero elsewhere; `u` itself is what was seen."""
         assert isinstance(state, Choice)
-        back = max_unpool2d(u if state.weight is None else u * state.weight, state.place, [2, 2])
+        back = unpool(u if state.weight is None else u * state.weight, state.place)
         if state.soft is not None:
             top, bottom, chance = state.soft
-            soft = max_unpool2d(u * chance, top, [2, 2]) + max_unpool2d(u * (1 - chance), bottom, [2, 2])
+            soft = unpool(u * chance, top) + unpool(u * (1 - chance), bottom)
             back = straight(back, soft)
         return back, u
 
@@ -263,21 +264,39 @@ class Flatten(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C * H * W)."""
-        return x.flatten(1)
+        return aligned(x).flatten(1)
 
     def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
         """Return (N, C, H, W)."""
         return channels_last(u.reshape(-1, *self.size)), None
 
 
-def scale(u: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """Return one over the root mean square of each plane, (N, C, 1, 1)."""
-    return u.square().mean((2, 3), keepdim=True).add(epsilon).rsqrt()
-
-
 def normalise(u: Tensor, epsilon: float = EPSILON) -> Tensor:
     """Return each plane of (N, C, H, W) over its root mean square; no mean is taken off (D-01)."""
-    return u * scale(u, epsilon)
+    out: Tensor = _Normalise.apply(u, None, epsilon)
+    return out
+
+
+class _Normalise(torch.autograd.Function):
+    """Planes over their root mean square, plus a bias (C) or None.
+
+    Written out because autograd takes twice the passes over memory, one in a layout that CPUs are slow
+    in. Once differentiable.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
+        scale = u.square().mean((2, 3), keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(u, scale)
+        return u * scale if bias is None else torch.addcmul(bias.view(-1, 1, 1), u, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        u, scale = ctx.saved_tensors
+        along = (u * gradient).mean((2, 3), keepdim=True).mul_(scale.square())
+        inward = torch.addcmul(gradient, u, along, value=-1).mul_(scale)
+        return inward, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None
 
 
 def gated(x: Tensor, gate: Gate) -> Tensor:
@@ -294,12 +313,17 @@ def straight(hard: Tensor, soft: Tensor) -> Tensor:
 
 class _Straight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hard: Tensor, soft: Tensor) -> Tensor:
+    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
         return hard.view_as(hard)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         return None, gradients[0]
+
+
+def unpool(u: Tensor, place: Tensor) -> Tensor:
+    """Return planes of twice the size with `u` at the positions `place`, zero elsewhere."""
+    return max_unpool2d(aligned(u), place, [2, 2])
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -307,7 +331,17 @@ def channels_last(x: Tensor) -> Tensor:
     return x if x.is_cuda else x.to(memory_format=torch.channels_last)
 
 
-def _cells(x: Tensor) -> Tensor:
-    """Return a view (N, C, H / 2, 2, W / 2, 2) of planes as 2x2 cells."""
-    count, channels, height, width = x.shape
-    return x.view(count, channels, height // 2, 2, width // 2, 2)
+def aligned(x: Tensor) -> Tensor:
+    """Return `x`, whose gradient will come in that layout too, wherever it comes from."""
+    out: Tensor = _Aligned.apply(x)
+    return out
+
+
+class _Aligned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return channels_last(gradients[0])
