@@ -1,0 +1,494 @@
+"""Squares to text, markdown, CSV, LaTeX, JSON and figures. No number is made here."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from csv import DictWriter
+from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench.checks import Flag
+from bench.metrics import CONFIDENCE, Estimate
+from bench.quantities import DASH
+from bench.tables import Grid, Quote, Row, Square, position
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Group
+
+PLUS_MINUS = "±"
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NORMS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "l0": r"$\ell_0$"}
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def number(value: float, unit: str) -> str:
+    """Write a proportion in percent with one decimal, a distance with three digits."""
+    if math.isinf(value):
+        return "∞"
+    return f"{100 * value:.1f}" if unit == "percent" else f"{value:.3g}"
+
+
+def interval(estimate: Estimate, unit: str, *, short: bool = False) -> str:
+    """Write an interval; a short one in whole percent, rounded outwards."""
+    if short and unit == "percent":
+        # Rounding first: 0.29 * 100 is a little below 29.
+        low, high = round(100 * estimate.low, 6), round(100 * estimate.high, 6)
+        return f"{math.floor(low)}{DASH}{math.ceil(high)}"
+    return f"{number(estimate.low, unit)}{DASH}{number(estimate.high, unit)}"
+
+
+def quoted(quote: Quote) -> tuple[str, str]:
+    """Write a published number and its spread, as they were printed."""
+    return f"{quote.value:.2f}", "" if quote.std is None else f"{PLUS_MINUS}{quote.std:.2f}"
+
+
+# --- what every form says ----------------------------------------------------------------------------
+
+
+@dataclass
+class Footnotes:
+    """Sentences below a table, each once, with the marks that point at them."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, text: str) -> int:
+        """Return the number of a sentence."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+    def marks(self, square: Square) -> list[int]:
+        """Return the numbers of all that is to be said about a square."""
+        return [self.mark(each) for each in (*square.notes, *map(sentence, square.flags))]
+
+
+def sentence(flag: Flag) -> str:
+    """Write a doubt with its code, under which `docs/flags.md` gives advice."""
+    return f"{flag.code}: {flag.message}"
+
+
+def raised(marks: Iterable[int]) -> str:
+    """Write footnote marks as superscripts."""
+    return "\N{MIDDLE DOT}".join(str(each) for each in marks).translate(_RAISED)
+
+
+def caption(grid: Grid, intervals: str | None = "in brackets") -> list[str]:
+    """Say what the numbers count, over what, where the intervals stand, and what the extra columns are."""
+    question = ", ".join(f"{name} {value}" for name, value in grid.question.items())
+    unit = " (%)" if grid.metric.unit == "percent" else ""
+    counted = f"{grid.metric.name}{unit}: {grid.metric.says}"
+    over = f"mean {PLUS_MINUS} standard deviation over {grid.seeds} seeds" if grid.seeds > 1 else "one seed"
+    if intervals is not None:
+        over += f"; {intervals} the {100 * CONFIDENCE:.0f} % interval of the n examples of one seed"
+    said = [*filter(None, [question]), counted, over]
+    for heading in grid.table.extra:
+        if heading == "Worst":
+            said.append(
+                "Worst: the worst of all attack columns example by example, within each seed, "
+                "on the examples that all saw"
+            )
+        else:
+            superlative = "least" if heading == "Min" else "greatest"
+            said.append(f"{heading}: the {superlative} of the attack columns, after averaging over seeds")
+    if any(square.weakest for row in grid.rows for square in row.squares):
+        said.append("bold: the attack column that is worst for the defender")
+    if any(square.bound for row in grid.rows for square in row.squares):
+        said.append("≤, ≥: attacks are missing, which could only make it worse")
+    if grid.void:
+        said.append(f"{grid.void} void moves in the whole table")
+    return [f"{each[0].upper()}{each[1:]}." for each in said]
+
+
+def doubts(grid: Grid) -> list[str]:
+    """Say what is doubtful about the table as a whole."""
+    return [f"{sentence(flag)}." for flag in grid.flags]
+
+
+def published(grid: Grid) -> list[str]:
+    """Say where the numbers beside ours come from, and what is known to be different."""
+    comparison = grid.table.published
+    if comparison is None or not any(row.published for row in grid.rows):
+        return []
+    differences = [f"Known difference: {each.rstrip('.')}." for each in comparison.differences]
+    return [f"Published: {grid.source}.", *differences]
+
+
+def counts(grid: Grid) -> list[str]:
+    """Return n for each column: one number, or the span over rows."""
+    found = []
+    for column in range(len(grid.columns)):
+        squares = [row.squares[column] for row in grid.rows]
+        values = sorted({square.estimate.n for square in squares if square.estimate is not None})
+        found.append(DASH.join(map(str, dict.fromkeys((values[0], values[-1])))) if values else "")
+    return found
+
+
+def _heads(grid: Grid) -> list[str]:
+    return [name.rpartition(".")[2] for name in grid.heads]
+
+
+# --- the terminal ------------------------------------------------------------------------------------
+
+
+def text(grid: Grid) -> "Group":
+    """Return what rich prints on a terminal: 80 columns hold a table of eight."""
+    from rich import box
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    notes = Footnotes()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in _heads(grid):
+        table.add_column(Text(head), vertical="top")
+    for heading in grid.columns:
+        table.add_column(Text(heading), justify="right", vertical="top")
+
+    def square_text(square: Square, unit: str) -> Text:
+        marks = raised(notes.marks(square))
+        if square.estimate is None:
+            return Text.assemble((square.hole, "dim"), marks)
+        value = f"{square.bound}{number(square.estimate.value, unit)}"
+        parts = [(value, "bold" if square.weakest else ""), (marks, "yellow" if square.flags else "")]
+        if square.estimate.std is not None:
+            parts.append((f"\n{PLUS_MINUS}{number(square.estimate.std, unit)}", ""))
+        parts.append((f"\n{interval(square.estimate, unit, short=True)}", "dim"))
+        return Text.assemble(*parts)
+
+    for row in grid.rows:
+        squares = map(square_text, row.squares, grid.units)
+        table.add_row(*map(Text, row.label), *squares)
+        if row.published:
+            blank = [Text("")] * (len(row.label) - 1)
+            quotes = (
+                Text("\n".join(filter(None, quoted(each))) if each else DASH, style="dim italic")
+                for each in row.published
+            )
+            table.add_row(Text("  published", style="dim italic"), *blank, *quotes)
+        table.add_section()
+    blank = [Text("")] * (len(grid.heads) - 1)
+    table.add_row(Text("n", style="dim"), *blank, *(Text(each, style="dim") for each in counts(grid)))
+    below = [Text(" ".join([*caption(grid, "below"), *published(grid)]), style="dim")]
+    below += [Text(each, style="yellow") for each in doubts(grid)]
+    below += [Text(f"{raised([mark])} {each}") for mark, each in enumerate(notes.texts, 1)]
+    if any("-" in each.partition(":")[0] for each in (*notes.texts, *doubts(grid))):
+        below.append(Text("What each doubt means, and what to do: docs/flags.md", style="dim"))
+    heading = Text(f"Table {grid.key}: {grid.table.title}", style="bold")
+    return Group(Padding(heading, (1, 0, 1, 0)), table, *below)
+
+
+# --- markdown ----------------------------------------------------------------------------------------
+
+
+def markdown(grid: Grid) -> str:
+    """Return a GitHub table with its caption, and its notes and doubts as footnotes."""
+    notes = Footnotes()
+
+    def square_text(square: Square, unit: str) -> str:
+        marks = raised(notes.marks(square))
+        if square.estimate is None:
+            return square.hole + marks
+        value = f"{square.bound}{number(square.estimate.value, unit)}"
+        if square.estimate.std is not None:
+            value += f" {PLUS_MINUS} {number(square.estimate.std, unit)}"
+        value = f"**{value}**" if square.weakest else value
+        return f"{value}{marks}<br>[{interval(square.estimate, unit)}]"
+
+    lines = [
+        [*_heads(grid), *grid.columns],
+        [":--"] * len(grid.heads) + ["--:"] * len(grid.columns),
+    ]
+    for row in grid.rows:
+        lines.append([*row.label, *map(square_text, row.squares, grid.units)])
+        if row.published:
+            quotes = (f"*{' '.join(filter(None, quoted(each)))}*" if each else DASH for each in row.published)
+            lines.append(["*published*", *[""] * (len(row.label) - 1), *quotes])
+    lines.append(["n", *[""] * (len(grid.heads) - 1), *counts(grid)])
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    parts = [
+        f"### Table {grid.key}: {grid.table.title}",
+        "\n".join(rows),
+        " ".join([*caption(grid), *published(grid)]),
+        "\n".join(f"- {each}" for each in doubts(grid)),
+        "\n".join(f"{mark}. {each}" for mark, each in enumerate(notes.texts, 1)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+# --- for programs ------------------------------------------------------------------------------------
+
+
+def records(grid: Grid) -> list[dict[str, Any]]:
+    """Return one record for each square; proportions in percent, and None where there is no number."""
+    found = []
+    for row in grid.rows:
+        quotes = row.published or [None] * len(grid.columns)
+        for heading, unit, square, quote in zip(grid.columns, grid.units, row.squares, quotes, strict=True):
+            found.append(
+                {
+                    "table": grid.key,
+                    **{head or "row": label for head, label in zip(grid.heads, row.label, strict=True)},
+                    "column": heading,
+                    **_numbers(square, unit),
+                    "unit": unit,
+                    "void": square.void,
+                    "bound": square.bound,
+                    "weakest": square.weakest,
+                    "published": None if quote is None else quote.value,
+                    "published_std": None if quote is None else quote.std,
+                    "note": "; ".join((*filter(None, [square.hole]), *square.notes)),
+                    "flags": "; ".join(map(sentence, square.flags)),
+                }
+            )
+    return found
+
+
+def _numbers(square: Square, unit: str) -> dict[str, Any]:
+    if (known := square.estimate) is None:
+        return dict.fromkeys(("value", "std", "low", "high", "n", "seeds"))
+    scale = 100 if unit == "percent" else 1
+    values = {"value": known.value, "std": known.std, "low": known.low, "high": known.high}
+    scaled = {name: None if each is None else round(scale * each, 6) for name, each in values.items()}
+    return {**scaled, "n": known.n, "seeds": known.seeds}
+
+
+def csv(grid: Grid) -> str:
+    """Return one line for each square, tidy."""
+    lines = records(grid)
+    out = StringIO()
+    writer = DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _document(grid: Grid) -> dict[str, Any]:
+    return {
+        "table": grid.key,
+        "title": grid.table.title,
+        "metric": grid.metric.name,
+        "caption": [*caption(grid), *published(grid)],
+        "question": dict(grid.question),
+        "void": grid.void,
+        "flags": [{"code": flag.code, "message": flag.message, "advice": flag.advice} for flag in grid.flags],
+        # JSON knows no infinity: fewer than half broken.
+        "squares": [
+            {name: "inf" if value == math.inf else value for name, value in record.items()}
+            for record in records(grid)
+        ],
+    }
+
+
+# --- LaTeX -------------------------------------------------------------------------------------------
+
+_LATEX = str.maketrans(
+    {
+        **{each: f"\\{each}" for each in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        DASH: "--",
+        PLUS_MINUS: r"$\pm$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "∞": r"$\infty$",
+    }
+)
+
+
+def latex(grid: Grid) -> str:
+    """Return a `table` environment (packages: booktabs)."""
+    import pandas as pd
+
+    notes = Footnotes()
+
+    def square_text(square: Square, unit: str) -> str:
+        marks = ",".join(map(str, notes.marks(square)))
+        value = square.hole
+        if square.estimate is not None:
+            value = f"{square.bound}{number(square.estimate.value, unit)}"
+            if square.estimate.std is not None:
+                value += f" {PLUS_MINUS} {number(square.estimate.std, unit)}"
+        return value.translate(_LATEX) + (f"\\textsuperscript{{{marks}}}" if marks else "")
+
+    headings = [*_heads(grid), *grid.columns]
+    lines: list[list[str]] = []
+    bold: list[tuple[int, int]] = []
+    for row in grid.rows:
+        bold += [
+            (len(lines), len(grid.heads) + at) for at, square in enumerate(row.squares) if square.weakest
+        ]
+        labels = [each.translate(_LATEX) for each in row.label]
+        lines.append([*labels, *map(square_text, row.squares, grid.units)])
+        if row.published:
+            quotes = (" ".join(filter(None, quoted(each))) if each else DASH for each in row.published)
+            blank = [""] * (len(row.label) - 1)
+            lines.append([r"\quad published", *blank, *(each.translate(_LATEX) for each in quotes)])
+    frame = pd.DataFrame(lines, columns=pd.Index([each.translate(_LATEX) for each in headings]))
+    # Cells are escaped where they are made: marks and signs are LaTeX already.
+    css = pd.DataFrame("", index=frame.index, columns=frame.columns)
+    for line, at in bold:
+        css.iat[line, at] = "textbf:--rwrap"
+    styled = frame.style.apply(lambda _: css, axis=None).hide(axis="index")
+    said = [grid.table.title.rstrip(".") + ".", *caption(grid, None), *published(grid)]
+    shown = styled.to_latex(
+        hrules=True,
+        caption=" ".join(said).translate(_LATEX),
+        label=f"tab:{grid.key}",
+        position="t",
+        position_float="centering",
+        column_format="l" * len(grid.heads) + "r" * len(grid.columns),
+    )
+    below = [each.translate(_LATEX) for each in doubts(grid)]
+    below += [
+        f"\\textsuperscript{{{mark}}} {each.translate(_LATEX)}" for mark, each in enumerate(notes.texts, 1)
+    ]
+    if not below:
+        return shown
+    tail = "\\par\\smallskip\\raggedright\\footnotesize\n" + "\\\\\n".join(below)
+    return shown.replace("\\end{table}", f"{tail}\n\\end{{table}}")
+
+
+# --- several tables ----------------------------------------------------------------------------------
+
+
+def joined(grids: Sequence[Grid], form: Literal["text", "markdown", "csv", "latex", "json"]) -> str:
+    """Return tables as one text."""
+    match form:
+        case "text":
+            return "".join(map(_plain, grids))
+        case "json":
+            return dumps([_document(grid) for grid in grids], indent=1, ensure_ascii=False) + "\n"
+        case "markdown":
+            return "\n".join(map(markdown, grids))
+        case "csv":
+            return "\n".join(map(csv, grids))
+        case "latex":
+            return "\n".join(map(latex, grids))
+
+
+def _plain(grid: Grid) -> str:
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=80, color_system=None, highlight=False).print(text(grid))
+    return out.getvalue()
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def figure(grid: Grid, path: Path) -> None:
+    """Draw the curves of a table that names a figure, with the intervals as bands; svg, png or pdf."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from bench.errors import InputError
+
+    drawn = grid.table.figure
+    if drawn is None:
+        raise InputError(f"table {grid.key!r} names no figure: figure: {{x: radius}} makes it one")
+    # The same numbers give the same file.
+    with rc_context({"svg.hashsalt": "crossfire", "svg.fonttype": "none"}):
+        page = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = page.subplots()
+        for curve, style in zip(_curves(grid), _styles(), strict=False):
+            _draw(axes, curve, style)
+        axes.set_title(grid.table.title, fontsize="medium")
+        axes.set_xlabel(drawn.xlabel or _axis_label(grid, drawn.x))
+        percent = grid.metric.unit == "percent"
+        axes.set_ylabel(drawn.ylabel or grid.metric.name + (" (%)" if percent else ""))
+        if percent:
+            axes.set_ylim(0, 100)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.legend(fontsize="small", frameon=False)
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        try:
+            page.savefig(path, dpi=200, metadata=metadata)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be drawn: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Curve:
+    name: str
+    points: tuple[tuple[float, Square], ...]
+    quotes: tuple[tuple[float, Quote], ...]
+    scale: float
+
+
+def _curves(grid: Grid) -> list[_Curve]:
+    """Return a curve for each row where x runs over columns, else one for each column."""
+    assert grid.table.figure is not None
+    at = partial(position, x=grid.table.figure.x)
+    found: list[_Curve] = []
+    if any(at(each) is not None for each in grid.at):
+        places = [(x, column) for column, each in enumerate(grid.at) if (x := at(each)) is not None]
+        for row in grid.rows:
+            points = [(x, row.squares[column]) for x, column in places]
+            quotes = [(x, row.published[column]) for x, column in places] if row.published else []
+            found.append(_curve(", ".join(row.label), points, quotes, grid.metric.unit))
+        return found
+    lines: list[tuple[float, Row]] = [(x, row) for row in grid.rows if (x := at(row.at)) is not None]
+    others = [place for place, head in enumerate(grid.heads) if head != grid.table.figure.x]
+    names = dict.fromkeys(tuple(row.label[place] for place in others) for _, row in lines)
+    for name in names:
+        own = [(x, row) for x, row in lines if tuple(row.label[place] for place in others) == name]
+        for column, heading in enumerate(grid.columns):
+            points = [(x, row.squares[column]) for x, row in own]
+            quotes = [(x, row.published[column]) for x, row in own if row.published]
+            found.append(_curve(", ".join((*name, heading)), points, quotes, grid.units[column]))
+    return found
+
+
+def _curve(
+    name: str,
+    points: Sequence[tuple[float, Square]],
+    quotes: Sequence[tuple[float, Quote | None]],
+    unit: str,
+) -> _Curve:
+    kept = tuple((x, quote) for x, quote in quotes if quote is not None)
+    ordered = tuple(sorted(points, key=lambda point: point[0]))
+    return _Curve(name, ordered, kept, 100 if unit == "percent" else 1)
+
+
+def _styles() -> Iterable[Mapping[str, Any]]:
+    """Yield colours that colour-blind readers can tell apart (Okabe and Ito), with markers of their own."""
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    for repeat, line in enumerate(("-", "--", ":", "-.")):
+        for place, colour in enumerate(colours):
+            yield {"color": colour, "linestyle": line, "marker": "osD^vPX"[(place + repeat) % 7]}
+
+
+def _draw(axes: "Axes", curve: _Curve, style: Mapping[str, Any]) -> None:
+    """Draw a curve and its band; a hole breaks both."""
+    xs = [x for x, _ in curve.points]
+
+    def heights(name: str) -> list[float]:
+        known = [square.estimate for _, square in curve.points]
+        return [math.nan if each is None else curve.scale * float(getattr(each, name)) for each in known]
+
+    axes.plot(xs, heights("value"), label=curve.name, markersize=4, linewidth=1.4, **style)
+    axes.fill_between(xs, heights("low"), heights("high"), color=style["color"], alpha=0.15, linewidth=0)
+    if curve.quotes:
+        axes.plot(
+            [x for x, _ in curve.quotes],
+            [quote.value for _, quote in curve.quotes],
+            label=f"{curve.name}, published",
+            color=style["color"],
+            linestyle="none",
+            marker="x",
+        )
+
+
+def _axis_label(grid: Grid, x: str) -> str:
+    if x == "radius":
+        return f"{_NORMS.get(grid.question.get('norm', ''), '')} radius".strip()
+    return x.rpartition(".")[2]
