@@ -111,8 +111,8 @@ def stratified(examples: Examples) -> NDArray[np.int64]:
 
     Each example draws a 64-bit word: SplitMix64 of its published index, under a seed that is the same
     for all data sets. Its rank r is its place among the words of its class, which has n examples; the
-    order is by (r + 1/2) / n, equal ones by their words. Prefixes are nested by construction, and a
-    prefix of m of N holds about m n / N of each class (off by less than one where classes are equal).
+    order is by (r + 1/2) / n, equal ones by their words. So prefixes are nested, and of m of N examples
+    in C classes, m n / N are of each class, off by at most (1 + C n / N) / 2: by one if all are equal.
     """
     index, labels = examples.index, examples.labels
     seed = torch.tensor(seed_of("order", ORDER))

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +254,9 @@ def _located(name: str, files: tuple[str, ...], places: Places, download: Callab
     else:
         try:
             _downloaded(home, download)
-        except (OSError, RuntimeError) as error:
-            trouble = f"it could not be downloaded: {str(error).strip().splitlines()[-1]}"
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
+            reason = str(error).strip() or type(error).__name__
+            trouble = f"it could not be downloaded: {reason.splitlines()[-1]}"
         else:
             return home
     raise InputError(

@@ -1,0 +1,824 @@
+"""Data sets: what is known unloaded, the order, the images, and what is said where they cannot be used."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from bench import data
+from bench.data import DataSpec
+from bench.errors import InputError
+from bench.examples import Examples, Pixels, Places, checksum, decode, stratified
+from bench.protocols import Shape
+from bench.registry import SOURCES, SourceEntry
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_: tmp_path / "cache")
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+
+
+def spec(name: str, **fields: Any) -> DataSpec:
+    return DataSpec.model_validate({"name": name, **fields})
+
+
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, options.pop("format", "PNG"), **options)
+    return file.getvalue()
+
+
+def gray(value: int, side: int = 4) -> np.ndarray:
+    return np.full((side, side), value, dtype=np.uint8)
+
+
+def write_parquet(file: Path, images: list[bytes | None], labels: list[Any], **names: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = pa.array([{"bytes": each, "path": None} for each in images])
+    columns = {names.get("image", "image"): rows, names.get("label", "label"): pa.array(labels)}
+    pq.write_table(pa.table(columns), file, row_group_size=3)
+
+
+def write_folder(home: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        file = home / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+class Toy:
+    """A source whose images are given."""
+
+    def __init__(self, images: np.ndarray, labels: list[int], count: int | None = None) -> None:
+        self.shape = Shape(*images.shape[1:], 3)
+        self.count = len(images) if count is None else count
+        self.content = {"sha256": hashlib.sha256(images.tobytes()).hexdigest()}
+        self.values = images
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def prepare(self) -> None: ...
+
+    def examples(self) -> Examples:
+        return Examples(np.arange(len(self.labels)) + 100, self.labels)
+
+    def images(self, index: np.ndarray) -> Any:
+        for number in index:
+            yield Pixels(f"toy-{number}", self.values[number - 100][None])
+
+
+def register(monkeypatch: pytest.MonkeyPatch, name: str, toy: Toy) -> None:
+    def make(split: str, places: Places) -> Toy:
+        return toy
+
+    monkeypatch.setitem(SOURCES._entries, name, SourceEntry(name=name, make=make, version=1))
+
+
+# The order ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[50] * 10, [5, 50, 500], [1, 1, 97], [0, 7, 0, 30], [1], [200]])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_prefix_is_stratified(sizes: list[int], seed: int) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    np.random.default_rng(seed).shuffle(labels)
+    order = stratified(Examples(np.arange(len(labels)), labels))
+    assert sorted(order) == list(range(len(labels)))
+    present = [label for label, size in enumerate(sizes) if size]
+    m = np.arange(1, len(labels) + 1)
+    for label in present:
+        held = np.cumsum(labels[order] == label)
+        share = sizes[label] / len(labels)
+        assert (np.abs(held - m * share) <= (1 + len(present) * share) / 2 + 1e-9).all()
+
+
+def test_order_is_a_random_one_of_each_class() -> None:
+    labels = np.zeros(10_000, dtype=np.int64)
+    order = stratified(Examples(np.arange(10_000), labels))
+    # The mean of 1,000 draws without return: within 5 standard deviations of the middle.
+    assert abs(order[:1000].mean() - 4999.5) < 5 * 10_000 / np.sqrt(12 * 1000)
+    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
+
+
+def test_order_is_that_of_the_written_rule() -> None:
+    def splitmix(state: int) -> int:
+        word = state & (1 << 64) - 1
+        word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & (1 << 64) - 1
+        word = ((word ^ word >> 27) * 0x94D049BB133111EB) & (1 << 64) - 1
+        return word ^ word >> 31
+
+    seed = int.from_bytes(hashlib.sha256(b"order\x1f1").digest()[:8], "little")
+    labels = [0, 1, 1, 0, 2, 1, 0, 1, 2, 1]
+    index = [3, 4, 5, 9, 11, 20, 21, 22, 40, 41]
+    word = [splitmix(splitmix(each + 1) ^ seed) for each in index]
+    signed = [each - (1 << 64) if each >> 63 else each for each in word]
+    key = []
+    for position, label in enumerate(labels):
+        rivals = [signed[other] for other, its in enumerate(labels) if its == label]
+        key.append(((sorted(rivals).index(signed[position]) + 0.5) / len(rivals), signed[position]))
+    expected = sorted(range(10), key=lambda position: key[position])
+    assert stratified(Examples(np.array(index), np.array(labels))).tolist() == expected
+
+
+def test_prefixes_are_nested_and_keep_their_images() -> None:
+    whole = data.load(spec("digits"))
+    for size in (1, 50, 200):
+        part = data.load(spec("digits", size=size))
+        assert len(part) == size
+        assert torch.equal(part.index, whole.index[:size])
+        assert torch.equal(part.labels, whole.labels[:size])
+        assert torch.equal(part.images, whole.images[:size])
+    assert data.load(spec("digits", size=100)).labels.bincount().tolist() == [10] * 10
+
+
+# Digits ------------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    published = load_digits()
+    for split in ("train", "test"):
+        part = data.load(spec("digits", split=split))
+        assert part.images.dtype == torch.float32
+        assert part.labels.dtype == part.index.dtype == torch.int64
+        assert part.labels.tolist() == published.target[part.index].tolist()
+        assert (part.images[:, 0].numpy() * 16 == published.images[part.index]).all()
+
+
+def test_split_of_digits_is_the_one_written_down() -> None:
+    train, test = (data.load(spec("digits", split=split)) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1437, 360)
+    both = torch.cat([train.index, test.index])
+    assert sorted(both.tolist()) == list(range(1797))
+    whole = torch.cat([train.labels, test.labels]).bincount()
+    assert (test.labels.bincount() - whole * 360 / 1797).abs().max() <= 1
+    assert test.index[:5].tolist() == [1690, 1640, 939, 975, 377]
+    listed = ",".join(str(each) for each in sorted(test.index.tolist()))
+    assert hashlib.sha256(listed.encode()).hexdigest()[:16] == "55ac9aff25671c59"
+
+
+def test_digits_need_no_scikit_learn_to_be_imported() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from bench import data; s = data.DataSpec.model_validate({'name': 'digits'});"
+        "data.load(s); print('sklearn' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_missing_scikit_learn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="digits come with scikit-learn, which is not installed"):
+        SOURCES["digits"].make("test", Places(Path())).examples()
+
+
+# What is known unloaded ---------------------------------------------------------------------------
+
+
+def test_digest_is_frozen() -> None:
+    assert (
+        data.digest(spec("digits", resize=16))
+        == "c5e449fa963ce3ff4ca2dc6fa1cfe403a383d930366502dffa26a749f7e8f81a"
+    )
+
+
+def test_digest_tells_what_decides_the_examples() -> None:
+    base = spec("digits")
+    others = [
+        spec("digits", split="train"),
+        spec("digits", size=100),
+        spec("digits", resize=16),
+        spec("digits", channels=3),
+        spec("mnist"),
+        spec("fashion-mnist"),
+    ]
+    assert len({data.digest(each) for each in [base, *others]}) == 7
+    assert data.digest(base) == data.digest(spec("digits", shard=7)) == data.digest(spec("digits", size=360))
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "count", "shape"),
+    [
+        ("mnist", "train", 60_000, (1, 28, 28, 10)),
+        ("mnist", "test", 10_000, (1, 28, 28, 10)),
+        ("fashion-mnist", "test", 10_000, (1, 28, 28, 10)),
+        ("cifar10", "train", 50_000, (3, 32, 32, 10)),
+        ("svhn", "train", 73_257, (3, 32, 32, 10)),
+        ("svhn", "test", 26_032, (3, 32, 32, 10)),
+    ],
+)
+def test_published_sets_are_planned_where_they_are_not(
+    name: str, split: str, count: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    asked = spec(name, split=split)
+    assert data.count(asked, tmp_path) == count
+    assert data.shape(asked, tmp_path) == shape
+    assert len(data.digest(asked, tmp_path)) == 64
+    assert data.count(spec(name, split=split, size=1000), tmp_path) == 1000
+    assert data.shape(spec(name, split=split, resize=14, channels=1), tmp_path) == (1, 14, 14, 10)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "svhn"])
+def test_absent_data_is_said_with_where_and_how(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        data.prepare(spec(name), tmp_path / "root")
+    text = str(caught.value)
+    assert f"{name} is not there: looked for " in text
+    assert f"in {tmp_path / 'root' / name} and in {tmp_path / 'root'}" in text
+    assert "BENCH_OFFLINE forbids to download it" in text
+    assert "--data-root or BENCH_DATA" in text
+    with pytest.raises(InputError, match="is not there"):
+        data.load(spec(name), tmp_path / "root")
+
+
+def test_root_is_given_or_in_the_environment_or_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data.data_root() == tmp_path / "cache" / "data"
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "named"))
+    assert data.data_root() == tmp_path / "named"
+    assert data.data_root(tmp_path / "given") == tmp_path / "given"
+
+
+def test_training_is_the_whole_training_split_in_the_same_form() -> None:
+    asked = spec("digits", size=100, resize=16, shard=50)
+    assert data.training(asked) == spec("digits", split="train", resize=16, shard=50)
+    assert data.shape(data.training(asked)) == data.shape(asked)
+
+
+def test_more_than_there_are() -> None:
+    with pytest.raises(InputError, match="digits test has 360 examples, size asks for 361"):
+        data.count(spec("digits", size=361))
+
+
+# The specification -------------------------------------------------------------------------------
+
+
+def test_specification_knows_the_source_s_parameters() -> None:
+    asked = spec("parquet", path="here", label="fine")
+    assert asked.params["path"] == "here"
+    assert asked.params["label"] == "fine"
+    assert pickle.loads(pickle.dumps(asked)) == asked
+    assert hash(asked) == hash(spec("parquet", path="here", label="fine"))
+    assert json.loads(asked.model_dump_json())["train"] == "**/train*.parquet"
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "kind"),
+    [
+        ({"name": "mnist", "pth": "x"}, "pth", "extra_forbidden"),
+        ({"name": "mnist", "path": "x"}, "path", "extra_forbidden"),
+        ({"name": "parquet"}, "path", "missing"),
+        ({"name": "digits", "split": "val"}, "split", "literal_error"),
+        ({"name": "digits", "size": 0}, "size", "greater_than_equal"),
+        ({"name": "digits", "size": True}, "size", "value_error"),
+        ({"name": "digits", "channels": 2}, "channels", "literal_error"),
+        ({"name": "digits", "resize": -1}, "resize", "greater_than_equal"),
+        ({"split": "test"}, "name", "missing"),
+    ],
+)
+def test_wrong_specifications_are_refused_at_their_place(
+    fields: dict[str, Any], place: str, kind: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        DataSpec.model_validate(fields)
+    (problem,) = caught.value.errors()
+    assert (problem["loc"], problem["type"]) == ((place,), kind)
+
+
+def test_unknown_source_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown data source 'mnits'; did you mean 'mnist'\?"):
+        spec("mnits")
+
+
+def test_source_must_not_take_a_common_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(split: str, places: Places, *, size: int = 3) -> None: ...
+
+    monkeypatch.setitem(SOURCES._entries, "greedy", SourceEntry(name="greedy", make=greedy, version=1))
+    with pytest.raises(InputError, match="'size' is a parameter of every data source"):
+        spec("greedy")
+
+
+# Resizing and channels ----------------------------------------------------------------------------
+
+
+def test_doubling_is_bilinear() -> None:
+    small = data.load(spec("digits", size=50))
+    large = data.load(spec("digits", size=50, resize=16))
+    assert large.images.shape == (50, 1, 16, 16)
+    assert large.images.min() >= 0
+    assert large.images.max() <= 1
+    # Pixel centres lie at quarters: each output is 3/4 of the nearer and 1/4 of the farther input.
+    weights = np.zeros((16, 8))
+    for row in range(16):
+        near, far = row // 2, row // 2 + (1 if row % 2 else -1)
+        weights[row, near] += 0.75
+        weights[row, min(max(far, 0), 7)] += 0.25
+    expected = weights @ small.images[:, 0].double().numpy() @ weights.T
+    assert np.abs(large.images[:, 0].numpy() - expected).max() < 1e-6
+
+
+def test_shrinking_is_anti_aliased(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = (np.indices((32, 32)).sum(0) % 2).astype(np.float32)[None, None]
+    register(monkeypatch, "board", Toy(board, [0]))
+    inner = data.load(spec("board", resize=8)).images[0, 0, 1:-1, 1:-1]
+    assert (inner - 0.5).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("side", [3, 7, 13, 31])
+def test_resizing_keeps_the_range(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2, (20, 1, 13, 13)).astype(np.float32)
+    register(monkeypatch, "blots", Toy(pixels, [0] * 20))
+    images = data.load(spec("blots", resize=side)).images
+    assert images.shape[2:] == (side, side)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_channels_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).random((5, 3, 4, 4), dtype=np.float32)
+    register(monkeypatch, "colour", Toy(pixels, [0] * 5))
+    found = data.load(spec("colour", channels=1))
+    luma = np.tensordot([0.299, 0.587, 0.114], pixels[found.index - 100], axes=([0], [1]))
+    assert np.abs(found.images[:, 0].numpy() - luma).max() < 1e-6
+    three = data.load(spec("digits", size=3, channels=3)).images
+    assert torch.equal(three, data.load(spec("digits", size=3)).images.expand(-1, 3, -1, -1))
+
+
+# Checks of what a source yields -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(np.nan, "nan"), (1.5, "1.5"), (-0.25, "-0.25"), (np.inf, "inf")]
+)
+def test_values_out_of_range_are_refused(value: float, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((4, 1, 2, 2), dtype=np.float32)
+    pixels[2, 0, 1, 1] = value
+    register(monkeypatch, "toy", Toy(pixels, [0, 1, 2, 0]))
+    expected = rf"toy test: image 102 \(toy-102\): expected values in \[0, 1\], found {said}$"
+    with pytest.raises(InputError, match=expected):
+        data.load(spec("toy"))
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_out_of_range_are_refused(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, "toy", Toy(np.zeros((3, 1, 2, 2), dtype=np.float32), [0, label, 1]))
+    with pytest.raises(InputError, match=f"toy test: image 101: expected a label below 3, found {label}$"):
+        data.load(spec("toy"))
+
+
+def test_wrong_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, "toy", Toy(np.zeros((3, 1, 2, 2), dtype=np.float32), [0, 1, 2], count=4))
+    with pytest.raises(InputError, match="toy test: expected 4 examples, found 3"):
+        data.load(spec("toy"))
+
+
+def test_loading_is_kept_until_the_content_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data.load(spec("digits", size=10)) is data.load(spec("digits", size=10))
+    register(monkeypatch, "toy", Toy(np.zeros((1, 1, 2, 2), dtype=np.float32), [0]))
+    before = data.load(spec("toy"))
+    register(monkeypatch, "toy", Toy(np.ones((1, 1, 2, 2), dtype=np.float32), [0]))
+    after = data.load(spec("toy"))
+    assert (before.images.max(), after.images.max()) == (0, 1)
+    assert before.digest != after.digest == data.digest(spec("toy"))
+
+
+# MNIST -------------------------------------------------------------------------------------------
+
+
+def test_mnist_is_mnist(data_root: Path) -> None:
+    test = data.load(spec("mnist"), data_root)
+    assert sorted(test.index.tolist()) == list(range(10_000))
+    assert test.labels[test.index.argsort()][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    train = data.load(spec("mnist", split="train"), data_root)
+    assert train.labels[train.index.argsort()][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert train.images.double().mean() == pytest.approx(0.1307, abs=5e-5)
+    assert train.images.double().std() == pytest.approx(0.3081, abs=5e-5)
+    # The first training image is the well-known five: its first row with ink has these values.
+    first = train.images[train.index == 0][0, 0]
+    assert (first[5, 12:24] * 255).round().int().tolist() == [
+        3,
+        18,
+        18,
+        18,
+        126,
+        136,
+        175,
+        26,
+        166,
+        255,
+        247,
+        127,
+    ]
+
+
+def test_mnist_prefix_of_another_size_is_the_same(data_root: Path) -> None:
+    whole = data.load(spec("mnist"), data_root)
+    part = data.load(spec("mnist", size=200), data_root)
+    assert torch.equal(part.index, whole.index[:200])
+    assert torch.equal(part.images, whole.images[:200])
+
+
+def test_mnist_is_read_compressed_and_from_torchvision_s_own_root(data_root: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        content = (data_root / "mnist" / "MNIST" / "raw" / name).read_bytes()
+        (raw / f"{name}.gz").write_bytes(gzip.compress(content, 1))
+    found = data.load(spec("mnist", size=50), tmp_path)
+    assert torch.equal(found.images, data.load(spec("mnist", size=50), data_root).images)
+
+
+def test_altered_mnist_is_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "mnist" / "MNIST" / "raw"
+    write_folder(raw, {"t10k-images-idx3-ubyte": b"x", "t10k-labels-idx1-ubyte": b"<!DOCTYPE html>"})
+    data.prepare(spec("mnist"), tmp_path)
+    with pytest.raises(
+        InputError, match="t10k-labels-idx1-ubyte: is not the published file: expected the md5 27ae"
+    ):
+        data.load(spec("mnist"), tmp_path)
+
+
+def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    def fetch(root: str, *, download: bool) -> None:
+        assert download
+        names = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+        write_folder(Path(root) / "MNIST" / "raw", dict.fromkeys(names, b"fetched"))
+
+    monkeypatch.delenv("BENCH_OFFLINE")
+    monkeypatch.setattr(datasets, "MNIST", fetch)
+    data.prepare(spec("mnist"), tmp_path)
+    home = tmp_path / "mnist"
+    assert [each.name for each in home.iterdir()] == ["MNIST"]
+    assert (home / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").read_bytes() == b"fetched"
+
+
+def test_failed_download_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    def fetch(root: str, *, download: bool) -> None:
+        (Path(root) / "half").write_bytes(b"")
+        raise RuntimeError("Error downloading:\nno route to host")
+
+    monkeypatch.delenv("BENCH_OFFLINE")
+    monkeypatch.setattr(datasets, "FashionMNIST", fetch)
+    with pytest.raises(InputError, match=r"it could not be downloaded: no route to host\. Copy Fashion"):
+        data.prepare(spec("fashion-mnist"), tmp_path)
+    assert list((tmp_path / "fashion-mnist").iterdir()) == []
+
+
+# CIFAR-10 and SVHN, in the layouts that torchvision reads ------------------------------------------
+
+
+def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import cifar
+
+    pixels = np.zeros((10_000, 3, 32, 32), dtype=np.uint8)
+    pixels[7, 1, 2, 3] = 51
+    labels = [number % 10 for number in range(10_000)]
+    home = tmp_path / "cifar10" / "cifar-10-batches-py"
+    batch = pickle.dumps({"data": pixels.reshape(10_000, -1), "labels": labels})
+    write_folder(
+        home, {"test_batch": batch, "batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
+    )
+    with pytest.raises(InputError, match=r"cifar10 in .*: is damaged"):
+        data.load(spec("cifar10"), tmp_path)
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
+    found = data.load(spec("cifar10"), tmp_path)
+    position = int((found.index == 7).nonzero())
+    assert found.labels[position] == 7
+    assert found.images[position].nonzero().tolist() == [[1, 2, 3]]
+    assert found.images[position, 1, 2, 3] == torch.tensor(51) / 255
+
+
+def test_svhn_is_read_as_torchvision_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    class Fake:
+        def __init__(self, root: str, split: str) -> None:
+            assert (Path(root), split) == (tmp_path, "test")
+            self.data = np.zeros((26_032, 3, 32, 32), dtype=np.uint8)
+            self.labels = np.arange(26_032) % 10
+
+    monkeypatch.setattr(datasets, "SVHN", Fake)
+    write_folder(tmp_path, {"test_32x32.mat": b""})
+    found = data.load(spec("svhn", size=20), tmp_path)
+    assert found.images.shape == (20, 3, 32, 32)
+    assert torch.equal(found.labels, found.index % 10)
+
+
+# Parquet -----------------------------------------------------------------------------------------
+
+
+def test_real_parquet_files(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_DATA", str(data_root))
+    asked = spec("parquet", path="cifar10-jpeg", size=100)
+    assert data.shape(asked) == (3, 32, 32, 10)
+    assert data.count(spec("parquet", path="cifar10-jpeg")) == 10_000
+    found = data.load(asked)
+    assert found.labels.bincount().tolist() == [10] * 10
+    table = pq.read_table(data_root / "cifar10-jpeg" / "test-00000-of-00001.parquet")
+    for position in (0, 17, 99):
+        row = int(found.index[position])
+        assert table["label"][row].as_py() == found.labels[position]
+        pixels = np.asarray(Image.open(io.BytesIO(table["img"][row].as_py()["bytes"])))
+        assert ((found.images[position].permute(1, 2, 0) * 255).round().numpy() == pixels).all()
+    sprite = data.load(spec("parquet", path="fashion-sprite"))
+    assert sprite.images.shape == (900, 1, 28, 28)
+    assert sprite.labels.bincount().tolist() == [90] * 10
+
+
+def test_missing_split_of_a_real_set(data_root: Path) -> None:
+    with pytest.raises(InputError, match=r"no file matches train: .*; there are test-00000-of-00001.parquet"):
+        data.count(spec("parquet", path="fashion-sprite", split="train"), data_root)
+
+
+def make_parquet(home: Path, count: int = 8) -> None:
+    images = [png(gray(10 * number)) for number in range(count)]
+    write_parquet(home / "test-0.parquet", images, [number % 2 for number in range(count)])
+    write_parquet(home / "train-0.parquet", images, [number % 4 for number in range(count)])
+
+
+def test_parquet_rows_keep_their_index(tmp_path: Path) -> None:
+    make_parquet(tmp_path / "set")
+    write_parquet(tmp_path / "set" / "test-1.parquet", [png(gray(200)), png(gray(210))], [0, 1])
+    found = data.load(spec("parquet", path=str(tmp_path / "set")))
+    values = {
+        int(index): round(float(image[0, 0, 0]) * 255)
+        for index, image in zip(found.index, found.images, strict=True)
+    }
+    assert values == {**{number: 10 * number for number in range(8)}, 8: 200, 9: 210}
+    # The training split has labels up to 3, so that there are four classes in both.
+    assert data.shape(spec("parquet", path=str(tmp_path / "set"))).classes == 4
+
+
+def test_relative_paths_start_at_the_suite_then_at_the_root(tmp_path: Path) -> None:
+    make_parquet(tmp_path / "root" / "set", 4)
+    asked = spec("parquet", path="set")
+    assert data.count(asked, tmp_path / "root", tmp_path / "suite") == 4
+    make_parquet(tmp_path / "suite" / "set", 6)
+    assert data.count(asked, tmp_path / "root", tmp_path / "suite") == 6
+    with pytest.raises(InputError) as caught:
+        data.count(spec("parquet", path="other"), tmp_path / "root", tmp_path / "suite")
+    assert f"looked for {tmp_path / 'suite' / 'other'} and {tmp_path / 'root' / 'other'}" in str(caught.value)
+
+
+def test_digest_follows_content_and_not_place(tmp_path: Path) -> None:
+    make_parquet(tmp_path / "one")
+    make_parquet(tmp_path / "two")
+    one, two = (data.digest(spec("parquet", path=name), tmp_path) for name in ("one", "two"))
+    assert one == two
+    write_parquet(tmp_path / "two" / "test-0.parquet", [png(gray(3))] * 8, [0, 1] * 4)
+    assert data.digest(spec("parquet", path="two"), tmp_path) != one
+
+
+def test_checksum_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"one").digest()).hexdigest()
+    # A file of this moment may still be written to: nothing is remembered.
+    assert not (tmp_path / "cache").exists()
+    os.utime(file, ns=(10**18, 10**18))
+    first = checksum([file])
+    (note,) = (tmp_path / "cache" / "checksums").iterdir()
+    assert note.read_text() == first
+    file.write_bytes(b"two")
+    os.utime(file, ns=(10**18, 10**18))
+    assert checksum([file]) == first
+    os.utime(file, ns=(10**18 + 1, 10**18 + 1))
+    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"two").digest()).hexdigest()
+    note.write_text("cut sh")
+    os.utime(file, ns=(10**18, 10**18))
+    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"two").digest()).hexdigest()
+
+
+def test_checksum_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "blocked").write_bytes(b"a file where a folder should be")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_: tmp_path / "blocked")
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(10**18, 10**18))
+    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"one").digest()).hexdigest()
+
+
+def test_classes_come_from_the_names_that_the_file_describes(tmp_path: Path) -> None:
+    table = pa.table({"img": pa.array([png(gray(1))]), "label": pa.array([0])})
+    names = {"info": {"features": {"label": {"names": ["cat", "dog", "owl"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "test.parquet")
+    assert data.shape(spec("parquet", path=str(tmp_path))) == (1, 4, 4, 3)
+    assert data.shape(spec("parquet", path=str(tmp_path), classes=5)).classes == 5
+
+
+def parquet_trouble(tmp_path: Path, **fields: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        data.load(spec("parquet", path=str(tmp_path), **fields))
+    return str(caught.value)
+
+
+def test_bad_parquet_is_refused(tmp_path: Path) -> None:
+    assert parquet_trouble(tmp_path).endswith(
+        "no file matches test: '**/test*.parquet'; there is no Parquet file"
+    )
+    file = tmp_path / "test.parquet"
+    file.write_bytes(b"PAR1 but not really")
+    assert f"{file}: cannot be read as Parquet: " in parquet_trouble(tmp_path)
+    assert "expected a folder, found a file" in parquet_trouble(file)
+    write_parquet(file, [png(gray(1))] * 2, [0, 1])
+    assert parquet_trouble(tmp_path, image="imge").startswith(
+        f"{file}: image: column 'imge' is not there or cannot hold it; did you mean 'image'?; "
+        "its columns are image ("
+    )
+    assert "label: column 'image' is not there or cannot hold it" in parquet_trouble(tmp_path, label="image")
+    assert "matches train: and test:" in parquet_trouble(tmp_path, train="*.parquet")
+    assert "is no pattern below a folder" in parquet_trouble(tmp_path, test="/etc/*.parquet")
+    write_parquet(file, [png(gray(1)), b"not an image"], [0, 1])
+    assert parquet_trouble(tmp_path) == "test.parquet, row 1: not an image that Pillow knows"
+    write_parquet(file, [png(gray(1)), None], [0, 1])
+    assert parquet_trouble(tmp_path) == "test.parquet, row 1: image holds no bytes"
+    write_parquet(file, [png(gray(1))] * 2, [0, None])
+    assert parquet_trouble(tmp_path) == f"{file}: label is empty in 1 rows"
+    write_parquet(file, [png(gray(1))] * 2, [0, -1])
+    assert "image 1: expected a label below 1, found -1" in parquet_trouble(tmp_path)
+    write_parquet(file, [png(gray(1))] * 2, ["cat", "dog"])
+    assert "say which column is label:; its columns are image (" in parquet_trouble(tmp_path)
+    write_parquet(file, [], [])
+    file.unlink()
+    for folder in ("plain", "other"):
+        write_parquet(tmp_path / folder / "test.parquet", [png(gray(1))], [0])
+    assert "narrow path: to one of them" in parquet_trouble(tmp_path)
+
+
+def test_empty_parquet_is_refused(tmp_path: Path) -> None:
+    schema = pa.schema({"image": pa.binary(), "label": pa.int64()})
+    pq.write_table(schema.empty_table(), tmp_path / "test.parquet")
+    assert parquet_trouble(tmp_path).endswith("test.parquet: holds no example")
+
+
+def test_mixed_forms_are_refused_unless_made_alike(tmp_path: Path) -> None:
+    file = tmp_path / "test.parquet"
+    write_parquet(file, [png(gray(1)), png(gray(2, side=6))], [0, 1])
+    assert parquet_trouble(tmp_path) == (
+        "parquet test: image 1 (test.parquet, row 1): expected 1 channel of 4x4 as in the first image, "
+        "found 1 channel of 6x6; resize: makes them alike"
+    )
+    images = data.load(spec("parquet", path=str(tmp_path), resize=4)).images
+    assert sorted(images[:, 0, 0, 0].mul(255).round().tolist()) == [1, 2]
+    write_parquet(file, [png(gray(1)), png(np.zeros((4, 4, 3), dtype=np.uint8))], [0, 1])
+    assert "found 3 channels of 4x4; channels: makes them alike" in parquet_trouble(tmp_path)
+    assert data.load(spec("parquet", path=str(tmp_path), channels=3)).images.shape == (2, 3, 4, 4)
+
+
+# Folders of images ---------------------------------------------------------------------------------
+
+
+def make_folder(home: Path) -> None:
+    files = {
+        "train/cat/1.png": png(gray(10)),
+        "train/dog/1.png": png(gray(20)),
+        "train/owl/deep/1.PNG": png(gray(30)),
+        "test/cat/b.png": png(gray(40)),
+        "test/cat/a.jpg": png(gray(50), format="JPEG", quality=100),
+        "test/owl/1.png": png(gray(60)),
+        "test/owl/notes.txt": b"no image",
+        "test/.hidden/1.png": b"no class",
+        "test/owl/.hidden.png": b"no image",
+    }
+    write_folder(home, files)
+
+
+def test_folder_of_images(tmp_path: Path) -> None:
+    make_folder(tmp_path / "set")
+    asked = spec("image-folder", path="set")
+    assert data.shape(asked, tmp_path) == (1, 4, 4, 3)
+    assert data.count(asked, tmp_path) == 3
+    test = data.load(asked, tmp_path)
+    rows = sorted(
+        zip(test.index.tolist(), test.labels.tolist(), test.images[:, 0, 0, 0].tolist(), strict=True)
+    )
+    assert [(index, label, round(value * 255)) for index, label, value in rows] == [
+        (0, 0, 50),
+        (1, 0, 40),
+        (2, 2, 60),
+    ]
+    train = data.load(data.training(asked), tmp_path)
+    assert sorted(train.labels.tolist()) == [0, 1, 2]
+
+
+def test_digest_of_a_folder_follows_names_and_content(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_folder(tmp_path / name)
+    asked = [spec("image-folder", path=name) for name in ("one", "two")]
+    assert data.digest(asked[0], tmp_path) == data.digest(asked[1], tmp_path)
+    (tmp_path / "two" / "test" / "cat").rename(tmp_path / "two" / "test" / "dog")
+    renamed = data.digest(asked[1], tmp_path)
+    assert renamed != data.digest(asked[0], tmp_path)
+    (tmp_path / "two" / "test" / "dog" / "b.png").write_bytes(png(gray(41)))
+    assert data.digest(asked[1], tmp_path) != renamed
+
+
+def folder_trouble(tmp_path: Path, **fields: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        data.load(spec("image-folder", path=str(tmp_path), **fields))
+    return str(caught.value)
+
+
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"tests/readme.txt": b""})
+    assert folder_trouble(tmp_path) == f"test: no such folder: {tmp_path / 'test'}; did you mean 'tests'?"
+    assert f"{tmp_path / 'tests'}: no image in a sub-folder" in folder_trouble(tmp_path, test="tests")
+    assert "train: and test: are both 'all'" in folder_trouble(tmp_path, train="all", test="all")
+
+
+# Decoding ------------------------------------------------------------------------------------------
+
+
+def test_pixels_of_every_kind() -> None:
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (4, 4)).astype(np.uint16)
+    assert (decode(png(deep), "x") == deep).all()
+    assert decode(png(deep), "x").dtype == np.uint16
+    colour = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    assert (decode(png(colour), "x") == colour.transpose(2, 0, 1)).all()
+    assert decode(png(gray(9)), "x").tolist() == gray(9)[None].tolist()
+    opaque = np.dstack([colour, np.full((4, 5), 255, dtype=np.uint8)])
+    assert (decode(png(opaque), "x") == colour.transpose(2, 0, 1)).all()
+    file = io.BytesIO()
+    Image.fromarray(colour).quantize(20).save(file, "PNG")
+    assert (decode(file.getvalue(), "x") == colour.transpose(2, 0, 1)).all()
+    bits = rng.integers(0, 2, (4, 4)).astype(bool)
+    assert (decode(png(bits), "x") == 255 * bits).all()
+
+
+def test_orientation_is_applied() -> None:
+    tall = np.zeros((8, 4), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(png(tall, exif=exif), "x").shape == (1, 4, 8)
+
+
+def test_sixteen_bits_are_read_in_full(tmp_path: Path) -> None:
+    deep = np.array([[0, 1], [32768, 65535]], dtype=np.uint16)
+    write_folder(tmp_path, {"test/a/1.png": png(deep), "train/b/1.png": png(deep)})
+    images = data.load(spec("image-folder", path=str(tmp_path))).images
+    assert images.flatten().tolist() == [np.float32(value / 65535) for value in (0, 1, 32768, 65535)]
+
+
+def test_float_images_are_taken_as_they_are(tmp_path: Path) -> None:
+    values = np.array([[0, 0.1], [0.75, 1]], dtype=np.float32)
+    write_folder(tmp_path, {"test/a/1.tif": png(values, format="TIFF")})
+    assert (
+        data.load(spec("image-folder", path=str(tmp_path))).images.flatten().tolist()
+        == values.flatten().tolist()
+    )
+    for wrong, said in ((1.25, "1.25"), (np.nan, "nan")):
+        values[1, 1] = wrong
+        write_folder(tmp_path, {"test/a/1.tif": png(values, format="TIFF")})
+        assert folder_trouble(tmp_path) == (
+            f"image-folder test: image 0 (test/a/1.tif): expected values in [0, 1], found {said}"
+        )
+
+
+def test_images_that_cannot_be_used_are_refused_by_name() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    whole = png(noise, format="JPEG")
+    animated = io.BytesIO()
+    frames = [Image.fromarray(gray(value)) for value in (0, 200)]
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
+    clear = np.zeros((4, 4, 4), dtype=np.uint8)
+    wide = np.full((2, 2), 70_000, dtype=np.int32)
+    broken = bytearray(png(noise))
+    broken[100:200] = bytes(100)
+    for content, said in (
+        (whole[: len(whole) // 2], "a.png: the image cannot be read: "),
+        (bytes(broken), "a.png: the image cannot be read: "),
+        (b"", "a.png: not an image that Pillow knows"),
+        (b"<html>", "a.png: not an image that Pillow knows"),
+        (animated.getvalue(), "a.png: holds several images; expected one"),
+        (png(clear), "a.png: has transparent pixels"),
+        (png(wide, format="TIFF"), "a.png: pixels of Pillow's mode 'I' have no agreed range"),
+    ):
+        with pytest.raises(InputError) as caught:
+            decode(content, "a.png")
+        assert str(caught.value).startswith(said)
