@@ -136,7 +136,7 @@ def named(name: str) -> Metric:
     return METRICS[name]
 
 
-@metric("accuracy", "accuracy on the adversarial input alone, as the papers count", worst="least")
+@metric("accuracy", "right on the adversarial input alone, as the papers count", worst="least")
 def accuracy(rows: Rows, clean: Rows | None) -> Values:
     """Count what stood; what the defense answers to the clean image is not looked at."""
     return holds(rows).astype(np.float64)

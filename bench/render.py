@@ -8,6 +8,7 @@ from functools import partial
 from io import StringIO
 from json import dumps
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.checks import Flag
@@ -146,10 +147,10 @@ def text(grid: Grid) -> "Group":
 
     notes = Footnotes()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in _heads(grid):
-        table.add_column(Text(head), vertical="top")
+    # Labels go below each other, as the lines of a square do: that leaves room for columns.
+    table.add_column(Text("\n".join(_heads(grid))))
     for heading in grid.columns:
-        table.add_column(Text(heading), justify="right", vertical="top")
+        table.add_column(Text("\n".join(wrap(heading, 8, break_long_words=False))), justify="right")
 
     def square_text(square: Square, unit: str) -> Text:
         marks = raised(notes.marks(square))
@@ -163,25 +164,19 @@ def text(grid: Grid) -> "Group":
         return Text.assemble(*parts)
 
     for row in grid.rows:
-        squares = map(square_text, row.squares, grid.units)
-        table.add_row(*map(Text, row.label), *squares)
+        table.add_row(Text("\n".join(row.label)), *map(square_text, row.squares, grid.units))
         if row.published:
-            blank = [Text("")] * (len(row.label) - 1)
-            quotes = (
-                Text("\n".join(filter(None, quoted(each))) if each else DASH, style="dim italic")
-                for each in row.published
-            )
-            table.add_row(Text("  published", style="dim italic"), *blank, *quotes)
+            quotes = ("\n".join(filter(None, quoted(each))) if each else DASH for each in row.published)
+            table.add_row("published", *quotes, style="dim italic")
         table.add_section()
-    blank = [Text("")] * (len(grid.heads) - 1)
-    table.add_row(Text("n", style="dim"), *blank, *(Text(each, style="dim") for each in counts(grid)))
+    table.add_row("n", *counts(grid), style="dim")
     below = [Text(" ".join([*caption(grid, "below"), *published(grid)]), style="dim")]
     below += [Text(each, style="yellow") for each in doubts(grid)]
     below += [Text(f"{raised([mark])} {each}") for mark, each in enumerate(notes.texts, 1)]
     if any("-" in each.partition(":")[0] for each in (*notes.texts, *doubts(grid))):
         below.append(Text("What each doubt means, and what to do: docs/flags.md", style="dim"))
-    heading = Text(f"Table {grid.key}: {grid.table.title}", style="bold")
-    return Group(Padding(heading, (1, 0, 1, 0)), table, *below)
+    title = Text(f"Table {grid.key}: {grid.table.title}", style="bold")
+    return Group(Padding(title, (1, 0, 1, 0)), table, *below)
 
 
 # --- markdown ----------------------------------------------------------------------------------------
@@ -243,11 +238,18 @@ def records(grid: Grid) -> list[dict[str, Any]]:
                     "weakest": square.weakest,
                     "published": None if quote is None else quote.value,
                     "published_std": None if quote is None else quote.std,
-                    "note": "; ".join((*filter(None, [square.hole]), *square.notes)),
+                    "note": "; ".join(_remarks(square)),
                     "flags": "; ".join(map(sentence, square.flags)),
                 }
             )
     return found
+
+
+def _remarks(square: Square) -> list[str]:
+    """Return the notes in words: a dash is what no task asks for, unless there is another reason."""
+    asked = square.hole != DASH
+    hole = [square.hole] if square.hole and asked else []
+    return [*hole, *square.notes] if asked or square.notes else ["not asked"]
 
 
 def _numbers(square: Square, unit: str) -> dict[str, Any]:

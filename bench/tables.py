@@ -273,7 +273,9 @@ def _settled(
     complete = [seed for seed in seeds if not lacking[seed]]
     # A worst case of less is a bound; a mean over some of the targets is nothing.
     bounded = metric.worst is not None and "target" not in mean_over
-    usable = complete or [seed for seed in seeds if there[seed] and bounded]
+    partial = [seed for seed in seeds if there[seed] and bounded]
+    fewest = min((len(lacking[seed]) for seed in partial), default=0)
+    usable = complete or [seed for seed in partial if len(lacking[seed]) == fewest]
     if not usable:
         reasons = distinct(
             look

@@ -1,0 +1,324 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifests import first, rows
+from scipy import stats
+
+from bench import metrics
+from bench.errors import InputError
+from bench.metrics import METRICS, Scored
+from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
+
+# Nothing is written beside the tests, and every run tries the same examples.
+quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
+
+
+@pytest.mark.parametrize(
+    ("label", "rejected", "distance", "void", "stood"),
+    [
+        (3, False, 0.0, False, True),
+        (5, False, 0.0, False, False),
+        (3, False, 0.1, False, True),
+        (5, False, 0.1, False, False),
+        # A refusal is right where the input was moved, whatever the label, and wrong where it was not.
+        (3, True, 0.1, False, True),
+        (5, True, 0.1, False, True),
+        (3, True, 0.0, False, False),
+        (5, True, 0.0, False, False),
+        # The least move is one; a void move is none.
+        (5, True, 1e-12, False, True),
+        (3, True, 0.1, True, False),
+        (3, False, 0.1, True, True),
+        # What is not finite has not held, refused or not.
+        (-1, False, 0.1, False, False),
+        (-1, True, 0.1, False, False),
+    ],
+)
+def test_an_answer_holds_or_not(label, rejected, distance, void, stood):
+    frame = rows([True], label=[label], rejected=[rejected], distance=[distance], void=[void])
+    assert metrics.holds(frame).tolist() == [stood]
+    assert metrics.holds(arrays(frame)).tolist() == [stood]
+
+
+def test_success_is_an_accepted_answer_that_the_attacker_wants():
+    frame = rows(
+        [True] * 7,
+        #        right, wrong, refused, target, other, target refused, not finite
+        label=[3, 5, 5, 7, 5, 7, -1],
+        rejected=[False, False, True, False, False, True, False],
+        target=[None, None, None, 7, 7, 7, None],
+    )
+    still = arrays(rows([True] * 7, moved=False))
+    assert METRICS["success"].score(arrays(frame), still).tolist() == [0, 1, 0, 1, 0, 0, 0]
+    assert metrics.reached(arrays(frame)).tolist() == [False, True, True, True, False, True, False]
+
+
+def test_there_is_nothing_to_win_where_the_clean_answer_is_wrong():
+    still = arrays(rows([True, True, False, False], moved=False))
+    attacked = arrays(rows([False, True, False, True]))
+    values = METRICS["success"].score(attacked, still)
+    assert values[:2].tolist() == [1, 0]
+    assert np.isnan(values[2:]).all()
+
+
+def test_detection_counts_among_the_answers_that_the_attacker_wants():
+    frame = rows([False, False, True, False], rejected=[True, False, True, True])
+    scored = metrics.score(METRICS["detection"], arrays(frame), None)
+    assert scored.index.tolist() == [0, 1, 3]
+    assert scored.values.tolist() == [1, 0, 1]
+
+
+def test_selective_accuracy_counts_among_accepted_answers():
+    frame = rows([True, False, False, True], rejected=[False, False, True, True], moved=False)
+    assert metrics.score(METRICS["selective"], arrays(frame), None).values.tolist() == [1, 0]
+    assert METRICS["rejection"].score(arrays(frame), None).tolist() == [0, 0, 1, 1]
+
+
+def test_robust_needs_both_answers_on_the_examples_both_saw():
+    still = arrays(rows([True, True, False, False, True], moved=False))
+    attacked = arrays(rows([True, False, True, False]))
+    scored = metrics.score(METRICS["robust"], attacked, still)
+    assert scored.index.tolist() == [0, 1, 2, 3]
+    assert scored.values.tolist() == [1, 0, 0, 0]
+
+
+def test_with_a_refusal_robust_is_the_usual_robust_error():
+    # Accepted and wrong anywhere, or refused when clean, is an error (Tramer 2022, definition of the
+    # robust error with detection); refused after a move is none.
+    still = arrays(rows([True, True, True], rejected=[False, True, False], moved=False))
+    attacked = arrays(rows([False, True, False], rejected=[True, True, False]))
+    assert METRICS["robust"].score(attacked, still).tolist() == [1, 0, 0]
+
+
+# --- distances ---------------------------------------------------------------------------------------
+
+
+def test_beyond_the_radius_the_clean_image_is_shown():
+    attacked = rows([False] * 4, distance=[0.05, 0.1 + 1e-8, 0.2, 0.3])
+    still = rows([True, True, True, False], moved=False)
+    read = metrics.within(arrays(attacked), arrays(still), 0.1)
+    assert metrics.holds(read).tolist() == [False, False, True, False]
+    assert read["distance"].tolist() == [0.05, 0.1 + 1e-8, 0, 0]
+
+
+def test_a_clean_image_that_is_refused_is_wrong_at_every_radius():
+    attacked = rows([True], rejected=[True], distance=[0.5])
+    still = rows([True], rejected=[True], moved=False)
+    assert not metrics.holds(metrics.within(arrays(attacked), arrays(still), 0.1)).any()
+
+
+def test_the_median_distance_is_infinite_where_fewer_than_half_are_broken():
+    def median(stood, distance):
+        scored = metrics.score(METRICS["distance"], arrays(rows(stood, distance=distance)), None)
+        return metrics.estimate(METRICS["distance"], {0: [scored]})
+
+    assert median([False, False, True], [0.1, 0.2, 0.0]).value == 0.2
+    assert median([False, True, True], [0.1, 0.2, 0.3]).value == math.inf
+    # Half of four: the median lies between the second distance and infinity.
+    assert median([False, False, True, True], [0.1, 0.2, 0.3, 0.4]).value == math.inf
+
+
+def test_what_is_wrong_unmoved_is_broken_at_distance_0():
+    attacked = rows([False, True], distance=[0.3, 0.3])
+    still = rows([False, True], moved=False)
+    values = METRICS["distance"].score(arrays(attacked), arrays(still))
+    assert values.tolist() == [0, math.inf]
+
+
+@quick
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=30), st.floats(0, 1))
+def test_the_curve_reads_as_the_accuracy_at_each_radius(outcomes, radius):
+    stood, distance = map(list, zip(*outcomes, strict=True))
+    still = arrays(rows([True] * len(stood), moved=False))
+    attacked = arrays(rows(stood, distance=distance))
+    least = metrics.least_distance(attacked, still)
+    at_radius = metrics.holds(metrics.within(attacked, still, radius)).mean()
+    assert metrics.curve(least, [radius])[0] == pytest.approx(at_radius)
+
+
+def test_a_curve_falls_from_clean_accuracy():
+    least = np.array([0.0, 0.1, 0.2, math.inf])
+    assert metrics.curve(least, [0, 0.05, 0.1, 0.2, 10]).tolist() == [0.75, 0.75, 0.5, 0.25, 0.25]
+
+
+# --- intervals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (0, 1000), (7, 10), (180, 360), (359, 360), (10000, 10000)])
+def test_wilson_is_scipys(right, n):
+    ours = metrics.wilson(right / n, n)
+    theirs = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@quick
+@given(st.floats(0, 1), st.integers(1, 5000))
+def test_wilson_solves_its_equation(p, n):
+    # The ends are where a proportion x would see p at z standard errors: |p - x| = z sqrt(x(1-x)/n).
+    z = stats.norm.ppf(0.975)
+    low, high = metrics.wilson(p, n)
+    assert 0 <= low <= p <= high <= 1
+    for end in {low, high} - {p}:
+        assert abs(p - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-9)
+
+
+def test_zero_of_a_thousand_is_not_certain():
+    assert metrics.wilson(0, 1000)[1] == pytest.approx(0.0038, abs=5e-5)
+
+
+def test_the_interval_of_a_median_lies_between_order_statistics():
+    # Of 100 values, the 40th and the 61st: 50 -+ 1.96 * 10 / 2, outwards.
+    low, high = metrics.median_interval(np.arange(1.0, 101.0))
+    assert (low, high) == (40, 61)
+    # They enclose the median of the distribution with at least the confidence that they state.
+    assert stats.binom.cdf(60, 100, 0.5) - stats.binom.cdf(39, 100, 0.5) >= 0.95
+
+
+def test_few_values_give_all_of_them():
+    assert metrics.median_interval(np.array([3.0, 1.0, 2.0])) == (1, 3)
+
+
+def scored(*values, start=0):
+    return Scored(np.arange(start, start + len(values)), np.array(values, float))
+
+
+def test_seeds_are_averaged_and_examples_of_one_seed_counted():
+    parts = {0: [scored(1, 1, 1, 0)], 1: [scored(1, 0, 0, 0)], 2: [scored(1, 1, 0, 0)]}
+    found = metrics.estimate(METRICS["accuracy"], parts)
+    assert found.value == 0.5
+    assert found.std == pytest.approx(0.25)
+    assert (found.n, found.seeds) == (4, 3)
+    assert (found.low, found.high) == metrics.wilson(0.5, 4)
+
+
+def test_one_seed_has_no_spread():
+    assert metrics.estimate(METRICS["accuracy"], {7: [scored(1, 0)]}).std is None
+
+
+def test_targets_of_an_example_are_not_more_examples():
+    found = metrics.estimate(METRICS["success"], {0: [scored(1, 0), scored(1, 1), scored(0, start=1)]})
+    assert found.value == 0.6
+    assert found.n == 2
+
+
+def test_nothing_is_not_zero():
+    assert metrics.estimate(METRICS["detection"], {0: [scored()]}) is None
+    assert metrics.estimate(METRICS["detection"], {0: [scored(1)], 1: [scored()]}) is None
+
+
+# --- the worst ---------------------------------------------------------------------------------------
+
+
+def test_the_worst_is_taken_on_what_every_attack_saw():
+    one = Scored(np.array([0, 2, 5]), np.array([1.0, 0, 1]))
+    other = Scored(np.array([2, 3, 5, 7]), np.array([1.0, 0, 1, 0]))
+    found = metrics.settle(METRICS["accuracy"], [one, other])
+    assert found.index.tolist() == [2, 5]
+    assert found.values.tolist() == [0, 1]
+    assert metrics.settle(METRICS["success"], [one, other]).values.tolist() == [1, 1]
+
+
+masks = st.integers(1, 40).flatmap(
+    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=2, max_size=5)
+)
+
+
+@quick
+@given(masks)
+def test_the_worst_is_at_most_every_attack_and_robust_at_most_clean(attacks):
+    still = arrays(rows(attacks[0], moved=False))
+    every = [arrays(rows(each)) for each in attacks[1:]]
+    for name in ("accuracy", "robust"):
+        parts = [metrics.score(METRICS[name], each, still) for each in every]
+        worst = metrics.settle(METRICS[name], parts).values.mean()
+        assert worst <= min(each.values.mean() for each in parts)
+        if name == "robust":
+            assert worst <= metrics.holds(still).mean()
+
+
+# --- comparisons -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 0), (3, 4), (60, 30), (700, 600), (30, 60)])
+def test_beats_is_the_one_sided_exact_mcnemar_test(wins, losses):
+    one = np.r_[np.ones(wins), np.zeros(losses), np.ones(9), np.zeros(9)]
+    other = np.r_[np.zeros(wins), np.ones(losses), np.ones(9), np.zeros(9)]
+    expected = stats.binomtest(wins, wins + losses, alternative="greater").pvalue if wins + losses else 1
+    assert metrics.beats(one, other) == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_example_speaks_once_however_many_seeds_there_are():
+    assert metrics.beats(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_risk_and_coverage_at_every_threshold(answers):
+    confidence = np.array([each for each, _ in answers], float)
+    right = np.array([each for _, each in answers])
+    coverage, risk = metrics.risk_coverage(confidence, right)
+    thresholds = sorted(set(confidence), reverse=True)
+    assert coverage == pytest.approx([(confidence >= each).mean() for each in thresholds])
+    assert risk == pytest.approx([(~right[confidence >= each]).mean() for each in thresholds])
+
+
+# --- metrics by name, outcomes as stored -------------------------------------------------------------
+
+
+def test_a_metric_is_added_by_name():
+    @metrics.metric("sure", "examples scored above 0.9", worst=None)
+    def sure(rows, clean):
+        return (rows["score"] > 0.9).astype(float)
+
+    try:
+        found = metrics.score(metrics.named("sure"), arrays(rows([True] * 3)), None)
+        assert found.values.tolist() == [1, 0, 0]
+    finally:
+        del METRICS["sure"]
+
+
+def test_an_unknown_metric_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'accuracy'"):
+        metrics.named("acuracy")
+
+
+def test_rows_come_back_in_order_with_nan_for_null(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    frame = rows([True, False, True], index=[5, 1, 3], differs=[None, True, False], flat=[False, True, False])
+    for name in ("logits", "l0", "l2", "linf", "forwards", "backwards"):
+        frame[name] = [[0.5, 1.5]] * 3 if name == "logits" else [1, 2, 3]
+    known = schema()
+    fields = [known.field(name) if name in known.names else pa.field(name, pa.bool_()) for name in frame]
+    pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields)), tmp_path / "outcomes.parquet")
+    read = load(tmp_path / "outcomes.parquet")
+    assert read["index"].tolist() == [1, 3, 5]
+    assert metrics.holds(read).tolist() == [False, True, True]
+    assert read["flat"].tolist() == [1, 0, 0]
+    assert read["differs"][:2].tolist() == [1, 0]
+    assert np.isnan(read["differs"][2])
+    assert np.isnan(read["target"]).all()
+    for name, values in arrays(frame).items():
+        np.testing.assert_array_equal(values, read[name])
+    assert set(known.names) == set(OUTCOME_COLUMNS)
+
+
+def test_an_example_may_stand_once():
+    with pytest.raises(ValueError, match="example 4 twice"):
+        arrays(rows(first(3, 1), index=[4, 2, 4]))
+
+
+def test_reading_tables_needs_neither_torch_nor_scipy():
+    code = (
+        "import sys, bench.tables, bench.render, bench.layout; "
+        "heavy = {'torch', 'scipy', 'pandas', 'matplotlib', 'jinja2', 'pyarrow', 'rich'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
