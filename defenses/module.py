@@ -1,0 +1,239 @@
+"""A network of the user's own, by import path, as it is: weights and normalisation, no training."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import (
+    CodePath,
+    ContentPath,
+    Decision,
+    Fitting,
+    Images,
+    InputError,
+    Shape,
+    Split,
+    View,
+    defense,
+    view,
+)
+from defenses.nets import weights as files
+
+
+def fits(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the network cannot be as asked; runs none of the user's code.
+
+    Looks at the normalisation, at the names that the module of `build` defines, and at what kind of
+    file the weights are.
+    """
+    _normalisation(params["mean"], params["std"], shape.channels)
+    _look_for(params["build"])
+    if params["weights"] is not None:
+        files.check(Path(params["weights"]))
+    elif params["prefix"]:
+        raise InputError(f"prefix: {params['prefix']!r} is for weights:, and there are none")
+
+
+@defense(
+    "module",
+    readouts=("label",),
+    version=1,
+    aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
+    check=fits,
+)
+class Module(nn.Module):
+    """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.
+
+    `build` is ``package.module:function``, called with the keyword `arguments`; the suite's folder is
+    on the import path. `weights` is a safetensors file, or a checkpoint of `torch.save` with nothing but
+    tensors and plain values in it (a state dict, or one under ``state_dict``, ``model_state_dict`` or
+    ``model``); with `prefix`, the weights are those whose names begin so, less the prefix. Without
+    `weights` the network stays as `build` returns it, which may have loaded its own. Images are shown to
+    it as ``(x - mean) / std``, one number or one for each channel, in [0, 1] units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        build: CodePath,
+        arguments: dict[str, Any] | None = None,
+        weights: ContentPath | None = None,
+        prefix: str = "",
+        mean: float | tuple[float, ...] = 0.0,
+        std: float | tuple[float, ...] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.build = build
+        self.weights = weights
+        self.prefix = prefix
+        for name, values in zip(("mean", "std"), _normalisation(mean, std, shape.channels), strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.network = _built(build, arguments or {})
+
+    def forward(self, x: Images) -> Tensor:
+        """Return the network's logits (N, K) of images in [0, 1]."""
+        logits: Tensor = self.network((x - self.mean) / self.std)
+        return logits
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Load the weights, and try the network on two images; nothing is learned."""
+        if self.weights is not None:
+            files.fill(self.network, Path(self.weights), self.prefix)
+        for name, value in self.network.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"{self.build}: the network's state {name} is a {type(value).__name__}; "
+                    "only tensors can be stored"
+                )
+        self.eval()
+        self._try(train.images[:2].to(fitting.device))
+
+    @torch.no_grad()
+    def _try(self, x: Images) -> None:
+        form = f"images of shape {tuple(self.shape[:3])}"
+        try:
+            logits = self(x)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{self.build}: the network does not take {form}: {reason}") from error
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"{self.build}: expected the network to return logits, found a {type(logits).__name__}; "
+                "wrap it in a module that returns the tensor"
+            )
+        if logits.shape != (len(x), self.shape.classes):
+            raise InputError(
+                f"{self.build}: the data has {self.shape.classes} classes: expected logits of shape "
+                f"({len(x)}, {self.shape.classes}) for {len(x)} {form}, found {tuple(logits.shape)}"
+            )
+
+    @view("logits", reads=("label",))
+    def logits(self) -> View:
+        """Look at the logits."""
+        return View(self)
+
+    @torch.no_grad()
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer by the logits' arg-max."""
+        return Decision.of(self(x))
+
+
+def _normalisation(
+    mean: float | Sequence[float], std: float | Sequence[float], channels: int
+) -> tuple[list[float], list[float]]:
+    """Return both as lists; raise where they do not fit the channels or the range of images."""
+    means, stds = ([each] if isinstance(each, float | int) else list(each) for each in (mean, std))
+    for name, values in (("mean", means), ("std", stds)):
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"{name}: expected a number, or one for each of {channels} channels, found {values}"
+            )
+    if wrong := [value for value in means if not 0 <= value <= 1]:
+        raise InputError(f"mean: expected values in [0, 1], the units of the images, found {wrong[0]:g}")
+    if wrong := [value for value in stds if not 0 < value < float("inf")]:
+        raise InputError(f"std: expected values above 0, found {wrong[0]:g}")
+    return means, stds
+
+
+def _built(build: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Import and call what builds the network."""
+    name, _, attribute = build.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Another module that is missing is the user's own error, and its traceback is theirs too.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        parent, _, last = error.name.rpartition(".")
+        there = [each.name for each in pkgutil.iter_modules(sys.modules[parent].__path__ if parent else None)]
+        raise InputError(
+            f"build: there is no module {error.name!r} beside the suite or installed{_nearest(last, there)}"
+        ) from None
+    if not hasattr(module, attribute):
+        raise InputError(
+            f"build: {_file(module)} defines no {attribute!r}{_nearest(attribute, vars(module))}"
+        )
+    function = getattr(module, attribute)
+    if isinstance(function, nn.Module) or not callable(function):
+        raise InputError(
+            f"build: expected a function that returns a network, found {build}, a {type(function).__name__}"
+        )
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise InputError(f"build: {build} does not take these arguments: {error}") from None
+    network = function(**arguments)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"build: expected {build} to return an nn.Module, found a {type(network).__name__}")
+    return network
+
+
+def _file(module: Any) -> str:
+    return str(getattr(module, "__file__", None) or module.__name__)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = get_close_matches(name, [each for each in known if not each.startswith("_")], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _look_for(build: str) -> None:
+    """Raise where the module of `build` cannot define it, as far as its source tells."""
+    name, _, attribute = build.partition(":")
+    spec = _found(name)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return
+    source = Path(spec.origin)
+    try:
+        names = set(_bound(ast.parse(source.read_bytes(), str(source)).body))
+    except SyntaxError as error:
+        raise InputError(f"build: {source}:{error.lineno}: {error.msg}") from None
+    if attribute not in names and not names & {"*", "__getattr__"}:
+        raise InputError(f"build: {source} defines no {attribute!r}{_nearest(attribute, names)}")
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Return where a module lies, importing nothing, not even the packages that it lies in."""
+    importlib.invalidate_caches()
+    path: list[str] | None = None
+    spec = None
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, path)
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or ())
+    return spec
+
+
+def _bound(statements: Sequence[ast.stmt]) -> Iterator[str]:
+    """Yield the names that statements bind in their module."""
+    for statement in statements:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                yield statement.name
+            case ast.Import() | ast.ImportFrom():
+                for alias in statement.names:
+                    yield alias.asname or alias.name.partition(".")[0]
+            case _:
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                        yield node.id
+                for block in ("body", "orelse", "finalbody"):
+                    yield from _bound(getattr(statement, block, ()))
+                for handler in getattr(statement, "handlers", ()):
+                    yield from _bound(handler.body)
