@@ -1,0 +1,655 @@
+from statistics import stdev
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifests import PAPER, cell, clean, first, manifest, paper, rows
+from pydantic import ValidationError
+
+from bench import metrics, tables
+from bench.errors import InputError
+from bench.layout import Table, arrange
+from bench.quantities import DASH
+
+quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+
+TWO = {
+    "title": "Two columns",
+    "rows": ["defense", "readout"],
+    "columns": {"Clean": {"attack": "clean"}, "A": {"attack": "a"}, "B": {"attack": "b"}},
+    "extra": ["Min", "Worst"],
+}
+"""A clean column, two attacks, and what follows from them."""
+
+
+def suite(a, b, still=None, *, seeds=1, **changes):
+    """Return a manifest and outcomes: `a` and `b` say for each seed which examples stood."""
+    cells, outcomes = [], {}
+    for seed in range(seeds):
+        for name, stood in (("a", a[seed]), ("b", b[seed])):
+            cells.append(cell(f"{name}{seed}", attack=name, seed=seed, n=len(stood)))
+            outcomes[f"{name}{seed}"] = rows(stood)
+        n = len(a[seed])
+        cells.append(clean(f"clean{seed}", seed=seed, n=n))
+        outcomes[f"clean{seed}"] = rows(first(n, n) if still is None else still[seed], moved=False)
+    return manifest(cells, {**TWO, **changes}), outcomes
+
+
+def cut(given, outcomes):
+    return tables.cut(given, "T", outcomes.get)
+
+
+def values(grid, row=0):
+    return [each.estimate and each.estimate.value for each in grid.rows[row].squares]
+
+
+# --- what squares hold -------------------------------------------------------------------------------
+
+
+def test_squares_of_one_seed():
+    grid = cut(*suite([first(10, 6)], [first(10, 8)], [first(10, 9)]))
+    assert grid.columns == ("Clean", "A", "B", "Min", "Worst")
+    assert grid.rows[0].label == ("cnn", "last")
+    assert values(grid) == [0.9, 0.6, 0.8, 0.6, 0.6]
+    assert grid.rows[0].squares[1].estimate.std is None
+    assert [each.weakest for each in grid.rows[0].squares] == [False, True, False, False, False]
+    assert grid.question == {"data": "digits", "norm": "linf", "radius": "0.1"}
+
+
+def test_min_averages_first_and_worst_settles_examples_first():
+    # Each attack breaks another half: the least average is a half, and nothing stands both.
+    half = first(10, 5)
+    grid = cut(*suite([half, half], [~half, ~half], seeds=2))
+    assert values(grid) == [1, 0.5, 0.5, 0.5, 0]
+
+
+def test_min_has_the_spread_of_its_column_and_worst_its_own():
+    a = [first(10, 6), first(10, 2)]
+    b = [first(10, 5), first(10, 5)]
+    grid = cut(*suite(a, b, seeds=2))
+    lowest, worst = grid.rows[0].squares[3:]
+    assert lowest.estimate == grid.rows[0].squares[1].estimate
+    assert lowest.estimate.std == pytest.approx(stdev([0.6, 0.2]))
+    assert worst.estimate.value == pytest.approx((0.5 + 0.2) / 2)
+    assert worst.estimate.std == pytest.approx(stdev([0.5, 0.2]))
+    assert grid.seeds == 2
+
+
+def test_worst_is_of_the_examples_that_all_saw_and_prints_their_number():
+    grid = cut(*suite([first(20, 10)], [first(5, 4)]))
+    squares = grid.rows[0].squares
+    assert values(grid) == [1, 0.5, 0.8, 0.5, 0.8]
+    assert [each.estimate.n for each in squares] == [20, 20, 5, 20, 5]
+    assert [flag.code for flag in grid.flags] == ["unequal-examples"]
+
+
+def test_accuracy_does_not_look_at_the_clean_answer_and_robust_does():
+    a, b, still = [first(10, 10)], [first(10, 9)], [first(10, 7)]
+    assert values(cut(*suite(a, b, still))) == [0.7, 1, 0.9, 0.9, 0.9]
+    assert values(cut(*suite(a, b, still, metric="robust"))) == [0.7, 0.7, 0.7, 0.7, 0.7]
+
+
+def test_success_has_a_max():
+    given, outcomes = suite(
+        [first(10, 6)], [first(10, 2)], [first(10, 8)], metric="success", extra=["Max", "Worst"]
+    )
+    grid = cut(given, outcomes)
+    # Of the eight that are right when clean, A breaks two and B six.
+    assert values(grid) == [0, 0.25, 0.75, 0.75, 0.75]
+    assert grid.rows[0].squares[2].weakest
+
+
+def test_a_square_without_a_pinned_attack_takes_the_worst_and_leaves_doing_nothing_out():
+    given, outcomes = suite([first(10, 5)], [~first(10, 5)], [first(10, 0)])
+    given["tables"]["T"] |= {"columns": {"All": {}}, "extra": []}
+    assert values(cut(given, outcomes)) == [0]
+    outcomes["b0"] = rows(first(10, 5))
+    assert values(cut(given, outcomes)) == [0.5]
+
+
+def test_targets_are_settled_by_the_worst_or_averaged():
+    cells = [cell(f"t{t}", target=t, attack="a") for t in (1, 2)] + [clean("c")]
+    outcomes = {
+        "t1": rows(first(10, 5), target=[5] * 10),
+        "t2": rows(~first(10, 5), target=[5] * 10),
+        "c": rows(first(10, 10), moved=False),
+    }
+    table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}, "metric": "success"}
+    assert values(cut(manifest(cells, table), outcomes)) == [1]
+    grid = cut(manifest(cells, {**table, "mean_over": ["seed", "target"]}), outcomes)
+    assert values(grid) == [0.5]
+    assert grid.rows[0].squares[0].estimate.n == 10
+
+
+def test_a_mean_over_some_of_the_targets_is_no_number():
+    cells = [cell(f"t{t}", target=t, attack="a") for t in (1, 2)]
+    outcomes = {"t1": rows(first(10, 5))}
+    table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}}
+    square = cut(manifest(cells, table), outcomes).rows[0].squares[0]
+    assert (square.estimate.value, square.bound) == (0.5, "≤")
+    square = cut(manifest(cells, {**table, "mean_over": ["seed", "target"]}), outcomes).rows[0].squares[0]
+    assert (square.estimate, square.hole) == (None, "not run")
+
+
+def test_every_job_is_read_once():
+    given, outcomes = paper()
+    asked = []
+
+    def read(job):
+        asked.append(job)
+        return outcomes.get(job)
+
+    tables.cut(given, "T", read)
+    assert sorted(asked) == sorted(set(asked))
+    assert set(asked) == tables.jobs(given, "T")
+
+
+def test_jobs_hold_the_clean_ones_that_a_metric_needs():
+    given, _ = suite([first(4, 1)], [first(4, 1)], columns={"A": {"attack": "a"}}, extra=[])
+    assert tables.jobs(given, "T") == {"a0"}
+    given["tables"]["T"]["metric"] = "robust"
+    assert tables.jobs(given, "T") == {"a0", "clean0"}
+
+
+masks = st.integers(1, 12).flatmap(
+    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=6, max_size=6)
+)
+
+
+@quick
+@given(masks, st.sampled_from(["accuracy", "robust"]))
+def test_worst_min_and_clean_are_in_order(drawn, metric):
+    a, b, still = (np.array(drawn[at : at + 2]) for at in (0, 2, 4))
+    squares = values(cut(*suite(a, b, still, seeds=2, metric=metric)))
+    unmoved, one, other, lowest, worst = squares
+    assert lowest == min(one, other)
+    assert worst <= lowest
+    expected = np.mean(
+        [(x & y & (z | (metric == "accuracy"))).mean() for x, y, z in zip(a, b, still, strict=True)]
+    )
+    assert worst == pytest.approx(expected)
+    if metric == "robust":
+        assert max(one, other) <= unmoved
+
+
+@quick
+@given(st.sets(st.integers(0, 5)))
+def test_a_hole_is_never_a_number(missing):
+    given, outcomes = suite([first(10, 5)] * 2, [first(10, 4)] * 2, seeds=2)
+    names = sorted(outcomes)
+    for place in missing:
+        del outcomes[names[place]]
+    row = cut(given, outcomes).rows[0]
+    for heading, square in zip(("Clean", "A", "B"), row.squares, strict=False):
+        seeds = [seed for seed in (0, 1) if f"{heading.lower()}{seed}" in outcomes]
+        assert (square.estimate is None) == (not seeds)
+        assert (square.hole == "not run") == (not seeds)
+        assert ("1 of 2 seeds" in square.notes) == (len(seeds) == 1)
+        if seeds:
+            assert square.estimate.value == {"Clean": 1, "A": 0.5, "B": 0.4}[heading]
+    lowest = row.squares[3]
+    here = [square for square in row.squares[1:3] if square.estimate]
+    assert (lowest.bound == "≤") == (len(here) == 1)
+    assert (lowest.hole == "not run") == (not here)
+
+
+# --- holes -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_column_bounds_min_and_worst():
+    given, outcomes = suite([first(10, 6)], [first(10, 2)])
+    del outcomes["b0"]
+    clean_, a, b, lowest, worst = cut(given, outcomes).rows[0].squares
+    assert (b.estimate, b.hole, b.notes) == (None, "not run", ())
+    for square in (lowest, worst):
+        assert (square.estimate.value, square.bound, square.notes) == (0.6, "≤", ("without B (not run)",))
+    # Which column is the weakest is not known.
+    assert not any(each.weakest for each in (clean_, a, b))
+
+
+def test_worst_takes_the_seeds_that_are_whole():
+    given, outcomes = suite([first(10, 6), first(10, 8)], [first(10, 7), first(10, 5)], seeds=2)
+    del outcomes["b0"]
+    worst = cut(given, outcomes).rows[0].squares[4]
+    assert (worst.estimate.value, worst.bound, worst.notes) == (0.5, "", ("1 of 2 seeds",))
+
+
+def test_worst_without_a_whole_seed_takes_those_that_lack_least():
+    a, b = [first(10, 6)] * 2, [first(10, 7)] * 2
+    given, outcomes = suite(a, b, seeds=2)
+    given["cells"] += [cell(f"c{seed}", attack="c", seed=seed) for seed in (0, 1)]
+    given["tables"]["T"]["columns"] = {**TWO["columns"], "C": {"attack": "c"}}
+    del outcomes["b1"]
+    worst = cut(given, outcomes).rows[0].squares[-1]
+    assert (worst.estimate.value, worst.bound) == (0.6, "≤")
+    assert worst.notes == ("1 of 2 seeds", "without C (not run)")
+
+
+def test_a_combination_that_no_task_asks_for_is_a_dash():
+    given, outcomes = suite([first(10, 6)], [first(10, 2)])
+    given["cells"].append(cell("other", attack="a", defense="cnnf"))
+    outcomes["other"] = rows(first(10, 5))
+    grid = cut(given, outcomes)
+    still, a, b, lowest, worst = grid.rows[1].squares
+    assert [each.hole for each in (still, a, b)] == [DASH, "", DASH]
+    # What nobody asked for is not missing.
+    assert (lowest.bound, worst.bound, worst.estimate.value) == ("", "", 0.5)
+
+
+def test_a_skip_is_a_dash_with_its_reason():
+    given, outcomes = suite([first(10, 6)], [first(10, 2)])
+    skipped = {**cell("x", attack="b", defense="cnnf"), "reason": "the source is its own victim"}
+    given["cells"].append(cell("other", attack="a", defense="cnnf"))
+    given["skips"].append(skipped)
+    outcomes["other"] = rows(first(10, 5))
+    square = cut(given, outcomes).rows[1].squares[2]
+    assert (square.hole, square.notes) == (DASH, ("the source is its own victim",))
+
+
+def test_robust_without_the_clean_run_is_a_hole():
+    given, outcomes = suite([first(10, 6)], [first(10, 2)], metric="robust")
+    del outcomes["clean0"]
+    square = cut(given, outcomes).rows[0].squares[1]
+    assert (square.hole, square.notes) == ("not run", ("not run: the clean images",))
+    given["cells"] = [each for each in given["cells"] if each["use"] != "none"]
+    given["tables"]["T"]["columns"] = {"A": {"attack": "a"}}
+    given["tables"]["T"]["extra"] = []
+    square = cut(given, outcomes).rows[0].squares[0]
+    assert (square.hole, square.notes) == (DASH, ("no task asks for the attack none here",))
+
+
+def test_a_rate_of_nothing_is_a_hole():
+    given, outcomes = suite([first(10, 10)], [first(10, 10)], metric="detection", extra=[])
+    square = cut(given, outcomes).rows[0].squares[1]
+    assert (square.estimate, square.hole, square.notes) == (None, DASH, ("no example counts",))
+
+
+# --- radii -------------------------------------------------------------------------------------------
+
+
+def minimal(distance, stood=None):
+    distance = np.asarray(distance, float)
+    return rows(np.zeros(len(distance), bool) if stood is None else stood, distance=distance)
+
+
+def test_an_attack_without_a_radius_is_read_at_any():
+    cells = [
+        cell("free", attack="cw", radius=None, budget="distance", n=4),
+        clean("still", radius=None, n=4),
+    ]
+    outcomes = {"free": minimal([0.05, 0.1, 0.2, 0.3]), "still": rows([True, True, True, False], moved=False)}
+    table = {
+        "title": "x",
+        "rows": ["defense"],
+        "where": {"attack": "cw"},
+        "columns": ["radius"],
+        "radii": ["0.01", 0.1, "1/2"],
+    }
+    grid = cut(manifest(cells, table), outcomes)
+    assert grid.columns == ("0.01", "0.1", "0.5")
+    # The last example is wrong when clean, and is broken at every radius.
+    assert values(grid) == [0.75, 0.25, 0]
+    assert [each.flags for each in grid.rows[0].squares] == [(), (), ()]
+
+
+def test_an_attack_without_a_radius_in_a_cell_with_one_needs_the_clean_answers():
+    cells = [cell("free", attack="cw", budget="distance", radius=0.1)]
+    table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "cw"}}}
+    square = cut(manifest(cells, table), {"free": minimal([0.05, 0.2])}).rows[0].squares[0]
+    assert (square.estimate, square.hole) == (None, DASH)
+    assert tables.jobs(manifest([*cells, clean("still")], table), "T") == {"free", "still"}
+
+
+def test_the_worst_of_attacks_without_a_radius_is_the_least_distance():
+    cells = [
+        cell(name, attack=name, norm="l2", radius=None, budget="distance", n=3) for name in ("cw", "deepfool")
+    ]
+    outcomes = {
+        "cw": minimal([0.1, 0.4, 0.3], [False, False, True]),
+        "deepfool": minimal([0.2, 0.2, 0.9]),
+    }
+    table = {
+        "title": "x",
+        "rows": ["defense"],
+        "columns": {"CW": {"attack": "cw"}, "DeepFool": {"attack": "deepfool"}},
+        "metric": "distance",
+        "extra": ["Min", "Worst"],
+    }
+    grid = cut(manifest(cells, table), outcomes)
+    assert values(grid) == [0.4, 0.2, 0.2, 0.2]
+    assert grid.units == ("distance",) * 4
+    outcomes["cw"] = minimal([0.1, 0.4, 0.3], [False, True, True])
+    square = cut(manifest(cells, table), outcomes).rows[0].squares[0]
+    assert square.estimate.value == np.inf
+    assert square.notes == ("33.3 % of the examples were broken",)
+
+
+# --- selections --------------------------------------------------------------------------------------
+
+
+def test_rows_and_columns_by_name_and_by_coordinate():
+    cells = [
+        cell(f"{defense}{radius}", defense=defense, radius=radius)
+        for defense in ("cnn", "cnnf")
+        for radius in (0.1, 8 / 255)
+    ]
+    outcomes = {each["job"]: rows(first(10, 5)) for each in cells}
+    table = {
+        "title": "x",
+        "rows": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
+        "columns": ["radius"],
+    }
+    grid = cut(manifest(cells, table), outcomes)
+    assert [row.label for row in grid.rows] == [("Ours",), ("Plain",)]
+    assert grid.columns == ("0.1", "8/255")
+    table = {
+        "title": "x",
+        "rows": ["radius"],
+        "columns": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
+    }
+    grid = cut(manifest(cells, table), outcomes)
+    assert [row.label for row in grid.rows] == [("0.1",), ("8/255",)]
+    assert grid.heads == ("radius",)
+
+
+@pytest.mark.parametrize("written", ["8/255", 8 / 255, "16/510"])
+def test_a_radius_is_a_number_or_a_fraction(written):
+    cells = [cell("a", radius=8 / 255), cell("b", radius=0.1)]
+    table = {
+        "title": "x",
+        "where": {"radius": written},
+        "rows": ["defense"],
+        "columns": {"A": {"attack": "pgd"}},
+    }
+    assert arrange(manifest(cells, table), "T").jobs() == {"a"}
+
+
+@pytest.mark.parametrize("written", [None, "inf", float("inf")])
+def test_no_radius_is_null_or_infinite(written):
+    cells = [cell("a", radius=None, budget="distance"), cell("b", radius=0.1)]
+    table = {
+        "title": "x",
+        "where": {"radius": written},
+        "rows": ["defense"],
+        "columns": {"A": {"attack": "pgd"}},
+    }
+    assert arrange(manifest(cells, table), "T").jobs() == {"a"}
+
+
+def test_a_list_is_any_of_its_values_and_a_placeholder_is_the_rows():
+    given, _ = paper()
+    given["tables"]["T"]["columns"] = {"PGD": {"attack": ["pgd"], "view": ["first", "e2e_{readout}"]}}
+    layout = arrange(given, "T")
+    places = {line.label: {each["view"] for each in line.places[0].cells} for line in layout.lines}
+    assert places[("cnnf", "avg")] == {"first", "e2e_avg"}
+    assert places[("cnnf", "last")] == {"first", "e2e_last"}
+
+
+def test_served_parameters_are_coordinates():
+    cells = [cell(f"c{cycles}", defense="cnnf", **{"serve.cycles": cycles}) for cycles in (0, 2)]
+    table = {"title": "x", "rows": ["defense", "serve.cycles"], "columns": {"PGD": {"attack": "pgd"}}}
+    grid = cut(manifest([*cells, cell("plain")], table), {})
+    assert [row.label for row in grid.rows] == [("cnnf", "0"), ("cnnf", "2"), ("cnn", DASH)]
+
+
+def test_columns_may_have_metrics_of_their_own():
+    cells = [clean("c")]
+    outcomes = {"c": rows(first(10, 9), rejected=~first(10, 8), moved=False)}
+    columns = {
+        "Accuracy": {"attack": "clean"},
+        "Rejected": {"attack": "clean", "metric": "rejection"},
+        "Accuracy of the rest": {"attack": "clean", "metric": "selective"},
+    }
+    grid = cut(manifest(cells, {"title": "x", "rows": ["defense"], "columns": columns}), outcomes)
+    assert values(grid) == [0.8, 0.2, 1]
+    assert [each.estimate.n for each in grid.rows[0].squares] == [10, 10, 8]
+
+
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def refusal(given):
+    with pytest.raises(InputError) as caught:
+        tables.check(given, "T")
+    return str(caught.value)
+
+
+def test_a_table_that_hides_a_readout_is_refused():
+    given, _ = paper()
+    given["tables"]["T"]["rows"] = ["defense"]
+    given["tables"]["T"]["columns"] = {"PGD": {"attack": "pgd", "view": "first"}}
+    assert refusal(given).startswith("table 'T' hides readout: ['avg', 'last']")
+
+
+def test_a_readout_hides_between_columns_too():
+    cells = [cell("a", attack="a", readout="last"), cell("b", attack="b", readout="avg")]
+    table = {**TWO, "rows": ["defense"], "columns": {"A": {"attack": "a"}, "B": {"attack": "b"}}, "extra": []}
+    assert refusal(manifest(cells, table)).startswith("table 'T' hides readout: ['avg', 'last']")
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "shown"),
+    [
+        ("data", "digits", "mnist", "['digits', 'mnist']"),
+        ("norm", "linf", "l2", "['l2', 'linf']"),
+        ("radius", 0.1, 0.2, "[0.1, 0.2]"),
+        ("radius", 0.1, None, "[0.1, None]"),
+        ("serve.cycles", 2, 1, "[1, 2]"),
+        ("defense", "cnn", "cnnf", "['cnn', 'cnnf']"),
+    ],
+)
+def test_a_question_or_a_choice_of_the_defender_is_never_merged(name, one, other, shown):
+    cells = [cell("a", **{name: one}), cell("b", **{name: other})]
+    table = {"title": "x", "rows": ["readout"], "columns": {"PGD": {"attack": "pgd"}}}
+    assert refusal(manifest(cells, table)).startswith(f"table 'T' hides {name}: {shown}")
+    # In sight, or pinned, it is neither.
+    tables.check(manifest(cells, {**table, "rows": [name]}), "T")
+    tables.check(manifest(cells, {**table, "where": {name: one}}), "T")
+
+
+def test_questions_of_different_rows_must_be_in_sight():
+    cells = [cell("a", defense="cnn", radius=0.1), cell("b", defense="cnnf", radius=0.2)]
+    table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}}
+    assert refusal(manifest(cells, table)).startswith("table 'T' hides radius: [0.1, 0.2]")
+
+
+def test_read_outs_of_different_defenses_may_have_different_names():
+    cells = [cell("a", defense="cnn", readout="last"), cell("b", defense="sdim", readout="logits")]
+    table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}}
+    tables.check(manifest(cells, table), "T")
+
+
+def test_unmoved_images_have_no_radius():
+    cells = [cell("a"), clean("c1", radius=0.2), clean("c2", radius=None, norm="l2")]
+    table = {
+        "title": "x",
+        "rows": ["defense"],
+        "columns": {"PGD": {"attack": "pgd"}, "Clean": {"attack": "clean"}},
+    }
+    tables.check(manifest(cells, table), "T")
+
+
+def test_seeds_that_are_not_averaged_must_be_in_sight():
+    cells = [cell("a", seed=0), cell("b", seed=1)]
+    table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}, "mean_over": []}
+    assert refusal(manifest(cells, table)).startswith("table 'T' hides seed: [0, 1]")
+    tables.check(manifest(cells, {**table, "rows": ["seed"]}), "T")
+
+
+def test_min_and_worst_are_of_one_question():
+    cells = [cell("a", radius=0.1), cell("b", radius=0.2)]
+    table = {"title": "x", "rows": ["defense"], "columns": ["radius"], "extra": ["Min", "Worst"]}
+    assert refusal(manifest(cells, table)).startswith(
+        "table 'T': Min and Worst would merge radius: [0.1, 0.2]"
+    )
+
+
+def test_a_metric_without_a_worst_needs_one_attack():
+    cells = [cell("a", attack="a"), cell("b", attack="b")]
+    table = {"title": "x", "rows": ["defense"], "columns": {"All": {}}, "metric": "rejection"}
+    assert "column 'All': rejection has no worst over attack: ['a', 'b']" in refusal(manifest(cells, table))
+
+
+def test_unknown_values_and_coordinates_name_the_nearest():
+    given, _ = paper()
+    given["tables"]["T"]["columns"] = {"PGD": {"attack": "pdg"}}
+    assert refusal(given) == "table 'T': column 'PGD': attack: no cell has 'pdg'; did you mean 'pgd'?"
+    given["tables"]["T"] = {**PAPER, "where": {"serve.cicles": 1}}
+    assert refusal(given).startswith("table 'T': where: unknown coordinate 'serve.cicles'")
+    given["tables"]["T"] = {**PAPER, "rows": ["defense", "readout", "serve.cycles"]}
+    assert refusal(given).startswith("table 'T': rows: unknown coordinate 'serve.cycles'")
+    given["tables"]["T"] = {**PAPER, "rows": {"CNN-F": {"defense": "cnff"}}, "columns": ["attack", "view"]}
+    assert refusal(given) == "table 'T': row 'CNN-F': defense: no cell has 'cnff'; did you mean 'cnnf'?"
+    given["tables"]["T"] = {**PAPER, "columns": {"PGD": {"view": "e3e_{readout}"}}}
+    assert "column 'PGD': view: no cell has 'e3e_last'; did you mean 'e2e_last'?" in refusal(given)
+    with pytest.raises(InputError, match="no table 'U'"):
+        arrange(given, "U")
+
+
+def test_a_place_that_selects_nothing_is_refused():
+    cells = [cell("a", data="digits"), cell("b", data="mnist", norm="l2")]
+    table = {
+        "title": "x",
+        "where": {"data": "digits", "norm": "l2"},
+        "rows": ["defense"],
+        "columns": ["attack"],
+    }
+    assert "where: no cell has all of" in refusal(manifest(cells, table))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean 'accuracy'?"),
+        ({"columns": {"A": {"attack": "a", "metric": "robustness"}}}, "unknown metric 'robustness'"),
+        ({"rows": ["defence"]}, "rows: unknown coordinate 'defence'; did you mean 'defense'?"),
+        ({"columns": {"A": {"atack": "a"}}}, "columns: unknown coordinate 'atack'; did you mean 'attack'?"),
+        ({"where": {"metric": "robust"}}, "where: unknown coordinate 'metric'"),
+        ({"columns": {"A": {"view": "e2e_{serve.x}"}}}, "{serve.x} is no coordinate of every row"),
+        ({"columns": {"A": "pgd"}}, "expected a selection such as {attack: pgd}, found 'pgd'"),
+        ({"metric": "success", "extra": ["Min"]}, "an attacker wants the Max of success, not the Min"),
+        ({"metric": "rejection", "extra": ["Worst"]}, "rejection has no Worst over attacks"),
+        ({"columns": {"Min": {"attack": "a"}}, "extra": ["Min"]}, "a column is called 'Min'"),
+        (
+            {"mean_over": ["target"], "worst_over": ["target"]},
+            "target is both in mean_over and in worst_over",
+        ),
+        ({"mean_over": ["readout"]}, "seed"),
+        ({"figure": {"x": "radius"}}, "'radius' is a coordinate of neither rows nor columns"),
+        ({"columns": {}}, "rows and columns need an entry each"),
+        ({"radii": ["8/0"]}, "expected a number or a fraction like 8/255, found '8/0'"),
+        ({"colums": {}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_table_is_checked_before_there_are_cells(change, message):
+    with pytest.raises(ValidationError) as caught:
+        Table.model_validate({**TWO, "extra": [], **change})
+    assert message in str(caught.value)
+
+
+def test_a_table_survives_its_manifest():
+    for written in (
+        PAPER,
+        {**TWO, "mean_over": ["seed", "target"], "radii": ["8/255"], "columns": {0.1: {}}},
+    ):
+        table = Table.model_validate(written)
+        assert Table.model_validate(table.model_dump(mode="json")) == table
+    assert Table.model_validate({**TWO, "mean_over": ["seed", "target"]}).worst_over == ["attack", "view"]
+
+
+# --- published numbers -------------------------------------------------------------------------------
+
+
+def compared(**changes):
+    given, outcomes = paper(n=30, seeds=[0])
+    given["tables"]["T"]["published"] = {
+        "table": "cnnf/3",
+        "columns": {"Clean": "clean", "PGD (first)": "pgd_first", "Min": "min"},
+        "rows": {"cnn, last": "CNN", "cnnf, avg": "CNN-F (avg)"},
+        "differences": ["Twelve times narrower"],
+        **changes,
+    }
+    given["data"]["digits"]["name"] = "cifar10"
+    for each in (*given["cells"], *given["skips"]):
+        each["radius"] = 0.0315
+    return given, outcomes
+
+
+def test_published_numbers_stand_beside_ours():
+    grid = cut(*compared())
+    rows_ = {row.label: row.published for row in grid.rows}
+    assert rows_[("cnnf", "last")] == ()
+    quotes = dict(zip(grid.columns, rows_[("cnnf", "avg")], strict=True))
+    assert (quotes["PGD (first)"].value, quotes["PGD (first)"].std) == (48.72, 0.64)
+    assert quotes["Min"].value == 48.72
+    assert quotes["Transfer"] is None
+    assert grid.source == "Adversarial accuracy on CIFAR-10 (cnnf/3)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "cnnf/33"}, "no table 'cnnf/33'; did you mean 'cnnf/3'?"),
+        ({"columns": {"PGD": "pgd_first"}}, "published: columns: no 'PGD' here"),
+        ({"columns": {"Clean": "cleen"}}, "cnnf/3 has no 'cleen'; did you mean 'clean'?"),
+        ({"rows": {"cnn, last": "CNM"}}, "cnnf/3 has no 'CNM'; did you mean 'CNN'?"),
+        ({"rows": {"cnn, lost": "CNN"}}, "published: rows: no 'cnn, lost' here; did you mean 'cnn, last'?"),
+    ],
+)
+def test_what_is_not_published_cannot_be_named(change, message):
+    given, _ = compared(**change)
+    assert message in refusal(given)
+
+
+@pytest.mark.parametrize(("name", "value"), [("radius", 0.1), ("norm", "l2")])
+def test_other_questions_are_not_compared(name, value):
+    given, _ = compared()
+    for each in (*given["cells"], *given["skips"]):
+        each[name] = value
+    assert "published: cnnf/3 is about cifar-10, linf, 8/255, and row 'cnn, last' about" in refusal(given)
+    given, _ = compared()
+    given["data"]["digits"]["name"] = "cifar10-jpeg"
+    assert "about cifar10-jpeg, linf" in refusal(given)
+
+
+PAPERS = tables._papers()
+
+
+@pytest.mark.parametrize("key", ["cnnf/2", "cnnf/3", "cnnf/4", "cnnf/5"])
+def test_the_published_min_is_that_of_the_attack_columns(key):
+    for row in PAPERS[key]["rows"].values():
+        attacks = [row[name] for name in row if name not in ("clean", "min") and row[name] is not None]
+        assert row["min"] in attacks
+        assert row["min"]["mean"] == min(each["mean"] for each in attacks)
+
+
+@pytest.mark.parametrize("key", PAPERS)
+def test_published_tables_are_whole(key):
+    paper_ = PAPERS[key]
+    percent = paper_.get("unit") == "percent"
+    for name, row in paper_["rows"].items():
+        assert set(row) <= set(paper_.get("columns", row)), name
+        for column, number in row.items():
+            if number is not None and percent:
+                assert 0 <= number["mean"] <= 100, (name, column)
+                assert number["std"] is None or number["std"] >= 0
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def test_a_figures_axis_has_numbers():
+    cells = [cell("a", radius=0.1), cell("b", radius=None, budget="distance")]
+    table = {"title": "x", "rows": ["defense"], "columns": ["radius"], "figure": {"x": "radius"}}
+    assert (
+        refusal(manifest(cells, table)) == f"table 'T': figure: {DASH!r} has no number for radius, but None"
+    )
+    tables.check(manifest(cells[:1], table), "T")
+
+
+def test_wilson_is_of_one_seed_however_many_there_are():
+    one = cut(*suite([first(50, 20)], [first(50, 25)])).rows[0].squares[1].estimate
+    many = cut(*suite([first(50, 20)] * 5, [first(50, 25)] * 5, seeds=5)).rows[0].squares[1].estimate
+    assert (one.low, one.high) == (many.low, many.high) == metrics.wilson(0.4, 50)
+    assert many.std == 0
