@@ -36,11 +36,11 @@ def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tenso
     ``ce``: cross-entropy with the truth (minus that with the target); with a refusal, the log of the
     probability of an accepted wrong label. ``margin``: the best goal's logit minus the best of the
     others (Carlini and Wagner 2017, arXiv:1608.04644, f_6 with its sign turned); positive means
-    success. ``dlr``: the margin over the gap between the first and the third class (Croce and Hein 2020,
-    arXiv:2003.01690, eq. 6), or between the first and the mean of the third and the fourth with a target
-    (eq. 7, which it equals until the example is broken). A refusal is no class there, else the margin
-    would be divided by itself where the best goal comes third; for the same reason it is the plain
-    margin with fewer than three classes, or four with a target.
+    success. ``dlr``: the margin over the gap between the highest logit and the third class (Croce and Hein
+    2020, arXiv:2003.01690, eq. 6), or with a target the mean of the third and the fourth (eq. 7, which it
+    equals until the example is broken). A refusal may be the highest but is no class, else the margin
+    would be divided by itself where the best goal comes third behind it; for the same reason it is the
+    plain margin with fewer than three classes, or four with a target.
     """
     if logits.dim() == 3:
         return objective(view, logits.flatten(0, 1), y, loss).view(logits.shape[:2]).mean(0)
@@ -88,10 +88,9 @@ def _margin(view: View, logits: Tensor, y: Labels) -> Tensor:
 
 def _spread(view: View, logits: Tensor) -> Tensor | float:
     """Return what the margin is divided by: a gap of the logits, so that their scale does not matter."""
-    if view.refusal:
-        logits = logits[:, :-1]
+    classes = logits[:, :-1] if view.refusal else logits
     third = slice(2, 3) if view.target is None else slice(2, 4)
-    if logits.shape[1] < third.stop:
+    if classes.shape[1] < third.stop:
         return 1.0
-    top = logits.topk(third.stop, dim=1).values
-    return (top[:, 0] - top[:, third].mean(1)).clamp_min(1e-12)
+    low = classes.topk(third.stop, dim=1).values[:, third].mean(1)
+    return (logits.amax(1) - low).clamp_min(1e-12)
