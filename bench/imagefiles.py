@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,9 @@ class Parquet:
     def _classes(self) -> int:
         if self.classes is not None:
             return self.classes
-        described = json.loads((self._schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = described.get("info", {}).get("features", {}).get(self.label, {}).get("names")
-        if names:
-            return len(names)
+        with suppress(ValueError, KeyError, TypeError):
+            described = json.loads(self._schema.metadata[b"huggingface"])
+            return len(described["info"]["features"][self.label]["names"])
         files = {*self._matching("train"), *self._matching("test")}
         return int(max(self._labels(file).max(initial=-1) for file in files)) + 1
 
@@ -218,9 +218,13 @@ class ImageFolder:
         self.homes = (self.folder / train, self.folder / test)
 
     @cached_property
+    def _found(self) -> dict[Path, list[Path]]:
+        return {home: _images_in(home) for home in self.homes}
+
+    @cached_property
     def files(self) -> list[Path]:
         """The split's images, by their paths."""
-        files = _images_in(self.home)
+        files = self._found[self.home]
         if not files:
             raise InputError(
                 f"{self.home}: no image in a sub-folder; expected files such as cat/1.png "
@@ -231,7 +235,7 @@ class ImageFolder:
     @cached_property
     def names(self) -> list[str]:
         """The classes: those of both splits, so that a class has one number."""
-        return sorted({_class_of(file, home) for home in self.homes for file in _images_in(home)})
+        return sorted({_class_of(file, home) for home, files in self._found.items() for file in files})
 
     @cached_property
     def shape(self) -> Shape:

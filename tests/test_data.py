@@ -629,6 +629,9 @@ def test_classes_come_from_the_names_that_the_file_describes(tmp_path: Path) -> 
     pq.write_table(table, tmp_path / "data" / "test.parquet")
     assert data.shape(spec("parquet", path=str(tmp_path))) == (1, 4, 4, 3)
     assert data.shape(spec("parquet", path=str(tmp_path), classes=5)).classes == 5
+    table = table.replace_schema_metadata({"huggingface": "{not JSON"})
+    pq.write_table(table, tmp_path / "data" / "test.parquet")
+    assert data.shape(spec("parquet", path=str(tmp_path))).classes == 1
 
 
 def parquet_trouble(tmp_path: Path, **fields: Any) -> str:
