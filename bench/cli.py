@@ -71,7 +71,7 @@ def run(
 
     begun = time.monotonic()
     console = _console()
-    plan, store, manifest = _planned(suite, results, data_root)
+    plan, store, manifest = planned(suite, results, data_root)
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
     devices = pools.slots(device, executor)
@@ -122,17 +122,17 @@ def plan(
     from bench import execute, tables
     from bench.costs import Costs
 
-    planned, store, manifest = _planned(suite, results, data_root)
+    crossed, store, manifest = planned(suite, results, data_root)
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
     store.open()
     store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    state = execute.examine(planned, store, wanted, verify=False)
+    state = execute.examine(crossed, store, wanted, verify=False)
     costs = Costs()
-    _learn(costs, planned, store)
+    _learn(costs, crossed, store)
     seconds = sum(costs.seconds(job) for job in state.todo)
     if as_json:
-        graph = planned.graph()
+        graph = crossed.graph()
         todo = {job.key for job in state.todo}
         sys.stdout.write(
             json.dumps(
@@ -158,7 +158,7 @@ def plan(
             + "\n"
         )
         return
-    _show_plan(_console(), planned, store, state, seconds)
+    _show_plan(_console(), crossed, store, state, seconds)
 
 
 @app.command()
@@ -250,20 +250,21 @@ def _console(*, stderr: bool = False) -> Any:
     return Console(stderr=stderr)
 
 
-def _planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
+def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
+    """Read and check a suite and its tables; return its plan, its store and its manifest."""
     from bench import plan as planning
     from bench import spec, tables
     from bench.store import Store
 
     suite = spec.load(path)
-    planned = planning.make(suite, data_root)
-    manifest = planned.manifest()
+    crossed = planning.make(suite, data_root)
+    manifest = crossed.manifest()
     for key in manifest["tables"]:
         try:
             tables.check(manifest, key)
         except InputError as error:
             raise InputError(f"{suite.at('tables', key)}: {error}") from None
-    return planned, Store(results or Path("results") / suite.name), manifest
+    return crossed, Store(results or Path("results") / suite.name), manifest
 
 
 def _keys(manifest: Mapping[str, Any], asked: list[str] | None) -> list[str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import toys  # noqa: F401 - registers itself before the registries close
+
 from bench.registry import discover
 
 torch.set_num_threads(1)

@@ -153,12 +153,13 @@ def test_an_attack_that_needs_a_radius_is_skipped_without_one(tmp_path: Path) ->
 
 
 def test_an_attack_without_a_radius_is_run_once_for_all_radii(tmp_path: Path) -> None:
+    threat = {"norm": "l2", "radius": [0.5, 1.0]}
     plan = made(
         tmp_path,
         defenses={"linear": {"use": "toy/linear"}},
         attacks={"minimal": {"use": "toy/minimal"}},
-        tasks=[{"data": "digits", "threat": {"norm": "l2", "radius": [0.5, 1.0]}, "views": ["logits"], "readouts": ["plain"]}],
-    )  # fmt: skip
+        tasks=[{"data": "digits", "threat": threat, "views": ["logits"], "readouts": ["plain"]}],
+    )
     assert len(plan.cells) == 2
     assert len({cell.job.key for cell in plan.cells}) == 1
 
@@ -168,11 +169,8 @@ def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Pa
         return {cell.job.key for cell in made(tmp_path, **changes).cells}
 
     same = keys()
-    renamed = {
-        "classic": BASE["attacks"]["clean"],
-        "attack": BASE["attacks"]["pgd"],
-        "t": BASE["attacks"]["transfer"],
-    }
+    names = {"clean": "classic", "pgd": "attack", "transfer": "t"}
+    renamed = {names[name]: attack for name, attack in BASE["attacks"].items()}
     assert keys(attacks=renamed) == same
     filled = {**BASE["attacks"], "pgd": {"use": "pgd", "steps": 3, "restarts": 1, "loss": "ce"}}
     assert keys(attacks=filled) == same
@@ -251,6 +249,9 @@ def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> N
 
 
 def test_planning_imports_no_attack_library() -> None:
-    code = "import sys, bench.plan, bench.registry as r; r.discover(); print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, bench.plan, bench.registry; bench.registry.discover(); "
+        "print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

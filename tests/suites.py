@@ -1,0 +1,59 @@
+"""Small suites for the tests: written, planned, run in this process, and read back."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+
+from bench import execute, plan, spec
+from bench.costs import Costs
+from bench.execute import Done
+from bench.plan import Plan
+from bench.pools import Inline
+from bench.store import Store
+from bench.work import Desk
+
+TASK: dict[str, Any] = {"data": "digits", "threat": {"norm": "linf", "radius": 0.1}}
+
+
+def suite(
+    folder: Path, defenses: dict[str, Any], attacks: dict[str, Any], tasks: list[dict[str, Any]], **more: Any
+) -> Path:
+    """Write a suite on 8x8 digits, 60 images of it in shards of 25."""
+    data = {"digits": {"name": "digits", "split": "test", "size": 60, "shard": 25}}
+    path = folder / "suite.yaml"
+    document = {"data": data, "defenses": defenses, "attacks": attacks, "tasks": tasks, **more}
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+class Ran:
+    """A plan and what a run of it left."""
+
+    def __init__(self, path: Path, store: Path | None = None, **options: Any) -> None:
+        self.plan: Plan = plan.make(spec.load(path))
+        self.store = Store(store or path.parent / "results")
+        self.store.open()
+        self.state = execute.examine(self.plan, self.store, **options)
+        desk = Desk(self.store.root, self.plan.suite.folder, None, "cpu")
+        self.said: list[dict[str, Any]] = []
+        self.pool = Inline(desk, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
+        todo = replace(self.state)
+        self.done: list[Done] = list(execute.run(todo, self.store, self.pool, Costs()))
+
+    @property
+    def failed(self) -> list[Done]:
+        return [each for each in self.done if each.error is not None]
+
+    def outcomes(self, **coordinates: Any) -> pd.DataFrame:
+        """Return the rows of the one cell with these coordinates."""
+        (cell,) = [
+            cell
+            for cell in self.plan.cells
+            if all(cell.coordinates.get(name) == value for name, value in coordinates.items())
+        ]
+        path = self.store.artefact("evaluate", cell.job.key)
+        return pq.read_table(path).to_pandas()

@@ -1,0 +1,185 @@
+"""The referee: budget, box, finiteness, access, counting, and everything as it was found (X-1, X-6)."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.protocols import Threat, View
+from bench.referee import Meter, centred, judge, undisturbed, watch
+
+X = torch.full((4, 1, 2, 2), 0.5)
+
+
+def test_a_lawful_move_is_shown_as_it_is() -> None:
+    z = X.clone()
+    z[0] += 0.05
+    judged = judge(X, z, Threat("linf", 0.1))
+    assert torch.equal(judged.images, z)
+    assert not judged.void.any()
+
+
+@pytest.mark.parametrize(
+    ("norm", "radius", "step"), [("linf", 0.1, 0.11), ("l2", 0.1, 0.06), ("l1", 0.1, 0.03)]
+)
+def test_a_move_out_of_the_budget_is_void_for_its_example_alone(
+    norm: str, radius: float, step: float
+) -> None:
+    z = X.clone()
+    z[1] += step
+    judged = judge(X, z, Threat(norm, radius))  # type: ignore[arg-type]
+    assert judged.void.tolist() == [False, True, False, False]
+    assert torch.equal(judged.images, X)
+
+
+def test_l0_counts_values_and_knows_no_rounding() -> None:
+    z = X.clone()
+    z[0, 0, 0, 0] = 1
+    z[1, 0, 0] = 1
+    judged = judge(X, z, Threat("l0", 1))
+    assert judged.void.tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1])
+def test_what_is_no_image_is_void(value: float) -> None:
+    z = X.clone()
+    z[2, 0, 0, 0] = value
+    judged = judge(X, z, Threat("linf"))
+    assert judged.void.tolist() == [False, False, True, False]
+    assert torch.equal(judged.images, X)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_rounding_is_projected_back_in_float64(norm: str) -> None:
+    threat = Threat(norm, 0.1)  # type: ignore[arg-type]
+    step = 0.1 if norm == "linf" else 0.05
+    judged = judge(X, X + step + 9e-7, threat)
+    assert not judged.void.any()
+    far = threat.distance(X.double(), judged.images.double())
+    assert (far <= 0.1 + 6e-8).all()
+    assert (far > 0.1 - 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [(X[:2], "shape"), (X.double(), "float64"), (None, "NoneType"), (X.tolist(), "list")],
+)
+def test_what_is_nobodys_move_fails(returned: object, error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=error):
+        judge(X, returned, Threat("linf", 0.1))
+
+
+def test_logits_are_centred_and_keep_their_differences() -> None:
+    small = torch.tensor([[0.25, 0.0, -1.5]])
+    assert torch.equal(centred(small - 4096.0), small - 0.25)
+    assert torch.isclose(centred(small - 1e6), small - 0.25, atol=0.07).all()
+
+
+def test_centring_is_a_constant_to_autograd() -> None:
+    z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, 5, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((centred(z) * weights).sum(), z)
+    assert torch.equal(gradient, weights)
+
+
+def look(view: View, n: int, **options: object) -> tuple[View, Meter]:
+    meter = Meter.of(n, torch.device("cpu"))
+    settings = {"access": "gradient", "target": None, "final": True, **options}
+    return watch(view, meter, **settings), meter  # type: ignore[arg-type]
+
+
+def linear(x: Tensor) -> Tensor:
+    return x.flatten(1) @ torch.eye(4)
+
+
+def test_passes_are_counted_by_example_through_narrowing_and_copies() -> None:
+    view, meter = look(View(linear), 4)
+    z = X.clone().requires_grad_()
+    view.logits(z).sum().backward()
+    some = view.take(torch.tensor([1, 3]))
+    some.logits(X[:2].repeat(5, 1, 1, 1))
+    some.take(torch.tensor([1])).logits(X[:1])
+    assert meter.forwards.tolist() == [1, 6, 1, 7]
+    assert meter.backwards.tolist() == [1, 1, 1, 1]
+
+
+def test_rows_that_nobody_can_name_are_shared_out() -> None:
+    view, meter = look(View(linear), 4)
+    view.logits(X[:2])
+    assert meter.forwards.tolist() == [0.5] * 4
+
+
+def test_a_score_attack_gets_no_gradient() -> None:
+    view, _ = look(View(linear), 4, access="score")
+    assert not view.logits(X.clone().requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_chunks_change_neither_logits_nor_gradients_nor_counts(recompute: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.rand(7, 1, 2, 2, dtype=torch.float64)
+    found = []
+    for options in ({}, {"chunk": 3, "recompute": recompute}):
+        view, meter = look(View(net), 7, **options)
+        z = x.clone().requires_grad_()
+        logits = view.logits(z)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), z)
+        found.append((logits.detach(), gradient))
+        assert meter.forwards.tolist() == [1] * 7
+        assert meter.backwards.tolist() == [1] * 7
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-12, rtol=0)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-12, rtol=0)
+
+
+def test_logits_of_several_draws_are_cut_along_the_examples() -> None:
+    view, _ = look(View(lambda x: torch.stack([linear(x), 2 * linear(x)])), 4, chunk=3)
+    assert view.logits(X).shape == (2, 4, 4)
+
+
+def test_targets_are_narrowed_with_the_examples() -> None:
+    view, _ = look(View(linear), 4, target=torch.tensor([3, 2, 1, 0]), final=False)
+    some = view.take(torch.tensor([2, 0]))
+    assert some.target is not None
+    assert some.target.tolist() == [1, 3]
+    assert not some.final
+
+
+def test_everything_is_left_as_it_was_found() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    net.train()
+    net[1].eval()
+    net[0].bias.requires_grad_(False)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with undisturbed(net, seed=1):
+        assert not any(module.training for module in net.modules())
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        torch.rand(10)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in net] == [True, False, True]
+    assert [parameter.requires_grad for parameter in net[0].parameters()] == [True, False]
+
+
+def test_flags_are_put_back_after_a_crash_too() -> None:
+    net = nn.Linear(2, 2).train()
+    with pytest.raises(KeyError), undisturbed(net, seed=1):
+        raise KeyError
+    assert net.training
+    assert net.weight.requires_grad
+
+
+def test_an_attack_that_changes_a_weight_fails() -> None:
+    net = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="changed the weights"), undisturbed(net, seed=1):
+        net.weight.add_(1)
+
+
+def test_the_seed_decides_torchs_draws_inside() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        with undisturbed(seed=seed):
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -1,0 +1,307 @@
+"""Training, crafting and asking, with small defenses and attacks that do everything there is to do."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.data import load
+from bench.plan import Craft, Train
+from suites import TASK, Ran, suite
+
+LINEAR = {"linear": {"use": "toy/linear"}}
+CLEAN = {"clean": {"use": "none"}}
+PGD = {"pgd": {"use": "pgd", "steps": 5}}
+
+
+def test_clean_images_are_judged_unmoved(tmp_path: Path) -> None:
+    ran = Ran(suite(tmp_path, LINEAR, CLEAN, [{**TASK, "readouts": ["plain"]}]))
+    rows = ran.outcomes(attack="clean")
+    split = load(ran.plan.suite.data["digits"])
+    assert list(rows["index"]) == split.index.tolist()
+    assert list(rows["truth"]) == split.labels.tolist()
+    assert (rows[["l0", "l2", "linf", "distance", "forwards", "backwards"]] == 0).all().all()
+    assert not rows["void"].any()
+    assert (rows["label"] == rows["truth"]).mean() > 0.5
+    logits = torch.tensor(np.stack(rows["logits"]))
+    assert logits.argmax(1).tolist() == rows["label"].tolist()
+
+
+@pytest.mark.parametrize("how", ["nan", "box", "budget"])
+def test_a_move_that_is_not_allowed_is_void_and_counts_as_the_clean_image(tmp_path: Path, how: str) -> None:
+    attacks = {**CLEAN, "bad": {"use": "toy/void", "how": how}}
+    ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"]}]))
+    clean, bad = ran.outcomes(attack="clean"), ran.outcomes(attack="bad")
+    # Every second image of each shard of 25, 25 and 10.
+    assert bad["void"].sum() == 13 + 13 + 5
+    assert (bad.loc[bad["void"], "distance"] == 0).all()
+    assert bad["label"].tolist() == clean["label"].tolist()
+
+
+def test_rounding_is_projected_back_and_not_void(tmp_path: Path) -> None:
+    attacks = {"near": {"use": "toy/void", "how": "rounding"}}
+    ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"]}]))
+    rows = ran.outcomes(attack="near")
+    assert not rows["void"].any()
+    assert rows["linf"].max() <= 0.1 + 1e-7
+    assert rows["linf"].max() > 0.0999
+
+
+@pytest.mark.parametrize(
+    ("attack", "error"),
+    [
+        ({"use": "toy/crash"}, "the attack is broken"),
+        ({"use": "toy/crash", "how": "shape"}, r"shape \(\d+, 1, 7, 8\), not \(\d+, 1, 8, 8\)"),
+        ({"use": "toy/crash", "how": "kind"}, "torch.float64 images, not torch.float32"),
+        ({"use": "toy/peek"}, "does not require grad"),
+        ({"use": "toy/blind"}, "asked for logits"),
+    ],
+)
+def test_a_job_that_raises_leaves_a_hole_and_the_run_goes_on(
+    tmp_path: Path, attack: dict[str, Any], error: str
+) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    ran = Ran(suite(tmp_path, LINEAR, {**CLEAN, "bad": attack, **PGD}, [task]))
+    assert {type(each.job) for each in ran.failed} == {Craft}
+    assert len(ran.outcomes(attack="clean")) == len(ran.outcomes(attack="pgd")) == 60
+    for each in ran.failed:
+        assert re.search(error, str(each.error))
+        record = ran.store.failure_file(each.job.key).read_text()
+        assert "Traceback" in record
+    (bad,) = [cell for cell in ran.plan.cells if cell.coordinates["attack"] == "bad"]
+    assert ran.store.receipt("evaluate", bad.job.key) is None
+
+
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+    path = suite(tmp_path, LINEAR, {**CLEAN, **PGD}, [{**TASK, "views": ["logits"]}])
+    first = Ran(path)
+    assert first.done
+    assert not first.failed
+    assert not Ran(path).done
+
+
+def test_what_depends_on_a_failure_does_not_run(tmp_path: Path) -> None:
+    defenses = {**LINEAR, "broken": {"use": "toy/linear", "fail": True}}
+    ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["plain"]}]))
+    assert [type(each.job) for each in ran.failed] == [Train]
+    assert len(ran.outcomes(defense="linear")) == 60
+    done = {each.job.key for each in ran.done}
+    assert not any(cell.job.key in done for cell in ran.plan.cells if cell.coordinates["defense"] == "broken")
+
+
+def test_a_loss_that_is_not_finite_stops_a_training_with_a_clear_error(tmp_path: Path) -> None:
+    defenses = {"broken": {"use": "toy/linear", "explode": True}}
+    ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["plain"]}]))
+    assert "the loss of epoch 1, step 1 is inf" in str(ran.failed[0].error)
+
+
+def test_refusal_is_kept_beside_the_label(tmp_path: Path) -> None:
+    defenses = {"linear": {"use": "toy/linear", "threshold": 0.95}}
+    ran = Ran(suite(tmp_path, defenses, CLEAN, [TASK]))
+    plain, reject = ran.outcomes(readout="plain"), ran.outcomes(readout="reject")
+    assert not plain["rejected"].any()
+    assert (reject["rejected"] == (reject["score"] < 0.95)).all()
+    assert reject["rejected"].any()
+    assert reject["label"].tolist() == plain["label"].tolist()
+
+
+def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
+    defenses = {"linear": {"use": "toy/linear", "serve": {"threshold": [0.0, 0.95]}}}
+    ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["reject"]}]))
+    assert sum(isinstance(each.job, Train) for each in ran.done) == 1
+    assert not ran.outcomes(**{"serve.threshold": 0.0})["rejected"].any()
+    assert ran.outcomes(**{"serve.threshold": 0.95})["rejected"].any()
+
+
+def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path: Path) -> None:
+    defenses = {"linear": {"use": "toy/linear", "threshold": 0.5}}
+    attacks = {"pgd": {"use": "pgd", "steps": 20, "loss": "margin"}}
+    task = {
+        **TASK,
+        "threat": {"norm": "linf", "radius": 0.3},
+        "readouts": ["reject"],
+        "views": ["reject", "logits"],
+    }
+    ran = Ran(suite(tmp_path, defenses, attacks, [task]))
+    aware, naive = ran.outcomes(view="reject"), ran.outcomes(view="logits")
+
+    def broken(rows: Any) -> int:
+        return int(((rows["label"] != rows["truth"]) & ~rows["rejected"]).sum())
+
+    assert broken(aware) > broken(naive)
+
+
+def test_parts_arrive_fitted_and_are_stored_with_what_contains_them(tmp_path: Path) -> None:
+    defenses = {**LINEAR, "top": {"use": "toy/stacked", "base": "linear"}}
+    ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["plain"]}]))
+    assert not ran.failed
+    assert ran.outcomes(defense="top")["label"].tolist() == ran.outcomes(defense="linear")["label"].tolist()
+
+
+def test_a_parameterised_view_is_looked_through_as_asked(tmp_path: Path) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["logits", {"use": "scaled", "temperature": 50.0}]}
+    ran = Ran(suite(tmp_path, LINEAR, PGD, [task]))
+    views = {cell.coordinates["view"] for cell in ran.plan.cells}
+    assert views == {"logits", "scaled(temperature=50.0)"}
+    assert len(ran.outcomes(view="scaled(temperature=50.0)")) == 60
+
+
+def test_an_inversion_is_searched_by_the_attacks_that_ask_for_it(tmp_path: Path) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["code"]}
+    ran = Ran(suite(tmp_path, LINEAR, {**CLEAN, "code": {"use": "toy/code"}}, [task]))
+    rows, clean = ran.outcomes(attack="code"), ran.outcomes(attack="clean")
+    assert (rows["label"] == rows["truth"]).sum() < (clean["label"] == clean["truth"]).sum()
+    # One pass of classify and one of energy for each image.
+    assert (rows["forwards"] == 2).all()
+    assert (rows["backwards"] == 2).all()
+
+
+def test_a_decision_attack_sees_the_readouts_answers_and_refusals(tmp_path: Path) -> None:
+    task = {**TASK, "threat": {"norm": "linf", "radius": 0.4}}
+    ran = Ran(suite(tmp_path, LINEAR, {"answers": {"use": "toy/answers"}}, [task]))
+    assert {cell.coordinates["view"] for cell in ran.plan.cells} == {"decision:plain", "decision:reject"}
+    rows = ran.outcomes(readout="reject")
+    moved = rows["distance"] > 0
+    assert moved.any()
+    # It keeps a point only where the read-out accepted it and was wrong.
+    assert (rows.loc[moved, "label"] != rows.loc[moved, "truth"]).all()
+    assert not rows.loc[moved, "rejected"].any()
+
+
+def test_a_target_is_an_offset_from_the_truth_and_stands_in_the_rows(tmp_path: Path) -> None:
+    attacks = {"towards": {"use": "toy/towards", "targets": "others"}}
+    ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"], "views": ["logits"]}]))
+    for offset in (1, 9):
+        rows = ran.outcomes(target=offset)
+        assert ((rows["truth"] + offset) % 10 == rows["target"]).all()
+
+
+def test_a_random_target_is_never_the_truth(tmp_path: Path) -> None:
+    attacks = {"towards": {"use": "toy/towards", "targets": "random"}}
+    ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"], "views": ["logits"]}]))
+    rows = ran.outcomes(target="random")
+    offsets = (rows["target"] - rows["truth"]) % 10
+    assert (offsets != 0).all()
+    assert offsets.nunique() > 5
+
+
+def test_an_attack_without_a_radius_is_read_at_every_radius(tmp_path: Path) -> None:
+    task = {
+        **TASK,
+        "threat": {"norm": "l2", "radius": [0.5, 1.0]},
+        "readouts": ["plain"],
+        "views": ["logits"],
+    }
+    ran = Ran(suite(tmp_path, LINEAR, {"minimal": {"use": "toy/minimal"}}, [task]))
+    rows = ran.outcomes(radius=0.5)
+    assert rows["distance"].max() > 0.5
+    assert (rows.loc[~rows["failed"], "label"] != rows.loc[~rows["failed"], "truth"]).all()
+
+
+def test_answers_that_differ_between_two_asks_are_seen(tmp_path: Path) -> None:
+    ran = Ran(suite(tmp_path, {"coin": {"use": "toy/random"}, **LINEAR}, CLEAN, [TASK]))
+    coin = ran.outcomes(defense="coin")["differs"]
+    assert coin.iloc[:25].astype(bool).mean() > 0.5
+    assert coin.iloc[25:].isna().all()
+    assert not ran.outcomes(defense="linear", readout="plain")["differs"].iloc[:25].astype(bool).any()
+
+
+def test_an_answer_that_is_no_number_is_nobodys_label(tmp_path: Path) -> None:
+    ran = Ran(suite(tmp_path, {"coin": {"use": "toy/random", "nan": True}}, CLEAN, [TASK]))
+    assert (ran.outcomes(defense="coin")["label"] == -1).all()
+
+
+def test_draws_keyed_by_image_do_not_depend_on_the_cut(tmp_path: Path) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    path = suite(tmp_path, LINEAR, PGD, [task])
+    whole = Ran(path).outcomes()
+    path.write_text(path.read_text().replace("shard: 25", "shard: 7"))
+    cut = Ran(path, tmp_path / "cut").outcomes()
+    assert cut["label"].tolist() == whole["label"].tolist()
+    assert np.abs(cut["l2"] - whole["l2"]).max() < 1e-5
+
+
+def test_draws_keyed_by_shard_are_shared_by_a_shard_and_differ_between_shards(tmp_path: Path) -> None:
+    ran = Ran(suite(tmp_path, LINEAR, {"common": {"use": "toy/common"}}, [{**TASK, "readouts": ["plain"]}]))
+    split = load(ran.plan.suite.data["digits"])
+    signs = []
+    for craft in sorted(
+        (job for job in ran.plan.graph() if isinstance(job, Craft)), key=lambda job: job.start
+    ):
+        made = load_file(ran.store.artefact("craft", craft.key))
+        x = split.images[craft.start : craft.stop].clone()
+        z = x.clone()
+        z[made["moved"]] = made["images"]
+        # Where neither bound of the box cuts, the move is the pattern itself.
+        free = (x > 0.1) & (x < 0.9)
+        step = torch.where(free, (z - x).sign(), torch.nan)
+        pattern = step.nanmean(0)
+        assert (pattern.abs()[free.any(0)] == 1).all()
+        signs.append(pattern)
+    both = ~signs[0].isnan() & ~signs[1].isnan()
+    assert (signs[0][both] != signs[1][both]).any()
+
+
+def test_training_goes_on_from_its_last_epoch_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import training
+
+    path = suite(
+        tmp_path, {"linear": {"use": "toy/linear", "epochs": 5}}, CLEAN, [{**TASK, "readouts": ["plain"]}]
+    )
+    whole = Ran(path, tmp_path / "whole")
+    save = training.Trainer._save
+
+    def dies(self: Any, done: int, *rest: Any) -> None:
+        save(self, done, *rest)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Trainer, "_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Ran(path, tmp_path / "killed")
+    monkeypatch.undo()
+    again = Ran(path, tmp_path / "killed")
+    assert [facts["done"] for facts in again.said] == [4, 5]
+    (job,) = [job for job in whole.plan.graph() if isinstance(job, Train)]
+    assert again.store.receipt("train", job.key)["resumed_from_epoch"] == 3
+    one = load_file(whole.store.artefact("train", job.key))
+    other = load_file(again.store.artefact("train", job.key))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not again.store.partial(job.key).exists()
+
+
+def test_a_shard_that_does_not_fit_is_computed_in_chunks_with_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toys
+
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    path = suite(tmp_path, LINEAR, PGD, [task])
+    whole = Ran(path, tmp_path / "whole").outcomes()
+    plain = toys.Linear.logits
+
+    def small(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 12 and torch.is_grad_enabled() and x.requires_grad:
+            raise torch.OutOfMemoryError("no room")
+        return plain(self, x)
+
+    monkeypatch.setattr(toys.Linear, "logits", small)
+    ran = Ran(path, tmp_path / "small")
+    assert not ran.failed
+    assert {done.receipt["chunk"] for done in ran.done if isinstance(done.job, Craft)} == {12, None}
+    assert ran.outcomes()["label"].tolist() == whole["label"].tolist()
+    assert np.abs(ran.outcomes()["l2"] - whole["l2"]).max() < 1e-5
+
+
+def test_queries_are_counted_by_example(tmp_path: Path) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    attacks = {"pgd": {"use": "pgd", "steps": 6, "drop": False, "keep": "last"}}
+    rows = Ran(suite(tmp_path, LINEAR, attacks, [task])).outcomes()
+    assert set(rows["backwards"]) == {6}
+    assert set(rows["forwards"]) <= {6, 7}
