@@ -30,7 +30,6 @@ from bench.protocols import (
     Split,
     Threat,
     View,
-    identity,
 )
 from bench.referee import Meter, answers_only, blindfold, watch
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, arguments, discover, view
@@ -191,7 +190,7 @@ class _Trial:
         elif self.entry.space == "inversion":
             seen = Inversion(
                 logits,
-                invert=identity,
+                invert=torch.clone,
                 energy=lambda z, x: (z - x).square().flatten(1).sum(1),
                 classify=lambda z, _: logits(z),
             )
@@ -221,7 +220,7 @@ class _Trial:
                 self.view(rows, towards=towards, final=final, nan=nan), x, y, threat, noise, **self.params
             )
         _expect(
-            torch.equal(x, given[0]) and torch.equal(y, given[1]),
+            torch.equal(x, given[0]) and torch.equal(y, given[1]) and not x.requires_grad,
             f"{self.name} changed the images or the labels that it was given",
         )
         crafted = returned if isinstance(returned, Crafted) else Crafted(returned, {})
@@ -293,10 +292,10 @@ def check_defense(name: str, shape: Shape, **params: Any) -> None:
     entry = DEFENSES[name]
     exam = _Exam(entry, shape, params)
     exam.declared()
-    for view_entry in entry.views.values():
-        exam.view(view_entry)
     for readout in entry.readouts:
         exam.readout(readout)
+    for view_entry in entry.views.values():
+        exam.view(view_entry)
     exam.restored()
 
 
@@ -404,7 +403,7 @@ class _Exam:
         )
         _expect(bool(logits.isfinite().all()), f"{where} answers logits that are not finite")
         answer = (logits.mean(0) if logits.dim() == 3 else logits).argmax(1)
-        if entry.space == "pixel":
+        if entry.space == "pixel" and not self.entry.random:
             for readout in entry.reads:
                 label, rejected, *_ = self.ask(readout, self.x)
                 read = torch.where(rejected, self.shape.classes, label) if seen.refusal else label
@@ -466,7 +465,7 @@ def _untouched(model: nn.Module, name: str, *, draws: bool = False) -> Iterator[
     def state() -> dict[str, object]:
         tensors = [*model.parameters(), *model.buffers()]
         return {
-            "weights or buffers": [(each._version, each.data_ptr()) for each in tensors],
+            "weights or buffers": [(each.data_ptr(), each.double().sum().item()) for each in tensors],
             "gradients on the parameters": [each.grad is None for each in tensors],
             "requires_grad of the parameters": [each.requires_grad for each in tensors],
             "training or evaluation mode": [each.training for each in model.modules()],
