@@ -48,7 +48,7 @@ def _axis(value: object) -> object:
 Axis = Annotated[list[str] | dict[str, Selection], BeforeValidator(_axis)]
 """Names of coordinates (a row for each combination), or headings and what each selects."""
 
-Radius = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str), Field(gt=0)]
+Radius = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str), Field(ge=0)]
 
 
 class Model(BaseModel):
@@ -487,20 +487,27 @@ def _refuse_merging(layout: Layout) -> None:
                         f"table {layout.key!r}: column {column.heading!r}: {column.metric.name} has no worst "
                         f"over {name}: {_listed(values)}; pin it"
                     )
-        attacked = [
-            cell
-            for column, place in zip(layout.columns, line.places, strict=True)
-            if column.metric.name == layout.table.metric
-            for cell in place.attacks
-        ]
-        for name in dict.fromkeys(name for cell in attacked for name in cell if name not in FACTS):
-            kind = name.partition(".")[0]
-            values = _values(attacked, name)
-            if layout.table.extra and kind not in (*CHOICE, "seed") and len(values) > 1:
-                raise InputError(
-                    f"table {layout.key!r}: {' and '.join(layout.table.extra)} would merge {name}: "
-                    f"{_listed(values)}; they take the worst of one question to one defense"
-                )
+        if layout.table.extra and (several := merged(layout, line)) is not None:
+            name, values = several
+            raise InputError(
+                f"table {layout.key!r}: {' and '.join(layout.table.extra)} would merge {name}: "
+                f"{_listed(values)}; they take the worst of one question to one defense"
+            )
+
+
+def merged(layout: Layout, line: Line) -> tuple[str, list[Any]] | None:
+    """Return what keeps a row's attacks from being compared: another radius, another read-out."""
+    attacked = [
+        cell
+        for column, place in zip(layout.columns, line.places, strict=True)
+        if column.metric.name == layout.table.metric
+        for cell in place.attacks
+    ]
+    for name in dict.fromkeys(name for cell in attacked for name in cell if name not in FACTS):
+        values = _values(attacked, name)
+        if name.partition(".")[0] not in (*CHOICE, "seed") and len(values) > 1:
+            return name, values
+    return None
 
 
 def _listed(values: Sequence[Any]) -> list[Any]:

@@ -19,6 +19,7 @@ from bench.tables import Grid, Quote, Row, Square, position
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Group
+    from rich.text import Text
 
 PLUS_MINUS = "±"
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -86,7 +87,8 @@ def caption(grid: Grid, intervals: str | None = "in brackets") -> list[str]:
     counted = f"{grid.metric.name}{unit}: {grid.metric.says}"
     over = f"mean {PLUS_MINUS} standard deviation over {grid.seeds} seeds" if grid.seeds > 1 else "one seed"
     if intervals is not None:
-        over += f"; {intervals} the {100 * CONFIDENCE:.0f} % interval of the n examples of one seed"
+        kind = "Wilson " if grid.metric.unit == "percent" else ""
+        over += f"; {intervals} the {100 * CONFIDENCE:.0f} % {kind}interval of the n examples of one seed"
     said = [*filter(None, [question]), counted, over]
     for heading in grid.table.extra:
         if heading == "Worst":
@@ -148,9 +150,9 @@ def text(grid: Grid) -> "Group":
     notes = Footnotes()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     # Labels go below each other, as the lines of a square do: that leaves room for columns.
-    table.add_column(Text("\n".join(_heads(grid))))
+    table.add_column(_narrow(_heads(grid), 9))
     for heading in grid.columns:
-        table.add_column(Text("\n".join(wrap(heading, 8, break_long_words=False))), justify="right")
+        table.add_column(_narrow([heading], 8), justify="right")
 
     def square_text(square: Square, unit: str) -> Text:
         marks = raised(notes.marks(square))
@@ -164,7 +166,7 @@ def text(grid: Grid) -> "Group":
         return Text.assemble(*parts)
 
     for row in grid.rows:
-        table.add_row(Text("\n".join(row.label)), *map(square_text, row.squares, grid.units))
+        table.add_row(_narrow(row.label, 9), *map(square_text, row.squares, grid.units))
         if row.published:
             quotes = ("\n".join(filter(None, quoted(each))) if each else DASH for each in row.published)
             table.add_row("published", *quotes, style="dim italic")
@@ -177,6 +179,14 @@ def text(grid: Grid) -> "Group":
         below.append(Text("What each doubt means, and what to do: docs/flags.md", style="dim"))
     title = Text(f"Table {grid.key}: {grid.table.title}", style="bold")
     return Group(Padding(title, (1, 0, 1, 0)), table, *below)
+
+
+def _narrow(parts: Iterable[str], width: int) -> "Text":
+    """Return headings below each other, broken between words."""
+    from rich.text import Text
+
+    broken = (wrap(each, width, break_long_words=False, break_on_hyphens=False) for each in parts)
+    return Text("\n".join(line for lines in broken for line in lines))
 
 
 # --- markdown ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from bench import checks, metrics
 from bench.checks import Cell, Flag, Seen
 from bench.errors import InputError, did_you_mean
-from bench.layout import Column, Comparison, Layout, Line, Place, arrange, distinct
+from bench.layout import Column, Comparison, Layout, Line, Place, arrange, distinct, merged
 from bench.layout import Table as Table
 from bench.metrics import Estimate, Metric, Scored
 from bench.outcomes import Frame, Rows, arrays
@@ -205,7 +205,7 @@ def _line(layout: Layout, line: Line, book: _Book) -> _CutLine:
     ]
     metric = metrics.METRICS[table.metric]
     named = {layout.columns[each].heading: squares[each] for each in attacked}
-    if table.bold == "weakest" and metric.worst is not None:
+    if table.bold == "weakest" and metric.worst is not None and merged(layout, line) is None:
         weakest = _weakest(metric, list(named.values()))
         for position in attacked:
             estimate = squares[position].estimate
