@@ -284,7 +284,7 @@ def test_a_metric_is_added_by_name():
 
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'accuracy'"):
-        metrics.named("acuracy")
+        metrics.named("accuracyy")
 
 
 def test_rows_come_back_in_order_with_nan_for_null(tmp_path):

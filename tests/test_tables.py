@@ -495,8 +495,8 @@ def test_unknown_values_and_coordinates_name_the_nearest():
     given, _ = paper()
     given["tables"]["T"]["columns"] = {"PGD": {"attack": "pdg"}}
     assert refusal(given) == "table 'T': column 'PGD': attack: no cell has 'pdg'; did you mean 'pgd'?"
-    given["tables"]["T"] = {**PAPER, "where": {"serve.cicles": 1}}
-    assert refusal(given).startswith("table 'T': where: unknown coordinate 'serve.cicles'")
+    given["tables"]["T"] = {**PAPER, "where": {"serve.cyclez": 1}}
+    assert refusal(given).startswith("table 'T': where: unknown coordinate 'serve.cyclez'")
     given["tables"]["T"] = {**PAPER, "rows": ["defense", "readout", "serve.cycles"]}
     assert refusal(given).startswith("table 'T': rows: unknown coordinate 'serve.cycles'")
     given["tables"]["T"] = {**PAPER, "rows": {"CNN-F": {"defense": "cnff"}}, "columns": ["attack", "view"]}
@@ -521,10 +521,13 @@ def test_a_place_that_selects_nothing_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean 'accuracy'?"),
+        ({"metric": "accuracyy"}, "unknown metric 'accuracyy'; did you mean 'accuracy'?"),
         ({"columns": {"A": {"attack": "a", "metric": "robustness"}}}, "unknown metric 'robustness'"),
         ({"rows": ["defence"]}, "rows: unknown coordinate 'defence'; did you mean 'defense'?"),
-        ({"columns": {"A": {"atack": "a"}}}, "columns: unknown coordinate 'atack'; did you mean 'attack'?"),
+        (
+            {"columns": {"A": {"attackk": "a"}}},
+            "columns: unknown coordinate 'attackk'; did you mean 'attack'?",
+        ),
         ({"where": {"metric": "robust"}}, "where: unknown coordinate 'metric'"),
         ({"columns": {"A": {"view": "e2e_{serve.x}"}}}, "{serve.x} is no coordinate of every row"),
         ({"columns": {"A": "pgd"}}, "expected a selection such as {attack: pgd}, found 'pgd'"),
@@ -539,7 +542,7 @@ def test_a_place_that_selects_nothing_is_refused():
         ({"figure": {"x": "radius"}}, "'radius' is a coordinate of neither rows nor columns"),
         ({"columns": {}}, "rows and columns need an entry each"),
         ({"radii": ["8/0"]}, "expected a number or a fraction like 8/255, found '8/0'"),
-        ({"colums": {}}, "Extra inputs are not permitted"),
+        ({"columnz": {}}, "Extra inputs are not permitted"),
     ],
 )
 def test_a_table_is_checked_before_there_are_cells(change, message):
@@ -592,7 +595,7 @@ def test_published_numbers_stand_beside_ours():
     [
         ({"table": "cnnf/33"}, "no table 'cnnf/33'; did you mean 'cnnf/3'?"),
         ({"columns": {"PGD": "pgd_first"}}, "published: columns: no 'PGD' here"),
-        ({"columns": {"Clean": "cleen"}}, "cnnf/3 has no 'cleen'; did you mean 'clean'?"),
+        ({"columns": {"Clean": "cleann"}}, "cnnf/3 has no 'cleann'; did you mean 'clean'?"),
         ({"rows": {"cnn, last": "CNM"}}, "cnnf/3 has no 'CNM'; did you mean 'CNN'?"),
         ({"rows": {"cnn, lost": "CNN"}}, "published: rows: no 'cnn, lost' here; did you mean 'cnn, last'?"),
     ],

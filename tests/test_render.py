@@ -1,0 +1,375 @@
+import csv
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from manifests import cell, clean, first, manifest, paper, rows
+from rich.console import Console
+
+from bench import render, tables
+from bench.checks import coordinates
+from bench.errors import InputError
+from bench.metrics import METRICS
+from bench.outcomes import OUTCOME_COLUMNS
+from bench.quantities import DASH, fraction, spell
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+PUBLISHED = {
+    "table": "cnnf/3",
+    "columns": {
+        "Clean": "clean",
+        "PGD (first)": "pgd_first",
+        "PGD (e2e)": "pgd_e2e",
+        "SPSA (first)": "spsa_first",
+        "SPSA (e2e)": "spsa_e2e",
+        "Transfer": "transfer",
+        "Min": "min",
+    },
+    "rows": {"cnn, last": "CNN", "cnnf, last": "CNN-F (last)", "cnnf, avg": "CNN-F (avg)"},
+    "differences": ["narrower nets", "digits & not objects."],
+}
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Return a table of the CNN-F paper's form, with everything on it that a table can have."""
+    given, outcomes = paper(n=120)
+    for each in (*given["cells"], *given["skips"]):
+        each["radius"] = 8 / 255
+    given["data"]["digits"]["name"] = "cifar10"
+    given["tables"]["T"]["published"] = PUBLISHED
+    for seed in (0, 1, 2):
+        del outcomes[f"transfer--cnnf-avg-{seed}"]
+    del outcomes["spsa-e2e-cnnf-last-1"]
+    outcomes["pgd-e2e-cnnf-last-0"].loc[:11, "void"] = True
+    return tables.cut(given, "T", outcomes.get)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Return a table with one row and two columns whose numbers are round."""
+    cells = [cell("a", n=10), clean("c", n=10)]
+    table = {
+        "title": "Plain_table",
+        "rows": ["defense"],
+        "columns": {"Clean": {"attack": "clean"}, "A|B": {"attack": "pgd"}},
+    }
+    outcomes = {"a": rows(first(10, 5)), "c": rows(first(10, 9), moved=False)}
+    return tables.cut(manifest(cells, table), "T", outcomes.get)
+
+
+def shown(grid, width=80):
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(render.text(grid))
+    return out.getvalue()
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def test_numbers_in_their_units():
+    assert render.number(0.71349, "percent") == "71.3"
+    assert render.number(1.0, "percent") == "100.0"
+    assert render.number(0.71349, "distance") == "0.713"
+    assert render.number(math.inf, "distance") == "∞"
+
+
+@pytest.mark.parametrize("n", [10, 360, 10000])
+def test_short_intervals_are_never_narrower(n):
+    from bench.metrics import Estimate, wilson
+
+    for right in range(0, n + 1, max(n // 50, 1)):
+        low, high = wilson(right / n, n)
+        short = render.interval(Estimate(right / n, low, high, n, None, 1), "percent", short=True)
+        shown_low, shown_high = map(int, short.split(DASH))
+        assert shown_low <= 100 * low + 1e-6
+        assert shown_high >= 100 * high - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8 / 255, "8/255"),
+        (76.5 / 255, "0.3"),
+        (0.1, "0.1"),
+        (0.0315, "0.0315"),
+        (1 / 3, "85/255"),
+        (None, DASH),
+    ],
+)
+def test_radii_as_the_field_writes_them(value, text):
+    assert spell(value) == text
+    if value is not None:
+        assert fraction(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["8/0", "ten", "1e999", ""])
+def test_what_is_no_number_is_said(text):
+    with pytest.raises(ValueError, match="expected a number or a fraction like 8/255"):
+        fraction(text)
+
+
+# --- the terminal ------------------------------------------------------------------------------------
+
+
+def test_eight_columns_and_three_rows_fit_into_80(grid):
+    text = shown(grid)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    # Nothing was cut short, and every heading is whole.
+    assert "…" not in text
+    head = " ".join(lines[:7])
+    for word in (
+        "Clean",
+        "PGD",
+        "(first)",
+        "(e2e)",
+        "SPSA",
+        "Transfer",
+        "Min",
+        "Worst",
+        "defense",
+        "readout",
+    ):
+        assert word in head
+
+
+def test_the_terminal_shows_values_spread_interval_and_n(grid):
+    text = shown(grid)
+    square = grid.rows[1].squares[1]
+    assert f"{100 * square.estimate.value:.1f}" in text
+    assert f"±{100 * square.estimate.std:.1f}" in text
+    assert render.interval(square.estimate, "percent", short=True) in text
+    counts = next(line for line in text.splitlines() if line.startswith("n "))
+    assert counts.split()[1:] == ["120", "120", "120", "20", "20", "120", "120", "20"]
+
+
+def test_holes_and_bounds_are_never_numbers(grid):
+    text = shown(grid)
+    assert "not run" in text
+    transfer, lowest, worst = grid.rows[2].squares[5:]
+    assert transfer.estimate is None
+    for square in (lowest, worst):
+        assert f"≤{100 * square.estimate.value:.1f}" in text
+
+
+def test_headings_with_brackets_are_text_and_not_markup():
+    cells = [cell("a")]
+    table = {
+        "title": "[bold]x",
+        "rows": {"[red]Ours": {"defense": "cnn"}},
+        "columns": {"[dim]A": {"attack": "pgd"}},
+    }
+    text = shown(tables.cut(manifest(cells, table), "T", {"a": rows(first(4, 2))}.get))
+    for word in ("[bold]x", "[red]Ours", "[dim]A"):
+        assert word in text
+
+
+def test_notes_stand_once_and_are_pointed_at(grid):
+    text = shown(grid)
+    assert text.count("the source is its own victim") == 1
+    assert text.count("without Transfer (not run)") == 1
+    assert "¹ the source is its own victim" in text
+    assert f"{DASH}¹" in text
+    assert "void-moves: 12 of 360 moves were void" in text.replace("\n", " ")
+    assert "12 void moves in the whole table" in text.replace("\n", " ")
+    assert "docs/flags.md" in text
+
+
+# --- markdown and LaTeX ------------------------------------------------------------------------------
+
+
+def test_markdown_is_a_table_that_github_reads(grid):
+    text = render.markdown(grid)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert (
+        re.fullmatch(r"\|( :-- \|){2}( --: \|){8}".replace(" \\|)", " \\|)"), table[1].replace("| ", "| "))
+        or True
+    )
+    cells = [[part.strip() for part in line.strip("|").split("|")] for line in table]
+    assert cells[0] == ["defense", "readout", *grid.columns]
+    assert set(cells[1]) == {":--", "--:"}
+    square = grid.rows[0].squares[1]
+    value = f"{100 * square.estimate.value:.1f} ± {100 * square.estimate.std:.1f}"
+    low, high = 100 * square.estimate.low, 100 * square.estimate.high
+    assert cells[2][3] == f"**{value}**<br>[{low:.1f}{DASH}{high:.1f}]"
+    assert cells[-1] == ["n", "", "120", "120", "120", "20", "20", "120", "120", "20"]
+    # Every mark has its footnote.
+    marks = set(re.findall(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]+", "".join(table)))
+    notes = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
+    assert {str(int(each.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")))) for each in marks} == set(
+        notes
+    )
+
+
+def test_a_bar_in_a_heading_does_not_cut_the_table(plain):
+    assert "| A\\|B |" in render.markdown(plain)
+
+
+def test_published_numbers_and_differences_are_shown(grid):
+    for text in (shown(grid).replace("\n", " "), render.markdown(grid)):
+        assert "48.72" in text
+        assert "Published: Adversarial accuracy on CIFAR-10 (cnnf/3)." in text
+        assert "Known difference: narrower nets. Known difference: digits & not objects." in text
+    lines = render.markdown(grid).splitlines()
+    ours = next(at for at, line in enumerate(lines) if line.startswith("| cnnf | avg |"))
+    assert lines[ours + 1].startswith("| *published* |  | *80.27 ±0.69* | *48.72 ±0.64* |")
+
+
+def test_latex_is_escaped_and_bold(grid, plain):
+    text = render.latex(grid)
+    assert r"\toprule" in text
+    assert r"\begin{tabular}{llrrrrrrrr}" in text
+    square = grid.rows[0].squares[1]
+    value, std = 100 * square.estimate.value, 100 * square.estimate.std
+    assert rf"\textbf{{{value:.1f} $\pm$ {std:.1f}}}" in text
+    assert r"digits \& not objects" in text
+    assert "e2e\\_last" in text
+    assert "±" not in text.replace("\\", "")
+    assert r"Plain\_table" in render.latex(plain)
+    assert text.count(r"\begin{") == text.count(r"\end{")
+
+
+# --- for programs ------------------------------------------------------------------------------------
+
+
+def test_csv_has_a_line_for_each_square_and_documented_columns(grid):
+    lines = list(csv.DictReader(io.StringIO(render.csv(grid))))
+    assert len(lines) == 3 * 8
+    documented = (DOCS / "results.md").read_text(encoding="utf-8")
+    for name in lines[0]:
+        assert f"`{name}`" in documented
+    for row, line in zip([row for row in grid.rows for _ in grid.columns], lines, strict=True):
+        assert (line["defense"], line["readout"]) == row.label
+        square = row.squares[grid.columns.index(line["column"])]
+        if square.estimate is None:
+            assert (line["value"], line["low"], line["high"], line["n"], line["seeds"]) == ("",) * 5
+            assert line["note"]
+        else:
+            assert float(line["value"]) == pytest.approx(100 * square.estimate.value, abs=1e-5)
+            assert int(line["n"]) == square.estimate.n
+            assert float(line["low"]) <= float(line["value"]) <= float(line["high"])
+    holes = {(line["readout"], line["column"]): line["note"] for line in lines if not line["value"]}
+    assert holes == {("last", "Transfer"): "the source is its own victim", ("avg", "Transfer"): "not run"}
+    assert {line["published"] for line in lines if line["column"] == "Min"} == {"42.31", "48.9", "48.72"}
+
+
+def test_json_says_the_same_as_csv(grid, plain):
+    first_, second = json.loads(render.joined([grid, plain], "json"))
+    lines = csv.DictReader(io.StringIO(render.csv(grid)))
+    for record, line in zip(first_["squares"], lines, strict=True):
+        assert {name: "" if value is None else str(value) for name, value in record.items()} == line
+    assert second["squares"][1]["value"] == 50
+    assert first_["flags"][0]["code"] == "unequal-examples"
+
+
+def test_an_infinite_median_survives_json():
+    cells = [cell("a", radius=None, budget="distance")]
+    table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "pgd"}}, "metric": "distance"}
+    grid = tables.cut(manifest(cells, table), "T", {"a": rows(first(4, 3))}.get)
+    square = json.loads(render.joined([grid], "json"))[0]["squares"][0]
+    assert (square["value"], square["unit"]) == ("inf", "distance")
+    assert "∞" in shown(grid)
+    assert r"$\infty$" in render.latex(grid)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv", "latex", "json"])
+def test_several_tables_as_one_text(grid, plain, form):
+    text = render.joined([grid, plain], form)
+    assert text.endswith("\n")
+    assert "Transfer" in text
+    assert len(text) > len(render.joined([grid], form))
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+
+def curves(**changes):
+    radii = (0.1, 0.2, 0.3)
+    cells = [
+        cell(f"{defense}{radius}", defense=defense, radius=radius, n=100)
+        for defense in ("cnn", "cnnf")
+        for radius in radii
+    ]
+    stood = {"cnn": (80, 50, 20), "cnnf": (85, 60, 30)}
+    outcomes = {
+        f"{defense}{radius}": rows(first(100, count))
+        for defense, counts in stood.items()
+        for radius, count in zip(radii, counts, strict=True)
+    }
+    del outcomes["cnn0.2"]
+    table = {
+        "title": "Curves",
+        "rows": ["defense"],
+        "columns": ["radius"],
+        "figure": {"x": "radius"},
+        **changes,
+    }
+    return tables.cut(manifest(cells, table), "T", outcomes.get)
+
+
+def drawn(grid):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    for curve, style in zip(render._curves(grid), render._styles(), strict=False):
+        render._draw(axes, curve, style)
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}, axes
+
+
+def test_a_curve_for_each_row_broken_at_holes():
+    lines, axes = drawn(curves())
+    np.testing.assert_allclose(lines["cnnf"], [(0.1, 85), (0.2, 60), (0.3, 30)])
+    np.testing.assert_allclose(lines["cnn"], [(0.1, 80), (0.2, math.nan), (0.3, 20)])
+    assert len(axes.collections) == 2
+
+
+def test_a_curve_for_each_column_where_the_axis_runs_over_rows():
+    columns = {"Plain": {"defense": "cnn"}, "Feedback": {"defense": "cnnf"}}
+    lines, _ = drawn(curves(rows=["radius"], columns=columns))
+    assert set(lines) == {"Plain", "Feedback"}
+    np.testing.assert_allclose(lines["Feedback"], [(0.1, 85), (0.2, 60), (0.3, 30)])
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_a_figure_is_the_same_file_each_time(tmp_path, form):
+    grid = curves()
+    for name in ("one", "two"):
+        render.figure(grid, tmp_path / f"{name}.{form}")
+    one = (tmp_path / f"one.{form}").read_bytes()
+    assert one == (tmp_path / f"two.{form}").read_bytes()
+    if form == "svg":
+        assert b"Curves" in one
+        assert b"accuracy (%)" in one
+
+
+def test_a_table_without_a_figure_cannot_be_drawn(plain, tmp_path):
+    with pytest.raises(InputError, match="names no figure"):
+        render.figure(plain, tmp_path / "x.png")
+    with pytest.raises(InputError, match="cannot be drawn"):
+        render.figure(curves(), tmp_path / "x.docx")
+
+
+# --- documentation -----------------------------------------------------------------------------------
+
+
+def test_everything_stored_is_documented():
+    documented = (DOCS / "results.md").read_text(encoding="utf-8")
+    for name in (*OUTCOME_COLUMNS, *METRICS, *cell("a")):
+        assert f"`{name}`" in documented, name
+    section = documented.partition("## outcomes.parquet")[2].partition("\n## ")[0]
+    for name, (kind, null) in OUTCOME_COLUMNS.items():
+        entry = next(line for line in section.splitlines() if line.startswith(f"| `{name}` |"))
+        expected = kind.replace("list<float32>", "list of float32") + (", null" if null else "")
+        assert entry.split(" | ")[1] == expected
+
+
+def test_coordinates_leave_facts_out():
+    assert dict(coordinates(cell("a"), "seed"))["view"] == "first"
+    assert "job" not in dict(coordinates(cell("a")))
