@@ -124,7 +124,8 @@ BLIND = {
 
 def least(n):
     """Return how many wins in a row are not chance."""
-    return next(wins for wins in range(1, n) if stats.binomtest(wins, wins, alternative="greater").pvalue < 0.01)
+    chances = ((wins, stats.binomtest(wins, wins, alternative="greater").pvalue) for wins in range(1, n))
+    return next(wins for wins, chance in chances if chance < 0.01)
 
 
 @pytest.mark.parametrize("kind", BLIND)

@@ -188,10 +188,6 @@ def test_markdown_is_a_table_that_github_reads(grid):
     text = render.markdown(grid)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    assert (
-        re.fullmatch(r"\|( :-- \|){2}( --: \|){8}".replace(" \\|)", " \\|)"), table[1].replace("| ", "| "))
-        or True
-    )
     cells = [[part.strip() for part in line.strip("|").split("|")] for line in table]
     assert cells[0] == ["defense", "readout", *grid.columns]
     assert set(cells[1]) == {":--", "--:"}

@@ -595,7 +595,7 @@ def test_published_numbers_stand_beside_ours():
     [
         ({"table": "cnnf/33"}, "no table 'cnnf/33'; did you mean 'cnnf/3'?"),
         ({"columns": {"PGD": "pgd_first"}}, "published: columns: no 'PGD' here"),
-        ({"columns": {"Clean": "cleann"}}, "cnnf/3 has no 'cleann'; did you mean 'clean'?"),
+        ({"columns": {"Clean": "cleanx"}}, "cnnf/3 has no 'cleanx'; did you mean 'clean'?"),
         ({"rows": {"cnn, last": "CNM"}}, "cnnf/3 has no 'CNM'; did you mean 'CNN'?"),
         ({"rows": {"cnn, lost": "CNN"}}, "published: rows: no 'cnn, lost' here; did you mean 'cnn, last'?"),
     ],
