@@ -1,1 +1,1 @@
-"""The attacks that come with the benchmark, one file each."""
+"""Attacks, one in a file; each registers itself under `@attack`."""

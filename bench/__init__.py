@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.errors import BenchError, InputError, TrainingError
+    from bench.examples import Examples, Pixels, Places, Source
     from bench.losses import Loss, objective, succeeded
     from bench.protocols import (
         Attack,
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
         Use,
         View,
     )
-    from bench.registry import CodePath, ContentPath, attack, defense, view
+    from bench.registry import CodePath, ContentPath, attack, defense, source, view
 
 _HOME = {
     "errors": ("BenchError", "InputError", "TrainingError"),
+    "examples": ("Examples", "Pixels", "Places", "Source"),
     "losses": ("Loss", "objective", "succeeded"),
     "protocols": (
         "Attack",
@@ -49,10 +51,10 @@ _HOME = {
         "Use",
         "View",
     ),
-    "registry": ("CodePath", "ContentPath", "attack", "defense", "view"),
+    "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view"),
 }
 
-__all__ = [  # noqa: PLE0604 - the names are strings
+__all__ = [
     "Attack",
     "BenchError",
     "CodePath",
@@ -60,6 +62,7 @@ __all__ = [  # noqa: PLE0604 - the names are strings
     "Crafted",
     "Decision",
     "Defense",
+    "Examples",
     "Fitting",
     "Images",
     "InputError",
@@ -67,8 +70,11 @@ __all__ = [  # noqa: PLE0604 - the names are strings
     "Labels",
     "Loss",
     "Part",
+    "Pixels",
+    "Places",
     "Randomness",
     "Shape",
+    "Source",
     "Split",
     "Threat",
     "TrainingError",
@@ -77,6 +83,7 @@ __all__ = [  # noqa: PLE0604 - the names are strings
     "attack",
     "defense",
     "objective",
+    "source",
     "succeeded",
     "view",
 ]

@@ -82,6 +82,7 @@ def run(
     costs = Costs()
     failures: list[execute.Done] = []
     if state.todo:
+        execute.fetch(state, plan.suite.folder, data_root)
         _learn(costs, plan, store)
         cells = {cell.job.key: _cell_name(cell.coordinates) for cell in plan.cells}
         with Display(console, state, costs, devices, cells) as display:
@@ -186,16 +187,16 @@ def report(
         for grid in grids:
             _print(console, grid)
         return
-    if form in ("svg", "png"):
+    if form == "svg" or form == "png":
         if out is None or len(grids) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.figure(grids[0], out)
-        return
-    text = render.joined(grids, form)
-    if out is None:
-        sys.stdout.write(text)
     else:
-        _write_out(out, text)
+        text = render.joined(grids, form)
+        if out is None:
+            sys.stdout.write(text)
+        else:
+            _write_out(out, text)
 
 
 @app.command("list")

@@ -11,12 +11,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
+from bench import data as datasets
 from bench import sources
 from bench.costs import Costs
+from bench.data import DataSpec
 from bench.errors import DamagedError, InputError
-from bench.plan import Evaluate, Job, Plan, modules_of
+from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool, Process
 from bench.store import Store
 from bench.work import describe
@@ -83,6 +86,22 @@ def examine(
         if (wanted is None or cell.job.key in wanted) and not need(cell.job):
             state.done.add(cell.job)
     return state
+
+
+def fetch(state: State, folder: Path, data_root: Path | None) -> None:
+    """See that the data of the jobs to do is there, or download it, before any of them starts."""
+    needed: dict[str, DataSpec] = {}
+    for job in state.todo:
+        match job:
+            case Train():
+                needed[job.data.key] = job.data.spec
+            case Craft():
+                needed[job.attempt.data.key] = job.attempt.data.spec
+            case Evaluate():
+                data = job.crafts[0].attempt.data
+                needed[data.key] = data.spec
+    for spec in needed.values():
+        datasets.prepare(spec, data_root, folder)
 
 
 def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:

@@ -181,7 +181,7 @@ class Parquet:
 
 def _opened(file: Path) -> parquet.ParquetFile:
     try:
-        return parquet.ParquetFile(file)  # type: ignore[no-untyped-call]
+        return parquet.ParquetFile(file)
     except (ArrowException, OSError) as error:
         raise InputError(f"{file}: cannot be read as Parquet: {error}") from None
 
@@ -191,7 +191,7 @@ def _read(file: Path, column: str, group: int | None = None) -> Any:
     opened = _opened(file)
     groups = range(opened.metadata.num_row_groups) if group is None else [group]
     try:
-        table = opened.read_row_groups(list(groups), columns=[column])  # type: ignore[no-untyped-call]
+        table = opened.read_row_groups(list(groups), columns=[column])
         return table[column]
     except (ArrowException, OSError, KeyError) as error:
         raise InputError(f"{file}: column {column!r} cannot be read: {error}") from None

@@ -4,14 +4,12 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench import sources
 from bench.errors import InputError
-from bench.store import SCHEME, Store
-
-if TYPE_CHECKING:
-    import pandas as pd
+from bench.outcomes import Rows, load
+from bench.store import ARTEFACTS, SCHEME, Store
 
 
 def read(root: Path, suite: Path) -> dict[str, Any]:
@@ -56,13 +54,8 @@ class Outcomes:
         self._store = Store(root)
 
     @cache  # noqa: B019 - lives as long as a report
-    def __call__(self, key: str) -> "pd.DataFrame | None":
+    def __call__(self, key: str) -> Rows | None:
         """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
         if self._store.damage("evaluate", key) is not None:
             return None
-        import pyarrow.parquet as pq
-
-        frame: pd.DataFrame = pq.read_table(
-            self._store.folder("evaluate", key) / "outcomes.parquet"
-        ).to_pandas()
-        return frame
+        return load(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])

@@ -76,9 +76,7 @@ class Noise:
         """Return one fresh stream for the whole shard, as attacks ``keyed="shard"`` need it."""
         if self._shard is None:
             raise RuntimeError('shared draws need an attack that is declared keyed="shard"')
-        return Noise(
-            self._shard, torch.zeros(1, dtype=torch.int64), device=self._device, dtype=self._dtype
-        )
+        return Noise(self._shard, torch.zeros(1, dtype=torch.int64), device=self._device, dtype=self._dtype)
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:
         """Return (N, *shape) int64 words, all bits random."""

@@ -322,14 +322,16 @@ class Planner:
 
         def make() -> Train:
             filled = self.suite.defenses[name]
-            if filled.entry.check is not None:
+            entry = filled.entry
+            assert isinstance(entry, DefenseEntry)
+            if entry.check is not None:
                 try:
-                    filled.entry.check(dict(filled.params), data.shape)
+                    entry.check(dict(filled.params), data.shape)
                 except InputError as error:
                     raise InputError(f"{self.suite.at('defenses', name)}: {error}") from None
             parts = tuple(
                 (parameter, self.train(filled.params[parameter], data, seed))
-                for parameter in filled.entry.parameters("part")
+                for parameter in entry.parameters("part")
                 if filled.params[parameter] is not None
             )
             return Train(filled, data, seed, parts)
@@ -355,7 +357,7 @@ class Planner:
         for defense in task.defenses or suite.defenses:
             entry = suite.defenses[defense].entry
             assert isinstance(entry, DefenseEntry)
-            fitted = self.data(fit_spec, where)
+            fitted = self.data(fit_spec, where) if entry.learns else asked
             if fitted.shape[:3] != asked.shape[:3]:
                 raise InputError(
                     f"{suite.at('tasks', position)}: {task.data} has images {tuple(asked.shape[:3])}, "

@@ -57,7 +57,8 @@ class Threat:
 def distance(x: Images, z: Images, norm: Norm) -> Tensor:
     """Return the distance between `x` and `z` per example, (N,); `l0` counts values that differ."""
     order: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}
-    return torch.linalg.vector_norm((z - x).flatten(1), order[norm], dim=1)
+    lengths: Tensor = torch.linalg.vector_norm((z - x).flatten(1), order[norm], dim=1)
+    return lengths
 
 
 def shrink(x: Images, z: Images, norm: Norm, radius: float) -> Images:
@@ -75,8 +76,13 @@ def identity(x: Tensor) -> Tensor:
 class Narrowing(Protocol):
     """A callable that knows which examples the rows of its argument belong to."""
 
-    def __call__(self, z: Tensor, /) -> Tensor: ...
-    def take(self, rows: Tensor, /) -> Self: ...
+    def __call__(self, z: Tensor, /) -> Tensor:
+        """Answer for each row."""
+        ...
+
+    def take(self, rows: Tensor, /) -> Self:
+        """Return the callable for the examples at `rows` only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -269,9 +275,7 @@ class Fitting(Protocol):
         """Return a registered attack, its parameters bound: the inner attack of adversarial training."""
         ...
 
-    def epochs(
-        self, count: int, model: nn.Module, *optimisers: torch.optim.Optimizer
-    ) -> Iterator[Epoch]:
+    def epochs(self, count: int, model: nn.Module, *optimisers: torch.optim.Optimizer) -> Iterator[Epoch]:
         """Yield the epochs still to do: state is restored before the first and saved after each."""
         ...
 

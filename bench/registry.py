@@ -8,12 +8,10 @@ installed plug-ins, then closes the registries.
 import importlib
 import inspect
 import pkgutil
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import UnionType
 from typing import (
     Annotated,
@@ -39,7 +37,8 @@ Access = Literal["gradient", "score", "decision", "none"]
 
 def _strict_int(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(f"expected a whole number, found {str(value).lower()}")
+        # pydantic turns a ValueError, and no TypeError, into a complaint with its place.
+        raise ValueError(f"expected a whole number, found {str(value).lower()}")  # noqa: TRY004
     return value
 
 
@@ -209,6 +208,8 @@ class DefenseEntry(Entry):
     """Parameters that may change after fitting."""
     random: bool
     """Whether two asks may differ."""
+    learns: bool
+    """False where there is nothing to fit, so that no training images are needed."""
     check: Check | None
     """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
@@ -275,7 +276,13 @@ SOURCES: Registry[SourceEntry] = Registry("data source")
 
 def _registered(kind: str, name: str) -> Entry:
     discover()
-    return ATTACKS[name] if kind == "AttackEntry" else DEFENSES[name]
+    registries: dict[str, Registry[Any]] = {
+        "AttackEntry": ATTACKS,
+        "DefenseEntry": DEFENSES,
+        "SourceEntry": SOURCES,
+    }
+    entry: Entry = registries[kind][name]
+    return entry
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -351,6 +358,7 @@ def defense(
     aliases: Mapping[str, str] | None = None,
     served: tuple[str, ...] = (),
     random: bool = False,
+    learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
     check: Check | None = None,
 ) -> Callable[[C], C]:
@@ -378,6 +386,7 @@ def defense(
                 aliases=aliases or {},
                 served=frozenset(served),
                 random=random,
+                learns=learns,
                 check=check,
             )
         )
@@ -386,9 +395,7 @@ def defense(
     return register
 
 
-def source(
-    name: str, *, version: int, neutral: Mapping[str, Any] | None = None
-) -> Callable[[F], F]:
+def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None) -> Callable[[F], F]:
     """Register a function or a class as a data source; its keyword-only arguments are its parameters."""
 
     def register(make: F) -> F:
@@ -443,25 +450,3 @@ def arguments(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
             value = Use(value.use, dict(value.model_extra or {}))
         values[info.alias or name] = value
     return values
-
-
-def code_file(path: str, folder: Path) -> Path:
-    """Return the source file of ``package.module:function``, without importing it."""
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
-        raise InputError(f"expected 'package.module:function', found {path!r}")
-    module = path.partition(":")[0]
-    below = folder.joinpath(*module.split("."))
-    for candidate in (below.with_suffix(".py"), below / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    top, _, rest = module.partition(".")
-    spec = importlib.util.find_spec(top)
-    if spec is not None and spec.origin is not None:
-        base = Path(spec.origin)
-        if not rest:
-            return base
-        below = base.parent.joinpath(*rest.split("."))
-        for candidate in (below.with_suffix(".py"), below / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    raise InputError(f"module {module!r} is neither in {folder} nor installed")

@@ -7,10 +7,13 @@ imports nothing, so that `bench report` can use it.
 import ast
 import hashlib
 import importlib.util
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from bench.errors import InputError
 
 NEUTRAL = frozenset({"bench", "bench.protocols", "bench.registry", "bench.errors", "bench.quantities"})
 """Modules of the harness that components import but that decide no number."""
@@ -30,7 +33,7 @@ def code_digest(path: Path) -> str:
 
 @cache
 def _code_digest(path: Path, size: int, changed: int) -> str:
-    tree = ast.parse(path.read_bytes(), str(path))
+    tree = parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -43,25 +46,73 @@ def _code_digest(path: Path, size: int, changed: int) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
+def parsed(path: Path) -> ast.Module:
+    """Return a file's syntax tree."""
+    try:
+        return ast.parse(path.read_bytes(), str(path))
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: not Python: {error}") from None
+
+
+def importable(folder: Path) -> None:
+    """Put a suite's folder on the import path: at the end, so that no file in it hides a module."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def module_file(module: str) -> Path | None:
-    """Return the file of a module, without importing it or its parents below the top."""
+    """Return the file of a module, without importing it or its parents."""
     top, *rest = module.split(".")
-    if top in sys.modules and getattr(sys.modules[top], "__file__", None):
-        base = Path(str(sys.modules[top].__file__))
-    else:
-        spec = importlib.util.find_spec(top)
-        if spec is None or spec.origin is None:
-            return None
-        base = Path(spec.origin)
-    if not rest:
-        return base
-    if base.name != "__init__.py":
+    spec = importlib.util.find_spec(top)
+    if spec is None:
         return None
-    below = base.parent.joinpath(*rest)
-    for candidate in (below.with_suffix(".py"), below / "__init__.py"):
-        if candidate.is_file():
-            return candidate
+    if not rest:
+        return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
+    for place in spec.submodule_search_locations or ():
+        below = Path(place).joinpath(*rest)
+        for candidate in (below.with_suffix(".py"), below / "__init__.py"):
+            if candidate.is_file():
+                return candidate
     return None
+
+
+def code_digests(path: str, folder: Path) -> dict[str, str]:
+    """Return the digests of the code that ``package.module:function`` names, importing nothing.
+
+    Counted are its module, and what that imports in turn from the same package or the suite's folder.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
+        raise InputError(f"expected 'package.module:function', found {path!r}")
+    importable(folder)
+    start = path.partition(":")[0]
+    if module_file(start) is None:
+        raise InputError(f"module {start!r} is neither in {folder} nor installed")
+    found: dict[str, str] = {}
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        file = module_file(name)
+        own = name.partition(".")[0] == start.partition(".")[0]
+        if name in found or file is None or not (own or file.is_relative_to(folder)):
+            continue
+        found[name] = code_digest(file)
+        todo.extend(_imports(name, file))
+    return found
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """Yield the names of the modules that a file may import."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bench import document, sources
-from bench.data import DataSpec
+from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
 from bench.protocols import Norm
@@ -28,7 +28,6 @@ from bench.registry import (
     Number,
     UseModel,
     ViewEntry,
-    code_file,
     discover,
 )
 from bench.tables import Table
@@ -159,7 +158,7 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
             identity[name] = "sha256:" + sources.file_digest(path)
     for name in entry.parameters("code"):
         if plain[name] is not None:
-            identity[name] = [plain[name], sources.code_digest(code_file(plain[name], folder))]
+            identity[name] = [plain[name], sources.code_digests(plain[name], folder)]
     for name, value in plain.items():
         info = entry.schema.model_fields.get(name)
         if isinstance(value, dict) and info is not None and _is_use(info.annotation):
@@ -218,6 +217,7 @@ class Suite:
 def load(path: Path) -> Suite:
     """Read and check a task file."""
     discover()
+    sources.importable(path.resolve().parent)
     doc = document.read(path)
     if not isinstance(doc.data, dict):
         raise InputError(f"{doc.at()}: expected a mapping with data, defenses, attacks and tasks")
@@ -247,7 +247,8 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
     if not isinstance(given, dict):
         raise InputError(f"{doc.at('data', name)}: expected a mapping such as {{name: digits, split: test}}")
     try:
-        return doc.check(DataSpec, given, "data", name)
+        model = model_of(str(given["name"])) if "name" in given else DataSpec
+        return doc.check(model, given, "data", name)
     except InputError as error:
         text = str(error)
         raise InputError(text if doc.path.name in text else f"{doc.at('data', name)}: {text}") from None

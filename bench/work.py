@@ -5,7 +5,6 @@ A job is done from its description alone, wherever it runs, and leaves one file 
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,9 +52,7 @@ class Desk:
 
 def prepare(desk: Desk) -> None:
     """Set up this process: one thread on a CPU, deterministic kernels, big buffers kept."""
-    if str(desk.folder) not in sys.path:
-        # At the end: a file beside the suite must not hide an installed module.
-        sys.path.append(str(desk.folder))
+    sources.importable(desk.folder)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     if torch.device(desk.device).type == "cpu":
@@ -445,10 +442,10 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
 
 def load(data: Data, desk: Desk) -> Split:
     """Return a data set's examples; its digest must be the one that the plan knew."""
-    digest = datasets.digest(data.spec, desk.data_root, desk.folder)
-    if digest != data.digest:
+    split = datasets.load(data.spec, desk.data_root, desk.folder)
+    if split.digest != data.digest:
         raise InputError(f"the files of {data.spec.name} changed since the run was planned; start it again")
-    return datasets.load(data.spec, desk.data_root, desk.folder)
+    return split
 
 
 def free_cores() -> int:

@@ -1,0 +1,1 @@
+"""Defenses, one in a file; each registers itself under `@defense`."""

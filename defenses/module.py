@@ -50,6 +50,7 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     version=1,
     aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
     check=fits,
+    learns=False,
 )
 class Module(nn.Module):
     """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.

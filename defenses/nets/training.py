@@ -94,7 +94,7 @@ def train(
             attacked = None if attack is None else craft(attack, network, clean, y, threat, noise)
             value = loss(clean, attacked, y)
             optimiser.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             if recipe.training == "adversarial":
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
             optimiser.step()
