@@ -145,17 +145,22 @@ def estimate(
     below, above = z - delta, z + delta
     if box:
         below, above = below.clamp(0, 1), above.clamp(0, 1)
-    total = torch.zeros_like(z)
-    # Bounds memory; of no other example's size or number, so that company changes no draw.
+    middle, way = (above + below) / 2, above - below
+    total = torch.zeros_like(z).flatten(1)
+    # Bounds memory; by nothing but the size of an image, so that company changes no draw.
     together = max(1, 2**14 // z[0].numel())
     for left in range(samples, 0, -together):
-        signs = noise.signs((min(left, together), *z.shape[1:])).transpose(0, 1)  # (pairs, N or 1, ...)
-        ahead, behind = torch.where(signs > 0, above, below), torch.where(signs > 0, below, above)
+        signs = noise.signs((min(left, together), *z.shape[1:]))  # (N, or 1 for all, pairs, C, H, W)
+        probes = torch.empty(2, signs.shape[1], *z.shape, dtype=z.dtype, device=z.device)
+        for side, value in zip(probes, (0.5, -0.5), strict=True):
+            torch.addcmul(middle, way, signs.transpose(0, 1), value=value, out=side)
+        if box:
+            probes.clamp_(0, 1)  # Rounding may pass a side by its last bit.
         with torch.no_grad():
-            logits = view.logits(torch.cat([ahead, behind]).flatten(0, 1))
-        up, down = objective(view, logits, y, loss).view(2, len(signs), len(z))
-        total += ((up - down)[..., None, None, None] * signs).sum(0)
-    return torch.nan_to_num(total / (samples * (above - below)), 0.0, 0.0, 0.0)
+            losses = objective(view, view.logits(probes.flatten(0, 2)), y, loss)
+        up, down = losses.view(2, -1, len(z))
+        total += ((up - down).T.unsqueeze(1) @ signs.flatten(2)).squeeze(1)
+    return torch.nan_to_num(total.view_as(z) / (samples * way), 0.0, 0.0, 0.0)
 
 
 class _Adam:

@@ -1,0 +1,66 @@
+"""Speed as ratios inside one run: contenders take turns, so that a slow moment of the machine hits all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+Race = Callable[..., dict[str, float]]
+
+LINES = pytest.StashKey[list[str]]()
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Run every contender once and return the seconds of each."""
+    seconds = {}
+    for name, run in contenders.items():
+        begun = time.perf_counter()
+        run()
+        seconds[name] = time.perf_counter() - begun
+    return seconds
+
+
+@pytest.fixture
+def race(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Race:
+    """Return a function that races contenders and returns the ratios that were asked for.
+
+    ``race(contenders, rounds=5, over={"ratio's name": ("numerator", "denominator")})``: each ratio is the
+    median over rounds of a round's own ratio. They are kept in `extra_info` and printed at the end.
+    """
+
+    def run(
+        contenders: Mapping[str, Callable[[], object]],
+        *,
+        over: Mapping[str, tuple[str, str]],
+        rounds: int = 5,
+    ) -> dict[str, float]:
+        turns: list[dict[str, float]] = []
+        benchmark.pedantic(
+            lambda: turns.append(interleaved(contenders)), rounds=rounds, iterations=1, warmup_rounds=1
+        )
+        turns = turns[1:]  # The first was the warm-up.
+        ratios = {
+            name: statistics.median(turn[above] / turn[below] for turn in turns)
+            for name, (above, below) in over.items()
+        }
+        for name, ratio in ratios.items():
+            spread = sorted(turn[over[name][0]] / turn[over[name][1]] for turn in turns)
+            benchmark.extra_info[name] = round(ratio, 3)
+            line = f"{ratio:7.3f}  ({spread[0]:.3f} to {spread[-1]:.3f})  {name}"
+            request.config.stash.setdefault(LINES, []).append(line)
+        for name in contenders:
+            benchmark.extra_info[f"{name}, seconds"] = round(
+                statistics.median(turn[name] for turn in turns), 4
+            )
+        return ratios
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash.get(LINES, []):
+        terminalreporter.section("ratios: median of rounds (least to most)")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,0 +1,141 @@
+"""What PGD costs beside the passes that it cannot do without, and what dropping broken examples saves."""
+
+from typing import Any
+
+import foolbox
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, autograd, nn
+from torch.nn.functional import cross_entropy
+
+from attacks.pgd import pgd
+from attacks.spsa import spsa
+from bench.noise import Noise
+from bench.protocols import Images, Labels, Shape, Threat, View
+from bench.referee import Meter, watch
+from bench.registry import DEFENSES
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """Return net B.2 with fresh weights: its passes cost what a trained one's cost."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DEFENSES["cnn"].make(Shape(1, 28, 28, 10))
+    network: nn.Module = model.network.eval().requires_grad_(False)
+    return network
+
+
+def batch(net: nn.Module, n: int) -> tuple[Images, Labels]:
+    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return x, net(x).argmax(1)
+
+
+def draws(x: Images) -> Noise:
+    return Noise("speed", torch.arange(len(x)))
+
+
+def test_pgd_costs_its_forward_and_backward_passes_and_little_more(net: nn.Module, race: Any) -> None:
+    x, y = batch(net, 64)
+    threat = Threat("linf", 1e-5)
+
+    def bare() -> None:
+        z = x.clone().requires_grad_()
+        for _ in range(STEPS):
+            autograd.grad(cross_entropy(net(z), y, reduction="sum"), z)
+
+    def attack() -> Tensor:
+        return pgd(View(net), x, y, threat, draws(x), steps=STEPS).images
+
+    def watched() -> Tensor:
+        view = watch(View(net), Meter.of(len(x), x.device), "gradient", target=None, final=True, chunk=256)
+        return pgd(view, x, y, threat, draws(x), steps=STEPS).images
+
+    race(
+        {"bare passes": bare, "attack": attack, "watched attack": watched},
+        over={
+            "PGD-40 over 40 bare forward and backward passes": ("attack", "bare passes"),
+            "PGD-40 under the harness's watch over the same": ("watched attack", "bare passes"),
+        },
+    )
+    assert torch.equal(net(watched()).argmax(1), y), "an example broke, so that there was less to do"
+
+
+def test_pgd_on_examples_that_break_early_against_libraries(net: nn.Module, race: Any) -> None:
+    x, y = batch(net, 64)
+    radius = 0.02
+    step = 2.5 * radius / STEPS
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    other = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=STEPS, random_start=False)
+    library = torchattacks.PGD(net, eps=radius, alpha=step, steps=STEPS, random_start=False)
+    found: dict[str, Tensor] = {}
+
+    def ours() -> None:
+        found["ours"] = pgd(
+            View(net), x, y, Threat("linf", radius), draws(x), steps=STEPS, start="zero"
+        ).images
+
+    def torchattacks_() -> None:
+        found["torchattacks"] = library(x, y)
+
+    def foolbox_() -> None:
+        found["foolbox"] = other(model, x, y, epsilons=radius)[1]
+
+    race(
+        {"ours": ours, "torchattacks": torchattacks_, "foolbox": foolbox_},
+        over={
+            "torchattacks' PGD-40 over ours, most examples break early": ("torchattacks", "ours"),
+            "foolbox's PGD-40 over ours, most examples break early": ("foolbox", "ours"),
+        },
+        rounds=3,
+    )
+    wins = {name: net(images).argmax(1) != y for name, images in found.items()}
+    assert 0.8 < wins["ours"].double().mean() < 1
+    for name in ("torchattacks", "foolbox"):
+        assert (wins["ours"] | ~wins[name]).all(), f"{name} broke an example that we did not"
+
+
+def test_spsa_costs_its_forward_passes_and_little_more(net: nn.Module, race: Any) -> None:
+    x, y = batch(net, 32)
+    everyone = x.repeat(8, 1, 1, 1)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for _ in range(2 * 2 * 64 // 8):
+                net(everyone)
+
+    def watched() -> None:
+        view = watch(View(net), Meter.of(len(x), x.device), "score", target=None, final=True, chunk=256)
+        spsa(view, x, y, Threat("linf", 1e-5), draws(x), steps=2, samples=64)
+
+    race(
+        {"bare passes": bare, "SPSA": watched},
+        over={"two steps of SPSA under watch over as many bare passes": ("SPSA", "bare passes")},
+    )
+
+
+def test_restarts_side_by_side(net: nn.Module, race: Any) -> None:
+    """On a CPU a small batch gains little from company; on a GPU it is nearly free."""
+    x, y = batch(net, 8)
+    threat = Threat("linf", 1e-5)
+
+    def together() -> None:
+        pgd(View(net), x, y, threat, draws(x), steps=10, restarts=9)
+
+    def apart() -> None:
+        noise = draws(x)
+        for _ in range(9):
+            pgd(View(net), x, y, threat, noise, steps=10)
+
+    race(
+        {"side by side": together, "one after another": apart},
+        over={
+            "nine restarts of 8 images: one after another over side by side": (
+                "one after another",
+                "side by side",
+            )
+        },
+    )
