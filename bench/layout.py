@@ -6,6 +6,7 @@ refused here, so that a plan finds it before anything runs.
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias
@@ -235,17 +236,12 @@ class Layout:
     """Headings of the row labels: coordinates, or one empty text for rows with names."""
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
-    nothing: tuple[Cell, ...]
-    """Every cell of the suite in which nothing is attacked."""
+    nothing: Mapping[frozenset[Any], tuple[Cell, ...]]
+    """The cells in which nothing is attacked, by who is asked about what, the largest first."""
 
-    def unmoved(self, cell: Cell) -> list[Cell]:
+    def unmoved(self, cell: Cell) -> tuple[Cell, ...]:
         """Return the cells that ask the same defense about the same images unmoved, the largest first."""
-        same = [
-            each
-            for each in self.nothing
-            if all(each.get(name) == cell.get(name) for name in each.keys() | cell.keys() if _of_row(name))
-        ]
-        return sorted(same, key=lambda each: -int(each["n"]))
+        return self.nothing.get(_asked_of(cell), ())
 
     def needs_unmoved(self, cell: Cell, metric: Metric) -> bool:
         """Return whether a cell's number cannot be told without the answers to unmoved images."""
@@ -263,9 +259,19 @@ class Layout:
         return found
 
 
-def _of_row(name: str) -> bool:
-    """Return whether a coordinate says who is asked about what: all but the threat and the attack."""
-    return name not in FACTS and name.partition(".")[0] not in ("norm", "radius", *CHOICE)
+def _asked_of(cell: Cell) -> frozenset[Any]:
+    """Return who is asked about what: all coordinates but the threat and the attack."""
+    left_out = ("norm", "radius", *CHOICE)
+    return frozenset(
+        (name, _token(value))
+        for name, value in cell.items()
+        if name not in FACTS and value is not None and name.partition(".")[0] not in left_out
+    )
+
+
+def _token(value: Any) -> Any:
+    """Return a value to look up by."""
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
 def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
@@ -296,11 +302,19 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
         heads=tuple(table.rows) if isinstance(table.rows, list) else ("",),
         columns=tuple(columns),
         lines=tuple(arranged),
-        nothing=tuple(cell for cell in every.cells if cell["use"] == "none"),
+        nothing=_nothing(every.cells),
     )
     _refuse_hiding(layout)
     _refuse_merging(layout)
     return layout
+
+
+def _nothing(cells: Iterable[Cell]) -> dict[frozenset[Any], tuple[Cell, ...]]:
+    found: dict[frozenset[Any], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if cell["use"] == "none":
+            found[_asked_of(cell)].append(cell)
+    return {asked: tuple(sorted(same, key=lambda each: -int(each["n"]))) for asked, same in found.items()}
 
 
 def _read_at(cells: Sequence[Cell], radii: Sequence[float]) -> list[Cell]:
@@ -329,7 +343,15 @@ class _Cells:
     """The values of each coordinate, in the whole suite."""
 
     def at(self, selection: Mapping[str, Any]) -> Place:
-        return Place(tuple(_chosen_from(self.cells, selection)), tuple(_chosen_from(self.skips, selection)))
+        wanted = [
+            (name, {_token(value) for value in self.known.get(name, ()) if _matches(chosen, value)})
+            for name, chosen in selection.items()
+        ]
+
+        def fits(cell: Cell) -> bool:
+            return all(_token(cell.get(name)) in tokens for name, tokens in wanted)
+
+        return Place(tuple(filter(fits, self.cells)), tuple(filter(fits, self.skips)))
 
     def where(self, selection: Mapping[str, Any], place: str) -> "_Cells":
         self.check([selection], place)
@@ -358,24 +380,14 @@ class _Cells:
             )
 
 
-def _known(cells: Iterable[Cell]) -> dict[str, list[Any]]:
-    found: dict[str, dict[str, Any]] = {name: {} for name in COORDINATES}
-    for cell in cells:
-        for name, value in cell.items():
-            if name not in FACTS:
-                found.setdefault(name, {})[repr(value)] = value
-    return {name: list(values.values()) for name, values in found.items()}
+def _known(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    names = dict.fromkeys([*COORDINATES, *(name for cell in cells for name in cell if name not in FACTS)])
+    return {name: list({_token(value := cell.get(name)): value for cell in cells}.values()) for name in names}
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Return values without repetitions, in the order in which they come."""
     return list({repr(value): value for value in values}.values())
-
-
-def _chosen_from(cells: Iterable[Cell], selection: Mapping[str, Any]) -> Iterator[Cell]:
-    for cell in cells:
-        if all(_matches(value, cell.get(name)) for name, value in selection.items()):
-            yield cell
 
 
 def _matches(chosen: Any, value: Any) -> bool:
@@ -403,25 +415,26 @@ def _lines(shown: _Cells, table: Table) -> list[tuple[tuple[str, ...], dict[str,
             ((heading,), _scalars(selection), shown.where(selection, f"row {heading!r}"))
             for heading, selection in table.rows.items()
         ]
-    combinations = _combinations(shown, table.rows, (*shown.cells, *shown.skips), "rows")
-    return [
-        (tuple(map(spell, at.values())), at, replace(shown, cells=place.cells, skips=place.skips))
-        for at in combinations
-        for place in [shown.at(at)]
-    ]
+    for name in table.rows:
+        shown.check_name(name, "rows")
+    groups: dict[tuple[Any, ...], tuple[list[Cell], list[Cell]]] = defaultdict(lambda: ([], []))
+    for side, cells in enumerate((shown.cells, shown.skips)):
+        for cell in cells:
+            groups[tuple(_token(cell.get(name)) for name in table.rows)][side].append(cell)
+    found = []
+    for cells, skips in groups.values():
+        at = {name: (*cells, *skips)[0].get(name) for name in table.rows}
+        found.append((tuple(map(spell, at.values())), at, replace(shown, cells=cells, skips=skips)))
+    return found
 
 
 def _columns(shown: _Cells, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     metric = METRICS[table.metric]
     if isinstance(table.columns, list):
-        return [
-            Column(
-                ", ".join(spell(value) for value in at.values() if value is not None) or spell(None),
-                at,
-                metric,
-            )
-            for at in _combinations(shown, table.columns, shown.cells, "columns")
-        ]
+        for name in table.columns:
+            shown.check_name(name, "columns")
+        fixed = distinct({name: cell.get(name) for name in table.columns} for cell in shown.cells)
+        return [Column(_heading(at), at, metric) for at in fixed]
     found = []
     for heading, selection in table.columns.items():
         own = METRICS[str(selection["metric"])] if "metric" in selection else metric
@@ -432,12 +445,8 @@ def _columns(shown: _Cells, table: Table, rows: Sequence[Mapping[str, Any]]) -> 
     return found
 
 
-def _combinations(
-    shown: _Cells, names: Sequence[str], cells: Iterable[Cell], place: str
-) -> list[dict[str, Any]]:
-    for name in names:
-        shown.check_name(name, place)
-    return distinct({name: cell.get(name) for name in names} for cell in cells)
+def _heading(at: Mapping[str, Any]) -> str:
+    return ", ".join(spell(value) for value in at.values() if value is not None) or spell(None)
 
 
 # --- what a table may not do -------------------------------------------------------------------------
