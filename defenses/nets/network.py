@@ -20,14 +20,36 @@ class Tap(NamedTuple):
     feedback: int
 
 
+class Up(NamedTuple):
+    """A pass from the features at `start` to the logits."""
+
+    logits: Tensor
+    """(N, K)."""
+    states: list[State]
+    """What the feedback needs, by layer."""
+    features: list[Tensor]
+    """What passed at the taps."""
+
+
+class Down(NamedTuple):
+    """A feedback from logits to the features at `start`."""
+
+    features: Tensor
+    """g(k): neither normalised nor masked."""
+    seen: list[Seen]
+    """What the next pass needs, by layer."""
+    reconstructions: list[Tensor]
+    """What passed at the taps."""
+
+
 class Cycle(NamedTuple):
     """What a pass shows."""
 
     logits: Tensor
     """v_t, (N, K)."""
-    taps: tuple[Tensor, ...]
-    """Features f_0 of the first pass, h_0 before those at the taps; of a later pass t their
-    reconstructions g_t, in the same order."""
+    taps: list[Tensor]
+    """Of the first pass the features, h_0 and then those at the taps; of a later pass t what its
+    feedback g_t gave in their place."""
 
 
 class Network(nn.Module):
@@ -46,37 +68,42 @@ class Network(nn.Module):
 
     def cycles(self, x: Tensor, count: int, rule: Rule) -> Iterator[Cycle]:
         """Yield the first pass and then `count` more, each after a feedback from the logits before."""
+        h = self.enter(x)
+        up = self.ascend(h, None, rule)
+        yield Cycle(up.logits, [h, *up.features])
+        for _ in range(count):
+            down = self.descend(up.logits, up.states, rule)
+            h = torch.lerp(h, down.features, rule.eta)
+            up = self.ascend(h, down.seen, rule)
+            yield Cycle(up.logits, [down.features, *down.reconstructions])
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the features h_0 at `start`, which the first pass alone computes."""
         h = scaled(x)
         for layer in self.layers[: self.start]:
             h = layer(h)
-        logits, states, features = self._ascend(h, [None] * len(self.layers), rule)
-        yield Cycle(logits, (h, *features))
-        for _ in range(count):
-            g, seen, reconstructions = self._descend(logits, states, rule)
-            h = torch.lerp(h, g, rule.eta)
-            logits, states, _ = self._ascend(h, seen, rule)
-            yield Cycle(logits, (g, *reconstructions))
+        return h
 
-    def _ascend(self, h: Tensor, seen: list[Seen], rule: Rule) -> tuple[Tensor, list[State], list[Tensor]]:
+    def ascend(self, h: Tensor, seen: list[Seen] | None, rule: Rule) -> Up:
+        """Run the layers from `start` on; `seen` is None in the first pass."""
         states: list[State] = [None] * len(self.layers)
-        entered: dict[int, Tensor] = {}
+        passed: dict[int, Tensor] = {}
         for place in range(self.start, len(self.layers)):
             if any(tap.forward == place for tap in self.taps):
-                entered[place] = h
-            h, states[place] = self._layer(place).advance(h, seen[place], rule)
-        return h, states, [entered[tap.forward] for tap in self.taps]
+                passed[place] = h
+            h, states[place] = self._layer(place).advance(h, None if seen is None else seen[place], rule)
+        return Up(h, states, [passed[tap.forward] for tap in self.taps])
 
-    def _descend(
-        self, logits: Tensor, states: list[State], rule: Rule
-    ) -> tuple[Tensor, list[Seen], list[Tensor]]:
+    def descend(self, logits: Tensor, states: list[State], rule: Rule) -> Down:
+        """Run the feedback of the layers down to `start`, with the masks of the pass before."""
         u = logits
         seen: list[Seen] = [None] * len(self.layers)
-        given: dict[int, Tensor] = {}
+        passed: dict[int, Tensor] = {}
         for place in reversed(range(self.start, len(self.layers))):
             u, seen[place] = self._layer(place).feedback(u, states[place], rule)
             if any(tap.feedback == place for tap in self.taps):
-                given[place] = u
-        return u, seen, [given[tap.feedback] for tap in self.taps]
+                passed[place] = u
+        return Down(u, seen, [passed[tap.feedback] for tap in self.taps])
 
     def _layer(self, place: int) -> Layer:
         layer = self.layers[place]
