@@ -296,6 +296,8 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     ]
     if isinstance(table.rows, list):
         arranged = [line for line in arranged if any(each.cells or each.skips for each in line.places)]
+    if not arranged:
+        raise InputError(f"table {key!r}: no cell is in a row and in a column")
     layout = Layout(
         key=key,
         table=table,

@@ -516,6 +516,9 @@ def test_a_place_that_selects_nothing_is_refused():
         "columns": ["attack"],
     }
     assert "where: no cell has all of" in refusal(manifest(cells, table))
+    columns = {"A": {"norm": "l2"}}
+    table = {"title": "x", "where": {"data": "digits"}, "rows": ["defense"], "columns": columns}
+    assert refusal(manifest(cells, table)) == "table 'T': no cell is in a row and in a column"
 
 
 @pytest.mark.parametrize(
