@@ -1,0 +1,376 @@
+"""The command line as its user meets it: runs, reports, wrong inputs, kills and Ctrl-C."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from bench import cli
+from suites import TASK, suite
+
+BENCH = [sys.executable, "-m", "bench.cli"]
+TABLE = {
+    "title": "Robust accuracy",
+    "rows": ["defense", "readout"],
+    "columns": {"Clean": {"attack": "clean"}, "PGD": {"attack": "pgd"}},
+    "extra": ["Min", "Worst"],
+}
+CNN = {
+    "use": "cnn",
+    "training": "standard",
+    "net": "b2",
+    "width": 0.25,
+    "hidden": [16],
+    "epochs": 2,
+    "batch": 64,
+}
+ATTACKS = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 5}}
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Bench = Callable[..., Answer]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
+    """Return a function that calls the command line in this process, in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    return call
+
+
+def small(folder: Path, **more: object) -> Path:
+    return suite(folder, {"cnn": CNN}, ATTACKS, [{**TASK, "views": ["first"]}], tables={3: TABLE}, **more)
+
+
+def test_a_run_prints_its_tables_and_writes_them(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    ran = bench("run", "suite.yaml", "--executor", "inline")
+    assert ran.code == 0, ran.err
+    assert "Table 3: Robust accuracy" in ran.out
+    tables = tmp_path / "results" / "suite" / "tables"
+    assert (tables / "table-3.csv").read_text().count("\n") == 1 + 4
+    assert (tables / "table-3.md").read_text().startswith("#")
+    again = bench("run", "suite.yaml", "--executor", "inline")
+    assert "0 jobs to do" in again.out
+    # A report says the same as the run, from what is stored alone.
+    report = bench("report", "suite.yaml", "--table", "3")
+    assert report.code == 0
+    assert report.out.strip() in ran.out
+    for form in ("markdown", "csv", "latex", "json"):
+        assert bench("report", "suite.yaml", "--format", form).code == 0
+    assert json.loads(bench("report", "suite.yaml", "--format", "json").out)
+    out = bench("report", "suite.yaml", "--format", "csv", "--out", "t.csv")
+    assert out.code == 0
+    assert (tmp_path / "t.csv").read_text() == (tables / "table-3.csv").read_text()
+
+
+def test_results_names_the_folder_itself_and_a_slash_becomes_a_dash(bench: Bench, tmp_path: Path) -> None:
+    path = small(tmp_path)
+    document = yaml.safe_load(path.read_text())
+    document["tables"] = {"sdim/7": TABLE}
+    path.write_text(yaml.safe_dump(document))
+    assert bench("run", "suite.yaml", "--executor", "inline", "--results", "here").code == 0
+    assert (tmp_path / "here" / "tables" / "table-sdim-7.csv").is_file()
+    assert bench("report", "suite.yaml", "--results", "here", "--table", "sdim/7").code == 0
+
+
+def test_one_table_runs_only_its_own_cells(bench: Bench, tmp_path: Path) -> None:
+    path = small(tmp_path)
+    document = yaml.safe_load(path.read_text())
+    document["tables"]["clean"] = {**TABLE, "columns": {"Clean": {"attack": "clean"}}, "extra": []}
+    path.write_text(yaml.safe_dump(document))
+    ran = bench("run", "suite.yaml", "--executor", "inline", "--table", "clean")
+    assert ran.code == 0
+    crafts = list((tmp_path / "results" / "suite" / "craft").iterdir())
+    assert len(crafts) == 3  # of 60 images in shards of 25, clean alone
+    assert "not run" in bench("report", "suite.yaml", "--table", "3").out
+
+
+def test_a_plan_shows_what_is_done_and_what_is_not(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    before = bench("plan", "suite.yaml")
+    assert before.code == 0
+    assert "2 cells, 0 done, 9 jobs to do" in before.out
+    bench("run", "suite.yaml", "--executor", "inline")
+    assert "2 cells, 2 done, 0 jobs to do" in bench("plan", "suite.yaml").out
+    full = json.loads(bench("plan", "suite.yaml", "--json").out)
+    assert {job["state"] for job in full["jobs"]} == {"done"}
+    assert len(full["cells"]) == 2
+
+
+@pytest.mark.parametrize("what", ["attacks", "defenses", "data"])
+def test_lists_name_everything_with_its_parameters(bench: Bench, what: str) -> None:
+    from bench.registry import ATTACKS, DEFENSES, SOURCES
+
+    shown = bench("list", what)
+    assert shown.code == 0
+    names = {"attacks": ATTACKS, "defenses": DEFENSES, "data": SOURCES}[what]
+    for name in names:
+        assert f"{name}\n" in shown.out
+    entries = json.loads(bench("list", what, "--json").out)
+    assert [entry["name"] for entry in entries] == list(names)
+
+
+def test_the_schema_accepts_what_runs_and_refuses_what_does_not(bench: Bench, tmp_path: Path) -> None:
+    import jsonschema
+
+    schema = json.loads(bench("schema").out)
+    document = yaml.safe_load(small(tmp_path).read_text())
+    document["tables"] = {str(key): table for key, table in document["tables"].items()}
+    jsonschema.validate(document, schema)
+    document["attacks"]["pgd"]["stepz"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="stepz"):
+        jsonschema.validate(document, schema)
+
+
+def test_a_changed_suite_or_source_is_said_above_the_table(bench: Bench, tmp_path: Path) -> None:
+    path = small(tmp_path)
+    bench("run", "suite.yaml", "--executor", "inline")
+    assert bench("report", "suite.yaml").err == ""
+    path.write_text(path.read_text() + "\n# a thought\n")
+    assert "suite.yaml changed since this was planned" in bench("report", "suite.yaml").err
+    manifest = tmp_path / "results" / "suite" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"attacks.pgd": "', '"attacks.pgd": "0'))
+    assert "the source of attacks.pgd changed" in bench("report", "suite.yaml").err
+
+
+# --- wrong inputs ------------------------------------------------------------------------------------
+
+
+def refused(answer: Answer, *words: str) -> None:
+    assert answer.code == 2
+    assert "Traceback" not in answer.err + answer.out
+    for word in words:
+        assert word in answer.err, answer.err
+
+
+def test_wrong_words_on_the_command_line(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    refused(bench("run", "siute.yaml"), "siute.yaml", "did you mean 'suite.yaml'")
+    refused(bench("run", "suite.yaml", "--device", "cuda:7"), "cuda:7", "no such device")
+    refused(bench("run", "suite.yaml", "--table", "4"), "--table 4", "no such table", "3")
+    refused(bench("report", "suite.yaml"), "nothing was run or planned", "bench run suite.yaml")
+    bench("plan", "suite.yaml")
+    refused(bench("report", "suite.yaml", "--table", "33"), "did you mean '3'")
+    refused(bench("report", "suite.yaml", "--out", "no/such/folder/t.txt"), "--out")
+    refused(bench("report", "suite.yaml", "--format", "png"), "--out FILE")
+    (tmp_path / "results" / "suite" / "store.json").write_text('{"scheme": 7}')
+    refused(bench("run", "suite.yaml"), "newer Crossfire")
+
+
+def test_missing_data_says_where_it_looked_and_how_to_get_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    path = small(tmp_path)
+    document = yaml.safe_load(path.read_text())
+    document["data"]["digits"] = {"name": "mnist", "size": 20}
+    path.write_text(yaml.safe_dump(document))
+    assert bench("plan", "suite.yaml", "--data-root", tmp_path / "none").code == 0
+    refused(bench("run", "suite.yaml", "--data-root", tmp_path / "none"), "mnist", str(tmp_path / "none"))
+
+
+def test_images_that_are_no_images_are_refused_with_their_index(bench: Bench, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for name, value in (("a", 0.5), ("b", 1.5)):
+        for split in ("train", "test"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), value, np.float32)).save(folder / "one.tiff")
+            Image.fromarray(np.full((8, 8), value / 2, np.float32)).save(folder / "two.tiff")
+    path = small(tmp_path)
+    document = yaml.safe_load(path.read_text())
+    document["data"]["digits"] = {"name": "image-folder", "path": "pictures"}
+    document["tasks"][0]["fit"] = "digits"
+    path.write_text(yaml.safe_dump(document))
+    refused(bench("run", "suite.yaml", "--executor", "inline"), "1.5", "[0, 1]")
+
+
+def test_a_weights_file_that_is_a_pickle_is_refused_unopened(bench: Bench, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    (tmp_path / "weights.pt").write_bytes(pickle.dumps(Bomb()))
+    defenses = {"mine": {"use": "module", "build": "mine:build", "weights": "weights.pt"}}
+    suite(tmp_path, defenses, ATTACKS, [TASK], tables={3: TABLE})
+    refused(bench("run", "suite.yaml", "--executor", "inline"), "suite.yaml:", "weights", "pickle")
+    assert not (tmp_path / "exploded").exists()
+
+
+# --- processes ---------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def test_help_and_reports_import_no_torch(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    bench("run", "suite.yaml", "--executor", "inline")
+    for words in (["--help"], ["report", "suite.yaml"]):
+        code = (
+            "import sys, bench.cli\n"
+            f"sys.argv = ['bench', *{words!r}]\n"
+            "try:\n    bench.cli.main()\n"
+            "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+            "assert not {'torch', 'scipy', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if x.requires_grad:\n"
+        "            raise ValueError('no gradients today')\n"
+        "        return self.linear(x.flatten(1))\n"
+    )
+    suite(tmp_path, {"mine": {"use": "module", "build": "mine:Net"}}, ATTACKS, [TASK], tables={3: TABLE})
+    done = subprocess.run(
+        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--device", "cpu"],
+        cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "not run" in done.stdout
+    assert "no gradients today" in done.stdout
+    records = [json.loads(each.read_text()) for each in (tmp_path / "results/suite/failed").iterdir()]
+    assert len(records) == 3
+    assert all("no gradients today" in record["traceback"] for record in records)
+
+
+def started(folder: Path, **options: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--device", "cpu"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+        start_new_session=True, **options,
+    )  # fmt: skip
+
+
+def wait_for(pattern: str, folder: Path, process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 100
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"nothing like {pattern} in time"
+        time.sleep(0.01)
+
+
+def living(group: int) -> list[str]:
+    """Return the processes of a group that are left after a moment."""
+    for _ in range(100):
+        found = subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True, check=False)
+        if not found.stdout:
+            return []
+        time.sleep(0.1)
+    return found.stdout.split()
+
+
+def crash_suite(folder: Path) -> None:
+    defenses = {"cnn": {**CNN, "epochs": 8}, "linear": {**CNN, "epochs": 8, "width": 0.5}}
+    attacks = {**ATTACKS, "pgd": {"use": "pgd", "steps": 40, "restarts": 2}}
+    suite(folder, defenses, attacks, [{**TASK, "views": ["first"], "seeds": [0, 1]}], tables={3: TABLE})
+
+
+def test_kill_9_in_the_middle_changes_no_bit_of_the_tables(tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):
+        folder.mkdir()
+        crash_suite(folder)
+    undisturbed = started(calm)
+    out, _ = undisturbed.communicate(timeout=200)
+    assert undisturbed.returncode == 0, out
+    process = started(rough)
+    wait_for("results/suite/partial/*/epoch.safetensors", rough, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    # The second time only the parent is killed: its workers must not live on without it.
+    process = started(rough)
+    wait_for("results/suite/craft/*", rough, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=20)
+    assert not living(process.pid)
+    evaluated = {path.name for path in rough.glob("results/suite/evaluate/*")}
+    process = started(rough)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert "goes on" in out
+    assert len(evaluated) < len(list(rough.glob("results/suite/evaluate/*")))
+    for name in ("table-3.csv", "table-3.md"):
+        one = (calm / "results/suite/tables" / name).read_bytes()
+        assert one == (rough / "results/suite/tables" / name).read_bytes()
+    # Not only the tables: every outcome and every weight.
+    for path in calm.glob("results/suite/*/*/*"):
+        if path.suffix in (".parquet", ".safetensors"):
+            assert path.read_bytes() == (rough / path.relative_to(calm)).read_bytes()
+    assert not list(rough.glob("results/suite/scratch/*"))
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
+    crash_suite(tmp_path)
+    process = started(tmp_path)
+    wait_for("results/suite/partial/*/epoch.safetensors", tmp_path, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert "kept in results/suite. Go on with: bench run suite.yaml" in out
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:
+    crash_suite(tmp_path)
+    process = started(tmp_path)
+    wait_for("results/suite/partial/*/epoch.safetensors", tmp_path, process)
+    children = subprocess.run(
+        ["pgrep", "-f", "spawn_main", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert not (tmp_path / "results/suite/failed").exists()
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_says_so_in_its_receipts(tmp_path: Path) -> None:
+    small(tmp_path)
+    subprocess.run([*BENCH, "run", "suite.yaml", "--device", "cuda:0"], cwd=tmp_path, check=True, timeout=200)
+    receipts = [json.loads(path.read_text()) for path in tmp_path.glob("results/suite/train/*/receipt.json")]
+    assert {receipt["device"] for receipt in receipts} == {torch.cuda.get_device_name(0)}
+    shutil.rmtree(tmp_path / "results")
