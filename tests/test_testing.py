@@ -10,7 +10,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from bench.protocols import Decision, Images, Norm, Shape, View
-from bench.registry import ATTACKS, DEFENSES, DefenseEntry, ViewEntry, view
+from bench.registry import ATTACKS, DEFENSES, defense, view
 from bench.testing import Halfspace, check_attack, check_defense
 
 SHAPE = Shape(1, 3, 3, 2)
@@ -138,22 +138,10 @@ def test_a_part_is_given_as_a_module() -> None:
 
 
 def register(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch, **declared: Any) -> None:
-    """Put a class into the registry for one test."""
-    views = {
-        method.__view__["name"]: ViewEntry(make=method, version=1, method=attribute, **method.__view__)
-        for base in reversed(cls.__mro__)
-        for attribute, method in vars(base).items()
-        if hasattr(method, "__view__")
-    }
-    entry = DefenseEntry(
-        name="tried",
-        make=cls,
-        version=1,
-        views=views,
-        **{"readouts": ("label",), "aliases": {}, "served": frozenset(), "random": False, "check": None}
-        | declared,
-    )
-    monkeypatch.setitem(DEFENSES._entries, "tried", entry)
+    """Register a class as ``tried``, for one test."""
+    monkeypatch.setattr(DEFENSES, "_entries", dict(DEFENSES._entries))
+    monkeypatch.setattr(DEFENSES, "_closed", False)
+    defense("tried", **{"readouts": ("label",), "version": 1} | declared)(cls)
 
 
 class Flat(Halfspace):
@@ -276,7 +264,7 @@ class Learning(Halfspace):
         (Learning, {}, "weights or buffers"),
         (Halfspace, {"aliases": {"e2e": "first"}}, "another name of 'first', which is no view"),
         (Halfspace, {"readouts": ("last",)}, r"reads \['label'\], which are no read-outs"),
-        (Halfspace, {"served": frozenset({"cycles"})}, r"serves \['cycles'\]"),
+        (Halfspace, {"served": ("cycles",)}, r"serves \['cycles'\]"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
