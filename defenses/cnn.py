@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from bench import Decision, Fitting, Images, Labels, Shape, Split, Use, View, defense, view
 from defenses.nets import training as trainings
 from defenses.nets import zoo
+from defenses.nets.losses import adversarial_loss
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
@@ -41,7 +42,8 @@ class Cnn(nn.Module):
     rate that falls polynomially (power 0.9) from `lr`, by default 0.05; standard training has Adam at a
     constant `lr`, by default 0.001. The paper does not state the loss of the adversarially trained
     twin: here it is the cross-entropy of the attacked images alone (Madry et al. 2018,
-    arXiv:1706.06083), which the released trainer computes without cycles and clean images.
+    arXiv:1706.06083), which the released trainer computes without cycles and clean images; with
+    `clean`, that of clean images counts beside it by `clean_weight`, as it does for CNN-F.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Cnn(nn.Module):
         clip: float = 0.5,
         radius: float = 0.1,
         inner: Use = trainings.PGD,
+        clean: bool = False,
+        clean_weight: float = 0.1,
     ) -> None:
         super().__init__()
         self.network = zoo.build(net, shape, width=width, hidden=hidden, first_kernel=first_kernel)
@@ -79,14 +83,18 @@ class Cnn(nn.Module):
             radius=radius,
             inner=inner,
         )
+        self.clean, self.clean_weight = clean, clean_weight
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Train on the split, or on its images attacked anew in every step."""
         trainings.train(self, self.network, fitting, self.recipe, self.loss)
 
     def loss(self, clean: Images, attacked: Images | None, y: Labels) -> Tensor:
-        """Return the cross-entropy of the attacked images, of the clean ones where there are none."""
-        return cross_entropy(self.network(clean if attacked is None else attacked), y)
+        """Return the loss of a batch; without attacked images, that of standard training."""
+        if attacked is None:
+            return cross_entropy(self.network(clean), y)
+        cleans = [self.network(clean)] if self.clean else []
+        return adversarial_loss(cleans, [self.network(attacked)], y, clean_weight=self.clean_weight)
 
     @view("first", reads=("last",))
     def first(self) -> View:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from bench import InputError, Shape, objective
 from defenses.cnn import Cnn
-from defenses.cnnf import CnnF, adversarial_loss, standard_loss
+from defenses.cnnf import CnnF
 from defenses.nets.chains import b2
 from defenses.nets.layers import (
     AdaPool,
@@ -31,6 +31,7 @@ from defenses.nets.layers import (
     normalise,
     unpool,
 )
+from defenses.nets.losses import adversarial_loss, standard_loss
 from defenses.nets.network import Network
 from defenses.nets.wrn import wrn_40_2
 
@@ -61,7 +62,7 @@ def images(count: int, shape: Shape = COLOUR, seed: int = 1) -> Tensor:
     return torch.rand(count, *shape[:3], generator=generator, dtype=torch.float64)
 
 
-# --- the generative model (T-cnnf-1, T-cnnf-10b) ---------------------------------------------------------
+# --- the generative model (T-cnnf-1, T-cnnf-10b) ------------------------------------------------------
 
 
 class Shift(Layer):
@@ -173,7 +174,7 @@ def _repeated(state: State, times: int) -> Any:
     return type(state)(*(each if each is None else each.repeat(times, 1, 1, 1) for each in state))
 
 
-# --- operators (T-cnnf-2, 4, 5, 6) ---------------------------------------------------------------------
+# --- operators (T-cnnf-2, 4, 5, 6) --------------------------------------------------------------------
 
 
 def test_adarelu_follows_its_table() -> None:
@@ -260,7 +261,7 @@ def test_normalisation_has_the_right_gradient() -> None:
     assert autograd.gradcheck(lambda bias: torch.func.functional_call(norm, {"bias": bias}, x), norm.bias)
 
 
-# --- inference: a second implementation, in loops -------------------------------------------------------
+# --- inference: a second implementation, in loops -----------------------------------------------------
 
 
 def conv_loops(x: Array, weight: Array) -> Array:
@@ -508,7 +509,7 @@ def test_wrn_equals_its_literal_form(ind: int) -> None:
     assert not torch.allclose(expected[1][0], expected[0][0], rtol=1e-2)
 
 
-# --- inference: properties (T-cnnf-3, 7, 8, 11) ---------------------------------------------------------
+# --- inference: properties (T-cnnf-3, 7, 8, 11) -------------------------------------------------------
 
 
 @pytest.mark.parametrize(("net", "ind"), PLACES)
@@ -621,7 +622,7 @@ def test_the_first_view_builds_no_feedback(monkeypatch: pytest.MonkeyPatch) -> N
     assert gradient.abs().max() > 0
 
 
-# --- gradients (T-cnnf-9) ---------------------------------------------------------------------------------
+# --- gradients (T-cnnf-9) -----------------------------------------------------------------------------
 
 
 def answer(model: CnnF, x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -776,7 +777,7 @@ def test_a_temperature_must_be_positive() -> None:
         narrow("b2", 2).bpda(temperature=0.0)
 
 
-# --- losses (T-cnnf-10) -------------------------------------------------------------------------------------
+# --- losses (T-cnnf-10) -------------------------------------------------------------------------------
 
 
 def test_loss_without_cycles_is_half_the_attacked_cross_entropy() -> None:

@@ -1,0 +1,58 @@
+"""The losses that CNN-F and its feed-forward twins are trained with (Huang et al. 2020)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import cross_entropy
+
+from bench import Labels
+
+
+def adversarial_loss(
+    clean: Sequence[Tensor],
+    attacked: Sequence[Tensor],
+    y: Labels,
+    features: Sequence[Tensor] = (),
+    reconstructions: Sequence[Sequence[Tensor]] = (),
+    *,
+    clean_weight: float,
+    reconstruction: float = 0.0,
+) -> Tensor:
+    """Return the loss of adversarial training, with the divisions of the released code (D-09).
+
+    `clean` and `attacked` are the logits v_0, ..., v_k, each (N, K); without `clean`, only the attacked
+    ones count. `features` are those of the clean images' first pass at every tap (gradients flow into
+    them too), `reconstructions` what the attacked images' feedbacks 1, ..., k gave there.
+    """
+    passes = len(attacked)
+    total = torch.stack([cross_entropy(each, y) for each in attacked]).sum()
+    if clean:
+        total = total + clean_weight * torch.stack([cross_entropy(each, y) for each in clean]).sum()
+        total = total / 2
+    return total / passes + reconstruction * _distance(features, reconstructions)
+
+
+def standard_loss(
+    logits: Sequence[Tensor],
+    y: Labels,
+    features: Sequence[Tensor],
+    reconstructions: Sequence[Sequence[Tensor]],
+    *,
+    reconstruction: float,
+) -> Tensor:
+    """Return the loss of standard training: cross-entropy and reconstruction, meant over passes (D-08)."""
+    entropy = torch.stack([cross_entropy(each, y) for each in logits]).mean()
+    return entropy + reconstruction * _distance(features, reconstructions)
+
+
+def _distance(features: Sequence[Tensor], reconstructions: Sequence[Sequence[Tensor]]) -> Tensor | float:
+    """Return the mean over passes, taps and elements of squared differences; 0 without a later pass."""
+    # By the norm, whose gradient is one product; that of a mean comes in a layout that CPUs are slow in.
+    terms = [
+        vector_norm(back - feature).square() / feature.numel()
+        for each in reconstructions
+        for back, feature in zip(each, features, strict=True)
+    ]
+    return torch.stack(terms).mean() if terms else 0.0
