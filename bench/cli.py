@@ -264,7 +264,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
         try:
             tables.check(manifest, key)
         except InputError as error:
-            raise InputError(f"{suite.at('tables', key)}: {error}") from None
+            raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
     return crossed, Store(results or Path("results") / suite.name), manifest
 
 

@@ -30,8 +30,12 @@ class Document:
 
     def at(self, *place: str | int) -> str:
         """Return ``tasks.yaml:12: tasks[0].threat`` for messages."""
-        line = next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), 1)
-        return f"{self.path.name}:{line}: {dotted(place)}" if place else f"{self.path.name}:{line}"
+        return f"{self.line(*place)}: {dotted(place)}" if place else self.line()
+
+    def line(self, *place: str | int) -> str:
+        """Return ``tasks.yaml:12``: the line of the nearest thing to `place` that has one."""
+        near = (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines)
+        return f"{self.path.name}:{next(near, 1)}"
 
     def check(self, model: type[M], value: Any, *place: str | int) -> M:
         """Return `value` as a `model`; `place` is where it stands in the file."""

@@ -347,6 +347,17 @@ class Planner:
         )
         return self._once("served", train.key, repr(kept), make=lambda: Served(train, kept))  # type: ignore[no-any-return]
 
+    def _checked(self, attack: str, shape: Shape) -> None:
+        """Raise where an attack's parameters cannot be, or do not fit the data."""
+        filled = self.suite.attacks[attack]
+        entry = filled.entry
+        assert isinstance(entry, AttackEntry)
+        if entry.check is not None:
+            try:
+                entry.check(dict(filled.params), shape)
+            except InputError as error:
+                raise InputError(f"{self.suite.at('attacks', attack)}: {error}") from None
+
     def _task(self, position: int) -> None:
         suite, task = self.suite, self.suite.model.tasks[position]
         spec = suite.data[task.data]
@@ -364,6 +375,7 @@ class Planner:
                     f"but the defenses are fitted on {tuple(fitted.shape[:3])}"
                 )
             for attack in task.attacks or suite.attacks:
+                self._once("check", attack, fitted.shape, make=lambda: self._checked(attack, fitted.shape))  # noqa: B023 - called at once
                 for seed in task.seeds:
                     train = self.train(defense, fitted, seed)
                     for serve in suite.serves[defense]:
@@ -473,7 +485,7 @@ class Planner:
         origin = self.suite.model.attacks[attack].source
         if coordinates["norm"] not in entry.norms:
             return Skip(coordinates, f"{entry.name} is made for {', '.join(sorted(entry.norms))}")
-        if math.isinf(radius) and entry.budget == "radius" and entry.access != "none":
+        if math.isinf(radius) and entry.budget == "radius":
             return Skip(coordinates, f"{entry.name} needs a radius")
         classes = train.data.shape.classes
         if classes < entry.least_classes:

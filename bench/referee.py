@@ -202,7 +202,8 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
     modes = [(module, module.training) for module in every]
     tensors = [tensor for each in modules for tensor in (*each.parameters(), *each.buffers())]
     flags = [(tensor, tensor.requires_grad) for tensor in tensors]
-    marks = [(tensor, tensor._version, tensor.data_ptr()) for tensor in tensors]
+    # Compared by value: a write through `.data` leaves no other trace.
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
         torch.manual_seed(seed)
@@ -218,6 +219,6 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
             for tensor, flag in flags:
                 tensor.requires_grad_(flag)
                 tensor.grad = None
-    for tensor, version, place in marks:
-        if tensor._version != version or tensor.data_ptr() != place:
+    for tensor, value in before:
+        if not torch.equal(tensor, value):
             raise RuntimeError("the attack changed the weights or buffers of the network it looked at")

@@ -18,6 +18,7 @@ from bench import document, sources
 from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
+from bench.layout import Table
 from bench.protocols import Norm
 from bench.registry import (
     ATTACKS,
@@ -30,7 +31,6 @@ from bench.registry import (
     ViewEntry,
     discover,
 )
-from bench.tables import Table
 
 
 class Model(BaseModel):

@@ -219,7 +219,7 @@ def answers(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness,
 @attack("toy/code", norms={"linf"}, version=1, space="inversion")
 def code(view: Inversion, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Step through the code of the inversion."""
-    z = view.invert(x).requires_grad_()
+    z = view.invert(x).detach().clone().requires_grad_()
     loss = cross_entropy(view.classify(z, x), y, reduction="sum") - 0.01 * view.energy(z, x).sum()
     (gradient,) = torch.autograd.grad(loss, z)
     moved = view.decode(z.detach() + threat.radius * gradient.sign())
