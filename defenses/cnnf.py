@@ -137,7 +137,10 @@ class CnnF(nn.Module):
 
     @view("e2e_avg", reads=("avg",))
     def e2e_avg(self) -> View:
-        """Look at the mean of all passes' logits, with exact gradients."""
+        """Look at the mean of all passes' logits, with exact gradients.
+
+        The released attack looks at the last pass whatever the read-out (D-11): that is `e2e_last`.
+        """
         return View(lambda x: torch.stack(self._logits(x)).mean(0))
 
     @view("sum", reads=("avg",))
@@ -151,7 +154,8 @@ class CnnF(nn.Module):
 
         A unit's mask becomes the sigmoid of f g / `temperature`, a pool's choice that of g (max - min) /
         `temperature`; the sign that normalisation leaves of WRN-40-2's head becomes u / max|u|, or
-        tanh(u / `temperature`). The paper blurs neither: Athalye et al. 2018, arXiv:1802.00420.
+        tanh(u / `temperature`). Not of the paper: an adaptive attacker's view (Athalye et al. 2018,
+        arXiv:1802.00420).
         """
         if not temperature > 0:
             raise InputError(f"view bpda: temperature must be positive, found {temperature}")

@@ -231,6 +231,17 @@ def test_both_are_what_they_declare(name: str, shape: Shape, params: dict[str, A
     check_defense(name, shape, **params)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("net", ["b1", "b2", "wrn-40-2"])
+def test_a_gpu_answers_like_a_cpu(net: zoo.Net) -> None:
+    hidden = None if net == "wrn-40-2" else (6,)
+    model = CnnF(DIGIT, net=net, ind=0, cycles=2, width=0.125, hidden=hidden).double().requires_grad_(False)
+    x = torch.rand(3, 1, 16, 16, dtype=torch.float64)
+    here = model.sum().logits(x)
+    there = model.cuda().sum().logits(x.cuda()).cpu()
+    assert torch.allclose(here, there, rtol=1e-8, atol=1e-10)
+
+
 # --- training -----------------------------------------------------------------------------------------
 
 

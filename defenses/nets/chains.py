@@ -17,7 +17,8 @@ def b1(
 ) -> Network:
     """Build net B.1: convolutions of 32 and 64 channels, the second pooled instead of rectified (D-02).
 
-    Sides must be even; `ind` is 0 (pixels) or 1 (after the first convolution's block).
+    What the paper leaves open is as in net B.2: padding 1, cells of 2x2, biases in every layer. Sides
+    must be even; `ind` is 0 (pixels) or 1 (after the first convolution's block).
     """
     layers: list[Layer] = [
         *(Conv(shape.channels, first := scaled_width(32, width)), Norm(first, epsilon), AdaReLU()),

@@ -170,9 +170,9 @@ class AdaReLU(Layer):
     """A unit that lets through what agrees in sign with its feedback; at first, a ReLU.
 
     The output has the sign of the pre-activation, as in the released code: with the printed form,
-    which turns negative values over, the identity of the paper's lemma A.1 does not hold (D-05). A unit
-    whose feedback is exactly 0 is closed (D-07). The online update is made here and nowhere else
-    (D-46).
+    which turns negative values over, the identity of the paper's lemma A.1 does not hold (D-05). The
+    mask is 1 where f g > 0 (D-06), so that a unit whose feedback is exactly 0 is closed (D-07). The
+    online update is made here and nowhere else (D-46).
     """
 
     def forward(self, x: Tensor) -> Tensor:
