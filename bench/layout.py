@@ -46,7 +46,8 @@ def _axis(value: object) -> object:
     return {str(heading): each for heading, each in value.items()} if isinstance(value, Mapping) else value
 
 
-Axis = Annotated[list[str] | dict[str, Selection], BeforeValidator(_axis)]
+_Axis: TypeAlias = list[str] | dict[str, Selection]
+Axis = Annotated[_Axis, BeforeValidator(_axis, json_schema_input_type=_Axis | str)]
 """Names of coordinates (a row for each combination), or headings and what each selects."""
 
 Radius = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str), Field(ge=0)]

@@ -1,0 +1,91 @@
+"""What the harness costs: from craft to outcomes beside bare passes, planning, and starting up."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import autograd
+from torch.nn.functional import cross_entropy
+
+from bench import plan as planning
+from bench import spec, work
+from bench.data import load
+from bench.plan import Craft, Evaluate, Train
+from bench.registry import discover
+from bench.store import Store
+from bench.work import Desk
+
+BENCH = [sys.executable, "-m", "bench.cli"]
+SUITE: dict[str, Any] = {
+    "data": {"digits": {"name": "digits", "split": "test", "resize": 28, "size": 256, "shard": 256}},
+    "defenses": {"cnn": {"use": "cnn", "training": "standard", "epochs": 1}},
+    "attacks": {"pgd": {"use": "pgd", "steps": 40}},
+    # So small a radius breaks nothing, so that no example is dropped.
+    "tasks": [{"data": "digits", "threat": {"norm": "linf", "radius": 1e-6}, "views": ["first"]}],
+}
+
+
+def suite(folder: Path, **changes: Any) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, **changes}))
+    return path
+
+
+def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
+    plan = planning.make(spec.load(suite(tmp_path)))
+    desk = Desk(tmp_path / "results", tmp_path, None, "cpu")
+    work.prepare(desk)
+    store = Store(desk.store)
+    store.open()
+    jobs = {type(job): job for job in plan.graph()}
+    for kind in (Train, Craft, Evaluate):
+        work.do(jobs[kind], desk)
+    network = work.fitted(jobs[Evaluate].victim, desk, store).network
+    split = load(plan.suite.data["digits"])
+    answers = network(split.images).argmax(1)
+    x, y = split.images[answers == split.labels], split.labels[answers == split.labels]
+    # Wrong images are dropped at once, so that only the right ones are comparable work.
+    assert len(x) > 0.9 * len(split), "train longer: too many images are wrong before the attack"
+
+    def bare() -> None:
+        z = x.clone().requires_grad_()
+        for _ in range(40):
+            autograd.grad(cross_entropy(network(z), y, reduction="sum"), z)
+
+    def harness() -> None:
+        for kind in (Craft, Evaluate):
+            store.discard(jobs[kind].kind, jobs[kind].key)
+            work.do(jobs[kind], desk)
+
+    race(
+        {"bare passes": bare, "craft and evaluate": harness},
+        over={"PGD-40 from craft to outcomes over 40 bare passes": ("craft and evaluate", "bare passes")},
+        rounds=9,
+    )
+
+
+def test_planning_ten_thousand_cells(tmp_path: Path, benchmark: Any) -> None:
+    discover()
+    task = {**SUITE["tasks"][0], "seeds": list(range(1000)), "threat": {"norm": "linf", "radius": [0.1 * r for r in range(1, 11)]}}  # fmt: skip
+    path = suite(tmp_path, tasks=[task])
+    plan = benchmark.pedantic(lambda: planning.make(spec.load(path)), rounds=3, warmup_rounds=1)
+    assert len(plan.cells) == 10_000
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "suite.yaml"], ["run", "suite.yaml"]], ids=" ".join)
+def test_starting_up(tmp_path: Path, benchmark: Any, words: list[str]) -> None:
+    table = {"title": "T", "rows": ["defense"], "columns": ["attack"]}
+    suite(tmp_path, tables={1: table})
+    subprocess.run(
+        [*BENCH, "run", "suite.yaml", "--executor", "inline"], cwd=tmp_path, check=True, capture_output=True
+    )
+
+    def start() -> None:
+        subprocess.run([*BENCH, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    benchmark.pedantic(start, rounds=5, warmup_rounds=1)
+    benchmark.extra_info["torch"] = torch.__version__

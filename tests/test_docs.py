@@ -1,0 +1,135 @@
+"""What the documents say is so: commands, code, task files, flags, schema and published tables."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from bench import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == language]
+
+
+def files(folder: Path) -> None:
+    """Write the README's files: the blocks that begin with ``# file: NAME``."""
+    for text in blocks("python") + blocks("yaml"):
+        head, _, body = text.partition("\n")
+        if head.startswith("# file: "):
+            (folder / head.removeprefix("# file: ")).write_text(body)
+
+
+def test_every_block_of_the_readme_is_run_or_checked() -> None:
+    heads = [text.partition("\n")[0] for text in blocks("python") + blocks("yaml")]
+    assert heads
+    assert all(re.match(r"# (file|test): \w+\.(py|yaml)", head) for head in heads)
+
+
+def test_the_readmes_network_and_commands_work(tmp_path: Path) -> None:
+    files(tmp_path)
+    commands = [
+        line.removeprefix("$ ").split()
+        for text in blocks("console")
+        for line in text.splitlines()
+        if line.startswith("$ bench")
+    ]
+    assert len(commands) >= 3
+    for words in commands:
+        extra = ["--executor", "inline"] if words[1] == "run" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.cli", *words[1:], *extra],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "| SPSA" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["mylab.py", "mydefense.py"])
+def test_the_readmes_attack_and_defense_pass_their_own_tests(tmp_path: Path, name: str) -> None:
+    files(tmp_path)
+    (body,) = [text for text in blocks("python") if text.startswith(f"# test: {name}\n")]
+    code = f"import {name.removesuffix('.py')}\n{body}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_attack_is_as_short_as_it_says() -> None:
+    (text,) = [text for text in blocks("python") if "mylab/sign" in text and "# file" in text]
+    code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(("#", '"""'))]
+    assert len(code) <= 15
+
+
+def test_every_command_has_help_and_stands_in_the_readme() -> None:
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert command.help
+        assert f"`bench {name} " in README
+        for parameter in command.params:
+            assert parameter.name == "help" or getattr(parameter, "help", None), (name, parameter.name)
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^\$ make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_committed_schema_is_current() -> None:
+    from bench import catalogue
+
+    names = ["toy/", "mylab/"]
+    fresh = catalogue.suite_schema()
+    for kind in ("DefenseUse", "AttackUse"):
+        fresh["$defs"][kind]["oneOf"] = [
+            each for each in fresh["$defs"][kind]["oneOf"] if not each["title"].startswith(tuple(names))
+        ]
+    committed = json.loads((ROOT / "docs" / "suite.schema.json").read_text())
+    assert committed == json.loads(json.dumps(fresh)), "write it anew: make schema"
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "tasks.yaml", *sorted(ROOT.glob("suites/*.yaml"))], ids=lambda path: path.name
+)
+def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path) -> None:
+    import jsonschema
+    import yaml
+
+    crossed, _, manifest = cli.planned(path, tmp_path, tmp_path / "no data here")
+    assert crossed.cells
+    document = yaml.safe_load(path.read_text())
+    document["tables"] = {str(key): table for key, table in document["tables"].items()}
+    jsonschema.validate(document, json.loads((ROOT / "docs" / "suite.schema.json").read_text()))
+    assert not [cell for cell in manifest["cells"] if cell["n"] < 1]
+
+
+def test_committed_tables_are_current() -> None:
+    """Cut the committed outcomes again: the committed tables must say the same."""
+    from bench import render, tables
+    from bench.manifest import Outcomes, read
+
+    root = ROOT / "results" / "mnist"
+    manifest = read(root, ROOT / "suites" / "mnist.yaml")
+    for key in manifest["tables"]:
+        grid = tables.cut(manifest, key, Outcomes(root))
+        name = root / "tables" / f"table-{key.replace('/', '-')}"
+        assert name.with_suffix(".csv").read_text() == render.csv(grid)
+        assert name.with_suffix(".md").read_text() == render.markdown(grid)
+        assert not [square for row in grid.rows for square in row.squares if square.hole == "not run"]
