@@ -171,7 +171,7 @@ def train(
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         model = build(job, desk, fitted_parts=True)
-        parts = {name: fitted(Served(part), desk, store) for name, part in job.parts}
+        parts = {name: restored(Served(part), desk) for name, part in job.parts}
         trainer = Trainer(split, job.key, device, parts=parts, keep=store.partial(job.key), progress=progress)
         model.fit(split, trainer)
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
@@ -190,7 +190,7 @@ def build(
     assert isinstance(entry, DefenseEntry)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
-        given[name] = fitted(Served(part), desk, Store(desk.store)) if fitted_parts else build(part, desk)
+        given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
     torch.manual_seed(seed_of(job.key, "initial"))
     model = entry.make(job.data.shape, **given)
     if not isinstance(model, nn.Module):
@@ -198,19 +198,24 @@ def build(
     return model.to(desk.device)
 
 
+def restored(served: Served, desk: Desk) -> Any:
+    """Return a fitted defense of the caller's own, which may go on training it."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(served.train, desk, serve=dict(served.serve))
+    weights = Store(desk.store).artefact("train", served.train.key)
+    model.load_state_dict(load_file(weights, device=desk.device), strict=True)
+    return model.eval()
+
+
 def fitted(served: Served, desk: Desk, store: Store) -> Any:
-    """Return a fitted defense, ready to be asked."""
-    weights = store.artefact("train", served.train.key)
-    return _fitted(served, desk, weights.stat().st_mtime_ns)
+    """Return a fitted defense, frozen, to be looked at and asked; shared by the jobs of a process."""
+    weights = store.folder("train", served.train.key) / "weights.safetensors"
+    return _fitted(served, desk, weights.stat().st_mtime_ns if weights.exists() else 0)
 
 
 @lru_cache(maxsize=4)
 def _fitted(served: Served, desk: Desk, _written: int) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        model = build(served.train, desk, serve=dict(served.serve))
-    weights = Store(desk.store).folder("train", served.train.key) / "weights.safetensors"
-    model.load_state_dict(load_file(weights, device=desk.device), strict=True)
-    return model.eval().requires_grad_(False)
+    return restored(served, desk).requires_grad_(False)
 
 
 # --- craft -------------------------------------------------------------------------------------------

@@ -142,6 +142,17 @@ def test_parts_arrive_fitted_and_are_stored_with_what_contains_them(tmp_path: Pa
     assert ran.outcomes(defense="top")["label"].tolist() == ran.outcomes(defense="linear")["label"].tolist()
 
 
+def test_training_a_part_further_leaves_the_defense_it_came_from_alone(tmp_path: Path) -> None:
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    alone = Ran(suite(tmp_path, LINEAR, CLEAN, [task]), tmp_path / "alone")
+    defenses = {"top": {"use": "toy/stacked", "base": "linear", "forget": True}, **LINEAR}
+    ran = Ran(suite(tmp_path, defenses, {**CLEAN, **PGD}, [task]))
+    assert not ran.failed
+    one, other = alone.outcomes(), ran.outcomes(defense="linear", attack="clean")
+    assert one["label"].tolist() == other["label"].tolist()
+    assert ran.outcomes(defense="top", attack="clean")["label"].nunique() == 1
+
+
 def test_a_parameterised_view_is_looked_through_as_asked(tmp_path: Path) -> None:
     task = {**TASK, "readouts": ["plain"], "views": ["logits", {"use": "scaled", "temperature": 50.0}]}
     ran = Ran(suite(tmp_path, LINEAR, PGD, [task]))

@@ -104,8 +104,9 @@ class Linear(nn.Module):
 class Stacked(nn.Module):
     """A network that contains another defense of the suite, and starts from its weights."""
 
-    def __init__(self, shape: Shape, *, base: Part, scale: float = 3.0) -> None:
+    def __init__(self, shape: Shape, *, base: Part, scale: float = 3.0, forget: bool = False) -> None:
         super().__init__()
+        self.forget = forget
         self.base = base
         self.scale = scale
 
@@ -113,6 +114,10 @@ class Stacked(nn.Module):
         before = {name: value.clone() for name, value in fitting.parts["base"].state_dict().items()}
         for name, value in self.base.state_dict().items():
             assert torch.equal(value, before[name]), "the part arrives fitted"
+        if self.forget:
+            assert all(parameter.requires_grad for parameter in self.base.parameters())
+            with torch.no_grad():
+                self.base.linear.weight.zero_()
 
     def decide(self, x: Images, readout: str) -> Decision:
         return Decision.of(self.scale * self.base.logits(x))
