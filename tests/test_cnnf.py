@@ -671,7 +671,9 @@ def test_gradients_through_all_passes_equal_finite_differences(net: str, ind: in
             quotient = ((above - below) / (2 * step)).item()
             assert quotient == pytest.approx((gradient * direction).sum().item(), rel=1e-4)
             checked += 1
-    assert checked >= 3
+            if checked == 4:
+                break
+    assert checked == 4
 
 
 @pytest.mark.parametrize(("net", "ind"), PLACES)
