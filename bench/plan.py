@@ -517,7 +517,8 @@ class Planner:
                     return Skip(coordinates, reason)
                 if entry.access == "gradient" and not found.gradient:
                     return Skip(coordinates, f"{entry.name} needs gradients, view {choice.use!r} has none")
-                params = found.schema.model_validate(choice.params).model_dump(mode="json", by_alias=True)
+                given = defense.view_params(choice.use, choice.params)
+                params = found.schema.model_validate(given).model_dump(mode="json", by_alias=True)
                 view = ViewUse(use=found.name, **params)
                 source = self.served(looked_at, serve_there, found.ignores)
                 final = final and coordinates["readout"] in found.reads

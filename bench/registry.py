@@ -217,6 +217,10 @@ class DefenseEntry(Entry):
         """Return a view by its name or alias."""
         return self.views.get(self.aliases.get(name, name))
 
+    def view_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters that reach a view: none through an alias, which has none of its own."""
+        return dict(params) if name in self.views else {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry(Entry):

@@ -342,21 +342,21 @@ def _check_attacks(suite: Suite) -> None:
 
 def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[str]) -> None:
     """Raise where none of the defenses offers a view, or where its parameters do not fit."""
-    offers: dict[str, ViewEntry] = {}
+    offers: list[tuple[ViewEntry, dict[str, Any]]] = []
     names: list[str] = []
     for name in defenses:
         entry = suite.defenses[name].entry
         assert isinstance(entry, DefenseEntry)
         names += [*entry.views, *entry.aliases]
         if (found := entry.view(choice.use)) is not None:
-            offers[name] = found
+            offers.append((found, entry.view_params(choice.use, choice.params)))
     if not offers:
         raise InputError(
             f"{suite.at(*place)}: no view {choice.use!r} in {', '.join(defenses)}"
             f"{did_you_mean(choice.use, set(names))}"
         )
-    for found in offers.values():
-        suite.document.check(found.schema, choice.params, *place)
+    for found, params in offers:
+        suite.document.check(found.schema, params, *place)
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:

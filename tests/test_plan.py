@@ -67,6 +67,16 @@ def test_a_feed_forward_nets_e2e_is_its_first(tmp_path: Path) -> None:
     )
 
 
+def test_a_views_parameters_do_not_reach_an_alias(tmp_path: Path) -> None:
+    views = ["first", {"use": "bpda", "temperature": 0.2}]
+    plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "views": views, "attacks": ["pgd"]}])
+    seen = {(cell.coordinates["defense"], cell.coordinates["view"]) for cell in plan.cells}
+    assert ("cnnf", "bpda(temperature=0.2)") in seen
+    assert crafts(plan, defense="cnn", view="bpda(temperature=0.2)") == crafts(
+        plan, defense="cnn", view="first"
+    )
+
+
 def test_an_attack_may_stop_early_only_where_winning_is_winning(tmp_path: Path) -> None:
     plan = made(tmp_path)
     final = {
