@@ -3,8 +3,9 @@
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
@@ -63,21 +64,24 @@ def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
     required = {info.alias or name for name, info in entry.schema.model_fields.items() if info.is_required()}
     found = {}
     for name, info in properties.items():
-        kinds = [
-            each.get("type") or each.get("const") or _reference(each) for each in info.get("anyOf", [info])
-        ]
-        choices = info.get("enum") or next(
-            (each["enum"] for each in info.get("anyOf", []) if "enum" in each), None
-        )
-        kind = "|".join(str(each) for each in choices or dict.fromkeys(kinds))
-        found[name] = {"type": kind, "required": name in required}
+        found[name] = {"type": _kind(info), "required": name in required}
         if name not in required:
             found[name]["default"] = info.get("default")
     return found
 
 
-def _reference(info: dict[str, Any]) -> str:
-    return str(info["$ref"]).rpartition("/")[2] if "$ref" in info else "any"
+def _kind(info: dict[str, Any]) -> str:
+    """Return what a parameter may be, in words: a number may also be written as a fraction."""
+    choices = [each for option in info.get("anyOf", [info]) for each in option.get("enum", [])]
+    if choices:
+        return " | ".join(map(str, choices))
+    kinds = dict.fromkeys(
+        str(each.get("const") or ("attack" if "$ref" in each else each.get("type", "anything")))
+        for each in info.get("anyOf", [info])
+    )
+    if "number" in kinds:
+        kinds.pop("string", None)
+    return " | ".join(kinds)
 
 
 def show(console: Console, found: list[dict[str, Any]]) -> None:
@@ -102,16 +106,32 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
             if view["parameters"]:
                 text.append("; " + _signature(view["parameters"]))
             lines.append(text)
-        if entry["parameters"]:
-            lines.append(Text.assemble(("parameters: ", "dim"), _signature(entry["parameters"])))
         console.print(Text(entry["name"], style="bold"))
-        console.print(Padding(Group(*lines), (0, 0, 1, 2)), highlight=False)
+        body: list[RenderableType] = [*lines]
+        if entry["parameters"]:
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            for heading in ("parameter", "kind", "default"):
+                table.add_column(heading)
+            for name, info in entry["parameters"].items():
+                table.add_row(
+                    name, info["type"], "(required)" if info["required"] else _written(info["default"])
+                )
+            body.append(table)
+        console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
+
+
+def _written(value: Any) -> str:
+    """Return a default as a suite would write it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_written(each)}" for name, each in value.items()) + "}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
 def _signature(parameters: dict[str, dict[str, Any]]) -> str:
     return ", ".join(
-        f"{name}: {info['type']}" + ("" if info["required"] else f" = {info['default']}")
-        for name, info in parameters.items()
+        f"{name}: {info['type']} = {_written(info.get('default'))}" for name, info in parameters.items()
     )
 
 

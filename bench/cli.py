@@ -131,7 +131,7 @@ def plan(
     state = execute.examine(crossed, store, wanted, verify=False)
     costs = Costs()
     _learn(costs, crossed, store)
-    seconds = sum(costs.seconds(job) for job in state.todo)
+    seconds = sum(costs.seconds(job) for job in state.todo) if costs.informed else None
     if as_json:
         graph = crossed.graph()
         todo = {job.key for job in state.todo}
@@ -342,7 +342,7 @@ def _exit_for(console: Any, store: Store, failures: list[Any]) -> None:
     raise typer.Exit(4)
 
 
-def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: float) -> None:
+def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: float | None) -> None:
     from collections import Counter
 
     from rich.table import Table
@@ -356,12 +356,14 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
     for kind in ("train", "craft", "evaluate"):
         table.add_row(kind, str(every[kind]), str(todo[kind]))
     console.print(table)
-    if state.todo:
+    if state.todo and seconds is not None:
         _say(console, f"about {_duration(seconds)} of work for one slot, judged by the receipts so far")
     reasons = Counter(skip.reason for skip in plan.skips)
     for reason, count in reasons.items():
         _say(console, f"skipped: {_count(count, 'cell')}: {reason}")
-    doubts = dict.fromkeys(doubt for cell in plan.cells for doubt in cell.facts["doubts"])
+    doubts = dict.fromkeys(
+        f"{cell.coordinates['attack']}: {doubt}" for cell in plan.cells for doubt in cell.facts["doubts"]
+    )
     for doubt in doubts:
         _say(console, f"doubt: {doubt}")
 

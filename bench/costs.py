@@ -17,6 +17,11 @@ class Costs:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, ...], list[float]] = defaultdict(list)
 
+    @property
+    def informed(self) -> bool:
+        """Whether anything was measured yet."""
+        return bool(self._seen)
+
     def learn(self, job: Job, receipt: Mapping[str, Any]) -> None:
         """Note what a job took."""
         each = float(receipt.get("seconds") or 0) / max(examples(job), 1)

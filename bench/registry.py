@@ -237,6 +237,7 @@ class Registry(Generic[E]):
         self.kind = kind
         self._entries: dict[str, E] = {}
         self._broken: dict[str, str] = {}
+        self._contested: dict[str, str] = {}
         self._prefix: str | None = None
         self._closed = False
 
@@ -250,13 +251,17 @@ class Registry(Generic[E]):
                 f"'{self._prefix}/...', not {entry.name!r}"
             )
         if entry.name in self._entries:
-            raise InputError(
+            # Neither of them is to be had, not even where the second owner's plug-in is left out for it.
+            self._contested[entry.name] = (
                 f"two owners of the {self.kind} name {entry.name!r}: "
                 f"{self._entries[entry.name].place} and {entry.place}"
             )
+            raise InputError(self._contested[entry.name])
         self._entries[entry.name] = entry
 
     def __getitem__(self, name: str) -> E:
+        if name in self._contested:
+            raise InputError(self._contested[name])
         if name not in self._entries:
             plugin = name.partition("/")[0]
             if plugin in self._broken:
