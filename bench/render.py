@@ -85,7 +85,8 @@ def caption(grid: Grid, intervals: str | None = "in brackets") -> list[str]:
     question = ", ".join(f"{name} {value}" for name, value in grid.question.items())
     unit = " (%)" if grid.metric.unit == "percent" else ""
     counted = f"{grid.metric.name}{unit}: {grid.metric.says}"
-    over = f"mean {PLUS_MINUS} standard deviation over {grid.seeds} seeds" if grid.seeds > 1 else "one seed"
+    spread = f"mean {PLUS_MINUS} standard deviation over {grid.seeds} seeds"
+    over = spread if grid.seeds > 1 else "one seed" if grid.seeds else "nothing was run yet"
     if intervals is not None:
         kind = "Wilson " if grid.metric.unit == "percent" else ""
         over += f"; {intervals} the {100 * CONFIDENCE:.0f} % {kind}interval of the n examples of one seed"
@@ -413,7 +414,7 @@ def figure(grid: Grid, path: Path) -> None:
         axes = page.subplots()
         for curve, style in zip(_curves(grid), _styles(), strict=False):
             _draw(axes, curve, style)
-        axes.set_title(grid.table.title, fontsize="medium")
+        axes.set_title("\n".join(wrap(grid.table.title, 60)), fontsize="medium")
         axes.set_xlabel(drawn.xlabel or _axis_label(grid, drawn.x))
         percent = grid.metric.unit == "percent"
         axes.set_ylabel(drawn.ylabel or grid.metric.name + (" (%)" if percent else ""))
