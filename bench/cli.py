@@ -77,16 +77,22 @@ def run(
     devices = pools.slots(device, executor)
     store.open()
     store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    state = execute.examine(plan, store, wanted, trust=trust_cache)
-    _say_state(console, plan, store, state)
     costs = Costs()
+    ended: list[execute.Done] = []
     failures: list[execute.Done] = []
-    if state.todo:
+    # Once more where weights came out different from those that stored results were made from.
+    for _ in range(2):
+        state = execute.examine(plan, store, wanted, trust=trust_cache)
+        if not ended or state.todo:
+            _say_state(console, plan, store, state)
+        if not state.todo or failures:
+            break
         execute.fetch(state, plan.suite.folder, data_root)
         _learn(costs, plan, store)
         cells = {cell.job.key: _cell_name(cell.coordinates) for cell in plan.cells}
         with Display(console, state, costs, devices, cells) as display:
-            desk = Desk(store.root, plan.suite.folder, data_root, devices[0], _commit())
+            code = manifest["sources"]
+            desk = Desk(store.root, plan.suite.folder, data_root, devices[0], code, _commit())
             pool: pools.Pool
             if executor == "inline":
                 pool = pools.Inline(desk, devices, display.said)
@@ -95,8 +101,7 @@ def run(
             try:
                 for done in execute.run(state, store, pool, costs, display.started):
                     display.ended(done)
-                    if done.error is not None:
-                        failures.append(done)
+                    (ended if done.error is None else failures).append(done)
             except KeyboardInterrupt:
                 pool.stop()
                 _say_stopped(console, plan, store, wanted, suite)
@@ -106,8 +111,8 @@ def run(
     grids = _write_tables(manifest, store, keys if table else list(manifest["tables"]))
     for grid in grids:
         _print(console, grid)
-    ended = _count(len(state.todo) - len(failures), "job")
-    _say(console, f"{ended} done in {_duration(time.monotonic() - begun)}; tables in {store.root / 'tables'}")
+    took = _duration(time.monotonic() - begun)
+    _say(console, f"{_count(len(ended), 'job')} done in {took}; tables in {store.root / 'tables'}")
     _exit_for(console, store, failures)
 
 
@@ -174,15 +179,17 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
 ) -> None:
     """Print tables from what is stored; plans nothing and computes nothing."""
-    from bench import render
-    from bench.manifest import read, stale
+    from bench import render, tables
+    from bench.manifest import Outcomes, aged, read, stale
 
     root = results or Path("results") / suite.stem
     manifest = read(root, suite)
     console = _console()
-    for sentence in stale(manifest, suite):
+    outcomes = Outcomes(root)
+    grids = [tables.cut(manifest, key, outcomes) for key in _keys(manifest, table)]
+    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    for sentence in notes:
         _say(_console(stderr=True), f"note: {sentence}", "yellow")
-    grids = [_cut(manifest, root, key) for key in _keys(manifest, table)]
     if form == "text" and out is None:
         for grid in grids:
             _print(console, grid)
@@ -234,6 +241,10 @@ def main() -> None:
         app()
     except BenchError as error:
         _say(_console(stderr=True), f"error: {error}", "red")
+        sys.exit(2)
+    except OSError as error:
+        # A folder that may not be written, a name that is a file, a disk that is full.
+        _say(_console(stderr=True), f"error: {error.filename or ''}: {error.strerror or error}", "red")
         sys.exit(2)
     except BrokenPipeError:
         # `bench report | head`: the reader has seen enough.
@@ -368,19 +379,14 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
         _say(console, f"doubt: {doubt}")
 
 
-def _cut(manifest: Mapping[str, Any], root: Path, key: str) -> Grid:
-    from bench import tables
+def _write_tables(manifest: Mapping[str, Any], store: Store, keys: list[str]) -> list[Grid]:
+    from bench import render, tables
     from bench.manifest import Outcomes
 
-    return tables.cut(manifest, key, Outcomes(root))
-
-
-def _write_tables(manifest: Mapping[str, Any], store: Store, keys: list[str]) -> list[Grid]:
-    from bench import render
-
     grids = []
+    outcomes = Outcomes(store.root)
     for key in keys:
-        grid = _cut(manifest, store.root, key)
+        grid = tables.cut(manifest, key, outcomes)
         name = store.root / "tables" / f"table-{key.replace('/', '-')}"
         store.write_text(name.with_name(name.name + ".csv"), render.csv(grid))
         store.write_text(name.with_name(name.name + ".md"), render.markdown(grid))

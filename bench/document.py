@@ -80,18 +80,18 @@ def read(path: Path) -> Document:
         raise InputError(f"{path}: no such file{did_you_mean(path.name, near)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         lines = dict(_lines(node, (), path.name)) if node is not None else {}
         data = loader.construct_document(node) if node is not None else {}
+    except RecursionError:
+        raise InputError(f"{path.name}: an alias stands inside what it names") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path.name}:{line}: not plain YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path.name}: not YAML: {error}") from None
-    finally:
-        loader.dispose()
     return Document(path, data, lines)
 
 

@@ -21,7 +21,7 @@ from bench.data import DataSpec
 from bench.errors import DamagedError, InputError
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool, Process
-from bench.store import Store
+from bench.store import ARTEFACTS, Store
 from bench.work import describe
 
 
@@ -67,6 +67,8 @@ def examine(
                 reason = store.damage(job.kind, job.key)
             if receipt is not None and reason is None and not trust:
                 reason = _changed(receipt, job)
+            if receipt is not None and reason is None:
+                reason = _other_inputs(receipt, store)
             if reason is not None:
                 state.redo[job] = reason
             verdicts[job] = receipt is not None and reason is None
@@ -116,11 +118,22 @@ def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
     return None
 
 
+def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
+    """Return which result that a stored one was made from is there with another content by now.
+
+    Weights that were made again on another kind of machine are another network: numbers of both must not
+    stand side by side. Results that are absent (only evaluations are committed) say nothing.
+    """
+    for key, digest in receipt.get("inputs", {}).items():
+        for kind, name in ARTEFACTS.items():
+            there = store.receipt(kind, key)
+            if there and there.get("files", {}).get(name) != digest:
+                return f"what it was made from ({kind}) was made again, and is different"
+    return None
+
+
 def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = None) -> Iterator[Done]:
     """Do what is to do; yield each job as it ends, with its error if it failed."""
-    for job in state.redo:
-        if job in state.todo:
-            store.discard(job.kind, job.key)
     sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
     sorter.prepare()
     ways = costs.paths(state.todo)
@@ -139,6 +152,9 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
             job, slot = heapq.heappop(ready)[2], free.pop(0)
             if started is not None:
                 started(job, slot)
+            if job in state.redo:
+                # Not before: whatever happens until then, the old result is there.
+                store.discard(job.kind, job.key)
             running[pool.submit(slot, job)] = job, slot
         if not running:
             return

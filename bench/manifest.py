@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,24 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
 
 
 def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
-    """Return a sentence for each way in which the stored tables are not of today's files."""
+    """Return a sentence for each way in which the plan behind a report is not of today's files."""
     found = []
     if suite.is_file() and hashlib.sha256(suite.read_bytes()).hexdigest() != manifest["suite_digest"]:
         found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
+    folder = suite.resolve().parent
+    sources.importable(folder)
     now = sources.digests(manifest["sources"])
     changed = [name for name, digest in manifest["sources"].items() if now.get(name) != digest]
-    if changed:
-        found.append(
-            f"the source of {', '.join(changed)} changed since; bring it up to date with: bench run {suite}"
-        )
-    return found
+    for name, digest in manifest["files"].items():
+        path = folder / Path(name).expanduser()
+        if not path.is_file() or sources.file_digest(path) != digest:
+            changed.append(name)
+    return found + ([aged(changed, suite)] if changed else [])
+
+
+def aged(names: Iterable[str], suite: Path) -> str:
+    """Return the sentence for results that were made by other code than today's."""
+    return f"{', '.join(sorted(names))} changed since; bring the numbers up to date with: bench run {suite}"
 
 
 class Outcomes:
@@ -52,10 +60,16 @@ class Outcomes:
 
     def __init__(self, root: Path) -> None:
         self._store = Store(root)
+        self._now: dict[str, str] = {}
+        self.changed: set[str] = set()
+        """Modules that are not what they were when the rows given so far were made."""
 
     @cache  # noqa: B019 - lives as long as a report
     def __call__(self, key: str) -> Rows | None:
         """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
         if self._store.damage("evaluate", key) is not None:
             return None
+        made_by = (self._store.receipt("evaluate", key) or {}).get("sources", {})
+        self._now |= sources.digests(set(made_by) - set(self._now))
+        self.changed |= {name for name, digest in made_by.items() if self._now.get(name) != digest}
         return load(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])

@@ -7,9 +7,9 @@ hold the same one: crafting depends on the view, evaluation on the read-out.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,8 +18,8 @@ from bench import sources
 from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
-from bench.registry import ATTACKS, AttackEntry, DefenseEntry
-from bench.spec import Filled, Suite, ViewUse, expanded
+from bench.registry import AttackEntry, DefenseEntry
+from bench.spec import Filled, Suite, ViewUse, expanded, inner
 from bench.store import SCHEME as STORE_SCHEME
 
 SCHEME = 1
@@ -221,16 +221,30 @@ class Plan:
     cells: tuple[Cell, ...]
     skips: tuple[Skip, ...]
 
-    def graph(self, wanted: Iterable[Evaluate] | None = None) -> dict[Job, tuple[Job, ...]]:
-        """Return every job below the wanted cells (all of them, unless said) with those it needs."""
+    def graph(self) -> dict[Job, tuple[Job, ...]]:
+        """Return every job below the cells, with those it needs."""
         graph: dict[Job, tuple[Job, ...]] = {}
-        todo: list[Job] = list(wanted if wanted is not None else (cell.job for cell in self.cells))
+        todo: list[Job] = [cell.job for cell in self.cells]
         while todo:
             job = todo.pop()
             if job not in graph:
                 graph[job] = job.needs
                 todo.extend(job.needs)
         return graph
+
+    def _named(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the digests of the code and of the files that the parameters of defenses name."""
+        code: dict[str, str] = {}
+        files: dict[str, str] = {}
+        for name, filled in self.suite.defenses.items():
+            written, made = self.suite.model.defenses[name].model_extra or {}, filled.identity["params"]
+            for parameter in filled.entry.parameters("code"):
+                if made.get(parameter) is not None:
+                    code |= made[parameter][1]
+            for parameter in filled.entry.parameters("content"):
+                if made.get(parameter) is not None:
+                    files[written[parameter]] = made[parameter].removeprefix("sha256:")
+        return code, files
 
     def modules(self) -> set[str]:
         """Return the modules whose code decides this plan's numbers."""
@@ -239,12 +253,14 @@ class Plan:
     def manifest(self) -> dict[str, Any]:
         """Return what `report` needs to know: cells, skips, tables, digests of the sources."""
         model = self.suite.model
+        named_code, named_files = self._named()
         return {
             "scheme": STORE_SCHEME,
             "suite": self.suite.name,
             "file": self.suite.path.name,
             "suite_digest": self.suite.digest,
-            "sources": sources.digests(self.modules()),
+            "sources": {**sources.digests(self.modules()), **named_code},
+            "files": named_files,
             "cells": [{**cell.coordinates, **cell.facts, "job": cell.job.key} for cell in self.cells],
             "skips": [{**skip.coordinates, "reason": skip.reason} for skip in self.skips],
             "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
@@ -254,29 +270,28 @@ class Plan:
         }
 
 
-@cache
-def modules_of(job: Job | Attempt) -> frozenset[str]:
-    """Return the modules of the components that a job's result depends on, through all it needs."""
+def own_modules(job: Job | Attempt) -> frozenset[str]:
+    """Return the modules that decide a job's result beside those of the jobs it needs."""
     match job:
         case Train():
-            own = {job.defense.entry.module, *(entry.module for entry in inner_entries(job.defense))}
-            below = [modules_of(part) for _, part in job.parts]
+            used = [job.defense]
         case Attempt():
-            own = {job.attack.entry.module}
-            below = [modules_of(job.source.train)] if job.source else []
+            used = [job.attack, *([job.source.train.defense] if job.source else [])]
         case Craft():
-            return modules_of(job.attempt)
+            return own_modules(job.attempt)
         case Evaluate():
-            own = set()
-            below = [modules_of(job.victim.train), *(modules_of(craft) for craft in job.crafts)]
-    return frozenset(name for module in own for name in sources.closure(module)).union(*below)
+            used = [job.victim.train.defense]
+    entries = [each for filled in used for each in (filled.entry, *(entry for entry, _ in inner(filled)))]
+    return frozenset(name for entry in entries for name in sources.closure(entry.module)) | sources.SHARED
 
 
-def inner_entries(filled: Filled) -> Iterator[AttackEntry]:
-    """Yield the attacks that a defense trains with."""
-    for value in filled.params.values():
-        if isinstance(value, Mapping) and "use" in value and value["use"] in ATTACKS:
-            yield ATTACKS[value["use"]]
+@cache
+def modules_of(job: Job | Attempt) -> frozenset[str]:
+    """Return the modules that decide a job's result, through all that it needs."""
+    if isinstance(job, Craft):
+        return modules_of(job.attempt)
+    needs = ((job.source.train,) if job.source else ()) if isinstance(job, Attempt) else job.needs
+    return own_modules(job).union(*(modules_of(each) for each in needs))
 
 
 class Planner:
@@ -317,26 +332,33 @@ class Planner:
 
         return self._once("data", spec.model_dump_json(), make=make)  # type: ignore[no-any-return]
 
-    def train(self, name: str, data: Data, seed: int) -> Train:
-        """Return the training of a defense and of its parts."""
+    def train(self, name: str, fit: Data, asked: Data, seed: int) -> Train:
+        """Return the training of a defense and of its parts: on `fit`, if it learns at all."""
+        filled = self.suite.defenses[name]
+        entry = filled.entry
+        assert isinstance(entry, DefenseEntry)
+        data = fit if entry.learns else asked
 
         def make() -> Train:
-            filled = self.suite.defenses[name]
-            entry = filled.entry
-            assert isinstance(entry, DefenseEntry)
-            if entry.check is not None:
-                try:
-                    entry.check(dict(filled.params), data.shape)
-                except InputError as error:
-                    raise InputError(f"{self.suite.at('defenses', name)}: {error}") from None
+            self._checked("defenses", name, filled, data.shape)
+            for serve in self.suite.serves[name]:
+                served = replace(filled, params={**filled.params, **serve})
+                self._checked("defenses", name, served, data.shape)
+            for attack, params in inner(filled):
+                if attack.check is not None:
+                    try:
+                        attack.check(dict(params), data.shape)
+                    except InputError as error:
+                        where = self.suite.at("defenses", name)
+                        raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
             parts = tuple(
-                (parameter, self.train(filled.params[parameter], data, seed))
+                (parameter, self.train(filled.params[parameter], fit, asked, seed))
                 for parameter in entry.parameters("part")
                 if filled.params[parameter] is not None
             )
             return Train(filled, data, seed, parts)
 
-        return self._once("train", name, data.key, seed, make=make)  # type: ignore[no-any-return]
+        return self._once("train", name, fit.key, asked.key, seed, make=make)  # type: ignore[no-any-return]
 
     def served(self, train: Train, serve: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> Served:
         """Return a defense as it is asked; what equals the training, or is ignored, is left out."""
@@ -347,16 +369,28 @@ class Planner:
         )
         return self._once("served", train.key, repr(kept), make=lambda: Served(train, kept))  # type: ignore[no-any-return]
 
-    def _checked(self, attack: str, shape: Shape) -> None:
-        """Raise where an attack's parameters cannot be, or do not fit the data."""
-        filled = self.suite.attacks[attack]
+    def _checked(self, kind: str, name: str, filled: Filled, shape: Shape) -> None:
+        """Raise where parameters cannot be, or do not fit the data."""
         entry = filled.entry
-        assert isinstance(entry, AttackEntry)
+        assert isinstance(entry, AttackEntry | DefenseEntry)
         if entry.check is not None:
             try:
                 entry.check(dict(filled.params), shape)
             except InputError as error:
-                raise InputError(f"{self.suite.at('attacks', attack)}: {error}") from None
+                raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
+
+    def _learning(self, position: int, defense: str) -> bool:
+        """Return whether anything is trained where a defense is attacked: itself, a part, or a source."""
+        attacks = self.suite.model.tasks[position].attacks or list(self.suite.attacks)
+        origins = [self.suite.model.attacks[name].source for name in attacks]
+        todo = [defense, *(origin.defense for origin in origins if origin is not None)]
+        while todo:
+            filled = self.suite.defenses[todo.pop()]
+            assert isinstance(filled.entry, DefenseEntry)
+            if filled.entry.learns:
+                return True
+            todo += [filled.params[name] for name in filled.entry.parameters("part") if filled.params[name]]
+        return False
 
     def _task(self, position: int) -> None:
         suite, task = self.suite, self.suite.model.tasks[position]
@@ -368,27 +402,40 @@ class Planner:
         for defense in task.defenses or suite.defenses:
             entry = suite.defenses[defense].entry
             assert isinstance(entry, DefenseEntry)
-            fitted = self.data(fit_spec, where) if entry.learns else asked
+            fitted = self.data(fit_spec, where) if self._learning(position, defense) else asked
             if fitted.shape[:3] != asked.shape[:3]:
                 raise InputError(
                     f"{suite.at('tasks', position)}: {task.data} has images {tuple(asked.shape[:3])}, "
                     f"but the defenses are fitted on {tuple(fitted.shape[:3])}"
                 )
             for attack in task.attacks or suite.attacks:
-                self._once("check", attack, fitted.shape, make=lambda: self._checked(attack, fitted.shape))  # noqa: B023 - called at once
+                filled = suite.attacks[attack]
+                check = partial(self._checked, "attacks", attack, filled, fitted.shape)
+                self._once("check", attack, fitted.shape, make=check)
                 for seed in task.seeds:
-                    train = self.train(defense, fitted, seed)
+                    train = self.train(defense, fitted, asked, seed)
                     for serve in suite.serves[defense]:
                         for readout in task.readouts or entry.readouts:
                             for radius in task.threat.radius:
                                 self._cells(
-                                    position, asked, n, train, defense, serve, attack, readout, radius, seed
+                                    position,
+                                    asked,
+                                    fitted,
+                                    n,
+                                    train,
+                                    defense,
+                                    serve,
+                                    attack,
+                                    readout,
+                                    radius,
+                                    seed,
                                 )
 
     def _cells(
         self,
         position: int,
         data: Data,
+        fit: Data,
         n: int,
         train: Train,
         defense: str,
@@ -415,7 +462,7 @@ class Planner:
                     "target": target,
                 }
                 coordinates |= {f"serve.{name}": value for name, value in serve.items()}
-                made = self._cell(coordinates, data, n, train, serve, attack, choice, radius, target)
+                made = self._cell(coordinates, data, fit, n, train, serve, attack, choice, radius, target)
                 self._keep(position, coordinates, made)
 
     def _keep(self, position: int, coordinates: Mapping[str, Any], made: Cell | Skip) -> None:
@@ -471,6 +518,7 @@ class Planner:
         self,
         coordinates: Mapping[str, Any],
         data: Data,
+        fit: Data,
         n: int,
         train: Train,
         serve: Mapping[str, Any],
@@ -493,7 +541,7 @@ class Planner:
         looked_at, final = train, True
         if origin is not None:
             seed = coordinates["seed"] if origin.seed == "same" else origin.seed
-            looked_at = self.train(origin.defense, train.data, seed)
+            looked_at = self.train(origin.defense, fit, data, seed)
             if looked_at == train:
                 return Skip(coordinates, "the source is its own victim")
             final, serve_there = False, self.suite.serves[origin.defense][0]
@@ -525,6 +573,7 @@ class Planner:
         threat = Threat(coordinates["norm"], math.inf if entry.budget == "distance" else radius)
         attempt = self._once(
             "attempt",
+            data.spec.shard,
             attack,
             threat,
             data.key,
@@ -535,12 +584,13 @@ class Planner:
             target,
             make=lambda: Attempt(filled, threat, data, coordinates["seed"], source, view, final, target),
         )
-        crafts = self._once("crafts", attempt.key, n, make=lambda: _shards(attempt, n))
+        crafts = self._once("crafts", attempt.key, data.spec.shard, n, make=lambda: _shards(attempt, n))
         victim = self.served(train, serve)
         job = self._once(
             "evaluate",
             victim.key,
             attempt.key,
+            data.spec.shard,
             n,
             coordinates["readout"],
             make=lambda: Evaluate(victim, crafts, coordinates["readout"]),

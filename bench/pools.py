@@ -1,8 +1,10 @@
 """Where a job runs: in this process, or in one spawned process for each slot of a device."""
 
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bench import sources
 from bench.errors import InputError, did_you_mean
 from bench.plan import Job
 from bench.registry import discover
@@ -132,6 +135,8 @@ class Process:
 
 _DESK: Desk | None = None
 _MOUTH: Connection | None = None
+_CHANGED: list[str] = []
+"""Modules that were edited between the plan and this process."""
 
 
 def _begin(desk: Desk, mouth: Connection) -> None:
@@ -141,6 +146,9 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     prepare(desk)
     discover()
+    now = sources.digests(desk.sources)
+    global _CHANGED
+    _CHANGED = [name for name, digest in desk.sources.items() if now.get(name) != digest]
     _DESK, _MOUTH = desk, mouth
 
 
@@ -154,7 +162,17 @@ def _die_with_parent() -> None:
 def _work(job: Job) -> dict[str, Any]:
     assert _DESK is not None
     assert _MOUTH is not None
-    return do(job, _DESK, _MOUTH.send)
+    if _CHANGED:
+        raise InputError(f"{', '.join(_CHANGED)} changed since the run was planned; start it again")
+    try:
+        return do(job, _DESK, _MOUTH.send)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - whatever keeps an error from travelling
+            story = "".join(traceback.format_exception(error))
+            raise RuntimeError(f"{type(error).__name__}: {error}\n{story}") from None
+        raise
 
 
 def slots(asked: list[str] | None, executor: str) -> tuple[str, ...]:

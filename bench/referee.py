@@ -216,9 +216,12 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+            changed = [(tensor, value) for tensor, value in before if not torch.equal(tensor, value)]
+            for tensor, value in changed:
+                # Other jobs of this process look at the same network.
+                tensor.data.copy_(value)
             for tensor, flag in flags:
                 tensor.requires_grad_(flag)
                 tensor.grad = None
-    for tensor, value in before:
-        if not torch.equal(tensor, value):
-            raise RuntimeError("the attack changed the weights or buffers of the network it looked at")
+    if changed:
+        raise RuntimeError("the attack changed the weights or buffers of the network it looked at")

@@ -95,6 +95,8 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
+        if parameter.name not in hints:
+            raise InputError(f"{name}: the parameter {parameter.name!r} has no annotation, so no schema")
         default = parameter.default
         if isinstance(default, Use):
             default = UseModel(use=default.use, **default.params)

@@ -9,14 +9,17 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 from bench.errors import InputError
 
-NEUTRAL = frozenset({"bench", "bench.protocols", "bench.registry", "bench.errors", "bench.quantities"})
-"""Modules of the harness that components import but that decide no number."""
+SHARED = frozenset({"bench.losses", "bench.noise", "bench.protocols"})
+"""Modules of the harness that components calculate with. The rest of it is versioned by the key scheme."""
+
+OURS = frozenset({"attacks", "defenses"})
+"""Packages whose modules are followed wherever a component imports them."""
 
 
 def file_digest(path: Path) -> str:
@@ -43,7 +46,18 @@ def _code_digest(path: Path, size: int, changed: int) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(_spelled(tree).encode()).hexdigest()[:16]
+
+
+def _spelled(node: object) -> str:
+    """Spell a syntax tree without its empty fields: a newer Python has more of them, and means the same."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        inside = ",".join(f"{name}={_spelled(value)}" for name, value in fields)
+        return f"{type(node).__name__}({inside})"
+    if isinstance(node, list):
+        return "[" + ",".join(map(_spelled, node)) + "]"
+    return repr(node)
 
 
 def parsed(path: Path) -> ast.Module:
@@ -87,17 +101,9 @@ def code_digests(path: str, folder: Path) -> dict[str, str]:
     start = path.partition(":")[0]
     if module_file(start) is None:
         raise InputError(f"module {start!r} is neither in {folder} nor installed")
-    found: dict[str, str] = {}
-    todo = [start]
-    while todo:
-        name = todo.pop()
-        file = module_file(name)
-        own = name.partition(".")[0] == start.partition(".")[0]
-        if name in found or file is None or not (own or file.is_relative_to(folder)):
-            continue
-        found[name] = code_digest(file)
-        todo.extend(_imports(name, file))
-    return found
+    top = start.partition(".")[0]
+    made_of = _reached(start, lambda name, file: name.partition(".")[0] == top or file.is_relative_to(folder))
+    return {name: code_digest(file) for name, file in sorted(made_of.items())}
 
 
 def _imports(module: str, file: Path) -> Iterator[str]:
@@ -117,22 +123,22 @@ def _imports(module: str, file: Path) -> Iterator[str]:
 
 @cache
 def closure(module: str) -> frozenset[str]:
-    """Return a module and those of its own package and of the harness that it is made of."""
-    found: set[str] = set()
-    todo = [module]
+    """Return a component's module and what it imports in turn from its own package, attacks and defenses."""
+    tops = OURS | {module.partition(".")[0]}
+    return frozenset(_reached(module, lambda name, file: name.partition(".")[0] in tops))
+
+
+def _reached(start: str, ours: Callable[[str, Path], bool]) -> dict[str, Path]:
+    """Return the modules that a module is made of, and their files, by the imports in their source."""
+    found: dict[str, Path] = {}
+    todo = [start]
     while todo:
         name = todo.pop()
-        loaded = sys.modules.get(name)
-        if name in found or loaded is None:
+        if name in found or (file := module_file(name)) is None or not ours(name, file):
             continue
-        found.add(name)
-        for value in vars(loaded).values():
-            other = getattr(value, "__module__", None) or getattr(value, "__name__", None)
-            if not isinstance(other, str) or other in NEUTRAL:
-                continue
-            if other.partition(".")[0] in {module.partition(".")[0], "attacks", "defenses", "bench"}:
-                todo.append(other)
-    return frozenset(found)
+        found[name] = file
+        todo.extend(_imports(name, file))
+    return found
 
 
 def digests(modules: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -57,7 +57,9 @@ class Threats(Model):
 
     norm: Norm
     radius: Annotated[
-        list[Radius], BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius])
+        list[Radius],
+        BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
+        Field(min_length=1),
     ] = [math.inf]
 
 
@@ -78,6 +80,11 @@ def _view(value: object) -> object:
 
 
 ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
+
+
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+"""One or more; nothing at all means every one there is."""
 
 
 class Origin(Model):
@@ -111,10 +118,10 @@ class Task(Model):
     data: str
     fit: str | None = None
     threat: Threats
-    defenses: list[str] | None = None
-    attacks: list[str] | None = None
-    views: list[ViewChoice] | None = None
-    readouts: list[str] | None = None
+    defenses: Several[str] | None = None
+    attacks: Several[str] | None = None
+    views: Several[ViewChoice] | None = None
+    readouts: Several[str] | None = None
     limit: int | None = Field(default=None, ge=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
 
@@ -151,7 +158,7 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     identity: dict[str, Any] = {}
     for name in entry.parameters("content"):
         if plain[name] is not None:
-            path = (folder / plain[name]).expanduser()
+            path = folder / Path(plain[name]).expanduser()
             if not path.is_file():
                 raise InputError(f"{name}: no such file: {path}")
             plain[name] = str(path.resolve())
@@ -159,12 +166,8 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     for name in entry.parameters("code"):
         if plain[name] is not None:
             identity[name] = [plain[name], sources.code_digests(plain[name], folder)]
-    for name, value in plain.items():
-        info = entry.schema.model_fields.get(name)
-        if isinstance(value, dict) and info is not None and _is_use(info.annotation):
-            inner = fill(ATTACKS[value["use"]], {k: v for k, v in value.items() if k != "use"}, folder)
-            plain[name] = {"use": value["use"], **inner.params}
-            identity[name] = inner.identity
+    for name in _inner_names(entry):
+        plain[name], identity[name] = _fill_inner(plain[name], folder)
     kept = {
         name: identity.get(name, value)
         for name, value in plain.items()
@@ -173,8 +176,38 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept})
 
 
-def _is_use(annotation: Any) -> bool:
-    return annotation is UseModel or UseModel in getattr(annotation, "__args__", ())
+def _fill_inner(value: Any, folder: Path) -> tuple[Any, Any]:
+    """Return an inner attack (or a list of them, or nothing) filled in, and what enters keys."""
+    if isinstance(value, list):
+        pairs = [_fill_inner(each, folder) for each in value]
+        return [plain for plain, _ in pairs], [identity for _, identity in pairs]
+    if value is None:
+        return None, None
+    inner = fill(ATTACKS[value["use"]], {k: v for k, v in value.items() if k != "use"}, folder)
+    return {"use": value["use"], **inner.params}, inner.identity
+
+
+def _inner_names(entry: Entry) -> list[str]:
+    """Return the parameters that hold attacks."""
+    return [
+        info.alias or name for name, info in entry.schema.model_fields.items() if _holds_use(info.annotation)
+    ]
+
+
+def _holds_use(annotation: Any) -> bool:
+    return annotation is UseModel or any(_holds_use(each) for each in get_args(annotation))
+
+
+def inner(filled: Filled) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
+    """Return the attacks among a thing's parameters, with their own parameters filled in."""
+    found: list[tuple[AttackEntry, Mapping[str, Any]]] = []
+    for name in _inner_names(filled.entry):
+        value = filled.params[name]
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                params = {key: value for key, value in each.items() if key != "use"}
+                found.append((ATTACKS[each["use"]], params))
+    return found
 
 
 @dataclass(frozen=True)
@@ -261,10 +294,11 @@ def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | Attack
         raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
     given = dict(use.model_extra or {})
     doc.check(entry.schema, given, *place)
-    for name, value in given.items():
-        info = entry.schema.model_fields.get(name)
-        if isinstance(value, dict) and info is not None and _is_use(info.annotation):
-            _check_inner(doc, (*place, name), value)
+    for name in _inner_names(entry):
+        value = given.get(name)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                _check_inner(doc, (*place, name), each)
     try:
         return fill(entry, given, folder)
     except InputError as error:
@@ -289,6 +323,8 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
                 f"{doc.at(*place)}: {use.use} serves no such parameter{did_you_mean(parameter, entry.served)}"
             )
         values = given if isinstance(given, list) else [given]
+        if not values:
+            raise InputError(f"{doc.at(*place)}: expected a value or several, found an empty list")
         filled = []
         for value in values:
             try:
@@ -328,11 +364,19 @@ def _check_parts(suite: Suite) -> None:
 def _check_attacks(suite: Suite) -> None:
     for name, use in suite.model.attacks.items():
         entry = ATTACKS[use.use]
+        if use.targets != "none" and entry.access == "none":
+            where = suite.at("attacks", name, "targets")
+            raise InputError(f"{where}: {use.use} looks at nothing, so that it has no targets")
         if use.source is None:
             continue
         place = ("attacks", name, "source")
         known(suite.at(*place, "defense"), "defense", use.source.defense, suite.defenses)
         find_view(suite, (*place, "view"), use.source.view, [use.source.defense])
+        if len(suite.serves[use.source.defense]) > 1:
+            raise InputError(
+                f"{suite.at(*place, 'defense')}: {use.source.defense} is served in several ways; "
+                "name a defense that is served in one"
+            )
         if entry.access in ("none", "decision"):
             raise InputError(
                 f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "

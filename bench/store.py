@@ -144,13 +144,6 @@ class Store:
         }
         self.write_text(self.failure_file(key), json.dumps(record, indent=1) + "\n")
 
-    def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the kind and receipt of every stored result."""
-        for kind in ARTEFACTS:
-            for place in (self.root / kind).glob("*"):
-                if receipt := self.receipt(kind, place.name):
-                    yield kind, receipt
-
     @staticmethod
     def write_text(path: Path, text: str) -> None:
         """Write a small file so that it is never seen half written."""

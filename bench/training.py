@@ -1,7 +1,9 @@
 """What a defense's `fit` is given: batches, draws, the inner attack, and epochs that survive a kill."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,12 +35,12 @@ class Pass:
     def batches(self, size: int, *, drop_last: bool = False) -> Iterator[Batch]:
         """Yield the split in this epoch's order; each image's draws are its own in this epoch."""
         fitting, split = self._fitting, self._fitting.split
-        generator = torch.Generator().manual_seed(seed_of(fitting.key, "order", self.number))
+        generator = torch.Generator().manual_seed(seed_of(*fitting.stream, "order", self.number))
         order = torch.randperm(len(split), generator=generator)
         for step in range(fitting.steps(size, drop_last=drop_last)):
             rows = order[step * size : (step + 1) * size]
             noise: Randomness = Noise(
-                (fitting.key, "epoch", self.number), split.index[rows], device=fitting.device
+                (*fitting.stream, "epoch", self.number), split.index[rows], device=fitting.device
             )
             there = rows.to(fitting.images.device)
             yield Batch(
@@ -76,6 +78,7 @@ class Trainer:
         *,
         parts: Mapping[str, nn.Module] | None = None,
         keep: Path | None = None,
+        code: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.split = split
@@ -87,6 +90,9 @@ class Trainer:
         if device.type == "cuda":
             self.images, self.labels = split.images.to(device), split.labels.to(device)
         self._keep = keep
+        self._code = dict(code or {})
+        self._phase = -1
+        self.stream: tuple[object, ...] = (key,)
         self._progress = progress or (lambda _: None)
         self.resumed = 0
 
@@ -102,22 +108,33 @@ class Trainer:
         return max(whole, 1)
 
     def epochs(self, count: int, model: nn.Module, *optimisers: Optimizer) -> Iterator[Epoch]:
-        """Yield the epochs still to do; after each, what is needed to go on is saved."""
-        self.resumed = self._restore(model, optimisers)
-        for number in range(self.resumed, count):
+        """Yield the epochs still to do; after each, what is needed to go on is saved.
+
+        A training of several phases calls this once for each, and always in the same order.
+        """
+        self._phase += 1
+        self.stream = (self.key, *([self._phase] if self._phase else []))
+        done = self._restore(model, optimisers)
+        self.resumed += done
+        for number in range(done, count):
             # An epoch depends on its start and its number alone, so that a resumed training is the same.
-            torch.manual_seed(seed_of(self.key, "torch", number))
+            torch.manual_seed(seed_of(*self.stream, "torch", number))
             epoch = Pass(self, number)
             yield epoch
             loss = epoch.mean()
             self._save(number + 1, model, optimisers)
             self._progress({"done": number + 1, "of": count, "loss": loss})
 
+    @property
+    def _checkpoint(self) -> Path:
+        assert self._keep is not None
+        return self._keep / f"epoch{self._phase or ''}.safetensors"
+
     def _save(self, done: int, model: nn.Module, optimisers: tuple[Optimizer, ...]) -> None:
         if self._keep is None:
             return
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        plain: dict[str, Any] = {"done": done, "optimisers": []}
+        plain: dict[str, Any] = {"done": done, "code": self._code, "optimisers": []}
         for position, optimiser in enumerate(optimisers):
             state = optimiser.state_dict()
             kept: dict[str, Any] = {"groups": state["param_groups"], "plain": []}
@@ -129,17 +146,22 @@ class Trainer:
                         kept["plain"].append([parameter, name, value])
             plain["optimisers"].append(kept)
         self._keep.mkdir(parents=True, exist_ok=True)
-        draft = self._keep / "draft.safetensors"
+        draft = self._keep / f"draft-{os.getpid()}.safetensors"
         whole = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        save_file(whole, draft, {"plain": json.dumps(plain)})
-        draft.replace(self._keep / "epoch.safetensors")
+        with contextlib.suppress(FileNotFoundError):
+            # Another run of the same training may have ended, and swept the folder, meanwhile.
+            save_file(whole, draft, {"plain": json.dumps(plain)})
+            draft.replace(self._checkpoint)
 
     def _restore(self, model: nn.Module, optimisers: tuple[Optimizer, ...]) -> int:
-        if self._keep is None or not (self._keep / "epoch.safetensors").is_file():
+        if self._keep is None or not self._checkpoint.is_file():
             return 0
         try:
-            with safe_open(self._keep / "epoch.safetensors", "pt", device=str(self.device)) as file:
+            with safe_open(self._checkpoint, "pt", device=str(self.device)) as file:
                 plain = json.loads(file.metadata()["plain"])
+                if plain["code"] != self._code:
+                    # Half of it would be another training's.
+                    return 0
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             # Cut short by a full disk or altered: the training starts anew.

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,13 @@ from bench import data as datasets
 from bench import sources
 from bench.errors import InputError, TrainingError
 from bench.noise import Noise, seed_of
-from bench.outcomes import schema
-from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, modules_of
+from bench.outcomes import OUTCOME_COLUMNS, schema
+from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.protocols import Crafted, Images, Labels, Split, View, distance
 from bench.referee import Meter, answers_only, blindfold, judge, undisturbed, watch
 from bench.registry import AttackEntry, DefenseEntry, arguments
-from bench.store import Store
+from bench.spec import Filled
+from bench.store import ARTEFACTS, Store
 from bench.training import Progress, Trainer
 
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -47,6 +48,8 @@ class Desk:
     """The suite's folder, on the import path."""
     data_root: Path | None
     device: str
+    sources: Mapping[str, str] = field(hash=False)
+    """Digests of the code that the plan was made with: what runs must be the same."""
     commit: str | None = None
 
 
@@ -87,11 +90,15 @@ def keep_buffers() -> bool:
 def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
     """Do a job and store its result; return its receipt."""
     store = Store(desk.store)
+    if store.damage(job.kind, job.key) is None:
+        # Another run was first.
+        return store.receipt(job.kind, job.key) or {}
+    code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
     match job:
         case Train():
-            write, facts = train(job, desk, store, progress)
+            write, facts = train(job, desk, store, code, progress)
         case Craft():
             write, facts = craft(job, desk, store)
         case Evaluate():
@@ -106,11 +113,25 @@ def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]
         **facts,
         "versions": versions(),
         "commit": desk.commit,
-        "sources": sources.digests(modules_of(job)),
+        **inherited(job, store, code),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     store.keep(job.kind, job.key, describe(job), receipt, write)
     return receipt
+
+
+def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return what a receipt says of a job's origin: the code, and the results, that it was made from.
+
+    Both include those of the jobs it needed, as their own receipts tell them.
+    """
+    made_by: dict[str, str] = dict(code)
+    made_from: dict[str, str] = {}
+    for need in job.needs:
+        receipt = store.receipt(need.kind, need.key) or {}
+        made_by |= receipt.get("sources", {})
+        made_from |= {**receipt.get("inputs", {}), need.key: receipt["files"][ARTEFACTS[need.kind]]}
+    return {"sources": dict(sorted(made_by.items())), "inputs": dict(sorted(made_from.items()))}
 
 
 def describe(job: Job | Attempt | Served) -> dict[str, Any]:
@@ -163,7 +184,7 @@ def versions() -> dict[str, str]:
 
 
 def train(
-    job: Train, desk: Desk, store: Store, progress: Progress | None
+    job: Train, desk: Desk, store: Store, code: Mapping[str, str], progress: Progress | None
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
     """Fit a defense."""
     device = torch.device(desk.device)
@@ -172,7 +193,9 @@ def train(
     with torch.random.fork_rng(devices=cuda):
         model = build(job, desk, fitted_parts=True)
         parts = {name: restored(Served(part), desk) for name, part in job.parts}
-        trainer = Trainer(split, job.key, device, parts=parts, keep=store.partial(job.key), progress=progress)
+        trainer = Trainer(
+            split, job.key, device, parts=parts, keep=store.partial(job.key), code=code, progress=progress
+        )
         model.fit(split, trainer)
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     for name, value in weights.items():
@@ -188,6 +211,7 @@ def build(
     """Construct a defense, untrained, on the desk's device; the parts it names are passed to it."""
     entry = job.defense.entry
     assert isinstance(entry, DefenseEntry)
+    unchanged(job.defense, desk.folder)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
         given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
@@ -196,6 +220,19 @@ def build(
     if not isinstance(model, nn.Module):
         raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
     return model.to(desk.device)
+
+
+def unchanged(filled: Filled, folder: Path) -> None:
+    """Raise where a file or code that parameters name is not what the job's key was made with."""
+    named = filled.identity["params"]
+    for name in filled.entry.parameters("content"):
+        path = filled.params[name]
+        if path is not None and "sha256:" + sources.file_digest(Path(path)) != named[name]:
+            raise InputError(f"{path} changed since the run was planned; start it again")
+    for name in filled.entry.parameters("code"):
+        path = filled.params[name]
+        if path is not None and sources.code_digests(path, folder) != named[name][1]:
+            raise InputError(f"the code of {path} changed since the run was planned; start it again")
 
 
 def restored(served: Served, desk: Desk) -> Any:
@@ -316,6 +353,8 @@ def _attack(
             view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
         )
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
+    if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
+        raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
         if note.shape[:1] != y.shape:
             raise ValueError(

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from bench import execute, plan, spec
+from bench import execute, plan, sources, spec
 from bench.costs import Costs
 from bench.execute import Done
 from bench.plan import Plan
@@ -38,7 +38,9 @@ class Ran:
         self.store = Store(store or path.parent / "results")
         self.store.open()
         self.state = execute.examine(self.plan, self.store, **options)
-        desk = Desk(self.store.root, self.plan.suite.folder, None, "cpu")
+        desk = Desk(
+            self.store.root, self.plan.suite.folder, None, "cpu", sources.digests(self.plan.modules())
+        )
         self.said: list[dict[str, Any]] = []
         self.pool = Inline(desk, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
         todo = replace(self.state)

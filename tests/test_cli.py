@@ -158,7 +158,26 @@ def test_a_changed_suite_or_source_is_said_above_the_table(bench: Bench, tmp_pat
     assert "suite.yaml changed since this was planned" in bench("report", "suite.yaml").err
     manifest = tmp_path / "results" / "suite" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"attacks.pgd": "', '"attacks.pgd": "0'))
-    assert "the source of attacks.pgd changed" in bench("report", "suite.yaml").err
+    assert "attacks.pgd changed since" in bench("report", "suite.yaml").err
+    # Planning anew makes no result newer than it is.
+    for receipt in (tmp_path / "results" / "suite" / "evaluate").glob("*/receipt.json"):
+        receipt.write_text(receipt.read_text().replace('"attacks.pgd": "', '"attacks.pgd": "0'))
+    bench("plan", "suite.yaml")
+    assert "attacks.pgd changed since" in bench("report", "suite.yaml").err
+
+
+def test_an_edited_network_is_said_above_the_table_and_done_again(bench: Bench, tmp_path: Path) -> None:
+    code = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    (tmp_path / "edited.py").write_text(code)
+    defenses = {"mine": {"use": "module", "build": "edited:build"}}
+    suite(
+        tmp_path, defenses, {"clean": {"use": "none"}}, [TASK], tables={3: {**TABLE, "columns": ["attack"]}}
+    )
+    assert bench("run", "suite.yaml", "--executor", "inline").code == 0
+    assert bench("report", "suite.yaml").err == ""
+    (tmp_path / "edited.py").write_text(code.replace("Linear(64, 10)", "Linear(64, 10, bias=False)"))
+    assert "edited changed since" in bench("report", "suite.yaml").err
+    assert "0 done, 2 jobs to do" in bench("plan", "suite.yaml").out
 
 
 # --- wrong inputs ------------------------------------------------------------------------------------
@@ -181,6 +200,7 @@ def test_wrong_words_on_the_command_line(bench: Bench, tmp_path: Path) -> None:
     refused(bench("report", "suite.yaml", "--table", "33"), "did you mean '3'")
     refused(bench("report", "suite.yaml", "--out", "no/such/folder/t.txt"), "--out")
     refused(bench("report", "suite.yaml", "--format", "png"), "--out FILE")
+    refused(bench("run", "suite.yaml", "--results", "suite.yaml"), "suite.yaml")
     (tmp_path / "results" / "suite" / "store.json").write_text('{"scheme": 7}')
     refused(bench("run", "suite.yaml"), "newer Crossfire")
 

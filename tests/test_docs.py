@@ -44,11 +44,12 @@ def test_the_readmes_network_and_commands_work(tmp_path: Path) -> None:
         if line.startswith("$ bench")
     ]
     assert len(commands) >= 3
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for words in commands:
         extra = ["--executor", "inline"] if words[1] == "run" else []
         done = subprocess.run(
             [sys.executable, "-m", "bench.cli", *words[1:], *extra],
-            cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     assert "| SPSA" in done.stdout

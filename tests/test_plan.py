@@ -226,6 +226,43 @@ def test_parts_are_edges_of_the_graph(tmp_path: Path) -> None:
     assert [part.defense.name for part in plan.graph()[top]] == ["toy/linear"]
 
 
+def test_a_source_learns_from_training_images_even_where_its_victim_learns_nothing(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten()\n")
+    plan = made(
+        tmp_path,
+        defenses={**BASE["defenses"], "own": {"use": "module", "build": "own:build"}},
+        tasks=[{**BASE["tasks"][0], "defenses": ["own"], "attacks": ["transfer"]}],
+    )
+    splits = {job.defense.name: job.data.spec.split for job in jobs(plan, Train)}
+    assert splits == {"module": "test", "cnn": "train"}
+
+
+def test_two_labels_of_one_data_set_keep_their_own_shards(tmp_path: Path) -> None:
+    data = {
+        "a": {"name": "digits", "size": 40, "shard": 20},
+        "b": {"name": "digits", "size": 40, "shard": 10},
+    }
+    tasks = [{**BASE["tasks"][0], "data": name, "attacks": ["clean"]} for name in data]
+    plan = made(tmp_path, data=data, tasks=tasks)
+    sizes = {
+        cell.coordinates["data"]: {craft.stop - craft.start for craft in cell.job.crafts}
+        for cell in plan.cells
+    }
+    assert sizes == {"a": {20}, "b": {10}}
+
+
+def test_served_values_and_inner_attacks_are_checked_like_all_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cycles"):
+        made(
+            tmp_path,
+            defenses={"cnnf": {"use": "cnnf", "serve": {"cycles": [-1]}}},
+            attacks={"c": {"use": "none"}},
+        )
+    inner = {"use": "pgd", "steps": 0}
+    with pytest.raises(InputError, match=r"inner attack pgd: .*steps"):
+        made(tmp_path, defenses={"cnn": {"use": "cnn", "inner": inner}}, attacks={"c": {"use": "none"}})
+
+
 def test_jobs_travel_to_other_processes_with_their_keys(tmp_path: Path) -> None:
     import pickle
 

@@ -173,8 +173,10 @@ def test_flags_are_put_back_after_a_crash_too() -> None:
 @pytest.mark.parametrize("way", ["weight", "data"])
 def test_an_attack_that_changes_a_weight_fails(way: str) -> None:
     net = nn.Linear(2, 2)
+    before = net.weight.detach().clone()
     with pytest.raises(RuntimeError, match="changed the weights"), undisturbed(net, seed=1):
         (net.weight if way == "weight" else net.weight.data).add_(1)
+    assert torch.equal(net.weight, before)
 
 
 def test_the_seed_decides_torchs_draws_inside() -> None:

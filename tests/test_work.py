@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.data import load
-from bench.plan import Craft, Train
+from bench.data import DataSpec, load
+from bench.plan import Craft, Evaluate, Train
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}
@@ -57,6 +57,7 @@ def test_rounding_is_projected_back_and_not_void(tmp_path: Path) -> None:
         ({"use": "toy/crash"}, "the attack is broken"),
         ({"use": "toy/crash", "how": "shape"}, r"shape \(\d+, 1, 7, 8\), not \(\d+, 1, 8, 8\)"),
         ({"use": "toy/crash", "how": "kind"}, "torch.float64 images, not torch.float32"),
+        ({"use": "toy/crash", "how": "notes"}, r"notes \['label', 'void'\] have names"),
         ({"use": "toy/peek"}, "does not require grad"),
         ({"use": "toy/blind"}, "asked for logits"),
     ],
@@ -122,7 +123,7 @@ def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path
     attacks = {"pgd": {"use": "pgd", "steps": 20, "loss": "margin"}}
     task = {
         **TASK,
-        "threat": {"norm": "linf", "radius": 0.3},
+        "threat": {"norm": "linf", "radius": 0.05},
         "readouts": ["reject"],
         "views": ["reject", "logits"],
     }
@@ -316,3 +317,78 @@ def test_queries_are_counted_by_example(tmp_path: Path) -> None:
     rows = Ran(suite(tmp_path, LINEAR, attacks, [task])).outcomes()
     assert set(rows["backwards"]) == {6}
     assert set(rows["forwards"]) <= {6, 7}
+
+
+@pytest.mark.parametrize(("phase", "done"), [(0, 2), (1, 1), (1, 3)])
+def test_a_training_of_two_phases_goes_on_in_the_phase_it_was_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: int, done: int
+) -> None:
+    from bench import training
+
+    defenses = {"linear": {"use": "toy/linear", "epochs": 3, "phases": 2}}
+    path = suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["plain"]}])
+    whole = Ran(path, tmp_path / "whole")
+    assert [facts["done"] for facts in whole.said] == [1, 2, 3, 1, 2, 3]
+    save = training.Trainer._save
+
+    def dies(self: Any, number: int, *rest: Any) -> None:
+        save(self, number, *rest)
+        if (self._phase, number) == (phase, done):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Trainer, "_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Ran(path, tmp_path / "killed")
+    monkeypatch.undo()
+    again = Ran(path, tmp_path / "killed")
+    assert len(again.said) == 6 - 3 * phase - done
+    (job,) = [job for job in whole.plan.graph() if isinstance(job, Train)]
+    one = load_file(whole.store.artefact("train", job.key))
+    other = load_file(again.store.artefact("train", job.key))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_training_does_not_go_on_from_an_epoch_of_other_code(tmp_path: Path) -> None:
+    from bench.training import Trainer
+
+    split = load(DataSpec.model_validate({"name": "digits", "size": 20}))
+    net = torch.nn.Linear(2, 2)
+
+    def epochs(code: dict[str, str]) -> int:
+        trainer = Trainer(split, "key", torch.device("cpu"), keep=tmp_path, code=code)
+        return len(list(trainer.epochs(2, net)))
+
+    assert epochs({"a": "1"}) == 2
+    assert epochs({"a": "1"}) == 0
+    assert epochs({"a": "2"}) == 2
+
+
+def test_numbers_of_two_networks_never_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    import toys
+
+    task = {**TASK, "readouts": ["plain"], "views": ["logits"]}
+    first = Ran(suite(tmp_path, LINEAR, CLEAN, [task]))
+    # Only evaluations came along, as in a clone; training again gives another network, as on a GPU.
+    for kind in ("train", "craft"):
+        shutil.rmtree(first.store.root / kind)
+    fit = toys.Linear.fit
+
+    def other(self: Any, *given: Any) -> None:
+        fit(self, *given)
+        with torch.no_grad():
+            self.linear.bias[0] += 100
+
+    monkeypatch.setattr(toys.Linear, "fit", other)
+    path = suite(tmp_path, LINEAR, {**CLEAN, **PGD}, [task])
+    second = Ran(path)
+    assert {cell.coordinates["attack"] for cell in second.plan.cells if cell.job in second.state.done} == {
+        "clean"
+    }
+    third = Ran(path)
+    assert {type(each.job) for each in third.done} == {Craft, Evaluate}
+    assert (third.outcomes(attack="clean")["label"] == 0).mean() > 0.9
+    assert not Ran(path).done

@@ -42,11 +42,12 @@ class Linear(nn.Module):
         threshold: float = 0.4,
         fail: bool = False,
         explode: bool = False,
+        phases: int = 1,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(shape.channels * shape.height * shape.width, shape.classes)
         self.epochs, self.lr, self.batch = epochs, lr, batch
-        self.threshold, self.fail, self.explode = threshold, fail, explode
+        self.threshold, self.fail, self.explode, self.phases = threshold, fail, explode, phases
 
     def logits(self, x: Images) -> Tensor:
         return self.linear(x.flatten(1))
@@ -54,7 +55,11 @@ class Linear(nn.Module):
     def fit(self, train: Split, fitting: Fitting) -> None:
         if self.fail:
             raise ValueError("asked to fail")
-        optimiser = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        for phase in range(self.phases):
+            self._phase(fitting, phase)
+
+    def _phase(self, fitting: Fitting, phase: int) -> None:
+        optimiser = torch.optim.SGD(self.parameters(), lr=self.lr / (1 + phase), momentum=0.9)
         for epoch in fitting.epochs(self.epochs, self, optimiser):
             for x, y, noise in epoch.batches(self.batch):
                 jitter = 0.01 * noise.normal(tuple(x.shape[1:])) + 0.01 * torch.randn(1)
@@ -169,12 +174,14 @@ def void(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *,
 @attack("toy/crash", norms={"linf"}, version=1)
 def crash(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "raise"
-) -> Images:
+) -> Images | Crafted:
     """Break in one way or another."""
     if how == "shape":
         return x[:, :, :-1]
     if how == "kind":
         return x.double()
+    if how == "notes":
+        return Crafted(x, {"label": y, "void": torch.zeros_like(y, dtype=torch.bool)})
     raise ValueError("the attack is broken")
 
 

@@ -37,7 +37,7 @@ def suite(folder: Path, **changes: Any) -> Path:
 
 def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
     plan = planning.make(spec.load(suite(tmp_path)))
-    desk = Desk(tmp_path / "results", tmp_path, None, "cpu")
+    desk = Desk(tmp_path / "results", tmp_path, None, "cpu", {})
     work.prepare(desk)
     store = Store(desk.store)
     store.open()
@@ -70,7 +70,8 @@ def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) 
 
 def test_planning_ten_thousand_cells(tmp_path: Path, benchmark: Any) -> None:
     discover()
-    task = {**SUITE["tasks"][0], "seeds": list(range(1000)), "threat": {"norm": "linf", "radius": [0.1 * r for r in range(1, 11)]}}  # fmt: skip
+    threat = {"norm": "linf", "radius": [0.1 * tenths for tenths in range(1, 11)]}
+    task = {**SUITE["tasks"][0], "seeds": list(range(1000)), "threat": threat}
     path = suite(tmp_path, tasks=[task])
     plan = benchmark.pedantic(lambda: planning.make(spec.load(path)), rounds=3, warmup_rounds=1)
     assert len(plan.cells) == 10_000
