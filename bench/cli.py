@@ -271,7 +271,11 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
     suite = spec.load(path)
     crossed = planning.make(suite, data_root)
     manifest = crossed.manifest()
+    names: dict[str, str] = {}
     for key in manifest["tables"]:
+        if (other := names.setdefault(_file_name(key), key)) != key:
+            where = suite.document.line("tables", key)
+            raise InputError(f"{where}: tables {other!r} and {key!r} would be written to one file")
         try:
             tables.check(manifest, key)
         except InputError as error:
@@ -387,11 +391,15 @@ def _write_tables(manifest: Mapping[str, Any], store: Store, keys: list[str]) ->
     outcomes = Outcomes(store.root)
     for key in keys:
         grid = tables.cut(manifest, key, outcomes)
-        name = store.root / "tables" / f"table-{key.replace('/', '-')}"
+        name = store.root / "tables" / _file_name(key)
         store.write_text(name.with_name(name.name + ".csv"), render.csv(grid))
         store.write_text(name.with_name(name.name + ".md"), render.markdown(grid))
         grids.append(grid)
     return grids
+
+
+def _file_name(key: str) -> str:
+    return f"table-{key.replace('/', '-')}"
 
 
 def _print(console: Any, grid: Grid) -> None:

@@ -280,29 +280,7 @@ def median_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[flo
     return float(ordered[low - 1]), float(ordered[high - 1])
 
 
-# --- curves and comparisons --------------------------------------------------------------------------
-
-
-def curve(least: Values, radii: Sequence[float] | Values) -> Values:
-    """Return the accuracy at each radius from the least distances (N,) that broke each example."""
-    reach = np.asarray(radii, np.float64) + ROUNDING
-    # An example that is broken unmoved is broken at every radius, 0 included.
-    broken = np.searchsorted(np.sort(least), reach, side="right")
-    return 1 - broken / len(least)
-
-
-def risk_coverage(confidence: Values, right: Mask) -> tuple[Values, Values]:
-    """Return coverages, ascending, and the share of wrong answers among those accepted at each.
-
-    Thresholds are drawn through the scores of read-outs; equal scores are accepted together
-    (El-Yaniv and Wiener 2010).
-    """
-    order = np.argsort(-confidence, kind="stable")
-    ordered = confidence[order]
-    last = np.append(ordered[1:] != ordered[:-1], True)
-    accepted = np.arange(1, len(ordered) + 1)
-    risk = np.cumsum(~right[order]) / accepted
-    return (accepted / len(ordered))[last], risk[last]
+# --- comparisons -----------------------------------------------------------------------------------
 
 
 def beats(one: Values, other: Values) -> float:

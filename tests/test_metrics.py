@@ -130,22 +130,6 @@ def test_what_is_wrong_unmoved_is_broken_at_distance_0():
     assert values.tolist() == [0, math.inf]
 
 
-@quick
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=30), st.floats(0, 1))
-def test_the_curve_reads_as_the_accuracy_at_each_radius(outcomes, radius):
-    stood, distance = map(list, zip(*outcomes, strict=True))
-    still = arrays(rows([True] * len(stood), moved=False))
-    attacked = arrays(rows(stood, distance=distance))
-    least = metrics.least_distance(attacked, still)
-    at_radius = metrics.holds(metrics.within(attacked, still, radius)).mean()
-    assert metrics.curve(least, [radius])[0] == pytest.approx(at_radius)
-
-
-def test_a_curve_falls_from_clean_accuracy():
-    least = np.array([0.0, 0.1, 0.2, math.inf])
-    assert metrics.curve(least, [0, 0.05, 0.1, 0.2, 10]).tolist() == [0.75, 0.75, 0.5, 0.25, 0.25]
-
-
 # --- intervals ---------------------------------------------------------------------------------------
 
 
@@ -254,17 +238,6 @@ def test_beats_is_the_one_sided_exact_mcnemar_test(wins, losses):
 
 def test_an_example_speaks_once_however_many_seeds_there_are():
     assert metrics.beats(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
-
-
-@quick
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
-def test_risk_and_coverage_at_every_threshold(answers):
-    confidence = np.array([each for each, _ in answers], float)
-    right = np.array([each for _, each in answers])
-    coverage, risk = metrics.risk_coverage(confidence, right)
-    thresholds = sorted(set(confidence), reverse=True)
-    assert coverage == pytest.approx([(confidence >= each).mean() for each in thresholds])
-    assert risk == pytest.approx([(~right[confidence >= each]).mean() for each in thresholds])
 
 
 # --- metrics by name, outcomes as stored -------------------------------------------------------------
