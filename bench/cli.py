@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bench.errors import BenchError, InputError
+from bench.errors import BenchError, InputError, persons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bench.execute import State
+    from bench.manifest import Outcomes
     from bench.plan import Plan
     from bench.store import Store
     from bench.tables import Grid
@@ -66,6 +67,7 @@ def run(
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench import execute, pools, tables
     from bench.costs import Costs
+    from bench.manifest import Outcomes, aged
     from bench.progress import Display
     from bench.work import Desk
 
@@ -81,11 +83,11 @@ def run(
     ended: list[execute.Done] = []
     failures: list[execute.Done] = []
     # Once more where weights came out different from those that stored results were made from.
-    for _ in range(2):
+    for again in (False, True):
         state = execute.examine(plan, store, wanted, trust=trust_cache)
-        if not ended or state.todo:
+        if not again or state.todo:
             _say_state(console, plan, store, state)
-        if not state.todo or failures:
+        if not state.todo:
             break
         execute.fetch(state, plan.suite.folder, data_root)
         _learn(costs, plan, store)
@@ -108,9 +110,14 @@ def run(
                 raise typer.Exit(130) from None
             finally:
                 pool.stop()
-    grids = _write_tables(manifest, store, keys if table else list(manifest["tables"]))
-    for grid in grids:
+        if failures:
+            break
+    outcomes = Outcomes(store.root)
+    for grid in _write_tables(manifest, store, outcomes, keys):
         _print(console, grid)
+    if outcomes.changed:
+        # With --trust-cache, or where a job of today's code failed.
+        _say(_console(stderr=True), f"note: {aged(outcomes.changed, suite)}", "yellow")
     took = _duration(time.monotonic() - begun)
     _say(console, f"{_count(len(ended), 'job')} done in {took}; tables in {store.root / 'tables'}")
     _exit_for(console, store, failures)
@@ -244,7 +251,8 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         # A folder that may not be written, a name that is a file, a disk that is full.
-        _say(_console(stderr=True), f"error: {error.filename or ''}: {error.strerror or error}", "red")
+        what = persons(error) or f"{error.filename or 'a file'}: {error.strerror or error}"
+        _say(_console(stderr=True), f"error: {what}", "red")
         sys.exit(2)
     except BrokenPipeError:
         # `bench report | head`: the reader has seen enough.
@@ -343,8 +351,6 @@ def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None
 
 
 def _exit_for(console: Any, store: Store, failures: list[Any]) -> None:
-    from bench.execute import persons
-
     if not failures:
         return
     messages = [persons(done.error) for done in failures]
@@ -383,12 +389,12 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
         _say(console, f"doubt: {doubt}")
 
 
-def _write_tables(manifest: Mapping[str, Any], store: Store, keys: list[str]) -> list[Grid]:
+def _write_tables(
+    manifest: Mapping[str, Any], store: Store, outcomes: Outcomes, keys: list[str]
+) -> list[Grid]:
     from bench import render, tables
-    from bench.manifest import Outcomes
 
     grids = []
-    outcomes = Outcomes(store.root)
     for key in keys:
         grid = tables.cut(manifest, key, outcomes)
         name = store.root / "tables" / _file_name(key)

@@ -9,6 +9,7 @@ Everything else that an attack or a defense raises is theirs: it fails its job, 
 the table, and keeps its traceback in the store.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -36,3 +37,16 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f" (known: {', '.join(names)})" if names else " (there are none)"
+
+
+def persons(error: BaseException) -> str | None:
+    """Return the message of an error that a person can mend (exit status 2), None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, DamagedError):
+        return f"{error}; the next run makes it again"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors and pyarrow say it in words of their own.
+    if full or "No space left on device" in str(error):
+        return "no space left on the disk; what is finished is kept"
+    return None

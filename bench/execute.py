@@ -3,7 +3,6 @@
 A failed job is never marked done, so that nothing behind it becomes ready; the rest goes on.
 """
 
-import errno
 import heapq
 import traceback
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,6 @@ from bench import data as datasets
 from bench import sources
 from bench.costs import Costs
 from bench.data import DataSpec
-from bench.errors import DamagedError, InputError
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool, Process
 from bench.store import ARTEFACTS, Store
@@ -185,18 +183,3 @@ def _note(store: Store, job: Job, error: BaseException) -> None:
     except OSError:
         # A full disk cannot hold the note either; the run's last lines say what happened.
         traceback.clear_frames(error.__traceback__)
-
-
-def persons(error: BaseException) -> str | None:
-    """Return the message of an error that a person can mend (exit status 2), None for a bug."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, DamagedError):
-        return f"{error}; the next run makes it again"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space left on the disk ({error.filename or 'the results folder'}); what is finished is kept"
-        )
-    if "No space left on device" in str(error):
-        return "no space left on the disk; what is finished is kept"
-    return None

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.costs import Costs
-from bench.execute import Done, State, persons
+from bench.errors import persons
+from bench.execute import Done, State
 from bench.plan import Craft, Evaluate, Job, Train
 
 SHOWN = 8

@@ -164,6 +164,9 @@ def test_a_changed_suite_or_source_is_said_above_the_table(bench: Bench, tmp_pat
         receipt.write_text(receipt.read_text().replace('"attacks.pgd": "', '"attacks.pgd": "0'))
     bench("plan", "suite.yaml")
     assert "attacks.pgd changed since" in bench("report", "suite.yaml").err
+    trusted = bench("run", "suite.yaml", "--executor", "inline", "--trust-cache")
+    assert "0 jobs to do" in trusted.out
+    assert "attacks.pgd changed since" in trusted.err
 
 
 def test_an_edited_network_is_said_above_the_table_and_done_again(bench: Bench, tmp_path: Path) -> None:

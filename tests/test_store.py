@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import execute
-from bench.errors import InputError
+from bench.errors import InputError, persons
 from bench.plan import Craft, Evaluate, Train
 from bench.store import Store
 from suites import TASK, Ran, suite
@@ -110,7 +109,7 @@ def test_a_full_disk_keeps_what_was_there_and_leaves_nothing_half_written(tmp_pa
         store.keep("craft", "k", {}, {}, full)
     assert not store.folder("craft", "k").exists()
     assert not list((tmp_path / "scratch").iterdir())
-    assert "no space left on the disk" in str(execute.persons(caught.value))
+    assert "no space left on the disk" in str(persons(caught.value))
 
 
 def test_scratch_of_dead_processes_is_swept_and_of_living_ones_left(tmp_path: Path) -> None:
