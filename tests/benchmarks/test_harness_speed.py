@@ -22,7 +22,7 @@ from bench.work import Desk
 BENCH = [sys.executable, "-m", "bench.cli"]
 SUITE: dict[str, Any] = {
     "data": {"digits": {"name": "digits", "split": "test", "resize": 28, "size": 256, "shard": 256}},
-    "defenses": {"cnn": {"use": "cnn", "training": "standard", "epochs": 1}},
+    "defenses": {"cnn": {"use": "cnn", "training": "standard", "epochs": 2, "batch": 32}},
     "attacks": {"pgd": {"use": "pgd", "steps": 40}},
     # So small a radius breaks nothing, so that no example is dropped.
     "tasks": [{"data": "digits", "threat": {"norm": "linf", "radius": 1e-6}, "views": ["first"]}],
