@@ -363,6 +363,28 @@ def test_a_training_does_not_go_on_from_an_epoch_of_other_code(tmp_path: Path) -
     assert epochs({"a": "2"}) == 2
 
 
+def test_every_epoch_of_every_training_has_draws_and_an_order_of_its_own() -> None:
+    from bench.training import Trainer
+
+    split = load(DataSpec.model_validate({"name": "digits", "size": 20}))
+
+    def drawn(key: str) -> list[tuple[float, ...]]:
+        found = []
+        for epoch in Trainer(split, key, torch.device("cpu")).epochs(3, torch.nn.Linear(2, 2)):
+            ((_, labels, noise),) = epoch.batches(20)
+            found.append(
+                (torch.rand(()).item(), *noise.uniform(()).sort().values.tolist()[:2], *labels.tolist())
+            )
+        return found
+
+    one, other = drawn("a"), drawn("b")
+    assert one == drawn("a")
+    every = one + other
+    # The global generator, the noise of the images, and the order that they come in.
+    for part in (slice(0, 1), slice(1, 3), slice(3, None)):
+        assert len({draws[part] for draws in every}) == len(every)
+
+
 def test_numbers_of_two_networks_never_stand_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
