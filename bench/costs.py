@@ -6,9 +6,10 @@ from statistics import median
 from typing import Any
 
 from bench.plan import Craft, Evaluate, Job, Train
+from bench.spec import inner
 
-_GUESS = {"train": 0.03, "craft": 0.02, "evaluate": 0.001}
-"""Seconds an example before anything was measured; only ratios matter."""
+_GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
+"""Seconds for a pass over an example before anything was measured; only ratios matter."""
 
 
 class Costs:
@@ -24,16 +25,17 @@ class Costs:
 
     def learn(self, job: Job, receipt: Mapping[str, Any]) -> None:
         """Note what a job took."""
-        each = float(receipt.get("seconds") or 0) / max(examples(job), 1)
+        each = float(receipt.get("seconds") or 0) / max(examples(job) * passes(job), 1)
         for name in _names(job):
             self._seen[name].append(each)
 
     def seconds(self, job: Job) -> float:
-        """Return the median of the jobs most like this one, for its number of examples."""
+        """Return the median of the jobs most like this one, for its examples and the passes it makes."""
+        work = examples(job) * passes(job)
         for name in _names(job):
             if name in self._seen:
-                return median(self._seen[name]) * examples(job)
-        return _GUESS[job.kind] * examples(job)
+                return median(self._seen[name]) * work
+        return _GUESS[job.kind] * work
 
     def paths(self, graph: Mapping[Job, Iterable[Job]]) -> dict[Job, float]:
         """Return the longest way from each job to the end, itself included."""
@@ -63,6 +65,27 @@ def examples(job: Job) -> int:
             return job.stop - job.start
         case Evaluate():
             return sum(examples(craft) for craft in job.crafts)
+
+
+def passes(job: Job) -> int:
+    """Return about how many passes a job makes over each example, by what its parameters say.
+
+    A network that was never attacked by SPSA still tells, by PGD's receipts, that SPSA will take longer.
+    """
+    match job:
+        case Train():
+            within = sum(_count(params, "steps") for _, params in inner(job.defense))
+            return _count(job.defense.params, "epochs") * (1 + within)
+        case Craft():
+            params = job.attempt.attack.params
+            return _count(params, "steps") * _count(params, "restarts") * _count(params, "samples")
+        case Evaluate():
+            return 1
+
+
+def _count(params: Mapping[str, Any], name: str) -> int:
+    value = params.get(name)
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _names(job: Job) -> list[tuple[str, ...]]:

@@ -1,0 +1,48 @@
+"""How long jobs take: learned from receipts, guessed from parameters, longest way first."""
+
+from pathlib import Path
+
+from bench import plan, spec
+from bench.costs import Costs, examples, passes
+from bench.plan import Craft, Evaluate, Plan, Train
+from suites import TASK, suite
+
+
+def planned(folder: Path) -> Plan:
+    defenses = {"linear": {"use": "toy/linear"}}
+    attacks = {"pgd": {"use": "pgd", "steps": 10}, "spsa": {"use": "spsa", "steps": 5, "samples": 16}}
+    return plan.make(spec.load(suite(folder, defenses, attacks, [{**TASK, "views": ["logits"]}])))
+
+
+def crafts(of: Plan, name: str) -> list[Craft]:
+    return [job for job in of.graph() if isinstance(job, Craft) and job.attempt.attack.name == name]
+
+
+def test_what_was_measured_is_expected_again_for_as_much_work(tmp_path: Path) -> None:
+    costs = Costs()
+    assert not costs.informed
+    first, *others = sorted(crafts(planned(tmp_path), "pgd"), key=lambda job: job.start)
+    costs.learn(first, {"seconds": 5.0})
+    for job in others:
+        assert costs.seconds(job) == 5.0 * examples(job) / examples(first)
+
+
+def test_an_attack_that_was_never_seen_is_judged_by_its_passes(tmp_path: Path) -> None:
+    crossed = planned(tmp_path)
+    pgd, spsa = crafts(crossed, "pgd")[0], crafts(crossed, "spsa")[0]
+    assert (passes(pgd), passes(spsa)) == (10, 80)
+    costs = Costs()
+    costs.learn(pgd, {"seconds": 1.0})
+    assert costs.seconds(spsa) == 8.0 * examples(spsa) / examples(pgd)
+
+
+def test_the_longest_way_goes_through_what_comes_after(tmp_path: Path) -> None:
+    graph = planned(tmp_path).graph()
+    costs = Costs()
+    ways = costs.paths(graph)
+    for job, needs in graph.items():
+        for need in needs:
+            assert ways[need] >= costs.seconds(need) + ways[job]
+    training = next(job for job in graph if isinstance(job, Train))
+    assert ways[training] == max(ways.values())
+    assert all(ways[job] == costs.seconds(job) for job in graph if isinstance(job, Evaluate))
