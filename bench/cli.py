@@ -106,7 +106,7 @@ def run(
                     (ended if done.error is None else failures).append(done)
             except KeyboardInterrupt:
                 pool.stop()
-                _say_stopped(console, plan, store, wanted, suite)
+                _say_stopped(console, plan, store, wanted)
                 raise typer.Exit(130) from None
             finally:
                 pool.stop()
@@ -341,13 +341,19 @@ def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
             _say(console, f"goes on with the training of {name}, from its last epoch")
 
 
-def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None, suite: Path) -> None:
+def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None) -> None:
+    """Say what is kept, and the command that goes on: the one that was given."""
+    from shlex import join
+
     from bench import execute
 
     state = execute.examine(plan, store, wanted, verify=False)
     every = len(plan.graph())
     kept = f"{every - len(state.todo)} of {_count(every, 'job')}"
-    _say(console, f"stopped; {kept} kept in {store.root}. Go on with: bench run {suite}")
+    epochs = sum((store.partial(job.key) / "epoch.safetensors").exists() for job in state.todo)
+    if epochs:
+        kept += f" and the last epoch of {_count(epochs, 'training')}"
+    _say(console, f"stopped; {kept} kept in {store.root}. Go on with: {join(['bench', *sys.argv[1:]])}")
 
 
 def _exit_for(console: Any, store: Store, failures: list[Any]) -> None:

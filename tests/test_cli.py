@@ -374,7 +374,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
     assert "Traceback" not in out
-    assert "kept in results/suite. Go on with: bench run suite.yaml" in out
+    assert "and the last epoch of" in out
+    # The command that was given: another would start anew in another folder.
+    assert "kept in results/suite. Go on with: bench run suite.yaml --device cpu --device cpu" in out
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:
