@@ -16,11 +16,13 @@ if TYPE_CHECKING:
         Crafted,
         Decision,
         Defense,
+        Features,
         Fitting,
         Images,
         Inversion,
         Labels,
         Part,
+        Prototypes,
         Randomness,
         Shape,
         Split,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
         Use,
         View,
     )
-    from bench.registry import CodePath, ContentPath, attack, defense, source, view
+    from bench.registry import CodePath, ContentPath, attack, defense, source, view, view_of
 
 _HOME = {
     "errors": ("BenchError", "InputError", "TrainingError"),
@@ -39,11 +41,13 @@ _HOME = {
         "Crafted",
         "Decision",
         "Defense",
+        "Features",
         "Fitting",
         "Images",
         "Inversion",
         "Labels",
         "Part",
+        "Prototypes",
         "Randomness",
         "Shape",
         "Split",
@@ -51,7 +55,7 @@ _HOME = {
         "Use",
         "View",
     ),
-    "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view"),
+    "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view", "view_of"),
 }
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "Decision",
     "Defense",
     "Examples",
+    "Features",
     "Fitting",
     "Images",
     "InputError",
@@ -72,6 +77,7 @@ __all__ = [
     "Part",
     "Pixels",
     "Places",
+    "Prototypes",
     "Randomness",
     "Shape",
     "Source",
@@ -86,6 +92,7 @@ __all__ = [
     "source",
     "succeeded",
     "view",
+    "view_of",
 ]
 
 

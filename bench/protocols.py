@@ -145,6 +145,32 @@ class Inversion(View):
     """Logits (N, K) of a code and its image."""
 
 
+@dataclass(frozen=True)
+class Features(View):
+    """A view in the space ``features``: of pixels, that also shows what a network makes of an image.
+
+    Attacks that match the features of another image ask for this surface.
+    """
+
+    answers: ClassVar[tuple[str, ...]] = ("logits", "features")
+
+    features: Callable[[Images], Tensor] = _missing
+    """The features of each image: (N, C, H, W) -> (N, D), differentiable."""
+
+
+@dataclass(frozen=True)
+class Prototypes(View):
+    """A view in the space ``prototypes``: of pixels, that also shows what each class would draw.
+
+    Latent descent asks for this surface: it moves an image towards another class's drawing of it.
+    """
+
+    answers: ClassVar[tuple[str, ...]] = ("logits", "prototypes")
+
+    prototypes: Callable[[Images], Tensor] = _missing
+    """Every class's nearest image, no gradient: (N, C, H, W) -> (N, K, C, H, W), in [0, 1]."""
+
+
 class Decision(NamedTuple):
     """What a defense answers: one label per input, or a refusal."""
 
@@ -156,6 +182,9 @@ class Decision(NamedTuple):
     """float (N,), higher is surer; lets thresholds be redrawn later."""
     logits: Tensor | None = None
     """float (N, K), what the label was read from, if there is such a thing."""
+    thresholds: Tensor | None = None
+    """float (K,), for a read-out that refuses by class: an answer is refused where its logit is below its
+    class's threshold."""
 
     @classmethod
     def of(cls, logits: Tensor) -> Self:

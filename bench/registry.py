@@ -28,7 +28,7 @@ from typing import (
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bench.errors import InputError, did_you_mean
-from bench.protocols import Norm, Part, Shape, Use
+from bench.protocols import Norm, Part, Shape, Use, View
 from bench.quantities import fraction
 
 Access = Literal["gradient", "score", "decision", "none"]
@@ -208,8 +208,8 @@ class DefenseEntry(Entry):
     """Other names of views: a feed-forward net's ``e2e_last`` is its ``first``."""
     served: frozenset[str]
     """Parameters that may change after fitting."""
-    random: bool
-    """Whether two asks may differ."""
+    random: bool | Callable[[Mapping[str, Any]], bool]
+    """Whether two asks may differ; where that depends on the parameters, a function of them."""
     learns: bool
     """False where there is nothing to fit, so that no training images are needed."""
     check: Check | None
@@ -218,6 +218,10 @@ class DefenseEntry(Entry):
     def view(self, name: str) -> ViewEntry | None:
         """Return a view by its name or alias."""
         return self.views.get(self.aliases.get(name, name))
+
+    def draws(self, params: Mapping[str, Any]) -> bool:
+        """Return whether two asks may differ, with these parameters."""
+        return self.random if isinstance(self.random, bool) else self.random(params)
 
     def view_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters that reach a view: none through an alias, which has none of its own."""
@@ -368,7 +372,7 @@ def defense(
     version: int,
     aliases: Mapping[str, str] | None = None,
     served: tuple[str, ...] = (),
-    random: bool = False,
+    random: bool | Callable[[Mapping[str, Any]], bool] = False,
     learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
     check: Check | None = None,
@@ -404,6 +408,22 @@ def defense(
         return cls
 
     return register
+
+
+def view_of(model: object, name: str) -> View:
+    """Return a fitted part's view, by its name or alias, with its default parameters.
+
+    A defense that is built on another one looks at it as an attacker would.
+    """
+    for entry in map(DEFENSES.__getitem__, DEFENSES):
+        if entry.make is type(model):
+            found = entry.view(name)
+            if found is None:
+                names = {*entry.views, *entry.aliases}
+                raise InputError(f"{entry.name} has no view {name!r}{did_you_mean(name, names)}")
+            seen: View = getattr(model, found.method)()
+            return seen
+    raise InputError(f"{type(model).__name__} is no registered defense")
 
 
 def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None) -> Callable[[F], F]:

@@ -307,6 +307,7 @@ class _Exam:
         self.name = f"defense {entry.name!r}"
         parts = {key: value for key, value in params.items() if isinstance(value, nn.Module)}
         self.given = arguments(entry, {**params, **dict.fromkeys(parts, "part")}) | parts
+        self.random = entry.draws(self.given)
         self.model = self.built(0)
         self.x = torch.empty(6, *shape[:3]).uniform_(generator=torch.Generator().manual_seed(0))
 
@@ -320,8 +321,8 @@ class _Exam:
     def asking(self) -> Iterator[None]:
         """See that asking changes nothing; where the defense draws, the same draws every time."""
         given = self.x.clone()
-        with torch.random.fork_rng(devices=[]), _untouched(self.model, self.name, draws=self.entry.random):
-            if self.entry.random:
+        with torch.random.fork_rng(devices=[]), _untouched(self.model, self.name, draws=self.random):
+            if self.random:
                 torch.manual_seed(0)
             yield
         _expect(torch.equal(self.x, given), f"{self.name} changed the images that it was given")
@@ -374,7 +375,7 @@ class _Exam:
                 f"{where}: logits are not (N, K) with the label as their arg-max",
             )
         self.alike(answer, self.ask(readout, self.x), f"{where} answers otherwise when asked twice")
-        if not self.entry.random:
+        if not self.random:
             for rows in (torch.arange(n).flip(0), torch.arange(1)):
                 self.alike(
                     Decision(label[rows], rejected[rows], score[rows]),
@@ -403,7 +404,7 @@ class _Exam:
         )
         _expect(bool(logits.isfinite().all()), f"{where} answers logits that are not finite")
         answer = (logits.mean(0) if logits.dim() == 3 else logits).argmax(1)
-        if entry.space == "pixel" and not self.entry.random:
+        if entry.space == "pixel" and not self.random:
             for readout in entry.reads:
                 label, rejected, *_ = self.ask(readout, self.x)
                 read = torch.where(rejected, self.shape.classes, label) if seen.refusal else label
@@ -412,7 +413,7 @@ class _Exam:
                     f"{where} is declared to read {readout!r}, which answers {read.tolist()}, "
                     f"not {answer.tolist()}",
                 )
-        if not self.entry.random:
+        if not self.random:
             rows = torch.arange(len(points)).flip(0)
             same = _close(self.looked(seen, points[rows]), logits[..., rows, :])
             _expect(same, f"{where} answers otherwise in another order")

@@ -28,7 +28,7 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     "cnn",
     readouts=("last",),
     version=1,
-    aliases=dict.fromkeys(("e2e_last", "e2e_avg", "sum", "bpda"), "first"),
+    aliases=dict.fromkeys(("e2e_last", "e2e_avg", "sum", "bpda", "logits"), "first"),
     check=fits,
 )
 class Cnn(nn.Module):
