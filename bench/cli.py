@@ -388,8 +388,11 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
     reasons = Counter(skip.reason for skip in plan.skips)
     for reason, count in reasons.items():
         _say(console, f"skipped: {_count(count, 'cell')}: {reason}")
+    # A defense's doubts begin with its name, whatever attacks it; an attack's are about itself.
     doubts = dict.fromkeys(
-        f"{cell.coordinates['attack']}: {doubt}" for cell in plan.cells for doubt in cell.facts["doubts"]
+        doubt if doubt.startswith(f"{about['defense']}: ") else f"{about['attack']}: {doubt}"
+        for about, facts in ((cell.coordinates, cell.facts) for cell in plan.cells)
+        for doubt in facts["doubts"]
     )
     for doubt in doubts:
         _say(console, f"doubt: {doubt}")

@@ -212,6 +212,8 @@ class DefenseEntry(Entry):
     """Whether two asks may differ; where that depends on the parameters, a function of them."""
     learns: bool
     """False where there is nothing to fit, so that no training images are needed."""
+    doubts: Callable[..., str | None] | None
+    """``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to."""
     check: Check | None
     """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
@@ -375,6 +377,7 @@ def defense(
     random: bool | Callable[[Mapping[str, Any]], bool] = False,
     learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
+    doubts: Callable[..., str | None] | None = None,
     check: Check | None = None,
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
@@ -402,6 +405,7 @@ def defense(
                 served=frozenset(served),
                 random=random,
                 learns=learns,
+                doubts=doubts,
                 check=check,
             )
         )

@@ -355,7 +355,7 @@ class _Exam:
         where = f"{self.name}, read-out {readout!r}"
         n, classes = len(self.x), self.shape.classes
         answer = self.ask(readout, self.x)
-        label, rejected, score, logits = answer
+        label, rejected, score, logits, *_ = answer
         for what, column, kind in (("label", label, torch.int64), ("rejected", rejected, torch.bool)):
             _expect(
                 column.dtype == kind and column.shape == (n,),
