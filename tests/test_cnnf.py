@@ -255,9 +255,11 @@ def test_normalisation_leaves_the_direction_and_a_unit_mean_square() -> None:
 def test_normalisation_has_the_right_gradient() -> None:
     u = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert autograd.gradcheck(normalise, (u,))
+    assert autograd.gradgradcheck(normalise, (u,))
     norm = b2(GREY, width=0.125, hidden=(3,)).layers[1].double()
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert autograd.gradcheck(norm, (x,))
+    assert autograd.gradgradcheck(norm, (x,))
     assert autograd.gradcheck(lambda bias: torch.func.functional_call(norm, {"bias": bias}, x), norm.bias)
 
 

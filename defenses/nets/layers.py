@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import (
     conv2d,
     conv_transpose2d,
@@ -280,23 +279,30 @@ def normalise(u: Tensor, epsilon: float = EPSILON) -> Tensor:
 class _Normalise(torch.autograd.Function):
     """Planes over their root mean square, plus a bias (C) or None.
 
-    Written out because autograd takes twice the passes over memory, one in a layout that CPUs are slow
-    in. Once differentiable.
+    Written out because autograd takes twice the passes over memory, one in a layout that CPUs are slow in.
     """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
-        scale = u.square().mean((2, 3), keepdim=True).add_(epsilon).rsqrt_()
+        scale = _scale(u, epsilon)
         ctx.save_for_backward(u, scale)
+        ctx.epsilon = epsilon
         return u * scale if bias is None else torch.addcmul(bias.view(-1, 1, 1), u, scale)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
         u, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # To be differentiated again: the scale, too, depends on u.
+            scale = _scale(u, ctx.epsilon)
         along = (u * gradient).mean((2, 3), keepdim=True).mul_(scale.square())
         inward = torch.addcmul(gradient, u, along, value=-1).mul_(scale)
         return inward, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None, None
+
+
+def _scale(u: Tensor, epsilon: float) -> Tensor:
+    return u.square().mean((2, 3), keepdim=True).add_(epsilon).rsqrt_()
 
 
 def gated(x: Tensor, gate: Gate) -> Tensor:
