@@ -6,7 +6,7 @@ wrong image is known exactly, and through the same watch as in a run.
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -277,9 +277,11 @@ class _Trial:
             )
 
 
-def check_defense(name: str, shape: Shape, **params: Any) -> None:
+def check_defense(
+    name: str, shape: Shape, *, prepare: Callable[[Any], None] | None = None, **params: Any
+) -> None:
     """Check a defense, untrained, on random images of a shape; `params` are its parameters (for a part, a
-    module).
+    module). `prepare` is given the module first, where it cannot answer untrained: to set thresholds, say.
 
     Its views answer (N, K) finite logits, one more with a refusal, and the same with and without
     autograd; where a gradient is declared it is finite, and zero for no image; pixel views encode and
@@ -291,6 +293,8 @@ def check_defense(name: str, shape: Shape, **params: Any) -> None:
     discover()
     entry = DEFENSES[name]
     exam = _Exam(entry, shape, params)
+    if prepare is not None:
+        prepare(exam.model)
     exam.declared()
     for readout in entry.readouts:
         exam.readout(readout)

@@ -1,0 +1,281 @@
+"""SDIM: Supervised Deep InfoMax, a generative classifier of a code that refuses what is unlikely."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench import (
+    ContentPath,
+    Decision,
+    Features,
+    Fitting,
+    Images,
+    InputError,
+    Labels,
+    Shape,
+    Split,
+    View,
+    defense,
+    view,
+)
+from defenses.nets import infomax, keeping, resnet8n
+from defenses.nets import weights as files
+
+SHARES = (0.01, 0.02)
+"""Which percentiles of the training images' log-likelihoods `reject-1` and `reject-2` refuse below."""
+
+
+def fits(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the network cannot be as asked, or a file of weights is not what it should."""
+    resnet8n.check(params["n"], params["width"], shape)
+    loaded = params["weights"] is not None
+    keeping.check(params, least_epochs=0 if loaded else 1)
+    if params["features"] < 1:
+        raise InputError(f"features must be at least 1, found {params['features']}")
+    for name in ("margin_gap", "mi_weight", "nll_weight", "margin_weight"):
+        if not 0 <= params[name] < float("inf"):
+            raise InputError(f"{name} must be finite and not negative, found {params[name]}")
+    if params["thresholds"] == "weights":
+        if not loaded:
+            raise InputError("thresholds: those of weights: are asked for, and there are no weights")
+        if params["epochs"]:
+            raise InputError(
+                f"thresholds: those of the weights are for epochs: 0, found {params['epochs']}: "
+                "trained on, they are another network's"
+            )
+    if loaded:
+        file = Path(params["weights"])
+        files.check(file)
+        if params["thresholds"] == "weights":
+            _thresholds_of(file, shape.classes)
+
+
+def _thresholds_of(file: Path, classes: int) -> Tensor:
+    """Return the thresholds (2, K) in a file of weights; raise where it has none."""
+    state = files.read(file)
+    found = state.get("thresholds")
+    if found is None or not state.get("calibrated", torch.ones(())):
+        raise InputError(
+            f"weights: {file} has no thresholds; thresholds: fit takes them from the training images"
+        )
+    if found.shape != (len(SHARES), classes) or not found.isfinite().all():
+        raise InputError(
+            f"weights: {file}: expected finite thresholds of shape {(len(SHARES), classes)}, "
+            f"found shape {tuple(found.shape)}"
+        )
+    return found
+
+
+@defense(
+    "sdim",
+    readouts=("plain", "reject-1", "reject-2"),
+    aliases={"plain": "logits", "reject": "reject-1", "accept": "accept-1"},
+    version=1,
+    check=fits,
+)
+class Sdim(nn.Module):
+    """A classifier by the likelihood of an image's code, whose encoder also keeps what is told by the image.
+
+    Logits are log-likelihoods in nats, of a code of `features` dimensions under a Gaussian for each class.
+    `reject-1` and `reject-2` refuse an image whose best logit lies below the 1st or the 2nd percentile of
+    its class: of the training images that the network gets right, in evaluation mode, not augmented.
+
+    Defaults are those of the code by the paper's first author, on MNIST; `n` 3 and `augment` on CIFAR-10
+    and SVHN. `critic`, `head`, `margin`, `negatives` and `scale_loss` have the paper's choice beside the
+    code's (D-13 to D-16, D-48). `width` scales all channels. `mi_weight`, `nll_weight` and `margin_weight`
+    are the paper's alpha, beta and gamma. Of all epochs the one with the lowest mean training loss is
+    `keep`-t.
+
+    `weights` is a file of this defense's (or its network's) state, to start from: with `epochs` 0 nothing
+    is trained. `thresholds` ``fit`` takes them from the training images, ``weights`` from the file.
+    """
+
+    thresholds: Tensor
+    calibrated: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        n: int = 1,
+        width: float = 1.0,
+        features: int = 64,
+        head: resnet8n.Head = "two-layer",
+        covariance: infomax.Covariance = "diagonal",
+        critic: infomax.CriticName = "dot",
+        negatives: infomax.Negatives | None = None,
+        margin: infomax.MarginForm = "code",
+        margin_gap: float = 10.0,
+        scale_loss: bool = True,
+        mi_weight: float = 1.0,
+        nll_weight: float = 1.0,
+        margin_weight: float = 1.0,
+        epochs: int = 500,
+        batch: int = 128,
+        lr: float = 1e-3,
+        augment: bool = False,
+        keep: keeping.Keep = "best",
+        weights: ContentPath | None = None,
+        thresholds: Literal["fit", "weights"] = "fit",
+    ) -> None:
+        super().__init__()
+        resnet8n.check(n, width, shape)
+        self.network = infomax.Infomax(
+            shape,
+            n=n,
+            width=width,
+            features=features,
+            head=head,
+            covariance=covariance,
+            critic=critic,
+            negatives=negatives,
+        )
+        self.margin, self.margin_gap = margin, margin_gap
+        self.scale = float(features) if scale_loss else 1.0
+        self.mi_weight, self.nll_weight, self.margin_weight = mi_weight, nll_weight, margin_weight
+        self.epochs, self.batch, self.lr = epochs, batch, lr
+        self.augment, self.keep = augment, keep
+        self.weights, self.thresholds_from = weights, thresholds
+        self.rows = 1024
+        """Training images at once, where thresholds are taken; changes no result."""
+        self.register_buffer("thresholds", torch.zeros(len(SHARES), shape.classes))
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Load what `weights` names, train, and take the thresholds."""
+        if self.weights is not None:
+            self._load(Path(self.weights))
+        keeping.train(
+            self.network,
+            self.loss,
+            train,
+            fitting,
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            augment=self.augment,
+            keep=self.keep,
+        )
+        self.eval()
+        if self.thresholds_from == "fit":
+            self.calibrate(train.images, train.labels)
+
+    def _load(self, file: Path) -> None:
+        prefix = "network." if any(name.startswith("network.") for name in files.read(file)) else ""
+        files.fill(self.network, file, prefix)
+        if self.thresholds_from == "weights":
+            self.thresholds.copy_(_thresholds_of(file, self.thresholds.shape[1]))
+            self.calibrated.fill_(True)
+
+    def loss(self, x: Images, y: Labels) -> Tensor:
+        """Return J_MI + J_NLL + J_LM of a batch of at least two images, each with its weight.
+
+        The supervised terms are those of log-likelihoods over the code's dimensions (D-16).
+        """
+        maps = self.network.encoder.maps(x)
+        likelihoods = self.network.likelihoods(maps.code) / self.scale
+        information = infomax.information_loss(self.network.critic(maps))
+        nll = infomax.likelihood_loss(likelihoods, y)
+        lacking = infomax.margin_loss(likelihoods, y, self.margin_gap, self.margin)
+        return self.mi_weight * information + self.nll_weight * nll + self.margin_weight * lacking
+
+    @torch.no_grad()
+    def calibrate(self, images: Images, labels: Labels) -> None:
+        """Take each class's thresholds from images and labels, which may lie on another device."""
+        device = self.thresholds.device
+        likelihoods = torch.cat([self.network(each.to(device)) for each in images.split(self.rows)])
+        labels = labels.to(device)
+        for row, share in enumerate(SHARES):
+            for label, threshold in infomax.thresholds(likelihoods, labels, share):
+                if threshold is None:
+                    count = int((labels == label).sum())
+                    raise InputError(
+                        f"class {label} has no threshold: "
+                        + (
+                            f"none of its {count} training images is classified correctly; train longer "
+                            "(epochs), with more width, or on more images"
+                            if count
+                            else "there is no training image of it; add some, or leave the class out"
+                        )
+                    )
+                self.thresholds[row, label] = threshold
+        self.calibrated.fill_(True)
+
+    @view("logits", reads=("plain",))
+    def logits(self) -> View:
+        """Look at the log-likelihoods, in nats."""
+        return View(self.network)
+
+    @view("scaled", reads=("plain",))
+    def scaled(self) -> View:
+        """Look at the log-likelihoods over the code's dimensions, the scale of the training.
+
+        In nats the gaps are so large that the cross-entropy's gradient is 0 in float32.
+        """
+        return View(lambda x: self.network(x) / self.network.features)
+
+    @view("features", space="features", reads=("plain",))
+    def features(self) -> View:
+        """Look at the log-likelihoods, and at the code that they are of."""
+        return Features(self.network, features=self.network.encoder)
+
+    @view("reject-1", reads=("reject-1",))
+    def reject_1(self) -> View:
+        """Look at the log-likelihoods and, as the refusal, at the threshold of the best class."""
+        return self._reject(0)
+
+    @view("reject-2", reads=("reject-2",))
+    def reject_2(self) -> View:
+        """Look at the log-likelihoods and, as the refusal, at the threshold of the best class."""
+        return self._reject(1)
+
+    @view("accept-1")
+    def accept_1(self) -> View:
+        """Look at how far each log-likelihood is above its class's threshold: accepted where positive.
+
+        Its arg-max is not the answer's, and its level matters.
+        """
+        return self._accept(0)
+
+    @view("accept-2")
+    def accept_2(self) -> View:
+        """Look at how far each log-likelihood is above its class's threshold: accepted where positive.
+
+        Its arg-max is not the answer's, and its level matters.
+        """
+        return self._accept(1)
+
+    def _reject(self, row: int) -> View:
+        floor = self._floor(row)
+
+        def logits(x: Images) -> Tensor:
+            likelihoods: Tensor = self.network(x)
+            return torch.cat((likelihoods, floor.to(x.dtype)[likelihoods.argmax(1), None]), 1)
+
+        return View(logits, refusal=True)
+
+    def _accept(self, row: int) -> View:
+        floor = self._floor(row)
+        return View(lambda x: self.network(x) - floor.to(x.dtype), centred=False)
+
+    def _floor(self, row: int) -> Tensor:
+        """Return one percentile's thresholds, (K,)."""
+        if not self.calibrated:
+            raise InputError(
+                "these weights of sdim have no thresholds, so that nothing can be refused or accepted: fit "
+                "the defense, with weights: and epochs: 0 if it is trained"
+            )
+        return self.thresholds[row]
+
+    @torch.no_grad()
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer the likeliest class; but for `plain`, refuse where it lies below its threshold."""
+        likelihoods: Tensor = self.network(x)
+        best, label = likelihoods.max(1)
+        if readout == "plain":
+            return Decision(label, torch.zeros_like(label, dtype=torch.bool), best, likelihoods)
+        floor = self._floor(0 if readout == "reject-1" else 1)
+        above = best - floor[label]
+        return Decision(label, best < floor[label], above, likelihoods, floor)

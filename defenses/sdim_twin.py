@@ -1,0 +1,73 @@
+"""The discriminative counterpart of SDIM: the same encoder, a logit for each class, cross-entropy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench import Decision, Fitting, Images, Labels, Shape, Split, View, defense, view
+from defenses.nets import keeping, resnet8n
+
+
+def fits(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the network or its training cannot be as asked."""
+    resnet8n.check(params["n"], params["width"], shape)
+    keeping.check(params)
+
+
+@defense("sdim-twin", readouts=("label",), version=1, check=fits)
+class SdimTwin(nn.Module):
+    """ResNet 8n+2 with an output for each class, trained as SDIM is, on the cross-entropy.
+
+    Defaults are the paper's on MNIST; `n` 3 and `augment` on CIFAR-10 and SVHN. `width` scales all
+    channels; `head` ``linear`` is as printed, ``two-layer`` as released (D-14).
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        n: int = 1,
+        width: float = 1.0,
+        head: resnet8n.Head = "two-layer",
+        epochs: int = 500,
+        batch: int = 128,
+        lr: float = 1e-3,
+        augment: bool = False,
+        keep: keeping.Keep = "best",
+    ) -> None:
+        super().__init__()
+        resnet8n.check(n, width, shape)
+        self.network = resnet8n.Encoder(shape.channels, shape.classes, n=n, width=width, head=head)
+        self.epochs, self.batch, self.lr = epochs, batch, lr
+        self.augment, self.keep = augment, keep
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Train on the split."""
+        keeping.train(
+            self.network,
+            self.loss,
+            train,
+            fitting,
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            augment=self.augment,
+            keep=self.keep,
+        )
+        self.eval()
+
+    def loss(self, x: Images, y: Labels) -> Tensor:
+        """Return the mean cross-entropy of a batch."""
+        return cross_entropy(self.network(x), y)
+
+    @view("logits", reads=("label",))
+    def logits(self) -> View:
+        """Look at the logits."""
+        return View(self.network)
+
+    @torch.no_grad()
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer by the logits' arg-max."""
+        return Decision.of(self.network(x))
