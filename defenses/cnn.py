@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench import Decision, Fitting, Images, Labels, Shape, Split, Use, View, defense, view
+from bench import Decision, Fitting, Images, Labels, Shape, Split, Threat, Use, View, defense, view
 from defenses.nets import training as trainings
 from defenses.nets import zoo
 from defenses.nets.losses import adversarial_loss
@@ -70,7 +70,7 @@ class Cnn(nn.Module):
     ) -> None:
         super().__init__()
         self.network = zoo.build(net, shape, width=width, hidden=hidden, first_kernel=first_kernel)
-        self.recipe = trainings.Recipe(
+        self.recipe = trainings.feedback_recipe(
             training=training,
             epochs=epochs,
             batch=batch,
@@ -80,14 +80,16 @@ class Cnn(nn.Module):
             weight_decay=weight_decay,
             momentum=momentum,
             clip=clip,
-            radius=radius,
-            inner=inner,
         )
+        self.inner = inner if training == "adversarial" else None
+        self.threat = Threat("linf", radius)
         self.clean, self.clean_weight = clean, clean_weight
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Train on the split, or on its images attacked anew in every step."""
-        trainings.train(self, self.network, fitting, self.recipe, self.loss)
+        attack = None if self.inner is None else fitting.attack(self.inner)
+        objective = trainings.attacked(self.network, self.loss, attack, self.threat)
+        trainings.train(self, fitting, objective, self.recipe)
 
     def loss(self, clean: Images, attacked: Images | None, y: Labels) -> Tensor:
         """Return the loss of a batch; without attacked images, that of standard training."""

@@ -5,7 +5,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bench import Decision, Fitting, Images, InputError, Labels, Shape, Split, Use, View, defense, view
+from bench import (
+    Decision,
+    Fitting,
+    Images,
+    InputError,
+    Labels,
+    Shape,
+    Split,
+    Threat,
+    Use,
+    View,
+    defense,
+    view,
+)
 from defenses.nets import training as trainings
 from defenses.nets import zoo
 from defenses.nets.layers import Rule
@@ -77,7 +90,7 @@ class CnnF(nn.Module):
     ) -> None:
         super().__init__()
         self.network = zoo.build(net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel)
-        self.recipe = trainings.Recipe(
+        self.recipe = trainings.feedback_recipe(
             training=training,
             epochs=epochs,
             batch=batch,
@@ -87,18 +100,19 @@ class CnnF(nn.Module):
             weight_decay=weight_decay,
             momentum=momentum,
             clip=clip,
-            radius=radius,
-            inner=inner,
+            double_decay=double_decay and cycles > 0,
         )
+        self.inner = inner if training == "adversarial" else None
+        self.threat = Threat("linf", radius)
         self.cycles, self.rule = cycles, Rule(eta)
-        self.double_decay = double_decay
         self.clean, self.clean_weight = clean, clean_weight
         self.reconstruction, self.taps = reconstruction, taps
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Train all passes at once; the inner attack sees the first pass alone."""
-        twice = self.double_decay and self.cycles > 0 and self.recipe.training == "adversarial"
-        trainings.train(self, self.network, fitting, self.recipe, self.loss, double_decay=twice)
+        attack = None if self.inner is None else fitting.attack(self.inner)
+        objective = trainings.attacked(self.network, self.loss, attack, self.threat)
+        trainings.train(self, fitting, objective, self.recipe)
 
     def loss(self, clean: Images, attacked: Images | None, y: Labels) -> Tensor:
         """Return the loss of a batch; without attacked images, that of standard training."""

@@ -319,24 +319,6 @@ def test_a_step_is_sgd_on_clipped_gradients(split: Split) -> None:
         assert torch.allclose(new, expected, atol=1e-6)
 
 
-def test_only_tied_weights_with_a_feedback_decay_twice() -> None:
-    def doubled(model: Cnn | CnnF, *, double_decay: bool) -> set[str]:
-        groups = model.recipe.optimiser(model.network, double_decay=double_decay).param_groups
-        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-        names = {id(each): name for name, each in model.named_parameters()}
-        assert {group["weight_decay"] for group in groups} <= {5e-4, 1e-3}
-        twice = [group["params"] for group in groups if group["weight_decay"] == 1e-3]
-        return {names[id(each)] for group in twice for each in group}
-
-    model = CnnF(DIGIT, **SMALL)
-    full = {
-        f"network.{name}.weight" for name, each in model.network.named_modules() if isinstance(each, Linear)
-    }
-    assert len(full) == 3
-    assert doubled(model, double_decay=True) == full
-    assert doubled(model, double_decay=False) == set()
-
-
 @pytest.mark.parametrize(
     ("params", "twice"),
     [
@@ -346,13 +328,20 @@ def test_only_tied_weights_with_a_feedback_decay_twice() -> None:
         ({"training": "standard"}, False),
     ],
 )
-def test_weights_decay_twice_where_the_released_trainer_does(
-    params: dict[str, Any], twice: bool, monkeypatch: pytest.MonkeyPatch, split: Split
-) -> None:
-    asked = []
-    monkeypatch.setattr(training, "train", lambda *_, double_decay, **__: asked.append(double_decay))
-    CnnF(DIGIT, **SMALL, **params).fit(split, FakeFitting(split))
-    assert asked == [twice]
+def test_only_tied_weights_with_a_feedback_decay_twice(params: dict[str, Any], twice: bool) -> None:
+    model = CnnF(DIGIT, **SMALL, **params)
+    groups = model.recipe.optimiser_of(model).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    names = {id(each): name for name, each in model.named_parameters()}
+    assert {group["weight_decay"] for group in groups} <= {5e-4, 1e-3}
+    doubled = {
+        names[id(each)] for group in groups if group["weight_decay"] == 1e-3 for each in group["params"]
+    }
+    full = {
+        f"network.{name}.weight" for name, each in model.network.named_modules() if isinstance(each, Linear)
+    }
+    assert len(full) == 3
+    assert doubled == (full if twice else set())
 
 
 @pytest.mark.parametrize("make", [Cnn, CnnF])

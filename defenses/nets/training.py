@@ -1,9 +1,9 @@
-"""How the networks of CNN-F and their feed-forward twins are trained (Huang et al. 2020, section 3)."""
+"""How networks are trained here: one loop, what it is told, and attacks on the network in training."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,113 +14,189 @@ from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomne
 from defenses.nets.layers import Linear
 
 PGD = Use("pgd", {"steps": 7, "step": 0.0355, "start": "uniform", "keep": "last", "drop": False})
-"""The inner attack on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""
+"""The inner attack of CNN-F on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""
 
-Loss = Callable[[Images, Images | None, Labels], Tensor]
+Objective: TypeAlias = Callable[[Images, Labels, Randomness], Tensor]
+"""The loss of a batch, a scalar: of its images (augmented, if they are), labels, and draws for them."""
+
+Loss: TypeAlias = Callable[[Images, Images | None, Labels], Tensor]
 """The loss of clean images, the same images attacked (None in standard training), and labels."""
 
+Schedule: TypeAlias = Callable[[int, int], float]
+"""What the learning rate is multiplied by in a step (from 0), of so many."""
 
-@dataclass(frozen=True)
+Mode: TypeAlias = Literal["eval", "train"]
+"""Of batch normalisation and dropout: running statistics and no dropout, or as in a training step."""
+
+
+def constant(step: int, total: int) -> float:
+    """Return 1."""
+    return 1.0
+
+
+def polynomial(step: int, total: int) -> float:
+    """Return a factor that falls from 1 to 0, with power 0.9."""
+    return float((1 - step / total) ** 0.9)
+
+
+def staged(epochs: int, milestones: Sequence[int], warmup: int = 0) -> Schedule:
+    """Return a schedule that changes between epochs: a tenth after each milestone, in epochs done.
+
+    In the first `warmup` epochs the rate is 1/3 of what it would be, and then rises linearly, epoch by
+    epoch: with three, it is 1/3, 5/9, 7/9, then 1.
+    """
+
+    def factor(step: int, total: int) -> float:
+        done = step * epochs // total
+        rise = 1 / 3 + 2 / 3 * done / warmup if done < warmup else 1.0
+        return float(rise * 0.1 ** sum(done >= each for each in milestones))
+
+    return factor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a training is told; the meaning of each field stands with the defenses' parameters."""
+    """What a training is told, whatever its loss."""
 
-    training: Literal["adversarial", "standard"]
     epochs: int
     batch: int
-    drop_last: bool
-    augment: bool
-    lr: float | None
-    weight_decay: float
-    momentum: float
-    clip: float
-    radius: float
-    inner: Use
+    drop_last: bool = False
+    augment: bool = False
+    """Flip and crop, see `augmented`."""
+    optimiser: Literal["sgd", "adam"] = "adam"
+    lr: float
+    schedule: Schedule = constant
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 0.0
+    clip: float | None = None
+    """The norm that gradients are clipped to, all together; None: they are not."""
+    double_decay: bool = False
+    """Weights of a feedback network's fully connected layers decay twice (D-39)."""
 
-    def optimiser(self, network: nn.Module, *, double_decay: bool = False) -> Optimizer:
-        """Return SGD or Adam; `double_decay` is for the weights of fully connected layers."""
-        doubled = {id(each.weight) for each in network.modules() if isinstance(each, Linear) and double_decay}
+    def optimiser_of(self, model: nn.Module) -> Optimizer:
+        """Return SGD or Adam over the parameters that are learned."""
+        doubled = {
+            id(each.weight) for each in model.modules() if isinstance(each, Linear) and self.double_decay
+        }
         groups = [
             {
-                "params": [each for each in network.parameters() if (id(each) in doubled) is twice],
+                "params": [each for each in _learned(model) if (id(each) in doubled) is twice],
                 "weight_decay": self.weight_decay * (2 if twice else 1),
             }
             for twice in (False, True)
         ]
         groups = [group for group in groups if group["params"]]
-        if self.training == "standard":
+        if self.optimiser == "adam":
             return Adam(groups, lr=self.rate(0, 1))
         return SGD(groups, lr=self.rate(0, 1), momentum=self.momentum)
 
     def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of a step: falling polynomially to 0, constant in standard training."""
-        if self.training == "standard":
-            return 1e-3 if self.lr is None else self.lr
-        return float((0.05 if self.lr is None else self.lr) * (1 - step / total) ** 0.9)
+        """Return the learning rate of a step."""
+        return self.lr * self.schedule(step, total)
 
 
 def check(params: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a training cannot be run so."""
-    for name in ("epochs", "batch"):
-        if params[name] < 1:
+    """Raise `InputError` where a training cannot be run so; parameters that are not there are not asked."""
+    for name in ("epochs", "batch", "steps"):
+        if name in params and params[name] < 1:
             raise InputError(f"{name} must be at least 1, found {params[name]}")
-    for name in ("weight_decay", "momentum", "clip", "radius"):
-        if not params[name] >= 0:
+    for name in ("weight_decay", "momentum", "clip", "radius", "beta", "warmup"):
+        if params.get(name) is not None and not params[name] >= 0:
             raise InputError(f"{name} must not be negative, found {params[name]}")
-    if params["lr"] is not None and not params["lr"] > 0:
-        raise InputError(f"lr must be positive, found {params['lr']}")
+    for name in ("lr", "step"):
+        if params.get(name) is not None and not params[name] > 0:
+            raise InputError(f"{name} must be positive, found {params[name]}")
+    milestones = list(params.get("milestones", ()))
+    if milestones != sorted(set(milestones)) or any(each < 1 for each in milestones):
+        raise InputError(f"milestones must be numbers of epochs, from 1 and rising, found {milestones}")
 
 
 def train(
     model: nn.Module,
-    network: nn.Module,
     fitting: Fitting,
+    objective: Objective,
     recipe: Recipe,
-    loss: Loss,
     *,
-    double_decay: bool = False,
+    fewest: int = 1,
+    ended: Callable[[Tensor], None] | None = None,
 ) -> None:
-    """Train `model`, whose first pass is `network`, epoch by epoch; each step depends on its number alone."""
-    optimiser = recipe.optimiser(network, double_decay=double_decay)
-    attack = fitting.attack(recipe.inner) if recipe.training == "adversarial" else None
-    threat = Threat("linf", recipe.radius)
+    """Train a model, epoch by epoch, and leave it in evaluation mode.
+
+    A step depends on its number alone, so that a training that is resumed ends the same. Batches of
+    less than `fewest` images are left out: batch normalisation of single values needs two. `ended` is
+    told the mean loss of each epoch before its state is saved.
+    """
+    optimiser = recipe.optimiser_of(model)
     steps = fitting.steps(recipe.batch, drop_last=recipe.drop_last)
     model.train()
     for epoch in fitting.epochs(recipe.epochs, model, optimiser):
+        losses: list[Tensor] = []
         batches = epoch.batches(recipe.batch, drop_last=recipe.drop_last)
         for step, (x, y, noise) in enumerate(batches, epoch.number * steps):
+            if len(x) < fewest:
+                continue
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step, recipe.epochs * steps)
-            clean = augmented(x, noise) if recipe.augment else x
-            attacked = None if attack is None else craft(attack, network, clean, y, threat, noise)
-            value = loss(clean, attacked, y)
+            value = objective(augmented(x, noise) if recipe.augment else x, y, noise)
             optimiser.zero_grad()
             value.backward()
-            if recipe.training == "adversarial":
-                nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+            if recipe.clip is not None:
+                nn.utils.clip_grad_norm_(_learned(model), recipe.clip)
             optimiser.step()
-            epoch.report(value.detach())
+            losses.append(value.detach())
+            epoch.report(losses[-1])
+        if ended is not None:
+            ended(torch.stack(losses).mean())
     model.eval()
 
 
+def _learned(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad]
+
+
+def attacked(
+    network: nn.Module, loss: Loss, attack: Attack | None, threat: Threat, *, mode: Mode = "eval"
+) -> Objective:
+    """Return the objective of adversarial training: `loss` of images and what `attack` makes of them.
+
+    Without an attack, that of standard training.
+    """
+
+    def objective(x: Images, y: Labels, noise: Randomness) -> Tensor:
+        z = None if attack is None else craft(attack, network, x, y, threat, noise, mode=mode)
+        return loss(x, z, y)
+
+    return objective
+
+
 def craft(
-    attack: Attack, network: nn.Module, x: Images, y: Labels, threat: Threat, noise: Randomness
+    attack: Attack,
+    network: nn.Module,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    mode: Mode = "eval",
 ) -> Images:
-    """Attack the network's plain forward pass, in evaluation mode and without gradients of parameters."""
-    with frozen(network):
+    """Attack the network's plain forward pass, without gradients of parameters."""
+    with frozen(network, mode):
         made = attack(View(network, final=False), x, y, threat, noise)
     return made.images if isinstance(made, Crafted) else made
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode with fixed parameters, and back."""
-    training = network.training
+def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+    """Put a network in evaluation mode (or in another) with fixed parameters, and back."""
+    modes = [(each, each.training) for each in network.modules()]
     flags = [(each, each.requires_grad) for each in network.parameters()]
-    network.eval().requires_grad_(False)
+    network.train(mode == "train").requires_grad_(False)
     try:
         yield
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
         for each, flag in flags:
             each.requires_grad_(flag)
 
@@ -128,7 +204,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
 def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
     """Flip each image with chance 1/2, then cut it out of itself with a black border of 4 pixels.
 
-    Black is -1 to the network, as in the released code, whose border is added before scaling.
+    Black is 0, which is -1 to CNN-F's networks, as in the released code: its border is added before
+    scaling.
     """
     count, _, height, width = x.shape
     flipped = noise.integers((), 2).bool()
@@ -139,3 +216,38 @@ def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
     image = torch.arange(count, device=x.device)[:, None, None]
     cut = pad(x, [border] * 4)[image, :, rows[:, :, None], columns[:, None, :]]
     return cut.permute(0, 3, 1, 2).contiguous()
+
+
+def feedback_recipe(
+    *,
+    training: Literal["adversarial", "standard"],
+    epochs: int,
+    batch: int,
+    drop_last: bool,
+    augment: bool,
+    lr: float | None,
+    weight_decay: float,
+    momentum: float,
+    clip: float,
+    double_decay: bool = False,
+) -> Recipe:
+    """Return the recipe of CNN-F and its feed-forward twin (Huang et al. 2020, section 3).
+
+    Adversarial training has SGD, gradients clipped, and a rate that falls polynomially from 0.05;
+    standard training has Adam at a constant 0.001, nothing clipped and no decay doubled.
+    """
+    adversarial = training == "adversarial"
+    usual = 0.05 if adversarial else 1e-3
+    return Recipe(
+        epochs=epochs,
+        batch=batch,
+        drop_last=drop_last,
+        augment=augment,
+        optimiser="sgd" if adversarial else "adam",
+        lr=usual if lr is None else lr,
+        schedule=polynomial if adversarial else constant,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        clip=clip if adversarial else None,
+        double_decay=double_decay and adversarial,
+    )
