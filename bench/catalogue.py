@@ -135,6 +135,16 @@ def _signature(parameters: dict[str, dict[str, Any]]) -> str:
     )
 
 
+_PLANNED = {
+    "type": "object",
+    "title": "planned",
+    "description": "An attack that is not there yet: its cells are skipped, with this reason.",
+    "properties": {"use": {"type": "string"}, "planned": {"type": "string", "minLength": 1}},
+    "required": ["use", "planned"],
+}
+"""The alternative to everything registered: whatever its parameters will be."""
+
+
 def suite_schema() -> dict[str, Any]:
     """Return the JSON Schema of a task file, the parameters of everything registered included."""
     discover()
@@ -144,6 +154,7 @@ def suite_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     definitions["DefenseUse"] = _uses(DEFENSES, DefenseUse, definitions)
     definitions["AttackUse"] = _uses(ATTACKS, AttackUse, definitions)
+    definitions["AttackUse"]["oneOf"].append(_PLANNED)
     definitions["DataSpec"] = _sources(definitions)
     schema["properties"]["data"]["additionalProperties"] = {"$ref": "#/$defs/DataSpec"}
     return schema
@@ -155,7 +166,8 @@ def _uses(
     """Return one alternative for each registered name, so that its parameters are completed."""
     common = TypeAdapter(model).json_schema(ref_template="#/$defs/{model}")
     common.pop("$defs", None)
-    beside = {name: info for name, info in common["properties"].items() if name != "use"}
+    # What is registered is not planned any more.
+    beside = {name: info for name, info in common["properties"].items() if name not in ("use", "planned")}
     return {"oneOf": [_alternative("use", registry[name], beside, definitions) for name in registry]}
 
 

@@ -9,13 +9,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bench.checks import FACTS, Cell
 from bench.errors import InputError, did_you_mean
-from bench.metrics import METRICS, Metric
+from bench.metrics import METRICS, Metric, Unit
 from bench.quantities import fraction, spell
 
 QUESTION = ("data", "norm", "radius")
@@ -23,6 +24,9 @@ QUESTION = ("data", "norm", "radius")
 
 CHOICE = ("attack", "view", "target")
 """The attacker's: settled example by example, by the worst."""
+
+MEASURE = ("metric", "class")
+"""What a row or a column may say beside coordinates: what is counted there, and of which class."""
 
 COORDINATES = (*QUESTION, "defense", "attack", "view", "readout", "seed", "target")
 """What every cell has; served parameters come as ``serve.<name>``."""
@@ -88,9 +92,11 @@ class Table(Model):
     where: Selection = {}
     rows: Axis
     columns: Axis
-    """A column may also name a `metric` of its own."""
+    """A row or a column may also name a `metric` of its own, and the `class` that it is of."""
     extra: list[Literal["Min", "Max", "Worst"]] = []
     mean_over: list[Literal["seed", "target"]] = ["seed"]
+    min_over: list[Literal["attack", "view"]] = []
+    """What is averaged by itself: a square is the least of these averages, as papers print it."""
     worst_over: list[Literal["attack", "view", "target"]] = ["attack", "view", "target"]
     metric: str = "accuracy"
     radii: list[Radius] = []
@@ -103,31 +109,35 @@ class Table(Model):
     @classmethod
     def _mean_comes_first(cls, given: object) -> object:
         if isinstance(given, Mapping) and "worst_over" not in given:
-            mean = given.get("mean_over", ["seed"])
-            given = {**given, "worst_over": [name for name in CHOICE if name not in mean]}
+            other = [*given.get("mean_over", ["seed"]), *given.get("min_over", [])]
+            given = {**given, "worst_over": [name for name in CHOICE if name not in other]}
         return given
 
     @model_validator(mode="after")
     def _check(self) -> "Table":
-        for both in set(self.mean_over) & set(self.worst_over):
-            raise ValueError(f"{both} is both in mean_over and in worst_over")
+        ways: dict[str, Sequence[str]] = {
+            "mean_over": self.mean_over,
+            "min_over": self.min_over,
+            "worst_over": self.worst_over,
+        }
+        for one, other in combinations(ways, 2):
+            for both in set(ways[one]) & set(ways[other]):
+                raise ValueError(f"{both} is both in {one} and in {other}")
         for heading in self.extra:
             if heading in self.columns:
                 raise ValueError(f"a column is called {heading!r}, and so is an extra one")
         for axis in (self.rows, self.columns):
             if not axis:
                 raise ValueError("rows and columns need an entry each")
-        for name in self._metrics():
+        for selection in ({"metric": self.metric}, *_selections(self.rows), *_selections(self.columns)):
+            name, label = selection.get("metric", self.metric), selection.get("class", 0)
             if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}")
+                raise ValueError(f"unknown metric {name!r}{did_you_mean(str(name), METRICS)}")
+            if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+                raise ValueError(f"class: expected a whole number from 0, found {label!r}")
         self._check_names()
         self._check_extra(METRICS[self.metric])
         return self
-
-    def _metrics(self) -> Iterator[str]:
-        yield self.metric
-        if isinstance(self.columns, dict):
-            yield from (str(each["metric"]) for each in self.columns.values() if "metric" in each)
 
     def _check_names(self) -> None:
         for place, names in (
@@ -135,8 +145,9 @@ class Table(Model):
             *(("rows", each) for each in _named(self.rows)),
             *(("columns", each) for each in _named(self.columns)),
         ):
+            measured = MEASURE if place != "where" and isinstance(getattr(self, place), dict) else ()
             for name in names:
-                if "." not in name and name not in COORDINATES and (place, name) != ("columns", "metric"):
+                if "." not in name and name not in (*COORDINATES, *measured):
                     known = [*COORDINATES, "serve.<parameter>"]
                     raise ValueError(f"{place}: unknown coordinate {name!r}{did_you_mean(name, known)}")
         for heading, selection in self.columns.items() if isinstance(self.columns, dict) else ():
@@ -162,6 +173,10 @@ class Table(Model):
             if heading != "Worst" and heading != {"least": "Min", "greatest": "Max"}[metric.worst]:
                 right = "Max" if heading == "Min" else "Min"
                 raise ValueError(f"extra: an attacker wants the {right} of {metric.name}, not the {heading}")
+
+
+def _selections(axis: list[str] | dict[str, Any]) -> list[Mapping[str, Any]]:
+    return list(axis.values()) if isinstance(axis, dict) else []
 
 
 def _named(axis: list[str] | dict[str, Any]) -> list[Iterable[str]]:
@@ -198,10 +213,11 @@ def _filled(selection: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, A
 
 @dataclass(frozen=True)
 class Place:
-    """The cells of a square, and those that cannot be."""
+    """The cells of a square, those that cannot be, and what is counted."""
 
     cells: tuple[Cell, ...]
     skips: tuple[Cell, ...]
+    metric: Metric
 
     @property
     def attacks(self) -> tuple[Cell, ...]:
@@ -211,16 +227,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, the coordinates that it fixes, and its metric."""
+    """A column: its heading, and what it fixes."""
 
     heading: str
     at: Mapping[str, Any]
-    metric: Metric
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row: its headings, the coordinates that it fixes, and its squares."""
+    """A row: its headings, what it fixes, and its squares."""
 
     label: tuple[str, ...]
     at: Mapping[str, Any]
@@ -252,12 +267,23 @@ class Layout:
         """Return the jobs that the table reads."""
         found = set()
         for line in self.lines:
-            for column, place in zip(self.columns, line.places, strict=True):
+            for place in line.places:
                 for cell in place.cells:
                     found.add(str(cell["job"]))
-                    if column.metric.clean == "used" or self.needs_unmoved(cell, column.metric):
+                    if place.metric.clean == "used" or self.needs_unmoved(cell, place.metric):
                         found |= {str(each["job"]) for each in self.unmoved(cell)[:1]}
         return found
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of outcomes that its metrics look at beside those that every table reads."""
+        places = [place for line in self.lines for place in line.places]
+        return tuple(dict.fromkeys(name for place in places for name in place.metric.reads))
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """In which the numbers of each column are printed."""
+        return tuple(place.metric.unit for place in self.lines[0].places)
 
 
 def _asked_of(cell: Cell) -> frozenset[Any]:
@@ -284,15 +310,15 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
         table = Table.model_validate(tables[key])
     except ValidationError as error:
         raise InputError(f"table {key!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-    cells, skips = _read_at(manifest["cells"], table.radii), manifest["skips"]
+    cells, skips = (_read_at(manifest[kind], table.radii) for kind in ("cells", "skips"))
     every = _Cells(f"table {key!r}", cells, skips, _known([*cells, *skips]))
     shown = every.where(table.where, "where")
-    if not shown.cells:
+    if not shown.cells and not shown.skips:
         raise InputError(f"table {key!r}: where: no cell has all of {table.where}")
     lines = _lines(shown, table)
     columns = _columns(shown, table, [at for _, at, _ in lines])
     arranged = [
-        Line(label, at, tuple(rest.at(_filled(_chosen(column), {**table.where, **at})) for column in columns))
+        Line(label, at, tuple(_place(key, table, label, at, column, rest) for column in columns))
         for label, at, rest in lines
     ]
     if isinstance(table.rows, list):
@@ -309,6 +335,7 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     )
     _refuse_hiding(layout)
     _refuse_merging(layout)
+    _refuse_mixing(layout)
     return layout
 
 
@@ -326,13 +353,35 @@ def _read_at(cells: Sequence[Cell], radii: Sequence[float]) -> list[Cell]:
         return list(cells)
     found: list[Cell] = []
     for cell in cells:
-        free = cell["radius"] is None and (cell["budget"] == "distance" or cell["use"] == "none")
+        # A cell that is skipped says nothing of its attack but where it would stand.
+        free = cell["radius"] is None and ("reason" in cell or _free(cell))
         found += [{**cell, "radius": radius} for radius in radii] if free else [cell]
     return found
 
 
-def _chosen(column: Column) -> Mapping[str, Any]:
-    return {name: value for name, value in column.at.items() if name != "metric"}
+def _free(cell: Cell) -> bool:
+    return bool(cell["budget"] == "distance" or cell["use"] == "none")
+
+
+def _chosen(selection: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in selection.items() if name not in MEASURE}
+
+
+def _place(
+    key: str, table: Table, label: tuple[str, ...], at: Mapping[str, Any], column: Column, rest: "_Cells"
+) -> Place:
+    """Return a square's cells, and its metric: the row's or the column's own, else the table's."""
+    where = f"table {key!r}: row {', '.join(label)!r}, column {column.heading!r}"
+    for name in MEASURE:
+        if name in at and name in column.at:
+            raise InputError(f"{where}: both say a {name}")
+    own = {**at, **column.at}
+    try:
+        metric = METRICS[str(own.get("metric", table.metric))].of(own.get("class"))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    cells, skips = rest.at(_filled(_chosen(column.at), {**table.where, **at}))
+    return Place(cells, skips, metric)
 
 
 @dataclass(frozen=True)
@@ -345,7 +394,7 @@ class _Cells:
     known: Mapping[str, Sequence[Any]]
     """The values of each coordinate, in the whole suite."""
 
-    def at(self, selection: Mapping[str, Any]) -> Place:
+    def at(self, selection: Mapping[str, Any]) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
         wanted = [
             (name, {_token(value) for value in self.known.get(name, ()) if _matches(chosen, value)})
             for name, chosen in selection.items()
@@ -354,12 +403,12 @@ class _Cells:
         def fits(cell: Cell) -> bool:
             return all(_token(cell.get(name)) in tokens for name, tokens in wanted)
 
-        return Place(tuple(filter(fits, self.cells)), tuple(filter(fits, self.skips)))
+        return tuple(filter(fits, self.cells)), tuple(filter(fits, self.skips))
 
     def where(self, selection: Mapping[str, Any], place: str) -> "_Cells":
         self.check([selection], place)
-        chosen = self.at(selection)
-        return replace(self, cells=chosen.cells, skips=chosen.skips)
+        cells, skips = self.at(selection)
+        return replace(self, cells=cells, skips=skips)
 
     def check(self, selections: Sequence[Mapping[str, Any]], place: str) -> None:
         """Raise where a name is no coordinate, or where no cell has a value.
@@ -415,7 +464,7 @@ def _lines(shown: _Cells, table: Table) -> list[tuple[tuple[str, ...], dict[str,
     """Return for each row its label, the coordinates it fixes, and the cells that it may show."""
     if isinstance(table.rows, dict):
         return [
-            ((heading,), _scalars(selection), shown.where(selection, f"row {heading!r}"))
+            ((heading,), _scalars(selection), shown.where(_chosen(selection), f"row {heading!r}"))
             for heading, selection in table.rows.items()
         ]
     for name in table.rows:
@@ -432,17 +481,17 @@ def _lines(shown: _Cells, table: Table) -> list[tuple[tuple[str, ...], dict[str,
 
 
 def _columns(shown: _Cells, table: Table, rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    metric = METRICS[table.metric]
     if isinstance(table.columns, list):
         for name in table.columns:
             shown.check_name(name, "columns")
-        fixed = distinct({name: cell.get(name) for name in table.columns} for cell in shown.cells)
-        return [Column(_heading(at), at, metric) for at in fixed]
+        # Columns that hold nothing but skips are shown only where there is nothing else.
+        asked_for = shown.cells or shown.skips
+        fixed = distinct({name: cell.get(name) for name in table.columns} for cell in asked_for)
+        return [Column(_heading(at), at) for at in fixed]
     found = []
     for heading, selection in table.columns.items():
-        own = METRICS[str(selection["metric"])] if "metric" in selection else metric
-        column = Column(heading, selection, own)
-        asked = [_filled(_chosen(column), {**table.where, **row}) for row in rows]
+        column = Column(heading, selection)
+        asked = [_filled(_chosen(selection), {**table.where, **row}) for row in rows]
         shown.check(asked if placeholders(selection) else asked[:1], f"column {heading!r}")
         found.append(column)
     return found
@@ -466,7 +515,7 @@ def _values(cells: Iterable[Cell], name: str) -> list[Any]:
 
 def _refuse_hiding(layout: Layout) -> None:
     table = layout.table
-    settled = {*table.mean_over, *table.worst_over}
+    settled = {*table.mean_over, *table.min_over, *table.worst_over}
     named = {
         place: {name for names in _named(axis) for name in names}
         for place, axis in (("rows", table.rows), ("columns", table.columns))
@@ -493,10 +542,10 @@ def _refuse_merging(layout: Layout) -> None:
     """Refuse a worst case where there is none: over a metric that has none, or over other questions."""
     for line in layout.lines:
         for column, place in zip(layout.columns, line.places, strict=True):
-            for name in CHOICE if column.metric.worst is None else ():
+            for name in CHOICE if place.metric.worst is None else ():
                 if name not in layout.table.mean_over and len(values := _values(place.attacks, name)) > 1:
                     raise InputError(
-                        f"table {layout.key!r}: column {column.heading!r}: {column.metric.name} has no worst "
+                        f"table {layout.key!r}: column {column.heading!r}: {place.metric.name} has no worst "
                         f"over {name}: {_listed(values)}; pin it"
                     )
         if layout.table.extra and (several := merged(layout, line)) is not None:
@@ -507,13 +556,21 @@ def _refuse_merging(layout: Layout) -> None:
             )
 
 
+def _refuse_mixing(layout: Layout) -> None:
+    """Refuse a column of percents and logits: nobody could read it."""
+    for number, column in enumerate(layout.columns):
+        units = distinct(line.places[number].metric.unit for line in layout.lines)
+        if len(units) > 1:
+            raise InputError(
+                f"table {layout.key!r}: column {column.heading!r} would hold numbers of several units: "
+                f"{', '.join(units)}"
+            )
+
+
 def merged(layout: Layout, line: Line) -> tuple[str, list[Any]] | None:
     """Return what keeps a row's attacks from being compared: another radius, another read-out."""
     attacked = [
-        cell
-        for column, place in zip(layout.columns, line.places, strict=True)
-        if column.metric.name == layout.table.metric
-        for cell in place.attacks
+        cell for place in line.places if place.metric.name == layout.table.metric for cell in place.attacks
     ]
     for name in dict.fromkeys(name for cell in attacked for name in cell if name not in FACTS):
         values = _values(attacked, name)

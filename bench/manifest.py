@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import sources
 from bench.errors import InputError
-from bench.outcomes import Rows, load
+from bench.outcomes import Frame, Stored
 from bench.store import ARTEFACTS, SCHEME, Store
 
 
@@ -65,11 +65,11 @@ class Outcomes:
         """Modules that are not what they were when the rows given so far were made."""
 
     @cache  # noqa: B019 - lives as long as a report
-    def __call__(self, key: str) -> Rows | None:
+    def __call__(self, key: str) -> Frame | None:
         """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
         if self._store.damage("evaluate", key) is not None:
             return None
         made_by = (self._store.receipt("evaluate", key) or {}).get("sources", {})
         self._now |= sources.digests(set(made_by) - set(self._now))
         self.changed |= {name for name, digest in made_by.items() if self._now.get(name) != digest}
-        return load(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])
+        return Stored(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])

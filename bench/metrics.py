@@ -6,10 +6,10 @@ example by example, seeds are averaged last, and intervals count the examples of
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from statistics import NormalDist, fmean, stdev
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,11 @@ def within(rows: Rows, clean: Rows, radius: float) -> Rows:
     """
     rows, clean = shared(rows, clean)
     near = rows["distance"] <= radius + ROUNDING
-    return {name: np.where(near, values, clean.get(name, values)) for name, values in rows.items()}
+
+    def read(values: NDArray[Any], still: NDArray[Any]) -> NDArray[Any]:
+        return np.where(near.reshape(-1, *[1] * (values.ndim - 1)), values, still)
+
+    return {name: read(values, clean.get(name, values)) for name, values in rows.items()}
 
 
 def shared(rows: Rows, other: Rows) -> tuple[Rows, Rows]:
@@ -83,8 +87,25 @@ def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
 
 # --- metrics by name ---------------------------------------------------------------------------------
 
-Score: TypeAlias = Callable[[Rows, Rows | None], Values]
-"""From an attack's rows, and the rows of the same examples unmoved, to a value for each example."""
+Score: TypeAlias = Callable[..., Values]
+"""From an attack's rows, and the rows of the same examples unmoved (or None), to a value for each example.
+
+A metric of a class is called with the keyword `label`, too.
+"""
+
+Unit: TypeAlias = Literal["percent", "distance", "number", "millions"]
+"""In which a number is printed."""
+
+Summary: TypeAlias = Literal["share", "mean", "median", "constant"]
+"""How examples become one number: the mean of values in [0, 1], of any values, their median, or what is
+the same for all of them."""
+
+_UNITS: Mapping[Summary, Unit] = {
+    "share": "percent",
+    "mean": "number",
+    "median": "distance",
+    "constant": "number",
+}
 
 
 @dataclass(frozen=True)
@@ -99,13 +120,33 @@ class Metric:
     """Which value an attacker prefers; None where several attacks have no worst."""
     clean: Literal["needed", "used", "unused"]
     """Whether the same row's answers to unmoved images are needed, used where they are there, or not."""
-    summary: Literal["mean", "median"]
-    """How examples become one number: a proportion, or a distance."""
+    summary: Summary
+    unit: Unit
+    reads: tuple[str, ...]
+    """The columns of outcomes that it looks at beside those that every table reads."""
+    by_class: bool
+    """Whether it is of one class, which the table names."""
+    label: int | None = None
+    """That class."""
 
-    @property
-    def unit(self) -> str:
-        """In which it is printed."""
-        return "percent" if self.summary == "mean" else "distance"
+    def of(self, label: int | None) -> "Metric":
+        """Return the metric of a class; raise `InputError` where it needs one, or has no use for one."""
+        if self.by_class and label is None:
+            raise InputError(f"{self.name} is of a class: say which, such as class: 3")
+        if label is None:
+            return self
+        if not self.by_class:
+            raise InputError(f"{self.name} is of no class, and class: {label} was given")
+        return replace(self, score=partial(self.score, label=label), label=label)
+
+    def lacks(self, rows: Rows) -> str | None:
+        """Return what these rows do not have that it looks at, in words."""
+        for name in self.reads:
+            if name not in rows:
+                return f"no {name}: the read-out gives none, or the outcomes are older than the column"
+            if self.label is not None and self.label >= rows[name].shape[1]:
+                return f"no class {self.label}: there are {rows[name].shape[1]}"
+        return None
 
 
 METRICS: dict[str, Metric] = {}
@@ -118,12 +159,17 @@ def metric(
     *,
     worst: Literal["least", "greatest"] | None,
     clean: Literal["needed", "used", "unused"] = "unused",
-    summary: Literal["mean", "median"] = "mean",
+    summary: Summary = "share",
+    unit: Unit | None = None,
+    reads: tuple[str, ...] = (),
+    by_class: bool = False,
 ) -> Callable[[Score], Score]:
     """Register a function as a metric; tables and their captions need to know no more of it."""
 
     def register(score: Score) -> Score:
-        METRICS[name] = Metric(name, says, score, worst, clean, summary)
+        METRICS[name] = Metric(
+            name, says, score, worst, clean, summary, unit or _UNITS[summary], reads, by_class
+        )
         return score
 
     return register
@@ -193,6 +239,70 @@ def distance(rows: Rows, clean: Rows | None) -> Values:
     return least_distance(rows, clean)
 
 
+@metric(
+    "logit",
+    "the read-out's logit of a class, its mean over examples",
+    worst=None,
+    summary="mean",
+    reads=("logits",),
+    by_class=True,
+)
+def logit(rows: Rows, clean: Rows | None, *, label: int) -> Values:
+    """Take what the label was read from."""
+    return np.asarray(rows["logits"][:, label], np.float64)
+
+
+@metric(
+    "threshold",
+    "the logit below which the read-out refuses a class",
+    worst=None,
+    summary="constant",
+    reads=("thresholds",),
+    by_class=True,
+)
+def threshold(rows: Rows, clean: Rows | None, *, label: int) -> Values:
+    """Take what the read-out compares a class's logit with, whatever it is shown."""
+    return np.asarray(rows["thresholds"][:, label], np.float64)
+
+
+@metric(
+    "top",
+    "the largest logit, its mean over examples; of a targeted attack, over those that reach their target",
+    worst=None,
+    summary="mean",
+    reads=("logits",),
+)
+def top(rows: Rows, clean: Rows | None) -> Values:
+    """Take the logit of the answer; a target that was not reached does not count."""
+    failed = ~np.isnan(rows["target"]) & ~reached(rows)
+    return np.where(failed, math.nan, rows["logits"].max(1))
+
+
+@metric(
+    "classwise",
+    "classes whose logit is below their threshold, as a share of all classes",
+    worst=None,
+    reads=("logits", "thresholds"),
+)
+def classwise(rows: Rows, clean: Rows | None) -> Values:
+    """Ask every class whether it would refuse; what the read-out does is `rejection`."""
+    below = (rows["logits"] < rows["thresholds"]).mean(1)
+    return np.where(rows["label"] < 0, math.nan, below)
+
+
+@metric(
+    "parameters",
+    "trainable numbers of the defense, in millions",
+    worst=None,
+    summary="constant",
+    unit="millions",
+    reads=("parameters",),
+)
+def parameters(rows: Rows, clean: Rows | None) -> Values:
+    """Take the size of what was asked."""
+    return rows["parameters"]
+
+
 # --- from rows to estimates --------------------------------------------------------------------------
 
 
@@ -229,10 +339,10 @@ class Estimate:
     """A number with what is known of its chance."""
 
     value: float
-    """A proportion in [0, 1], or a distance (infinite: fewer than half were broken)."""
-    low: float
-    high: float
-    """95 % interval, from the examples of one seed."""
+    """A proportion in [0, 1], a distance (infinite: fewer than half were broken), or a plain number."""
+    low: float | None
+    high: float | None
+    """95 % interval, from the examples of one seed; None where there is none to give."""
     n: int
     """Examples of one seed (the smallest number, where seeds differ)."""
     std: float | None
@@ -249,16 +359,30 @@ def estimate(chosen: Metric, seeds: Mapping[int, Sequence[Scored]]) -> Estimate 
     n = min(len(reduce(np.union1d, [each.index for each in parts])) for parts in seeds.values())
     if n == 0:
         return None
-    if chosen.summary == "mean":
-        single = [float(each.mean()) for each in pooled]
-        # The targets of an example are not examples more: n is that of the examples.
-        low, high = wilson(fmean(single), n)
-    else:
-        single = [float(np.median(each)) for each in pooled]
-        low, high = (fmean(end) for end in zip(*map(median_interval, pooled), strict=True))
+    middle = np.median if chosen.summary == "median" else np.mean
+    single = [float(middle(each)) for each in pooled]
+    low, high = _interval(chosen.summary, pooled, single, n)
     finite = all(math.isfinite(each) for each in single)
     spread = stdev(single) if finite and len(single) > 1 else None
     return Estimate(fmean(single), low, high, n, spread, len(single))
+
+
+def _interval(
+    summary: Summary, pooled: Sequence[Values], single: Sequence[float], n: int
+) -> tuple[float | None, float | None]:
+    """Return the interval of the `n` examples of one seed; several seeds' ends are averaged."""
+    # The targets of an example are not examples more: n is that of the examples.
+    match summary:
+        case "share":
+            return wilson(fmean(single), n)
+        case "median":
+            ends = [median_interval(each) for each in pooled]
+        case "mean" if n > 1:
+            ends = [mean_interval(each, n) for each in pooled]
+        case _:
+            return None, None
+    low, high = (fmean(end) for end in zip(*ends, strict=True))
+    return low, high
 
 
 def wilson(p: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -278,6 +402,13 @@ def median_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[flo
     low = max(math.floor(n / 2 - half), 1)
     high = min(math.ceil(n / 2 + half) + 1, n)
     return float(ordered[low - 1]), float(ordered[high - 1])
+
+
+def mean_interval(values: Values, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the normal interval of a mean, with `n` > 1 examples behind the values."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    middle, half = float(values.mean()), z * float(values.std(ddof=1)) / math.sqrt(n)
+    return middle - half, middle + half
 
 
 # --- comparisons -----------------------------------------------------------------------------------

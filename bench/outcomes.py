@@ -3,7 +3,7 @@
 The columns are explained in `docs/results.md`; whatever else an attack noted comes after them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -21,6 +21,7 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "rejected": ("bool", False),
     "score": ("float32", False),
     "logits": ("list<float32>", True),
+    "thresholds": ("list<float32>", True),
     "l0": ("int64", False),
     "l2": ("float64", False),
     "linf": ("float64", False),
@@ -29,20 +30,25 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "forwards": ("float64", False),
     "backwards": ("float64", False),
     "differs": ("bool", True),
+    "parameters": ("int64", False),
 }
-"""Name, type and whether it may be null, of the columns that every `outcomes.parquet` has."""
+"""Name, type and whether it may be null, of the columns that every `outcomes.parquet` has.
+
+Files that are older than `thresholds` and `parameters` lack these two.
+"""
 
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
 """Outcomes of one job as arrays (N,), in ascending order of `index`.
 
 `index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64; NaN stands for
-null.
+null. Where asked for, `logits` and `thresholds` are (N, K) and `parameters` is (N,).
 """
 
 _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "void")
 _NUMBERS = ("target", "score", "distance", "differs")
 _NOTES = ("flat", "nonfinite")
+_LISTS = ("logits", "thresholds")
 
 
 class Frame(Protocol):
@@ -67,22 +73,50 @@ def schema() -> "pa.Schema":
     return pa.schema([pa.field(name, kinds[kind], null) for name, (kind, null) in OUTCOME_COLUMNS.items()])
 
 
-def load(path: Path) -> Rows:
-    """Read what a table needs from an `outcomes.parquet`; logits and norms stay on the disk."""
-    from pyarrow import parquet
+class Stored:
+    """The columns of an `outcomes.parquet`: what every table needs, and the others as they are asked for."""
 
-    wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *_NOTES}
-    with parquet.ParquetFile(path) as file:
-        names = [name for name in file.schema_arrow.names if name in wanted]
-        return arrays(file.read(columns=names))
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self._path = path
+        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *_NOTES}
+        with parquet.ParquetFile(path) as file:
+            self._names = frozenset(file.schema_arrow.names)
+            self._columns = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a column; raise KeyError where the file has none of this name."""
+        from pyarrow import parquet
+
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._columns.column_names:
+            with parquet.ParquetFile(self._path) as file:
+                column = file.read(columns=[name]).column(0)
+            self._columns = self._columns.append_column(name, column)
+        return self._columns[name]
 
 
-def arrays(frame: Frame) -> Rows:
-    """Return outcomes as arrays in ascending order of `index`; raise ValueError if one stands twice."""
+def load(path: Path, also: Iterable[str] = ()) -> Rows:
+    """Read what a table needs from an `outcomes.parquet`, and the columns `also` where it has them."""
+    return arrays(Stored(path), also)
+
+
+def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
+    """Return outcomes as arrays in ascending order of `index`; raise ValueError if one stands twice.
+
+    The columns `also` (`logits`, `thresholds`, `parameters`) are left out where the frame has none, or
+    where they are null: a read-out without thresholds has none.
+    """
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
     rows |= {name: _numbers(frame[name]) for name in _NUMBERS}
-    rows |= {name: _numbers(column) for name in _NOTES if (column := _optional(frame, name)) is not None}
+    for name in (*_NOTES, *also):
+        if (column := _optional(frame, name)) is not None:
+            values = _lists(column) if name in _LISTS else _numbers(column)
+            if values is not None:
+                rows[name] = values
     order = np.argsort(rows["index"], kind="stable")
     rows = {name: values[order] for name, values in rows.items()}
     twice = rows["index"][1:][np.diff(rows["index"]) == 0]
@@ -101,6 +135,21 @@ def _optional(frame: Frame, name: str) -> Any:
         return frame[name]
     except KeyError:
         return None
+
+
+def _lists(column: Any) -> NDArray[np.float64] | None:
+    """Return (N, K) float64 of a column of lists of one length; None where any of them is null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, np.ndarray) and column.dtype != object:
+        return np.asarray(column, np.float64)
+    arrow = column if isinstance(column, pa.ChunkedArray) else pa.array(column, from_pandas=True)
+    chunked = arrow if isinstance(arrow, pa.ChunkedArray) else pa.chunked_array([arrow])
+    if chunked.null_count or not len(chunked):
+        return None
+    flat = pc.list_flatten(chunked).to_numpy()
+    return np.asarray(flat, np.float64).reshape(len(chunked), -1)
 
 
 def _numbers(column: Any) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry
-from bench.spec import Filled, Suite, ViewUse, expanded, inner
+from bench.spec import Filled, Planned, Suite, ViewUse, expanded, inner
 from bench.store import SCHEME as STORE_SCHEME
 
 SCHEME = 1
@@ -410,8 +410,9 @@ class Planner:
                 )
             for attack in task.attacks or suite.attacks:
                 filled = suite.attacks[attack]
-                check = partial(self._checked, "attacks", attack, filled, fitted.shape)
-                self._once("check", attack, fitted.shape, make=check)
+                if isinstance(filled, Filled):
+                    check = partial(self._checked, "attacks", attack, filled, fitted.shape)
+                    self._once("check", attack, fitted.shape, make=check)
                 for seed in task.seeds:
                     train = self.train(defense, fitted, asked, seed)
                     for serve in suite.serves[defense]:
@@ -446,8 +447,6 @@ class Planner:
         seed: int,
     ) -> None:
         task = self.suite.model.tasks[position]
-        entry = self.suite.attacks[attack].entry
-        assert isinstance(entry, AttackEntry)
         for target in self._targets(attack, train.data.shape.classes):
             for choice, label in self._views(task.views, attack, defense, readout):
                 coordinates: dict[str, Any] = {
@@ -494,18 +493,26 @@ class Planner:
         self, asked: list[ViewUse] | None, attack: str, defense: str, readout: str
     ) -> Iterator[tuple[ViewUse | None, str | None]]:
         """Yield the views that an attack looks through, with what each is called in a table."""
-        entry = self.suite.attacks[attack].entry
+        filled = self.suite.attacks[attack]
+        entry = filled.entry if isinstance(filled, Filled) else None
         victim = self.suite.defenses[defense].entry
-        assert isinstance(entry, AttackEntry) and isinstance(victim, DefenseEntry)  # noqa: PT018
+        assert isinstance(entry, AttackEntry | None) and isinstance(victim, DefenseEntry)  # noqa: PT018
         source = self.suite.model.attacks[attack].source
-        if entry.access == "none":
+        if entry is not None and entry.access == "none":
             yield None, None
-        elif entry.access == "decision":
+        elif entry is not None and entry.access == "decision":
             yield ViewUse(use=f"decision:{readout}"), f"decision:{readout}"
         elif source is not None:
             yield source.view, f"{source.defense}:{source.view.use}"
+        elif entry is None and asked is None:
+            # What an attack that nobody has written will look through is not known, unless the task says.
+            yield None, None
         else:
-            every = [ViewUse(use=name) for name, each in victim.views.items() if each.space == entry.space]
+            every = [
+                ViewUse(use=name)
+                for name, each in victim.views.items()
+                if entry is not None and each.space == entry.space
+            ]
             seen: set[str] = set()
             for choice in asked or every:
                 view = expanded(choice, readout)
@@ -528,6 +535,8 @@ class Planner:
         target: Target,
     ) -> Cell | Skip:
         filled = self.suite.attacks[attack]
+        if isinstance(filled, Planned):
+            return Skip(coordinates, f"{filled.name} is planned: {filled.reason}")
         entry = filled.entry
         assert isinstance(entry, AttackEntry)
         origin = self.suite.model.attacks[attack].source
@@ -595,7 +604,11 @@ class Planner:
             coordinates["readout"],
             make=lambda: Evaluate(victim, crafts, coordinates["readout"]),
         )
-        doubt = entry.doubts(threat, **filled.params) if entry.doubts else None
+        doubts = [entry.doubts(threat, **filled.params)] if entry.doubts else []
+        guard = train.defense.entry
+        assert isinstance(guard, DefenseEntry)
+        if guard.doubts and (doubt := guard.doubts(**{**train.defense.params, **serve})):
+            doubts.append(f"{coordinates['defense']}: {doubt}")
         facts = {
             "use": entry.name,
             "access": entry.access,
@@ -603,7 +616,7 @@ class Planner:
             "source": origin.defense if origin else None,
             "final": final,
             "n": n,
-            "doubts": [doubt] if doubt else [],
+            "doubts": [each for each in doubts if each],
         }
         return Cell(coordinates, job, facts)
 

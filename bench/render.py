@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PLUS_MINUS = "±"
+MINUS = "\N{MINUS SIGN}"
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NORMS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "l0": r"$\ell_0$"}
 
@@ -29,25 +30,42 @@ _NORMS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "l0": 
 # --- numbers -----------------------------------------------------------------------------------------
 
 
+_SCALES: Mapping[str, float] = {"percent": 100, "distance": 1, "number": 1, "millions": 1e-6}
+_LABELS: Mapping[str, str] = {"percent": " (%)", "millions": " (millions)"}
+_FORMS: Mapping[str, str] = {"percent": ".1f", "distance": ".3g", "number": ".1f", "millions": ".2f"}
+
+
 def number(value: float, unit: str) -> str:
-    """Write a proportion in percent with one decimal, a distance with three digits."""
+    """Write a proportion in percent with one decimal, a distance with three digits, a logit with one."""
     if math.isinf(value):
-        return "∞"
-    return f"{100 * value:.1f}" if unit == "percent" else f"{value:.3g}"
+        return "∞" if value > 0 else f"{MINUS}∞"
+    return f"{_SCALES[unit] * value:{_FORMS[unit]}}".replace("-", MINUS)
 
 
 def interval(estimate: Estimate, unit: str, *, short: bool = False) -> str:
-    """Write an interval; a short one in whole percent, rounded outwards."""
+    """Write an interval, if there is one; a short one in whole percent, rounded outwards."""
+    if estimate.low is None or estimate.high is None:
+        return ""
     if short and unit == "percent":
         # Rounding first: 0.29 * 100 is a little below 29.
         low, high = round(100 * estimate.low, 6), round(100 * estimate.high, 6)
         return f"{math.floor(low)}{DASH}{math.ceil(high)}"
-    return f"{number(estimate.low, unit)}{DASH}{number(estimate.high, unit)}"
+    # Between numbers that may be negative a dash would be read as a sign.
+    between = " to " if unit == "number" else DASH
+    return f"{number(estimate.low, unit)}{between}{number(estimate.high, unit)}"
 
 
-def quoted(quote: Quote) -> tuple[str, str]:
+def quoted(quote: Quote, unit: str) -> tuple[str, str]:
     """Write a published number and its spread, as they were printed."""
-    return f"{quote.value:.2f}", "" if quote.std is None else f"{PLUS_MINUS}{quote.std:.2f}"
+    form = _FORMS["number"] if unit == "number" else ".2f"
+    value = f"{quote.value:{form}}".replace("-", MINUS)
+    return value, "" if quote.std is None else f"{PLUS_MINUS}{quote.std:{form}}"
+
+
+def _quotes(grid: Grid, row: Row) -> Iterable[list[str]]:
+    """Yield a paper's numbers in the row's columns with their spreads; empty where it has none."""
+    for quote, unit in zip(row.published, grid.units, strict=True):
+        yield [] if quote is None else list(filter(None, quoted(quote, unit)))
 
 
 # --- what every form says ----------------------------------------------------------------------------
@@ -83,12 +101,12 @@ def raised(marks: Iterable[int]) -> str:
 def caption(grid: Grid, intervals: str | None = "in brackets") -> list[str]:
     """Say what the numbers count, over what, where the intervals stand, and what the extra columns are."""
     question = ", ".join(f"{name} {value}" for name, value in grid.question.items())
-    unit = " (%)" if grid.metric.unit == "percent" else ""
-    counted = f"{grid.metric.name}{unit}: {grid.metric.says}"
+    counted = f"{grid.metric.name}{_LABELS.get(grid.metric.unit, '')}: {grid.metric.says}"
     spread = f"mean {PLUS_MINUS} standard deviation over {grid.seeds} seeds"
     over = spread if grid.seeds > 1 else "one seed" if grid.seeds else "nothing was run yet"
-    if intervals is not None:
-        kind = "Wilson " if grid.metric.unit == "percent" else ""
+    known = any(each.estimate is not None and each.estimate.low is not None for each in _squares(grid))
+    if intervals is not None and known:
+        kind = "Wilson " if grid.metric.summary == "share" else ""
         over += f"; {intervals} the {100 * CONFIDENCE:.0f} % {kind}interval of the n examples of one seed"
     said = [*filter(None, [question]), counted, over]
     for heading in grid.table.extra:
@@ -107,6 +125,10 @@ def caption(grid: Grid, intervals: str | None = "in brackets") -> list[str]:
     if grid.void:
         said.append(f"{grid.void} void moves in the whole table")
     return [f"{each[0].upper()}{each[1:]}." for each in said]
+
+
+def _squares(grid: Grid) -> Iterable[Square]:
+    return (square for row in grid.rows for square in row.squares)
 
 
 def doubts(grid: Grid) -> list[str]:
@@ -163,13 +185,14 @@ def text(grid: Grid) -> "Group":
         parts = [(value, "bold" if square.weakest else ""), (marks, "yellow" if square.flags else "")]
         if square.estimate.std is not None:
             parts.append((f"\n{PLUS_MINUS}{number(square.estimate.std, unit)}", ""))
-        parts.append((f"\n{interval(square.estimate, unit, short=True)}", "dim"))
+        if short := interval(square.estimate, unit, short=True):
+            parts.append((f"\n{short}", "dim"))
         return Text.assemble(*parts)
 
     for row in grid.rows:
         table.add_row(_narrow(row.label, 9), *map(square_text, row.squares, grid.units))
         if row.published:
-            quotes = ("\n".join(filter(None, quoted(each))) if each else DASH for each in row.published)
+            quotes = ("\n".join(each) if each else DASH for each in _quotes(grid, row))
             table.add_row("published", *quotes, style="dim italic")
         table.add_section()
     table.add_row("n", *counts(grid), style="dim")
@@ -205,7 +228,8 @@ def markdown(grid: Grid) -> str:
         if square.estimate.std is not None:
             value += f" {PLUS_MINUS} {number(square.estimate.std, unit)}"
         value = f"**{value}**" if square.weakest else value
-        return f"{value}{marks}<br>[{interval(square.estimate, unit)}]"
+        ends = interval(square.estimate, unit)
+        return f"{value}{marks}<br>[{ends}]" if ends else f"{value}{marks}"
 
     lines = [
         [*_heads(grid), *grid.columns],
@@ -214,7 +238,7 @@ def markdown(grid: Grid) -> str:
     for row in grid.rows:
         lines.append([*row.label, *map(square_text, row.squares, grid.units)])
         if row.published:
-            quotes = (f"*{' '.join(filter(None, quoted(each)))}*" if each else DASH for each in row.published)
+            quotes = (f"*{' '.join(each)}*" if each else DASH for each in _quotes(grid, row))
             lines.append(["*published*", *[""] * (len(row.label) - 1), *quotes])
     lines.append(["n", *[""] * (len(grid.heads) - 1), *counts(grid)])
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -266,7 +290,7 @@ def _remarks(square: Square) -> list[str]:
 def _numbers(square: Square, unit: str) -> dict[str, Any]:
     if (known := square.estimate) is None:
         return dict.fromkeys(("value", "std", "low", "high", "n", "seeds"))
-    scale = 100 if unit == "percent" else 1
+    scale = _SCALES[unit]
     values = {"value": known.value, "std": known.std, "low": known.low, "high": known.high}
     scaled = {name: None if each is None else round(scale * each, 6) for name, each in values.items()}
     return {**scaled, "n": known.n, "seeds": known.seeds}
@@ -311,6 +335,7 @@ _LATEX = str.maketrans(
         PLUS_MINUS: r"$\pm$",
         "≤": r"$\leq$",
         "≥": r"$\geq$",
+        MINUS: "$-$",
         "∞": r"$\infty$",
     }
 )
@@ -341,7 +366,7 @@ def latex(grid: Grid) -> str:
         labels = [each.translate(_LATEX) for each in row.label]
         lines.append([*labels, *map(square_text, row.squares, grid.units)])
         if row.published:
-            quotes = (" ".join(filter(None, quoted(each))) if each else DASH for each in row.published)
+            quotes = (" ".join(each) if each else DASH for each in _quotes(grid, row))
             blank = [""] * (len(row.label) - 1)
             lines.append([r"\quad published", *blank, *(each.translate(_LATEX) for each in quotes)])
     frame = pd.DataFrame(lines, columns=pd.Index([each.translate(_LATEX) for each in headings]))
@@ -416,9 +441,9 @@ def figure(grid: Grid, path: Path) -> None:
             _draw(axes, curve, style)
         axes.set_title("\n".join(wrap(grid.table.title, 60)), fontsize="medium")
         axes.set_xlabel(drawn.xlabel or _axis_label(grid, drawn.x))
-        percent = grid.metric.unit == "percent"
-        axes.set_ylabel(drawn.ylabel or grid.metric.name + (" (%)" if percent else ""))
-        if percent:
+        unit = grid.metric.unit
+        axes.set_ylabel(drawn.ylabel or grid.metric.name + _LABELS.get(unit, ""))
+        if unit == "percent":
             axes.set_ylim(0, 100)
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(fontsize="small", frameon=False)
@@ -469,7 +494,7 @@ def _curve(
 ) -> _Curve:
     kept = tuple((x, quote) for x, quote in quotes if quote is not None)
     ordered = tuple(sorted(points, key=lambda point: point[0]))
-    return _Curve(name, ordered, kept, 100 if unit == "percent" else 1)
+    return _Curve(name, ordered, kept, _SCALES[unit])
 
 
 def _styles() -> Iterable[Mapping[str, Any]]:
@@ -485,8 +510,10 @@ def _draw(axes: "Axes", curve: _Curve, style: Mapping[str, Any]) -> None:
     xs = [x for x, _ in curve.points]
 
     def heights(name: str) -> list[float]:
-        known = [square.estimate for _, square in curve.points]
-        return [math.nan if each is None else curve.scale * float(getattr(each, name)) for each in known]
+        known = [
+            None if square.estimate is None else getattr(square.estimate, name) for _, square in curve.points
+        ]
+        return [math.nan if each is None else curve.scale * float(each) for each in known]
 
     axes.plot(xs, heights("value"), label=curve.name, markersize=4, linewidth=1.4, **style)
     axes.fill_between(xs, heights("low"), heights("high"), color=style["color"], alpha=0.15, linewidth=0)

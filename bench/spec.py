@@ -108,6 +108,8 @@ class AttackUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
+    planned: Annotated[str, Field(min_length=1)] | None = None
+    """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
     source: Origin | None = None
     targets: Literal["none", "others", "next", "random"] = "none"
 
@@ -150,6 +152,23 @@ class Filled:
     def name(self) -> str:
         """The registered name."""
         return self.entry.name
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack that a suite needs and that nobody has written yet: the settings it will be run with."""
+
+    name: str
+    """The name that it will be registered under."""
+    reason: str
+    """Why it is not there."""
+    params: Mapping[str, Any]
+    """As they are written, unchecked."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a manifest says of it; no job comes of it, and so no key."""
+        return {"use": self.name, "planned": self.reason, "params": dict(self.params)}
 
 
 def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
@@ -218,7 +237,7 @@ class Suite:
     model: SuiteModel
     data: Mapping[str, DataSpec]
     defenses: Mapping[str, Filled]
-    attacks: Mapping[str, Filled]
+    attacks: Mapping[str, Filled | Planned]
     serves: Mapping[str, tuple[Mapping[str, Any], ...]]
     """For each defense, the parameters it is served with; several where a list was given."""
 
@@ -264,9 +283,7 @@ def load(path: Path) -> Suite:
             name: _filled(doc, ("defenses", name), DEFENSES, use, folder)
             for name, use in model.defenses.items()
         },
-        attacks={
-            name: _filled(doc, ("attacks", name), ATTACKS, use, folder) for name, use in model.attacks.items()
-        },
+        attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
         serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
     )
     _check_parts(suite)
@@ -285,6 +302,14 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
     except InputError as error:
         text = str(error)
         raise InputError(text if doc.path.name in text else f"{doc.at('data', name)}: {text}") from None
+
+
+def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled | Planned:
+    if use.planned is None:
+        return _filled(doc, ("attacks", name), ATTACKS, use, folder)
+    if use.use in ATTACKS:
+        raise InputError(f"{doc.at('attacks', name, 'planned')}: {use.use} is there now; take this key out")
+    return Planned(use.use, use.planned, dict(use.model_extra or {}))
 
 
 def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | AttackUse, folder: Path) -> Filled:
@@ -363,8 +388,10 @@ def _check_parts(suite: Suite) -> None:
 
 def _check_attacks(suite: Suite) -> None:
     for name, use in suite.model.attacks.items():
-        entry = ATTACKS[use.use]
-        if use.targets != "none" and entry.access == "none":
+        filled = suite.attacks[name]
+        entry = filled.entry if isinstance(filled, Filled) else None
+        assert entry is None or isinstance(entry, AttackEntry)
+        if use.targets != "none" and entry is not None and entry.access == "none":
             where = suite.at("attacks", name, "targets")
             raise InputError(f"{where}: {use.use} looks at nothing, so that it has no targets")
         if use.source is None:
@@ -377,7 +404,7 @@ def _check_attacks(suite: Suite) -> None:
                 f"{suite.at(*place, 'defense')}: {use.source.defense} is served in several ways; "
                 "name a defense that is served in one"
             )
-        if entry.access in ("none", "decision"):
+        if entry is not None and entry.access in ("none", "decision"):
             raise InputError(
                 f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "
                 "so that it has no use for a source"
@@ -427,7 +454,10 @@ def _check_task(suite: Suite, position: int) -> None:
             find_view(suite, (*place, "views"), choice.model_copy(update={"use": use}), defenses)
     norm = task.threat.norm
     for name in task.attacks or list(suite.attacks):
-        entry = suite.attacks[name].entry
+        filled = suite.attacks[name]
+        if isinstance(filled, Planned):
+            continue
+        entry = filled.entry
         assert isinstance(entry, AttackEntry)
         if norm not in entry.norms and task.attacks is not None:
             raise InputError(

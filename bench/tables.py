@@ -20,7 +20,7 @@ from bench.checks import Cell, Flag, Seen
 from bench.errors import InputError, did_you_mean
 from bench.layout import Column, Comparison, Layout, Line, Place, arrange, distinct, merged
 from bench.layout import Table as Table
-from bench.metrics import Estimate, Metric, Scored
+from bench.metrics import Estimate, Metric, Scored, Unit
 from bench.outcomes import Frame, Rows, arrays
 from bench.quantities import DASH, fraction, spell
 
@@ -79,8 +79,8 @@ class Grid:
     """Headings of the squares, extra ones last."""
     at: tuple[Mapping[str, Any], ...]
     """The coordinates that each column fixes; none for extra ones."""
-    units: tuple[str, ...]
-    """``percent`` or ``distance``, for each column."""
+    units: tuple[Unit, ...]
+    """In which the numbers of each column are printed."""
     rows: tuple[Row, ...]
     question: Mapping[str, str]
     """Data, norm and radius, where they are the same for the whole table."""
@@ -122,7 +122,9 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: Outcomes) -> Grid:
         ]
         squares = (*doubted, *made.squares[len(layout.columns) :])
         rows.append(Row(line.label, line.at, squares, quotes.get(line.label, ())))
-    every = [cell for line in layout.lines for place in line.places for cell in place.cells]
+    places = [place for line in layout.lines for place in line.places]
+    every = [cell for place in places for cell in place.cells]
+    every = every or [cell for place in places for cell in place.skips]
     metric = metrics.METRICS[layout.table.metric]
     extra = layout.table.extra
     return Grid(
@@ -132,7 +134,7 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: Outcomes) -> Grid:
         heads=layout.heads,
         columns=(*(column.heading for column in layout.columns), *extra),
         at=(*(column.at for column in layout.columns), *({} for _ in extra)),
-        units=(*(column.metric.unit for column in layout.columns), *(metric.unit for _ in extra)),
+        units=(*layout.units, *(metric.unit for _ in extra)),
         rows=tuple(rows),
         question=_question(every),
         seeds=max((each.estimate.seeds for row in rows for each in row.squares if each.estimate), default=0),
@@ -156,7 +158,7 @@ class _Book:
     def rows(self, job: str) -> Rows | None:
         if job not in self._rows:
             frame = self._outcomes(job)
-            self._rows[job] = None if frame is None else arrays(frame)
+            self._rows[job] = None if frame is None else arrays(frame, self._layout.reads)
         return self._rows[job]
 
     def look(self, cell: Cell, metric: Metric) -> Seen | str:
@@ -164,6 +166,8 @@ class _Book:
         rows = self.rows(cell["job"])
         if rows is None:
             return NOT_RUN
+        if (lacking := metric.lacks(rows)) is not None:
+            return lacking
         needed = self._layout.needs_unmoved(cell, metric)
         clean = None
         if needed or metric.clean == "used":
@@ -190,8 +194,8 @@ def _line(layout: Layout, line: Line, book: _Book) -> _CutLine:
     table = layout.table
     squares: list[Square] = []
     seen: list[tuple[Seen, ...]] = []
-    for column, place in zip(layout.columns, line.places, strict=True):
-        square, behind = _square(place, column.metric, table, book)
+    for place in line.places:
+        square, behind = _square(place, table, book)
         squares.append(square)
         seen.append(behind)
     doubts = checks.of_row(seen)
@@ -200,8 +204,8 @@ def _line(layout: Layout, line: Line, book: _Book) -> _CutLine:
     ]
     attacked = [
         position
-        for position, (column, place) in enumerate(zip(layout.columns, line.places, strict=True))
-        if place.attacks and column.metric.name == table.metric
+        for position, place in enumerate(line.places)
+        if place.attacks and place.metric.name == table.metric
     ]
     metric = metrics.METRICS[table.metric]
     named = {layout.columns[each].heading: squares[each] for each in attacked}
@@ -220,17 +224,21 @@ def _line(layout: Layout, line: Line, book: _Book) -> _CutLine:
     return _CutLine(tuple(squares), tuple(seen))
 
 
-def _square(place: Place, metric: Metric, table: Table, book: _Book) -> tuple[Square, tuple[Seen, ...]]:
+def _square(place: Place, table: Table, book: _Book) -> tuple[Square, tuple[Seen, ...]]:
     """Settle a square; return it with what stands behind it."""
     reasons = distinct(skip["reason"] for skip in place.skips)
     # Doing nothing stands for itself only: beside attacks it is the metric's business.
     cells = place.attacks or place.cells
     if not cells:
         return Square(None, DASH, notes=tuple(reasons)), ()
-    parts: dict[str, list[Cell]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
-        parts[checks.title(cell)].append(cell)
-    square, seen = _settled(parts, metric, table.mean_over, book)
+        groups[tuple(cell[name] for name in table.min_over)][checks.title(cell)].append(cell)
+    settled = [_settled(parts, place.metric, table.mean_over, book) for parts in groups.values()]
+    square, seen = settled[0][0], tuple(each for _, behind in settled for each in behind)
+    if len(settled) > 1:
+        named = {", ".join(parts): each for parts, (each, _) in zip(groups.values(), settled, strict=True)}
+        square = _best(place.metric, named)
     return (
         replace(
             square,
@@ -347,7 +355,7 @@ def _question(cells: Sequence[Cell]) -> dict[str, str]:
     """Return what is asked, as far as it is the same for all cells; unmoved images have no threat."""
     found = {}
     for name in ("data", "norm", "radius"):
-        asked = [cell[name] for cell in cells if name == "data" or cell["use"] != "none"]
+        asked = [cell[name] for cell in cells if name == "data" or cell.get("use") != "none"]
         values = distinct(asked)
         if len(values) == 1:
             found[name] = spell(values[0]) if values[0] is not None else "none"

@@ -426,7 +426,6 @@ def _outcomes(
         differs[: len(changed)] = changed.tolist()
     wide = x.double(), z.double()
     target = crafted["target"].tolist()
-    logits = answers.get("logits")
     return {
         "index": index,
         "target": [None if each < 0 else each for each in target],
@@ -434,7 +433,8 @@ def _outcomes(
         "label": answers["label"],
         "rejected": answers["rejected"],
         "score": answers["score"].float(),
-        "logits": None if logits is None or logits.shape[1] > 100 else logits.float().tolist(),
+        "logits": _listed(answers.get("logits")),
+        "thresholds": _listed(answers.get("thresholds")),
         "l0": distance(*wide, "l0").long(),
         "l2": distance(*wide, "l2"),
         "linf": distance(*wide, "linf"),
@@ -443,8 +443,14 @@ def _outcomes(
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
         "differs": differs,
+        "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
     }
+
+
+def _listed(values: Tensor | None) -> list[list[float]] | None:
+    """Return (N, K) as lists for a column, up to 100 classes."""
+    return None if values is None or values.shape[1] > 100 else values.float().tolist()
 
 
 def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
@@ -468,6 +474,10 @@ def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tenso
     }
     if all(each.logits is not None for each in parts):
         found["logits"] = torch.cat([each.logits for each in parts if each.logits is not None]).cpu()
+    if all(each.thresholds is not None for each in parts):
+        # One row of thresholds for each image, so that a row of outcomes can be judged alone.
+        rows = [each.thresholds.expand(len(each.label), -1) for each in parts if each.thresholds is not None]
+        found["thresholds"] = torch.cat(rows).cpu()
     return found
 
 

@@ -65,7 +65,7 @@ def test_everything_registered_has_its_section(heading: str, registry: object) -
 def test_every_view_has_its_row() -> None:
     discover()
     views = {name for entry in map(DEFENSES.__getitem__, DEFENSES) if own(entry) for name in entry.views}
-    rows = set(re.findall(r"^\| `(\w+)` \|", section("Views"), re.MULTILINE))
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", section("Views"), re.MULTILINE))
     assert rows == views
 
 

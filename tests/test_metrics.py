@@ -13,6 +13,7 @@ from bench import metrics
 from bench.errors import InputError
 from bench.metrics import METRICS, Scored
 from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
+from bench.outcomes import take as outcomes_take
 
 # Nothing is written beside the tests, and every run tries the same examples.
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -93,6 +94,70 @@ def test_with_a_refusal_robust_is_the_usual_robust_error():
     still = arrays(rows([True, True, True], rejected=[False, True, False], moved=False))
     attacked = arrays(rows([False, True, False], rejected=[True, True, False]))
     assert METRICS["robust"].score(attacked, still).tolist() == [1, 0, 0]
+
+
+# --- logits and thresholds ----------------------------------------------------------------------------
+
+
+def bounded(**changes):
+    logits = [[3.0, 1.0, -2.0], [0.5, 4.0, 0.0], [1.0, 2.0, 2.5]]
+    frame = rows([True] * 3, truth=[0, 1, 2], label=[0, 1, 2], **changes)
+    frame["logits"] = logits
+    frame["thresholds"] = [[1.0, 1.5, 2.0]] * 3
+    frame["parameters"] = [1_465_120] * 3
+    return arrays(frame, ("logits", "thresholds", "parameters"))
+
+
+def test_a_logit_and_a_threshold_are_of_the_class_that_is_named():
+    read = bounded()
+    assert METRICS["logit"].of(1).score(read, None).tolist() == [1, 4, 2]
+    assert METRICS["threshold"].of(2).score(read, None).tolist() == [2, 2, 2]
+    for name, label, message in (
+        ("logit", None, "logit is of a class: say which"),
+        ("accuracy", 3, "accuracy is of no class, and class: 3 was given"),
+    ):
+        with pytest.raises(InputError, match=message):
+            METRICS[name].of(label)
+    assert METRICS["logit"].of(3).lacks(read) == "no class 3: there are 3"
+    assert METRICS["logit"].of(2).lacks(read) is None
+    assert "no logits" in METRICS["top"].lacks(arrays(rows([True])))
+
+
+def test_every_class_is_asked_whether_it_would_refuse():
+    # Below their thresholds: 1 and 2; 0 and 2; none, as 1 is not below 1, nor 2 below 1.5.
+    assert METRICS["classwise"].score(bounded(), None).tolist() == pytest.approx([2 / 3, 2 / 3, 0])
+    unknown = {**bounded(), "label": np.array([0, -1, 2])}
+    assert np.isnan(METRICS["classwise"].score(unknown, None)).tolist() == [False, True, False]
+
+
+def test_the_largest_logit_counts_where_the_target_is_reached():
+    assert METRICS["top"].score(bounded(), None).tolist() == [3, 4, 2.5]
+    aimed = METRICS["top"].score(bounded(target=[0, 2, 2]), None)
+    assert np.isnan(aimed).tolist() == [False, True, False]
+
+
+def test_what_is_no_share_has_an_interval_of_its_own_kind():
+    logit = METRICS["logit"].of(0)
+    read = bounded()
+    found = metrics.estimate(logit, {0: [metrics.score(logit, read, None)]})
+    half = stats.norm.ppf(0.975) * np.std([3, 0.5, 1], ddof=1) / math.sqrt(3)
+    assert (found.value, found.std) == (1.5, None)
+    assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
+    # One example says nothing of the others, and a threshold is no example's.
+    single = metrics.estimate(logit, {0: [metrics.score(logit, outcomes_take(read, np.array([0])), None)]})
+    assert (single.value, single.low, single.high, single.n) == (3, None, None, 1)
+    for name, value in (("threshold", 1), ("parameters", 1_465_120)):
+        chosen = METRICS[name].of(0) if name == "threshold" else METRICS[name]
+        constant = metrics.estimate(chosen, {0: [metrics.score(chosen, read, None)]})
+        assert (constant.value, constant.low, constant.high) == (value, None, None)
+
+
+def test_at_a_radius_the_clean_images_logits_are_read():
+    attacked, still = bounded(distance=[0.05, 0.2, 0.3]), bounded()
+    moved = {**attacked, "logits": -attacked["logits"]}
+    read = metrics.within(moved, still, 0.1)
+    np.testing.assert_array_equal(read["logits"][0], moved["logits"][0])
+    np.testing.assert_array_equal(read["logits"][1:], still["logits"][1:])
 
 
 # --- distances ---------------------------------------------------------------------------------------
@@ -265,8 +330,9 @@ def test_rows_come_back_in_order_with_nan_for_null(tmp_path):
     import pyarrow.parquet as pq
 
     frame = rows([True, False, True], index=[5, 1, 3], differs=[None, True, False], flat=[False, True, False])
-    for name in ("logits", "l0", "l2", "linf", "forwards", "backwards"):
-        frame[name] = [[0.5, 1.5]] * 3 if name == "logits" else [1, 2, 3]
+    for name in ("logits", "l0", "l2", "linf", "forwards", "backwards", "parameters"):
+        frame[name] = [[0.5, 1.5], [1.5, 2.5], [3, 4]] if name == "logits" else [1, 2, 3]
+    frame["thresholds"] = [None] * 3
     known = schema()
     fields = [known.field(name) if name in known.names else pa.field(name, pa.bool_()) for name in frame]
     pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields)), tmp_path / "outcomes.parquet")
@@ -280,6 +346,12 @@ def test_rows_come_back_in_order_with_nan_for_null(tmp_path):
     for name, values in arrays(frame).items():
         np.testing.assert_array_equal(values, read[name])
     assert set(known.names) == set(OUTCOME_COLUMNS)
+    # Logits stay on the disk unless they are asked for; what is null, or not there, is left out.
+    assert not {"logits", "parameters"} & set(read)
+    more = load(tmp_path / "outcomes.parquet", ("logits", "thresholds", "parameters", "absent"))
+    assert more["logits"].tolist() == [[1.5, 2.5], [3, 4], [0.5, 1.5]]
+    assert more["parameters"].tolist() == [2, 3, 1]
+    assert not {"thresholds", "absent"} & set(more)
 
 
 def test_an_example_may_stand_once():

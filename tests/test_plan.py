@@ -156,6 +156,38 @@ def test_a_view_of_another_space_is_skipped(tmp_path: Path) -> None:
     assert {skip.reason for skip in plan.skips} == {"pgd searches pixel space, view 'code' is inversion"}
 
 
+def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> None:
+    reason = "it comes with the minimal attacks"
+    attacks = {
+        "clean": {"use": "none"},
+        "cw": {"use": "cw-l2", "planned": reason, "kappa": 500, "targets": "others"},
+        "boundary": {"use": "boundary", "planned": reason, "iterations": 5000},
+    }
+    tasks = [
+        {**BASE["tasks"][0], "threat": {"norm": "l2"}, "attacks": ["cw"]},
+        {"data": "digits", "threat": {"norm": "l2"}, "attacks": ["clean", "boundary"]},
+    ]
+    plan = made(tmp_path, attacks=attacks, tasks=tasks)
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
+    assert {skip.reason for skip in plan.skips} == {
+        f"cw-l2 is planned: {reason}",
+        f"boundary is planned: {reason}",
+    }
+    cw = [skip.coordinates for skip in plan.skips if skip.coordinates["attack"] == "cw"]
+    assert {(each["norm"], each["radius"]) for each in cw} == {("l2", None)}
+    assert {each["target"] for each in cw} == set(range(1, 10))
+    assert {each["view"] for each in cw} == {"first", "e2e_last", "e2e_avg"}
+    # What it will look through is the attack's to say, where the task does not.
+    assert {each.coordinates["view"] for each in plan.skips if each.coordinates["attack"] == "boundary"} == {
+        None
+    }
+    assert plan.manifest()["attacks"]["cw"] == {
+        "use": "cw-l2",
+        "planned": reason,
+        "params": {"kappa": 500},
+    }
+
+
 def test_an_attack_that_needs_a_radius_is_skipped_without_one(tmp_path: Path) -> None:
     plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf"}}])
     assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}

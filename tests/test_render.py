@@ -16,6 +16,7 @@ from bench.errors import InputError
 from bench.metrics import METRICS
 from bench.outcomes import OUTCOME_COLUMNS
 from bench.quantities import DASH, fraction, spell
+from bench.render import MINUS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -77,6 +78,40 @@ def test_numbers_in_their_units():
     assert render.number(1.0, "percent") == "100.0"
     assert render.number(0.71349, "distance") == "0.713"
     assert render.number(math.inf, "distance") == "∞"
+
+
+def test_logits_and_sizes_have_units_of_their_own():
+    from bench.metrics import Estimate
+
+    assert render.number(-644.52, "number") == f"{MINUS}644.5"
+    assert render.number(1_465_120, "millions") == "1.47"
+    known = Estimate(-1.0, -2.5, 0.25, 9, None, 1)
+    for short in (True, False):
+        assert render.interval(known, "number", short=short) == f"{MINUS}2.5 to 0.2"
+    assert render.interval(Estimate(1.0, None, None, 1, None, 1), "number") == ""
+    assert render.quoted(tables.Quote(-644.5, None), "number") == (f"{MINUS}644.5", "")
+    assert render.quoted(tables.Quote(1.46, None), "millions") == ("1.46", "")
+
+
+def test_a_number_without_an_interval_is_shown_without_one():
+    frame = rows([True], moved=False)
+    frame["logits"], frame["parameters"] = [[482.5, -644.5]], [1_465_120]
+    columns = {
+        "first": {"metric": "logit", "class": 0},
+        "second": {"metric": "logit", "class": 1},
+        "size": {"metric": "parameters"},
+        "right": {},
+    }
+    table = {"title": "x", "rows": {"SDIM": {"attack": "clean"}}, "columns": columns}
+    grid = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get)
+    assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.markdown(grid)
+    assert "-- " not in render.latex(grid).partition(r"\midrule")[2]
+    assert "$-$644.5" in render.latex(grid)
+    assert f"{MINUS}644.5" in shown(grid)
+    lines = list(csv.DictReader(io.StringIO(render.csv(grid))))
+    assert [line["unit"] for line in lines] == ["number", "number", "millions", "percent"]
+    assert [line["value"] for line in lines] == ["482.5", "-644.5", "1.46512", "100.0"]
+    assert (lines[0]["low"], lines[0]["high"]) == ("", "")
 
 
 @pytest.mark.parametrize("n", [10, 360, 10000])

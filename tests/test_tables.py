@@ -659,3 +659,131 @@ def test_wilson_is_of_one_seed_however_many_there_are():
     many = cut(*suite([first(50, 20)] * 5, [first(50, 25)] * 5, seeds=5)).rows[0].squares[1].estimate
     assert (one.low, one.high) == (many.low, many.high) == metrics.wilson(0.4, 50)
     assert many.std == 0
+
+
+# --- rows and columns that count something of their own ----------------------------------------------
+
+
+def judged(logits, **changes):
+    frame = rows([True] * len(logits), moved=False, truth=[0] * len(logits), **changes)
+    frame["label"] = [int(np.argmax(each)) for each in logits]
+    frame["logits"] = logits
+    frame["thresholds"] = [[2.0, 1.5, 1.0]] * len(logits)
+    frame["parameters"] = [1_250_794] * len(logits)
+    return frame
+
+
+LOGITS = {
+    "title": "Logits of one image",
+    "rows": {
+        "1st percentile": {"attack": "clean", "metric": "threshold"},
+        "Original": {"attack": "clean"},
+        "DeepFool": {"attack": "deepfool"},
+    },
+    "columns": {"class 0": {"class": 0}, "class 2": {"class": 2}},
+    "metric": "logit",
+}
+
+
+def test_a_row_may_count_something_else_and_a_column_name_a_class():
+    skipped = {**cell("x", attack="deepfool"), "reason": "deepfool is planned: later"}
+    given = manifest([clean("c", n=1)], LOGITS, [skipped])
+    grid = cut(given, {"c": judged([[482.5, -644.5, -440.75]])})
+    assert values(grid) == [2, 1]
+    assert values(grid, 1) == [482.5, -440.75]
+    assert [each.hole for each in grid.rows[2].squares] == [DASH, DASH]
+    assert grid.rows[2].squares[0].notes == ("deepfool is planned: later",)
+    assert grid.units == ("number", "number")
+    assert grid.rows[1].squares[0].estimate.low is None
+
+
+def test_what_the_outcomes_do_not_have_is_a_hole_with_its_reason():
+    given = manifest([clean("c", n=1)], {**LOGITS, "rows": {"Original": {"attack": "clean"}}})
+    square = cut(given, {"c": rows([True], moved=False)}).rows[0].squares[0]
+    assert (square.estimate, square.hole) == (None, DASH)
+    assert square.notes == ("no logits: the read-out gives none, or the outcomes are older than the column",)
+    square = cut(given, {"c": judged([[1.0, 2.0]])}).rows[0].squares[1]
+    assert square.notes == ("no class 2: there are 2",)
+
+
+def test_only_the_columns_that_a_metric_looks_at_are_read():
+    asked = []
+
+    class Watched(dict):
+        def __getitem__(self, name):
+            asked.append(name)
+            return super().__getitem__(name)
+
+    frame = Watched(judged([[1.0, 2.0, 3.0]]).items())
+    for metric, names in (("accuracy", set()), ("classwise", {"logits", "thresholds"})):
+        asked.clear()
+        table = {"title": "x", "rows": ["defense"], "columns": {"All": {"attack": "clean"}}, "metric": metric}
+        cut(manifest([clean("c")], table), {"c": frame})
+        assert set(asked) & {"logits", "thresholds", "parameters"} == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": {"All": {}}}, "threshold is of a class: say which, such as class: 3"),
+        (
+            {"columns": {"All": {"class": 1, "metric": "accuracy"}}},
+            "row '1st percentile', column 'All': both say a metric",
+        ),
+        ({"rows": {"All": {}}, "metric": "accuracy"}, "accuracy is of no class, and class: 0 was given"),
+        (
+            {"columns": {"0": {"class": 0}}, "rows": {"a": {}, "b": {"metric": "top"}}},
+            "top is of no class, and class: 0 was given",
+        ),
+        (
+            {"columns": {"0": {}}, "rows": {"a": {"class": 0}, "b": {"metric": "rejection"}}},
+            "column '0' would hold numbers of several units: number, percent",
+        ),
+        ({"columns": {"x": {"class": "three"}}}, "class: expected a whole number from 0, found 'three'"),
+        ({"columns": {"x": {"class": -1}}}, "class: expected a whole number from 0, found -1"),
+        ({"columns": ["metric"]}, "columns: unknown coordinate 'metric'"),
+        ({"rows": {"a": {"metric": "logits"}}}, "unknown metric 'logits'; did you mean 'logit'?"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused(changes, message):
+    skipped = {**cell("x", attack="deepfool"), "reason": "later"}
+    assert message in refusal(manifest([clean("c")], {**LOGITS, **changes}, [skipped]))
+
+
+def test_a_square_may_be_the_least_of_averages_as_papers_print():
+    # Each view breaks another half: the least average is a half, and nothing stands both.
+    half = first(10, 5)
+    cells = [cell("base", view="base"), cell("bpda", view="bpda"), clean("c")]
+    outcomes = {"base": rows(half), "bpda": rows(~half), "c": rows(first(10, 10), moved=False)}
+    table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}, "extra": ["Worst"]}
+    assert values(cut(manifest(cells, table), outcomes)) == [0, 0]
+    given = manifest(cells, {**table, "min_over": ["view"]})
+    assert values(cut(given, outcomes)) == [0.5, 0]
+    del outcomes["bpda"]
+    square = cut(given, outcomes).rows[0].squares[0]
+    assert (square.estimate.value, square.bound) == (0.5, "≤")
+    assert square.notes == ("without pgd (bpda) (not run)",)
+    twice = {**table, "min_over": ["view"], "worst_over": ["view"]}
+    assert "view is both in min_over and in worst_over" in refusal(manifest(cells, twice))
+
+
+def test_a_table_of_nothing_but_planned_attacks_is_dashes():
+    skips = [
+        {**cell("x", attack="lbt", radius=None, norm="l2", defense=name), "reason": "lbt is planned: later"}
+        for name in ("abs", "defensegan")
+    ]
+    table = {
+        "title": "x",
+        "where": {"attack": "lbt"},
+        "rows": ["defense"],
+        "columns": ["radius"],
+        "radii": [0.5, 1.5],
+        "figure": {"x": "radius"},
+    }
+    given = manifest([clean("c")], table, skips)
+    tables.check(given, "T")
+    grid = cut(given, {})
+    assert grid.columns == ("0.5", "1.5")
+    assert {each.hole for row in grid.rows for each in row.squares} == {DASH}
+    assert tables.jobs(given, "T") == set()
+    assert grid.question == {"data": "digits", "norm": "l2"}

@@ -110,6 +110,24 @@ def test_refusal_is_kept_beside_the_label(tmp_path: Path) -> None:
     assert reject["label"].tolist() == plain["label"].tolist()
 
 
+def test_thresholds_and_the_size_of_the_defense_stand_beside_the_answers(tmp_path: Path) -> None:
+    task = {**TASK, "defenses": ["bounded"]}
+    ran = Ran(suite(tmp_path, {"bounded": {"use": "toy/bounded"}}, {"clean": {"use": "none"}}, [task]))
+    plain, refusing = (ran.outcomes(readout=readout) for readout in ("plain", "reject"))
+    assert not ran.failed
+    assert plain["thresholds"].isna().all()
+    thresholds = np.stack(refusing["thresholds"].to_list())
+    assert thresholds.shape == (60, 10)
+    assert (thresholds == thresholds[0]).all()
+    # What is stored is enough to judge by: refused is what lies below its class's threshold.
+    logits = np.stack(refusing["logits"].to_list())
+    own = logits.max(1) < thresholds[0][logits.argmax(1)]
+    assert (refusing["rejected"] == own).all()
+    assert own.any()
+    assert not own.all()
+    assert (plain["parameters"] == 64 * 10 + 10).all()
+
+
 def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
     defenses = {"linear": {"use": "toy/linear", "serve": {"threshold": [0.0, 0.95]}}}
     ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["reject"]}]))

@@ -105,6 +105,32 @@ class Linear(nn.Module):
         )
 
 
+@defense("toy/bounded", readouts=("plain", "reject"), version=1)
+class Bounded(Linear):
+    """A linear classifier that refuses by class: what its training images of a class seldom are."""
+
+    def __init__(self, shape: Shape, *, epochs: int = 3, share: float = 0.1) -> None:
+        super().__init__(shape, epochs=epochs)
+        self.share = share
+        self.register_buffer("thresholds", torch.zeros(shape.classes))
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        super().fit(train, fitting)
+        with torch.no_grad():
+            logits = self.logits(train.images)
+        for label in range(len(self.thresholds)):
+            own = logits[train.labels == label, label]
+            self.thresholds[label] = own.sort().values[int(self.share * len(own))]
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        decision = Decision.of(self.logits(x))
+        if readout == "plain":
+            return decision
+        assert decision.logits is not None
+        refused = decision.logits.amax(1) < self.thresholds[decision.label]
+        return decision._replace(rejected=refused, thresholds=self.thresholds)
+
+
 @defense("toy/stacked", readouts=("plain",), version=1)
 class Stacked(nn.Module):
     """A network that contains another defense of the suite, and starts from its weights."""
