@@ -21,6 +21,7 @@ from bench import (
     view,
 )
 from defenses.nets import infomax, keeping, resnet8n
+from defenses.nets import training as trainings
 from defenses.nets import weights as files
 
 SHARES = (0.01, 0.02)
@@ -31,7 +32,7 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network cannot be as asked, or a file of weights is not what it should."""
     resnet8n.check(params["n"], params["width"], shape)
     loaded = params["weights"] is not None
-    keeping.check(params, least_epochs=0 if loaded else 1)
+    keeping.check(params, idle=loaded)
     if params["features"] < 1:
         raise InputError(f"features must be at least 1, found {params['features']}")
     for name in ("margin_gap", "mi_weight", "nll_weight", "margin_weight"):
@@ -135,8 +136,8 @@ class Sdim(nn.Module):
         self.margin, self.margin_gap = margin, margin_gap
         self.scale = float(features) if scale_loss else 1.0
         self.mi_weight, self.nll_weight, self.margin_weight = mi_weight, nll_weight, margin_weight
-        self.epochs, self.batch, self.lr = epochs, batch, lr
-        self.augment, self.keep = augment, keep
+        self.recipe = trainings.Recipe(epochs=epochs, batch=batch, lr=lr, augment=augment)
+        self.keep = keep
         self.weights, self.thresholds_from = weights, thresholds
         self.rows = 1024
         """Training images at once, where thresholds are taken; changes no result."""
@@ -147,17 +148,7 @@ class Sdim(nn.Module):
         """Load what `weights` names, train, and take the thresholds."""
         if self.weights is not None:
             self._load(Path(self.weights))
-        keeping.train(
-            self.network,
-            self.loss,
-            train,
-            fitting,
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            augment=self.augment,
-            keep=self.keep,
-        )
+        keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
         self.eval()
         if self.thresholds_from == "fit":
             self.calibrate(train.images, train.labels)

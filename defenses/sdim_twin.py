@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from bench import Decision, Fitting, Images, Labels, Shape, Split, View, defense, view
 from defenses.nets import keeping, resnet8n
+from defenses.nets import training as trainings
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
@@ -40,22 +41,12 @@ class SdimTwin(nn.Module):
         super().__init__()
         resnet8n.check(n, width, shape)
         self.network = resnet8n.Encoder(shape.channels, shape.classes, n=n, width=width, head=head)
-        self.epochs, self.batch, self.lr = epochs, batch, lr
-        self.augment, self.keep = augment, keep
+        self.recipe = trainings.Recipe(epochs=epochs, batch=batch, lr=lr, augment=augment)
+        self.keep = keep
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Train on the split."""
-        keeping.train(
-            self.network,
-            self.loss,
-            train,
-            fitting,
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            augment=self.augment,
-            keep=self.keep,
-        )
+        keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
         self.eval()
 
     def loss(self, x: Images, y: Labels) -> Tensor:

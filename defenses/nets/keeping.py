@@ -1,15 +1,14 @@
 """Training as SDIM and its twin have it: Adam, and the weights of the epoch with the lowest mean loss."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
 
-from bench import Fitting, Images, InputError, Labels, Split
-from defenses.nets.training import augmented
+from bench import Fitting, InputError, Split
+from defenses.nets import training as trainings
 
 Keep: TypeAlias = Literal["best", "last"]
 
@@ -39,54 +38,34 @@ class Kept(nn.Module):
         self.network.load_state_dict(self.best.state_dict())
 
 
-def check(params: Mapping[str, Any], least_epochs: int = 1) -> None:
-    """Raise `InputError` where a training cannot be run so."""
-    if params["epochs"] < least_epochs:
-        raise InputError(f"epochs must be at least {least_epochs}, found {params['epochs']}")
+def check(params: Mapping[str, Any], *, idle: bool = False) -> None:
+    """Raise `InputError` where a training cannot be run so; `idle`: it may have no epoch."""
+    trainings.check({**params, "epochs": 1} if idle and params["epochs"] == 0 else params)
     if params["batch"] < 2:
         raise InputError(
             f"batch must be at least 2, as batch normalisation needs two images, found {params['batch']}"
         )
-    if not params["lr"] > 0:
-        raise InputError(f"lr must be positive, found {params['lr']}")
 
 
 def train(
     network: nn.Module,
-    loss: Callable[[Images, Labels], Tensor],
-    train: Split,
+    split: Split,
     fitting: Fitting,
-    *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    augment: bool,
+    objective: trainings.Objective,
+    recipe: trainings.Recipe,
     keep: Keep,
 ) -> None:
     """Train a network that has batch normalisation, and leave it in evaluation mode.
 
-    Adam at a constant rate, without decay. A last batch of one image is left out: its deviation is 0.
+    A last batch of one image is left out: its deviation is 0.
     """
-    if len(train) < 2 and epochs:
+    if len(split) < 2 and recipe.epochs:
         raise InputError(
-            f"expected at least 2 training images, as batch normalisation needs two, found {len(train)}"
+            f"expected at least 2 training images, as batch normalisation needs two, found {len(split)}"
         )
-    kept = Kept(network) if keep == "best" else None
-    optimiser = Adam(network.parameters(), lr=lr)
-    network.train()
-    for epoch in fitting.epochs(epochs, kept or network, optimiser):
-        losses: list[Tensor] = []
-        for x, y, noise in epoch.batches(batch):
-            if len(x) < 2:
-                continue
-            value = loss(augmented(x, noise) if augment else x, y)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            losses.append(value.detach())
-            epoch.report(losses[-1])
-        if kept is not None:
-            kept.offer(torch.stack(losses).mean())
-    if kept is not None:
-        kept.settle()
-    network.eval()
+    if keep == "last":
+        trainings.train(network, fitting, objective, recipe, fewest=2)
+        return
+    kept = Kept(network)
+    trainings.train(kept, fitting, objective, recipe, fewest=2, ended=kept.offer)
+    kept.settle()
