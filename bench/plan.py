@@ -19,7 +19,7 @@ from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry
-from bench.spec import Filled, Planned, Suite, ViewUse, expanded, inner
+from bench.spec import Filled, Planned, Suite, ViewUse, expanded, inner, named_files
 from bench.store import SCHEME as STORE_SCHEME
 
 SCHEME = 1
@@ -242,8 +242,9 @@ class Plan:
                 if made.get(parameter) is not None:
                     code |= made[parameter][1]
             for parameter in filled.entry.parameters("content"):
-                if made.get(parameter) is not None:
-                    files[written[parameter]] = made[parameter].removeprefix("sha256:")
+                paths = named_files(written.get(parameter, filled.params[parameter]))
+                for path, digest in zip(paths, named_files(made.get(parameter)), strict=True):
+                    files[path] = digest.removeprefix("sha256:")
         return code, files
 
     def modules(self) -> set[str]:

@@ -51,7 +51,10 @@ Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float
 Whole = Annotated[int, BeforeValidator(_strict_int)]
 
 ContentPath = Annotated[str, "content"]
-"""A parameter that names a file, relative to the suite's folder; its content enters the keys."""
+"""A parameter that names a file, relative to the suite's folder; its content enters the keys.
+
+Several: ``tuple[ContentPath, ...]``.
+"""
 
 CodePath = Annotated[str, "code"]
 """A parameter that names code, ``package.module:function``; the module's source enters the keys."""
@@ -113,10 +116,12 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
 
 
 def marked(annotation: Any, metadata: list[Any], mark: str) -> bool:
-    """Return whether an annotation carries `mark`, inside an optional too."""
+    """Return whether an annotation carries `mark`, inside an optional or a tuple too."""
     if mark in metadata:
         return True
-    return any(mark in get_args(each)[1:] for each in (annotation, *get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return mark in annotation.__metadata__
+    return any(marked(each, [], mark) for each in get_args(annotation))
 
 
 @dataclass(frozen=True, kw_only=True)

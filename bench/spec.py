@@ -177,11 +177,14 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     identity: dict[str, Any] = {}
     for name in entry.parameters("content"):
         if plain[name] is not None:
-            path = folder / Path(plain[name]).expanduser()
-            if not path.is_file():
-                raise InputError(f"{name}: no such file: {path}")
-            plain[name] = str(path.resolve())
-            identity[name] = "sha256:" + sources.file_digest(path)
+            several = isinstance(plain[name], list)
+            paths = [folder / Path(each).expanduser() for each in named_files(plain[name])]
+            for path in paths:
+                if not path.is_file():
+                    raise InputError(f"{name}: no such file: {path}")
+            digests = ["sha256:" + sources.file_digest(path) for path in paths]
+            resolved = [str(path.resolve()) for path in paths]
+            plain[name], identity[name] = (resolved, digests) if several else (resolved[0], digests[0])
     for name in entry.parameters("code"):
         if plain[name] is not None:
             identity[name] = [plain[name], sources.code_digests(plain[name], folder)]
@@ -193,6 +196,11 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
         if not (name in entry.neutral and entry.neutral[name] == value)
     }
     return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept})
+
+
+def named_files(value: str | Sequence[str] | None) -> list[str]:
+    """Return the files that a parameter names: none, one or several."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _fill_inner(value: Any, folder: Path) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_m
 from bench.protocols import Crafted, Images, Labels, Split, View, distance
 from bench.referee import Meter, answers_only, blindfold, judge, undisturbed, watch
 from bench.registry import AttackEntry, DefenseEntry, arguments
-from bench.spec import Filled
+from bench.spec import Filled, named_files
 from bench.store import ARTEFACTS, Store
 from bench.training import Progress, Trainer
 
@@ -226,9 +226,9 @@ def unchanged(filled: Filled, folder: Path) -> None:
     """Raise where a file or code that parameters name is not what the job's key was made with."""
     named = filled.identity["params"]
     for name in filled.entry.parameters("content"):
-        path = filled.params[name]
-        if path is not None and "sha256:" + sources.file_digest(Path(path)) != named[name]:
-            raise InputError(f"{path} changed since the run was planned; start it again")
+        for path, digest in zip(named_files(filled.params[name]), named_files(named[name]), strict=True):
+            if "sha256:" + sources.file_digest(Path(path)) != digest:
+                raise InputError(f"{path} changed since the run was planned; start it again")
     for name in filled.entry.parameters("code"):
         path = filled.params[name]
         if path is not None and sources.code_digests(path, folder) != named[name][1]:

@@ -232,6 +232,31 @@ def test_the_key_scheme_is_frozen() -> None:
     )
 
 
+def test_a_parameter_may_name_several_files_which_enter_by_content_and_in_order(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"0.{number}")
+    (tmp_path / "again.txt").write_text("0.1")
+
+    def plan(*names: str) -> Plan:
+        means = {"means": [f"{name}.txt" for name in names]} if names else {}
+        defenses = {"files": {"use": "toy/files", **means}}
+        task = {**BASE["tasks"][0], "views": ["logits"]}
+        return made(tmp_path, defenses=defenses, attacks={"clean": {"use": "none"}}, tasks=[task])
+
+    def key(*names: str) -> str:
+        (cell,) = plan(*names).cells
+        return cell.job.key
+
+    assert key("0", "1") == key("0", "again")
+    assert len({key("0", "1"), key("1", "0"), key("0"), key("0", "1", "2"), key()}) == 5
+    first = plan("0", "1")
+    assert first.suite.defenses["files"].params["means"] == [str(tmp_path / f"{n}.txt") for n in (0, 1)]
+    assert set(first.manifest()["files"]) == {"0.txt", "1.txt"}
+    assert plan().manifest()["files"] == {}
+    with pytest.raises(InputError, match=r"means: no such file: .*9\.txt"):
+        plan("0", "9")
+
+
 def test_a_parameter_that_names_code_enters_by_content(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten()\n")
     defenses = {"mine": {"use": "module", "build": "mine:build"}}

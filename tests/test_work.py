@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from bench.data import DataSpec, load
+from bench.errors import InputError
 from bench.plan import Craft, Evaluate, Train
+from bench.work import unchanged
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}
@@ -108,6 +110,21 @@ def test_refusal_is_kept_beside_the_label(tmp_path: Path) -> None:
     assert (reject["rejected"] == (reject["score"] < 0.95)).all()
     assert reject["rejected"].any()
     assert reject["label"].tolist() == plain["label"].tolist()
+
+
+def test_a_file_among_several_that_changes_after_the_plan_stops_the_job(tmp_path: Path) -> None:
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text(f"0.{number}")
+    defenses = {"files": {"use": "toy/files", "means": [f"{number}.txt" for number in range(10)]}}
+    path = suite(tmp_path, defenses, {"clean": {"use": "none"}}, [{**TASK, "defenses": ["files"]}])
+    ran = Ran(path)
+    assert not ran.failed
+    logits = np.stack(ran.outcomes()["logits"].to_list())
+    assert len(np.unique(logits[0])) == 10
+    job = ran.plan.cells[0].job.victim.train
+    (tmp_path / "7.txt").write_text("0.75")
+    with pytest.raises(InputError, match=r"7\.txt changed since the run was planned"):
+        unchanged(job.defense, tmp_path)
 
 
 def test_thresholds_and_the_size_of_the_defense_stand_beside_the_answers(tmp_path: Path) -> None:

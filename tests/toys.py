@@ -4,11 +4,14 @@ They carry what later defenses need (refusal, parts, served parameters, paramete
 and what attacks do wrong (NaN, out of the box, out of the budget, a crash).
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench import (
+    ContentPath,
     Crafted,
     Decision,
     Fitting,
@@ -156,6 +159,32 @@ class Stacked(nn.Module):
     @view("logits", reads=("plain",))
     def _logits(self) -> View:
         return View(lambda x: self.scale * self.base.logits(x))
+
+
+@defense("toy/files", readouts=("plain",), version=1, learns=False)
+class Files(nn.Module):
+    """Class means that are read from a file each, one for every class."""
+
+    def __init__(
+        self, shape: Shape, *, means: tuple[ContentPath, ...] | None = None, one: ContentPath | None = None
+    ) -> None:
+        super().__init__()
+        self.paths = means or ()
+        self.register_buffer("means", torch.zeros(shape.classes, shape.channels * shape.height * shape.width))
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        for label, path in enumerate(self.paths):
+            self.means[label] = float(Path(path).read_text())
+
+    def logits(self, x: Images) -> Tensor:
+        return -(x.flatten(1)[:, None] - self.means).square().mean(2)
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        return Decision.of(self.logits(x))
+
+    @view("logits", reads=("plain",))
+    def _logits(self) -> View:
+        return View(self.logits)
 
 
 @defense("toy/random", readouts=("plain",), version=1, random=True)
