@@ -1,12 +1,12 @@
 """The networks of Chen, Xu and Zhang's supplement, on 32x32 images: of a GAN, and of autoencoders.
 
-Generator and decoder are one stack, critic and encoder another. Plain `nn.Sequential`s, whose layers'
-parameters lie in the order of the supplement's tables.
+Generator and decoder are one stack, critic and encoder another.
 """
 
 from torch import nn
 
 from defenses.nets.chains import scaled_width
+from defenses.nets.deconv import Draw
 
 SIDE = 32
 """Of the images: of a side of 28, three convolutions of stride 2 leave 3, too little for the last kernel."""
@@ -30,7 +30,7 @@ def decoder(latent: int, channels: int, width: float = 1.0) -> nn.Sequential:
         nn.ConvTranspose2d(second, third, 4, stride=2, padding=1),
         nn.BatchNorm2d(third),
         nn.ReLU(),
-        nn.ConvTranspose2d(third, channels, 4, stride=2, padding=1),
+        Draw(third, channels, 4),
         nn.Tanh(),
     )
 
