@@ -1,7 +1,8 @@
 """Data sets as tensors: what a suite asks for, what is known unloaded, and the checked images.
 
 The root folder is the one given, else the environment's BENCH_DATA, else the user's cache folder.
-Examples come in the order of `examples.stratified`, so that every prefix is stratified and nested.
+Examples come in the order of `examples.stratified`, so that every prefix is stratified and nested, unless
+the published order is asked for.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from bench import imagefiles, imagesets  # noqa: F401 - importing them registers our own sources
 from bench.errors import InputError
-from bench.examples import ORDER, Pixels, Places, Source, SplitName, cache_folder, stratified
+from bench.examples import ORDER, Examples, Pixels, Places, Source, SplitName, cache_folder, stratified
 from bench.protocols import Images, Shape, Split
 from bench.registry import SOURCES, Whole, discover
 
@@ -44,6 +45,10 @@ class DataSpec(BaseModel):
     split: SplitName = "test"
     size: Annotated[Whole, Field(ge=1)] | None = None
     """The number of examples: a prefix of the order; all, unless said."""
+    only: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Of these classes only; labels keep their numbers. Needs `size`: no source declares how many it has."""
+    order: Literal["stratified", "published"] = "stratified"
+    """Of `examples.stratified`, or that of the files, which papers mean by their first 1,000 images."""
     shard: Annotated[Whole, Field(ge=1)] = 500
     """Examples to a job."""
     resize: Annotated[Whole, Field(ge=1, le=4096)] | None = None
@@ -57,6 +62,12 @@ class DataSpec(BaseModel):
         if cls is DataSpec and isinstance(value, Mapping) and "name" in value:
             return model_of(str(value["name"])).model_validate(value)
         return handler(value)
+
+    @model_validator(mode="after")
+    def _sized(self) -> "DataSpec":
+        if self.only is not None and self.size is None:
+            raise ValueError("only: say with size how many examples of these classes")
+        return self
 
     def __reduce__(self) -> tuple[Callable[..., "DataSpec"], tuple[Any, ...]]:
         return _revived, (self.model_dump(by_alias=True),)
@@ -86,7 +97,8 @@ def model_of(name: str) -> type[DataSpec]:
 
 def training(spec: DataSpec) -> DataSpec:
     """Return the whole training split of the same data set, in the same form."""
-    return spec.model_copy(update={"split": "train", "size": None})
+    whole = {"split": "train", "size": None, "only": None, "order": "stratified"}
+    return spec.model_copy(update=whole)
 
 
 def data_root(given: Path | None = None) -> Path:
@@ -122,8 +134,10 @@ def digest(spec: DataSpec, root: Path | None = None, folder: Path | None = None)
         "shape": list(_shape(spec, source)),
         "resize": None if spec.resize is None else [spec.resize, RESIZE],
         "channels": spec.channels,
-        "order": ORDER,
+        "order": ORDER if spec.order == "stratified" else spec.order,
         "content": source.content,
+        # Left out where it is not set, so that data sets keep the names that they had.
+        **({} if spec.only is None else {"only": sorted(set(spec.only))}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -161,7 +175,7 @@ def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split
         raise InputError(
             f"{where}: image {index[first]}: expected a label below {form.classes}, found {labels[first]}"
         )
-    chosen = stratified(examples)[: _count(spec, source)]
+    chosen = _chosen(examples, spec, _count(spec, source), where)
     images = torch.empty(len(chosen), *form[:3])
     # Images are read in the published order, and each written where the order wants it.
     places = np.argsort(index[chosen])
@@ -180,6 +194,20 @@ def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split
     )
 
 
+def _chosen(examples: Examples, spec: DataSpec, count: int, where: str) -> NDArray[np.int64]:
+    """Return the positions of the first `count` examples of the asked classes, in the asked order."""
+    kept = np.arange(len(examples.labels))
+    if spec.only is not None:
+        kept = np.flatnonzero(np.isin(examples.labels, spec.only))
+        if len(kept) < count:
+            named = ", ".join(map(str, spec.only))
+            raise InputError(f"{where} has {len(kept)} examples of class {named}, size asks for {count}")
+    if spec.order == "stratified":
+        # A rank within a class does not depend on the other classes.
+        kept = kept[stratified(Examples(examples.index[kept], examples.labels[kept]))]
+    return kept[:count]
+
+
 def _source(spec: DataSpec, root: Path | None, folder: Path | None) -> Source:
     made: Source = SOURCES[spec.name].make(spec.split, Places(data_root(root), folder), **spec.params)
     return made
@@ -196,6 +224,9 @@ def _shape(spec: DataSpec, source: Source) -> Shape:
 
 
 def _count(spec: DataSpec, source: Source) -> int:
+    classes = source.shape.classes
+    if spec.only is not None and max(spec.only) >= classes:
+        raise InputError(f"{spec.name}: only: there are {classes} classes, from 0, and no {max(spec.only)}")
     if spec.size is not None and spec.size > source.count:
         raise InputError(f"{spec.name} {spec.split} has {source.count} examples, size asks for {spec.size}")
     return spec.size or source.count

@@ -145,6 +145,47 @@ def test_prefixes_are_nested_and_keep_their_images() -> None:
     assert data.load(spec("digits", size=100)).labels.bincount().tolist() == [10] * 10
 
 
+def test_published_order_is_that_of_the_files() -> None:
+    whole = data.load(spec("digits"))
+    found = data.load(spec("digits", size=100, order="published"))
+    assert found.index.tolist() == sorted(whole.index.tolist())[:100]
+    at = {index: place for place, index in enumerate(whole.index.tolist())}
+    places = [at[index] for index in found.index.tolist()]
+    assert torch.equal(found.images, whole.images[places])
+    assert torch.equal(found.labels, whole.labels[places])
+
+
+def test_only_some_classes_are_kept_with_their_numbers() -> None:
+    whole = data.load(spec("digits"))
+    for order in ("stratified", "published"):
+        found = data.load(spec("digits", only=[7, 3], size=40, order=order))
+        assert set(found.labels.tolist()) == {3, 7}
+        assert data.shape(spec("digits", only=[3], size=1)).classes == 10
+    # Stratified: a prefix of a class is a prefix of it in the whole set.
+    threes = data.load(spec("digits", only=[3], size=10))
+    assert torch.equal(threes.index, whole.index[whole.labels == 3][:10])
+    assert torch.equal(threes.images, whole.images[whole.labels == 3][:10])
+
+
+def test_the_first_image_of_a_class_is_the_first_in_the_file() -> None:
+    whole = data.load(spec("digits"))
+    for label in range(10):
+        (index,) = data.load(spec("digits", only=[label], size=1, order="published")).index.tolist()
+        assert index == whole.index[whole.labels == label].min()
+    # In the stratified order the first of a class is another one.
+    first = [data.load(spec("digits", only=[label], size=1)).index.item() for label in range(10)]
+    assert first != [whole.index[whole.labels == label].min().item() for label in range(10)]
+
+
+def test_a_class_without_a_size_or_without_examples_is_refused() -> None:
+    with pytest.raises(ValidationError, match="say with size how many"):
+        spec("digits", only=[0])
+    with pytest.raises(InputError, match="digits: only: there are 10 classes, from 0, and no 10"):
+        data.count(spec("digits", only=[10], size=1))
+    with pytest.raises(InputError, match="digits test has 36 examples of class 0, size asks for 37"):
+        data.load(spec("digits", only=[0], size=37))
+
+
 # Digits ------------------------------------------------------------------------------------------
 
 
@@ -210,6 +251,12 @@ def test_digest_tells_what_decides_the_examples() -> None:
         spec("fashion-mnist"),
     ]
     assert len({data.digest(each) for each in [base, *others]}) == 7
+    parts = [
+        spec("digits", size=5, **more)
+        for more in ({}, {"only": [3]}, {"only": [3, 7]}, {"order": "published"})
+    ]
+    assert len({data.digest(each) for each in parts}) == 4
+    assert data.digest(spec("digits", size=5, only=[7, 3])) == data.digest(parts[2])
     assert data.digest(base) == data.digest(spec("digits", shard=7)) == data.digest(spec("digits", size=360))
 
 
@@ -260,6 +307,8 @@ def test_root_is_given_or_in_the_environment_or_in_the_cache(
 def test_training_is_the_whole_training_split_in_the_same_form() -> None:
     asked = spec("digits", size=100, resize=16, shard=50)
     assert data.training(asked) == spec("digits", split="train", resize=16, shard=50)
+    one = spec("digits", only=[0], size=1, order="published", resize=16, shard=50)
+    assert data.training(one) == data.training(asked)
     assert data.shape(data.training(asked)) == data.shape(asked)
 
 
@@ -428,6 +477,15 @@ def test_mnist_is_mnist(data_root: Path) -> None:
         247,
         127,
     ]
+
+
+def test_the_first_zero_of_mnist_is_its_fourth_test_image(data_root: Path) -> None:
+    # The published test labels begin 7, 2, 1, 0.
+    first = data.load(spec("mnist", only=[0], size=1, order="published"), data_root)
+    assert (first.index.tolist(), first.labels.tolist()) == ([3], [0])
+    four = data.load(spec("mnist", size=4, order="published"), data_root)
+    assert four.labels.tolist() == [7, 2, 1, 0]
+    assert torch.equal(first.images[0], four.images[3])
 
 
 def test_mnist_prefix_of_another_size_is_the_same(data_root: Path) -> None:
