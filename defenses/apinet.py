@@ -1,6 +1,7 @@
 """API-Net: each class may first move the image its way (Dong et al. 2020, "API-Net", ECCV)."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, autograd, nn
@@ -41,7 +42,10 @@ SLACK = 1.02
 ROWS = {"cpu": 256, "cuda": 2048}
 """Points (an image and a class each) that pass the base at once. It bounds memory and changes no result."""
 
-Surrogate = Literal["straight-through", "tanh"]
+EXACT = 1 - 1e-6
+"""Of a radius: what is nearer is there."""
+
+Surrogate: TypeAlias = Literal["straight-through", "tanh"]
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
@@ -56,14 +60,28 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     trainings.check({**params, "epochs": max(params["epochs"], 1)})
 
 
-def doubts(*, eps_ap: float, inner_steps: int, inner_step: float | None, **_: object) -> str | None:
-    """Return a sentence where the inner steps do not reach the inner radius (D-21)."""
-    if inner_step is None or (reach := inner_steps * inner_step) >= eps_ap * (1 - 1e-6):
-        return None
-    return (
-        f"{inner_steps} inner steps of {inner_step:g} reach {reach:.4g}, less than eps_ap {eps_ap:.4g}; "
-        "inner_step: null scales them"
-    )
+def doubts(
+    *,
+    eps_ap: float,
+    inner_steps: int,
+    inner_step: float | None,
+    epochs: int,
+    radius: float,
+    inner: Mapping[str, Any],
+    **_: object,
+) -> str | None:
+    """Return a sentence where steps do not reach their radius: in inference (D-21), or in training."""
+    found = []
+    if inner_step is not None and (reach := inner_steps * inner_step) < eps_ap * EXACT:
+        found.append(
+            f"{inner_steps} inner steps of {inner_step:g} reach {reach:.4g}, less than eps_ap {eps_ap:.4g} "
+            "(inner_step: null scales them)"
+        )
+    # An attack without a step of its own scales it.
+    steps, step = inner.get("steps"), inner.get("step")
+    if epochs and steps and step and (reach := steps * step) < radius * EXACT:
+        found.append(f"{steps} training steps of {step:g} reach {reach:.4g}, less than radius {radius:.4g}")
+    return "; ".join(found) or None
 
 
 @defense(

@@ -531,14 +531,23 @@ def test_impossible_settings_are_refused_by_the_plan(params: dict[str, Any], mes
 
 def test_a_radius_out_of_reach_is_doubted() -> None:
     """D-21: 8 steps of 0.007 do not reach 16/255; 14/255 they do, and 8 of 0.01 reach 16/255."""
-    base = {"eps_ap": 16 / 255, "inner_steps": 8, "inner_step": 0.007}
-    assert doubts(**base) == (
-        "8 inner steps of 0.007 reach 0.056, less than eps_ap 0.06275; inner_step: null scales them"
-    )
-    for change in ({"eps_ap": 14 / 255}, {"inner_step": 0.01}, {"inner_step": None}, {"inner_steps": 9}):
-        assert doubts(**{**base, **change}) is None
+
+    def said(**params: Any) -> str | None:
+        filled = {"base": "base", "eps_ap": "16/255", **params}
+        return doubts(**DEFENSES["apinet"].schema(**filled).model_dump(mode="json"))
+
+    short = "8 inner steps of 0.007 reach 0.056, less than eps_ap 0.06275 (inner_step: null scales them)"
+    assert said() == short
+    for change in ({"eps_ap": "14/255"}, {"inner_step": 0.01}, {"inner_step": None}, {"inner_steps": 9}):
+        assert said(**change) is None
     # Exactly enough, in fractions that are not exact.
-    assert doubts(eps_ap=16 / 255, inner_steps=8, inner_step=2 / 255) is None
+    assert said(inner_step="2/255") is None
+    # The attack in training has steps of its own; without training they do not matter.
+    far = "7 training steps of 0.007 reach 0.049, less than radius 0.3"
+    assert said(radius=0.3) == f"{short}; {far}"
+    assert said(radius=0.3, inner_step=None) == far
+    assert said(radius=0.3, inner_step=None, epochs=0) is None
+    assert said(radius=0.3, inner_step=None, inner={"use": "pgd"}) is None
 
 
 # --- training ----------------------------------------------------------------------------------------
@@ -747,7 +756,7 @@ def test_a_sweep_out_of_reach_is_shown_by_plan_and_table(
 ) -> None:
     path = written(folder, epochs=0, serve=SWEEP)
     ran = Ran(path)
-    said = "api: 4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275; inner_step: null scales them"
+    said = "api: 4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275 (inner_step: null scales them)"
     for cell in ran.plan.cells:
         far = cell.coordinates["serve.eps_ap"] > 15 / 255
         assert cell.facts["doubts"] == ([said] if far else [])

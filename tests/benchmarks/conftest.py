@@ -1,4 +1,7 @@
-"""Speed as ratios inside one run: contenders take turns, so that a slow moment of the machine hits all."""
+"""Speed as ratios inside one run: contenders take turns, so that a slow moment of the machine hits all.
+
+Sizes are counted, not timed.
+"""
 
 import statistics
 import time
@@ -59,8 +62,21 @@ def race(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Race:
     return run
 
 
+@pytest.fixture
+def memory(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function that keeps and prints sizes: ``memory({"what": bytes})``."""
+
+    def note(sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            benchmark.extra_info[f"{name}, MiB"] = round(size / 2**20, 1)
+            line = f"{size / 2**20:7.1f} MiB  {name}"
+            request.config.stash.setdefault(LINES, []).append(line)
+
+    return note
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if lines := config.stash.get(LINES, []):
-        terminalreporter.section("ratios: median of rounds (least to most)")
+        terminalreporter.section("ratios: median of rounds (least to most); sizes")
         for line in lines:
             terminalreporter.write_line(line)
