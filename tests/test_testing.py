@@ -132,6 +132,27 @@ def test_defenses_with_refusal_inversion_and_chance_can_be_checked(monkeypatch: 
     check_defense("tried", Shape(1, 4, 4, 2))
 
 
+def test_a_defense_may_be_readied_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unready(Halfspace):
+        ready = False
+
+        def decide(self, x: Images, readout: str, /) -> Decision:
+            if not self.ready:
+                raise ValueError("not yet")
+            return super().decide(x, readout)
+
+    register(Unready, monkeypatch)
+    with pytest.raises(ValueError, match="not yet"):
+        check_defense("tried", Shape(1, 4, 4, 2))
+
+    def prepare(model: Unready) -> None:
+        assert not any(each.requires_grad or each.grad is not None for each in model.parameters())
+        # Of the class: `restored` builds another, which its weights alone cannot ready.
+        monkeypatch.setattr(Unready, "ready", True)
+
+    check_defense("tried", Shape(1, 4, 4, 2), prepare=prepare)
+
+
 def test_a_part_is_given_as_a_module() -> None:
     base = DEFENSES["toy/linear"].make(Shape(1, 4, 4, 3))
     check_defense("toy/stacked", Shape(1, 4, 4, 3), base=base)
