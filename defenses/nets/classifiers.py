@@ -1,0 +1,127 @@
+"""Plain classifiers: networks by name, and what the defenses that train them share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from bench import Decision, Fitting, Images, InputError, Part, Shape, Split, View, view
+from defenses.nets import smallcnn, training, zoo
+from defenses.nets.resnet import ResNet18
+from defenses.nets.training import Objective, Recipe
+
+Net: TypeAlias = Literal["smallcnn", "lenet", "resnet18", "b1", "b2", "wrn-40-2"]
+
+_LEAST: dict[Net, int] = {
+    "smallcnn": smallcnn.SMALLCNN_LEAST,
+    "lenet": smallcnn.LENET_LEAST,
+    "resnet18": 1,
+}
+"""The shortest side that an image may have; the other nets are `zoo`'s."""
+
+
+def check(net: Net, shape: Shape, *, width: float = 1.0, hidden: Sequence[int] | None = None) -> None:
+    """Raise `InputError` where a network cannot be built so."""
+    if net == "b1" or net == "b2" or net == "wrn-40-2":
+        zoo.check(net, shape, width=width, hidden=hidden)
+        return
+    if not width > 0:
+        raise InputError(f"net {net}: width must be positive, found {width}")
+    if hidden is not None:
+        raise InputError(
+            f"net {net}: only nets b1 and b2 have a choice of hidden, found {list(hidden)}; width scales all"
+        )
+    if min(shape.height, shape.width) < _LEAST[net]:
+        raise InputError(
+            f"net {net}: sides of images must be at least {_LEAST[net]}, found {shape.height}x{shape.width}"
+        )
+
+
+def build(net: Net, shape: Shape, *, width: float = 1.0, hidden: Sequence[int] | None = None) -> nn.Module:
+    """Build a network by name, untrained: images (N, C, H, W) in [0, 1] to logits (N, K).
+
+    `width` scales channels and hidden units; `hidden` replaces the hidden linear layers of CNN-F's
+    nets. Those scale images to [-1, 1], the others take them as they are.
+    """
+    check(net, shape, width=width, hidden=hidden)
+    match net:
+        case "smallcnn":
+            return smallcnn.smallcnn(shape, width=width)
+        case "lenet":
+            return smallcnn.lenet(shape, width=width)
+        case "resnet18":
+            return ResNet18(shape, width=width)
+        case _:
+            return zoo.build(net, shape, width=width, hidden=hidden)
+
+
+def fits(params: Mapping[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where a classifier's network or training cannot be as asked."""
+    check(params["net"], shape, width=params["width"], hidden=params["hidden"])
+    training.check(params)
+    if params["clip"] == 0:
+        raise InputError("clip: 0 would stop the training; expected a norm above 0, or null for no clipping")
+
+
+def unreached(steps: int, step: float, radius: float) -> str | None:
+    """Return a sentence where the steps of an inner attack are too short for its radius."""
+    if (reach := steps * step) >= radius * (1 - 1e-6):
+        return None
+    return f"{steps} inner steps of {step:g} reach {reach:.4g}, less than the radius {radius:.4g}"
+
+
+class Classifier(nn.Module):
+    """A network that answers by its logits' arg-max; what it is trained for is a subclass's."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        recipe: Recipe,
+        *,
+        net: Net,
+        width: float,
+        hidden: Sequence[int] | None,
+        initial: nn.Module | Part | None,
+    ) -> None:
+        super().__init__()
+        self.network = build(net, shape, width=width, hidden=hidden)
+        self.recipe = recipe
+        self.continues = initial is not None
+        if isinstance(initial, nn.Module):
+            self._expect(initial, net)
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        """Train on the split, from the weights of `initial` if there is one."""
+        if self.continues:
+            self.load_state_dict(fitting.parts["initial"].state_dict())
+        # Batch normalisation of a single value has no deviation.
+        norms = any(isinstance(each, nn.BatchNorm2d) for each in self.modules())
+        training.train(self, fitting, self.objective(fitting), self.recipe, fewest=2 if norms else 1)
+
+    def objective(self, fitting: Fitting) -> Objective:
+        """Return the loss of a batch."""
+        raise NotImplementedError
+
+    @view("logits", reads=("label",))
+    def logits(self) -> View:
+        """Look at the logits."""
+        return View(self.network)
+
+    @torch.no_grad()
+    def decide(self, x: Images, readout: str, /) -> Decision:
+        """Answer by the logits' arg-max."""
+        return Decision.of(self.network(x))
+
+    def _expect(self, initial: nn.Module, net: Net) -> None:
+        """Raise `InputError` where another defense's weights are not of the same form."""
+        own, given = (
+            {name: tuple(value.shape) for name, value in each.state_dict().items()}
+            for each in (self, initial)
+        )
+        odd = next((name for name in {**own, **given} if own.get(name) != given.get(name)), None)
+        if odd is not None:
+            raise InputError(
+                f"initial: a {type(initial).__name__} has other weights than net {net} of this width: "
+                f"{odd} is {given.get(odd, 'missing')}, expected {own.get(odd, 'none of that name')}"
+            )
