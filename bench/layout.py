@@ -336,6 +336,7 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     _refuse_hiding(layout)
     _refuse_merging(layout)
     _refuse_mixing(layout)
+    _refuse_idle_classes(layout)
     return layout
 
 
@@ -376,8 +377,10 @@ def _place(
         if name in at and name in column.at:
             raise InputError(f"{where}: both say a {name}")
     own = {**at, **column.at}
+    metric = METRICS[str(own.get("metric", table.metric))]
     try:
-        metric = METRICS[str(own.get("metric", table.metric))].of(own.get("class"))
+        # Beside a metric of a class there may be one that has no use for it: `_refuse_idle_classes`.
+        metric = metric.of(own.get("class")) if metric.by_class else metric
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     cells, skips = rest.at(_filled(_chosen(column.at), {**table.where, **at}))
@@ -565,6 +568,19 @@ def _refuse_mixing(layout: Layout) -> None:
                 f"table {layout.key!r}: column {column.heading!r} would hold numbers of several units: "
                 f"{', '.join(units)}"
             )
+
+
+def _refuse_idle_classes(layout: Layout) -> None:
+    """Refuse a class that no metric of its row or column is of."""
+    rows = [(f"row {', '.join(line.label)!r}", line.at, line.places) for line in layout.lines]
+    columns = [
+        (f"column {column.heading!r}", column.at, tuple(line.places[number] for line in layout.lines))
+        for number, column in enumerate(layout.columns)
+    ]
+    for where, at, places in (*rows, *columns):
+        if "class" in at and not any(place.metric.by_class for place in places):
+            names = ", ".join(distinct(place.metric.name for place in places))
+            raise InputError(f"table {layout.key!r}: {where}: {names} is of no class, and class: was given")
 
 
 def merged(layout: Layout, line: Line) -> tuple[str, list[Any]] | None:

@@ -130,13 +130,9 @@ class Metric:
     """That class."""
 
     def of(self, label: int | None) -> "Metric":
-        """Return the metric of a class; raise `InputError` where it needs one, or has no use for one."""
-        if self.by_class and label is None:
-            raise InputError(f"{self.name} is of a class: say which, such as class: 3")
+        """Return the metric of a class; raise `InputError` where none is given."""
         if label is None:
-            return self
-        if not self.by_class:
-            raise InputError(f"{self.name} is of no class, and class: {label} was given")
+            raise InputError(f"{self.name} is of a class: say which, such as class: 3")
         return replace(self, score=partial(self.score, label=label), label=label)
 
     def lacks(self, rows: Rows) -> str | None:

@@ -697,6 +697,26 @@ def test_a_row_may_count_something_else_and_a_column_name_a_class():
     assert grid.rows[1].squares[0].estimate.low is None
 
 
+def test_a_class_is_for_the_metrics_of_a_class():
+    # As in a table of targets: the threshold of a class stands above the largest logit of what aims at it.
+    table = {
+        "title": "x",
+        "rows": {"Threshold": {"attack": "clean", "metric": "threshold"}, "CW": {"attack": "cw"}},
+        "columns": {f"class {label}": {"class": label, "target": [label, None]} for label in (1, 2)},
+        "metric": "top",
+    }
+    cells = [cell(f"t{target}", attack="cw", target=target, n=1) for target in (1, 2)]
+    outcomes = {
+        "c": judged([[9.0, 1.0, 0.0]]),
+        "t1": judged([[1.0, 7.0, 0.0]], target=[1]),
+        "t2": judged([[5.0, 1.0, 0.0]], target=[2]),
+    }
+    grid = cut(manifest([*cells, clean("c", n=1)], table), outcomes)
+    assert values(grid) == [1.5, 1]
+    assert values(grid, 1) == [7, None]
+    assert grid.rows[1].squares[1].notes == ("no example counts",)
+
+
 def test_what_the_outcomes_do_not_have_is_a_hole_with_its_reason():
     given = manifest([clean("c", n=1)], {**LOGITS, "rows": {"Original": {"attack": "clean"}}})
     square = cut(given, {"c": rows([True], moved=False)}).rows[0].squares[0]
@@ -730,10 +750,13 @@ def test_only_the_columns_that_a_metric_looks_at_are_read():
             {"columns": {"All": {"class": 1, "metric": "accuracy"}}},
             "row '1st percentile', column 'All': both say a metric",
         ),
-        ({"rows": {"All": {}}, "metric": "accuracy"}, "accuracy is of no class, and class: 0 was given"),
         (
-            {"columns": {"0": {"class": 0}}, "rows": {"a": {}, "b": {"metric": "top"}}},
-            "top is of no class, and class: 0 was given",
+            {"rows": {"All": {}}, "metric": "accuracy"},
+            "column 'class 0': accuracy is of no class, and class: was given",
+        ),
+        (
+            {"columns": {"A": {}, "B": {"metric": "top"}}, "rows": {"a": {"class": 1}}, "metric": "accuracy"},
+            "row 'a': accuracy, top is of no class, and class: was given",
         ),
         (
             {"columns": {"0": {}}, "rows": {"a": {"class": 0}, "b": {"metric": "rejection"}}},
