@@ -837,3 +837,49 @@ def test_augmentation_is_for_training_alone() -> None:
         return states(model)
 
     assert not same(fitted(True), fitted(False))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("critic", ["dot", "concat"])
+def test_a_gpu_answers_like_a_cpu(critic: Any) -> None:
+    split = made(24)
+    x, y = split.images.double(), split.labels
+    found = []
+    for device in ("cpu", "cuda"):
+        model = built(Sdim, GREY, **SMALL, critic=critic).double().to(device)
+        torch.manual_seed(0)
+        loss = model.loss(x.to(device), y.to(device)).item()
+        model.eval()
+        guess = model.decide(x.to(device), "plain")
+        assert guess.logits is not None
+        found.append((loss, guess.logits.cpu()))
+    (loss, logits), (other, others) = found
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(others, logits, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_gpu_trains_repeatably_and_goes_on_after_a_kill(keep: str, tmp_path: Path) -> None:
+    split = made(96)
+
+    def fitted(folder: Path | None, killed_at: int | None = None) -> dict[str, Tensor]:
+        def progress(said: Any) -> None:
+            if said["done"] == killed_at:
+                raise KeyboardInterrupt
+
+        model = built(Sdim, GREY, **QUICK, epochs=8, batch=16, keep=keep).cuda()
+        model.fit(split, Trainer(split, "key", torch.device("cuda"), keep=folder, progress=progress))
+        assert model.calibrated
+        return states(model.cpu())
+
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True  # As a run sets it.
+    try:
+        whole = fitted(None)
+        assert same(whole, fitted(None))
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path, killed_at=5)
+        assert same(whole, fitted(tmp_path))
+    finally:
+        torch.backends.cudnn.deterministic = deterministic
