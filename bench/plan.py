@@ -535,7 +535,10 @@ class Planner:
         radius: float,
         target: Target,
     ) -> Cell | Skip:
-        filled = self.suite.attacks[attack]
+        filled, victim_entry = self.suite.attacks[attack], train.defense.entry
+        assert isinstance(victim_entry, DefenseEntry)
+        if coordinates["readout"] not in victim_entry.readouts:
+            return Skip(coordinates, f"{victim_entry.name} has no read-out {coordinates['readout']!r}")
         if isinstance(filled, Planned):
             return Skip(coordinates, f"{filled.name} is planned: {filled.reason}")
         entry = filled.entry

@@ -188,6 +188,14 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
     }
 
 
+def test_a_readout_that_a_defense_does_not_have_is_skipped(tmp_path: Path) -> None:
+    plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "attacks": ["pgd"], "readouts": ["avg"]}])
+    assert {cell.coordinates["defense"] for cell in plan.cells} == {"cnnf"}
+    assert {(skip.coordinates["defense"], skip.reason) for skip in plan.skips} == {
+        ("cnn", "cnn has no read-out 'avg'")
+    }
+
+
 def test_an_attack_that_needs_a_radius_is_skipped_without_one(tmp_path: Path) -> None:
     plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf"}}])
     assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
