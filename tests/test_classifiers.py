@@ -17,7 +17,7 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linea
 from bench import Images, InputError, Shape, Split, Threat, TrainingError, Use, View, objective
 from bench.noise import Noise
 from bench.plan import Train
-from bench.registry import ATTACKS, DEFENSES, arguments
+from bench.registry import DEFENSES, arguments
 from bench.testing import check_defense
 from bench.training import Trainer
 from defenses.madry import PGD, Madry
@@ -837,4 +837,3 @@ def test_an_inner_attack_without_a_length_of_its_own_raises_no_doubt() -> None:
     assert doubts(radius=0.3, inner={"use": "pgd", "steps": 7, "step": None}) is None
     assert doubts(radius=0.3, inner={"use": "fgsm"}) is None
     assert doubts(radius=76.5 / 255, inner={"use": "pgd", "steps": 40, "step": 0.01}) is None
-    assert "fgsm" in ATTACKS
