@@ -113,7 +113,7 @@ class ApiNet(nn.Module):
     (D-22).
 
     Defaults are the paper's for CIFAR-10. SVHN: `eps_ap` 12/255. MNIST: `eps_ap` 12/255, `inner_step`
-    0.01, `radius` 76.5/255, 40 inner attack steps of 0.01. CIFAR-10 and SVHN: `augment`.
+    0.01, `radius` 0.3, 40 inner attack steps of 0.01. CIFAR-10 and SVHN: `augment`.
     """
 
     def __init__(
