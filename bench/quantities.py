@@ -8,17 +8,25 @@ DASH = "\N{EN DASH}"
 
 
 def fraction(value: object) -> object:
-    """Read ``8/255`` and ``1e-3`` as numbers: YAML has no fractions, and takes ``1e-3`` for text."""
+    """Read ``8/255``, ``76.5/255``, ``1e-3``: YAML has no fractions, and takes ``1e-3`` for text."""
     if isinstance(value, bool):
         raise ValueError(f"expected a number, found {str(value).lower()}")  # noqa: TRY004 - for pydantic
     if isinstance(value, str):
         if value.strip().lower() in {"inf", ".inf", "infinity"}:
             return math.inf
         try:
-            return float(Fraction(value.replace(" ", "")))
+            # Papers write 76.5/255, which is no `Fraction` by itself.
+            above, *below = map(_decimal, value.split("/", 1))
+            return float(above / below[0] if below else above)
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f"expected a number or a fraction like 8/255, found {value!r}") from None
     return value
+
+
+def _decimal(text: str) -> Fraction:
+    if "/" in text:
+        raise ValueError(text)
+    return Fraction(text.replace(" ", ""))
 
 
 def spell(value: object) -> str:

@@ -143,7 +143,13 @@ def test_radii_as_the_field_writes_them(value, text):
         assert fraction(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["8/0", "ten", "1e999", ""])
+def test_a_fraction_may_have_a_decimal_above_as_papers_write_it():
+    assert fraction("76.5/255") == 0.3
+    assert fraction("1e-3") == 0.001
+    assert fraction(" 8 / 255 ") == 8 / 255
+
+
+@pytest.mark.parametrize("text", ["8/0", "ten", "1e999", "", "8/", "/8", "1/2/3"])
 def test_what_is_no_number_is_said(text):
     with pytest.raises(ValueError, match="expected a number or a fraction like 8/255"):
         fraction(text)
