@@ -145,7 +145,8 @@ def critic_loss(judge: nn.Module, real: Tensor, fake: Tensor, along: Tensor, wei
     """Return E D(fake) - E D(real) + `weight` times the gradient penalty, a scalar."""
     # One pass for both: nothing in a critic joins images.
     of_real, of_fake = judge(torch.cat((real, fake))).split([len(real), len(fake)])
-    return of_fake.mean() - of_real.mean() + weight * penalty(judge, real, fake, along)
+    gap: Tensor = of_fake.mean() - of_real.mean()
+    return gap + weight * penalty(judge, real, fake, along)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ class Descent(NamedTuple):
     lr: float = 10.0
     momentum: float = 0.7
     decay: bool = False
-    """A tenth of `lr` for the last fifth of the steps: configured in the released code, but inactive (D-28)."""
+    """A tenth of `lr` for the last fifth of the steps: configured, but inactive, as released (D-28)."""
     keep: Keep = "best"
 
 
@@ -131,8 +131,9 @@ def curvature(generator: nn.Module, z: Tensor, x: Images, *, turns: int = 10) ->
 def backtrack(generator: nn.Module, z: Tensor, x: Images, *, steps: int, rate: Tensor) -> Tensor:
     """Return z after `steps` steps z - rate grad ||G(z) - x||^2, with their gradient to x.
 
-    Chen, Xu and Zhang, theorem 1. With z a solution at x it stays about there, and carries the first `steps` terms t = 0, ... of dz/dx =
-    sum of B A^t, A = I - rate H (D-37). `rate` (N,); energies are squared norms (D-38).
+    Chen, Xu and Zhang, theorem 1. With z a solution at x it stays about there, and carries the first
+    `steps` terms of dz/dx = sum over t = 0, 1, ... of B A^t, where A = I - rate H (D-37) and energies are
+    squared norms (D-38). `rate` (N,).
     """
     graph = torch.is_grad_enabled()
     for _ in range(steps):
