@@ -185,7 +185,6 @@ class DefenseGan(nn.Module):
         """Train the generator, unless it was taken; then the classifier, unless that is another defense."""
         if not self.taken:
             self._fit_generator(fitting)
-        self.generator.eval()
         if self.through is None:
             drawn = None
             if self.trained_on == "reconstructions":
@@ -196,6 +195,8 @@ class DefenseGan(nn.Module):
     def _fit_generator(self, fitting: Fitting) -> None:
         """Train generator and critic; the critic is not kept. What is reported is the critic's loss."""
         critic = gan.critic(self.architecture, self.shape.channels, width=self.width).to(fitting.device)
+        if fitting.device.type == "cpu":
+            critic.to(memory_format=torch.channels_last)
         both = nn.ModuleDict({"generator": self.generator, "critic": critic}).train()
         of_generator, of_critic = (
             Adam(network.parameters(), self.gan_lr, BETAS) for network in (self.generator, critic)

@@ -445,7 +445,7 @@ def one_at_a_time(generator: nn.Module, x: Tensor, starts: Tensor, descent: Desc
         Descent(12, 10.0, 0.7, keep="released"),
         Descent(12, 300.0, 0.9),
         Descent(12, 300.0, 0.9, keep="released"),
-        Descent(11, 100.0, 0.0, decay=True),
+        Descent(10, 100.0, 0.0, decay=True),
         Descent(1, 10.0, keep="released"),
     ],
     ids=str,
