@@ -169,8 +169,28 @@ def test_elu_is_elu_and_can_be_differentiated_twice() -> None:
     assert autograd.gradgradcheck(vae.Elu.apply, x)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_decoders_gradients_are_those_of_their_layers(channels: int) -> None:
+    """Also where an image's channels are several, and twice."""
+    shape = Shape(channels, 28, 28, 2)
+    model = small(shape=shape)
+    codes = torch.randn(2, 2, 8, dtype=torch.float64, requires_grad=True)
+    both = slice(0, 2)
+    drawn = model.networks.folded()(codes, both)
+    layers = model.networks.decoder(codes[..., None, None], both).sigmoid()
+    assert torch.allclose(drawn, layers, rtol=0, atol=1e-12)
+    weight = torch.randn(drawn.shape, dtype=drawn.dtype)
+    found, expected = (
+        autograd.grad((each * weight).sum(), codes, create_graph=True)[0] for each in (drawn, layers)
+    )
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    twice, expected = (autograd.grad(each.square().sum(), codes)[0] for each in (found, expected))
+    assert torch.allclose(twice, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_blocks_cover_everything_once() -> None:
     for count, classes, rows in ((7, 3, 1), (7, 3, 5), (2, 10, 8), (40, 10, 32), (5, 4, 10**6), (0, 3, 8)):
+        seen = torch.zeros(count, classes)
         seen = torch.zeros(count, classes)
         for block in vae.blocks(count, classes, rows):
             seen[block] += 1
