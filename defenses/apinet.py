@@ -312,7 +312,7 @@ class ApiNet(nn.Module):
             attacked = made.images if isinstance(made, Crafted) else made
             return self.loss(x, attacked.detach(), y)
 
-        trainings.train(self, fitting, objective, self.recipe, fewest=2)
+        trainings.train(self, fitting, objective, self.recipe, fewest=trainings.fewest_of(self.base))
 
     def loss(self, clean: Images, attacked: Images, y: Labels) -> Tensor:
         """Return the cross-entropy of l, with each class's z found for the attacked images and held fixed."""

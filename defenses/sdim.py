@@ -146,12 +146,23 @@ class Sdim(nn.Module):
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Load what `weights` names, train, and take the thresholds."""
+        if self.thresholds_from == "fit":
+            self._expect_every_class(train.labels)
         if self.weights is not None:
             self._load(Path(self.weights))
         keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
         self.eval()
         if self.thresholds_from == "fit":
             self.calibrate(train.images, train.labels)
+
+    def _expect_every_class(self, labels: Labels) -> None:
+        """Raise `InputError` for a class without an image: before a training, not after it."""
+        missing = sorted(set(range(self.thresholds.shape[1])) - set(labels.tolist()))
+        if missing:
+            raise InputError(
+                f"class {missing[0]} has no threshold: there is no training image of it; add some, or leave "
+                "the class out"
+            )
 
     def _load(self, file: Path) -> None:
         prefix = "network." if any(name.startswith("network.") for name in files.read(file)) else ""
@@ -175,6 +186,7 @@ class Sdim(nn.Module):
     @torch.no_grad()
     def calibrate(self, images: Images, labels: Labels) -> None:
         """Take each class's thresholds from images and labels, which may lie on another device."""
+        self._expect_every_class(labels)
         device = self.thresholds.device
         likelihoods = torch.cat([self.network(each.to(device)) for each in images.split(self.rows)])
         labels = labels.to(device)
@@ -183,13 +195,8 @@ class Sdim(nn.Module):
                 if threshold is None:
                     count = int((labels == label).sum())
                     raise InputError(
-                        f"class {label} has no threshold: "
-                        + (
-                            f"none of its {count} training images is classified correctly; train longer "
-                            "(epochs), with more width, or on more images"
-                            if count
-                            else "there is no training image of it; add some, or leave the class out"
-                        )
+                        f"class {label} has no threshold: none of its {count} training images is classified "
+                        "correctly; train longer (epochs), with more width, or on more images"
                     )
                 self.thresholds[row, label] = threshold
         self.calibrated.fill_(True)

@@ -678,6 +678,15 @@ def test_without_epochs_the_base_stays_as_it_is() -> None:
         api(own("Smooth").requires_grad_(False)).fit(split(), trainer())
 
 
+def test_single_images_train_a_base_without_batch_normalisation_alone() -> None:
+    plane = own("Plane", classes=5)
+    before = copy.deepcopy(plane.state_dict())
+    api(plane, **FEW | {"epochs": 1, "batch": 1}).fit(split(), trainer())
+    assert not torch.equal(plane.network.weight, before["network.weight"])
+    with pytest.raises(InputError, match="no batch has the 2 images that batch normalisation needs"):
+        api(own("Smooth"), **FEW | {"epochs": 1, "batch": 1}).fit(split(), trainer())
+
+
 def test_weights_that_are_fixed_stay_fixed() -> None:
     base = own("Smooth")
     base.network.body.requires_grad_(False)

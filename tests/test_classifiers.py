@@ -221,6 +221,7 @@ def test_a_network_that_does_not_fit_is_refused_before_and_while_building(
     [
         ("standard", {"epochs": 0}, "epochs must be at least 1, found 0"),
         ("madry", {"batch": 0}, "batch must be at least 1, found 0"),
+        ("madry", {"batch": 1}, "net resnet18: batch must be at least 2, as batch normalisation .* found 1"),
         ("standard", {"lr": 0.0}, "lr must be positive, found 0"),
         ("standard", {"lr": float("nan")}, "lr must be positive, found nan"),
         ("standard", {"momentum": -0.1}, "momentum must not be negative, found -0.1"),
@@ -338,6 +339,18 @@ def test_small_batches_are_left_out_and_the_mean_loss_is_told() -> None:
         [(fitting.reported[0] + fitting.reported[1]).item() / 2, (sum(fitting.reported[2:]) / 2).item()]  # type: ignore[union-attr]
     )
     assert not model.training
+
+
+def test_an_epoch_of_nothing_but_small_batches_is_an_error() -> None:
+    fitting = Epochs([1, 1], TINY)
+    model = linear_net(TINY).float()
+    with pytest.raises(InputError, match="no batch has the 2 images that batch normalisation needs"):
+        train(model, fitting, lambda *_: pytest.fail("no step"), Recipe(epochs=1, batch=1, lr=1.0), fewest=2)
+    # A single training image, in a batch that could hold more.
+    alone = Standard(COLOUR, net="resnet18", width=0.06, epochs=1, milestones=())
+    split = Split(torch.rand(1, *COLOUR[:3]), torch.tensor([0]), torch.arange(1), "alone")
+    with pytest.raises(InputError, match="nothing would be learned: batch is 128"):
+        alone.fit(split, Trainer(split, "key", torch.device("cpu")))
 
 
 def test_every_step_has_the_rate_of_its_epoch() -> None:

@@ -499,9 +499,19 @@ def test_thresholds_of_a_class_need_a_right_answer_in_it() -> None:
     model.network.gaussians.weight[0] = model.network.gaussians.weight[2]
     guesses = model.decide(x, "plain").label  # A tie of classes 0 and 2: the first.
     assert (guesses == 0).all()
+    labels = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 2])
     with pytest.raises(InputError, match=r"class 1 .*: none of its 4 training images .*train longer"):
-        model.calibrate(x, torch.where(torch.arange(12) < 4, 1, 0))
+        model.calibrate(x, labels)
     assert not model.calibrated
+
+
+def test_a_class_without_images_is_told_before_the_training() -> None:
+    split = made(24)
+    model = built(Sdim, GREY, **SMALL, epochs=1)
+    model.loss = lambda *_: pytest.fail("trained")
+    lacking = Split(split.images, split.labels.clamp(max=1), split.index, "lacking")
+    with pytest.raises(InputError, match="class 2 has no threshold: there is no training image of it"):
+        model.fit(lacking, fitting(lacking))
 
 
 def test_nothing_can_be_refused_without_thresholds() -> None:
@@ -813,8 +823,10 @@ def test_a_last_batch_of_one_image_is_left_out(make: type[nn.Module]) -> None:
     model.fit(split, fitting(split))
     assert steps == [4, 4]
     alone = Split(split.images[:1], split.labels[:1], split.index[:1], "alone")
+    model = built(make, GREY, **params)
+    model._expect_every_class = lambda *_: None
     with pytest.raises(InputError, match="at least 2 training images"):
-        built(make, GREY, **params).fit(alone, fitting(alone))
+        model.fit(alone, fitting(alone))
 
 
 def test_a_loss_without_a_bound_below_stops_where_it_is_no_number() -> None:

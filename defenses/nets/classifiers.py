@@ -60,6 +60,11 @@ def fits(params: Mapping[str, Any], shape: Shape) -> None:
     """Raise `InputError` where a classifier's network or training cannot be as asked."""
     check(params["net"], shape, width=params["width"], hidden=params["hidden"])
     training.check(params)
+    if params["net"] == "resnet18" and params["batch"] < 2:
+        raise InputError(
+            f"net resnet18: batch must be at least 2, as batch normalisation needs two images, "
+            f"found {params['batch']}"
+        )
     if params["clip"] == 0:
         raise InputError("clip: 0 would stop the training; expected a norm above 0, or null for no clipping")
 
@@ -95,9 +100,8 @@ class Classifier(nn.Module):
         """Train on the split, from the weights of `initial` if there is one."""
         if self.continues:
             self.load_state_dict(fitting.parts["initial"].state_dict())
-        # Batch normalisation of a single value has no deviation.
-        norms = any(isinstance(each, nn.BatchNorm2d) for each in self.modules())
-        training.train(self, fitting, self.objective(fitting), self.recipe, fewest=2 if norms else 1)
+        fewest = training.fewest_of(self)
+        training.train(self, fitting, self.objective(fitting), self.recipe, fewest=fewest)
 
     def objective(self, fitting: Fitting) -> Objective:
         """Return the loss of a batch."""

@@ -124,8 +124,9 @@ def train(
     """Train a model, epoch by epoch, and leave it in evaluation mode.
 
     A step depends on its number alone, so that a training that is resumed ends the same. Batches of
-    less than `fewest` images are left out: batch normalisation of single values needs two. `ended` is
-    told the mean loss of each epoch before its state is saved.
+    less than `fewest` images are left out: batch normalisation of single values needs two (`fewest_of`);
+    an epoch of nothing else raises `InputError`. `ended` is told the mean loss of each epoch before its
+    state is saved.
     """
     optimiser = recipe.optimiser_of(model)
     steps = fitting.steps(recipe.batch, drop_last=recipe.drop_last)
@@ -146,9 +147,20 @@ def train(
             optimiser.step()
             losses.append(value.detach())
             epoch.report(losses[-1])
+        if not losses:
+            raise InputError(
+                f"no batch has the {fewest} images that batch normalisation needs, so that nothing would be "
+                f"learned: batch is {recipe.batch}"
+            )
         if ended is not None:
             ended(torch.stack(losses).mean())
     model.eval()
+
+
+def fewest_of(model: nn.Module) -> int:
+    """Return how many images a batch must have: with batch normalisation two, of one has no deviation."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return 2 if any(isinstance(each, norms) for each in model.modules()) else 1
 
 
 def _learned(model: nn.Module) -> list[nn.Parameter]:
