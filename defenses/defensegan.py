@@ -75,7 +75,7 @@ class DefenseGan(nn.Module):
     G is the generator of a WGAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028), trained
     for `iterations` steps of the generator, each before `critic_steps` steps of the critic; every one of
     these sees a new `batch`. `architecture` is the released code's, for 28x28, or that of the supplement
-    of Chen, Xu and Zhang, for 32x32. `generator` takes that of another `defensegan` of the suite.
+    of Chen, Xie and Zhu, for 32x32. `generator` takes that of another `defensegan` of the suite.
 
     z* is sought by `steps` gradient steps with `momentum` from each of `restarts` starts (`project` says
     on what): all may be served with other values than trained. Starts are drawn anew at each question
@@ -298,7 +298,7 @@ class DefenseGan(nn.Module):
     def backtrack(self, *, steps: int = 10, rate: float | None = None) -> View:
         """Look at classifier(G(z)), z some steps of descent on from z*, with their gradient to the image.
 
-        Latent backtracking: Chen, Xu and Zhang, theorem 1. `steps` is T', `rate` the step on ||G(z) - x||^2;
+        Latent backtracking: Chen, Xie and Zhu, theorem 1. `steps` is T', `rate` the step on ||G(z) - x||^2;
         without one, it is for each image 0.9 over the largest curvature there, found by power iteration.
         Memory grows with the steps.
         """

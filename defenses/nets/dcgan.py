@@ -1,4 +1,4 @@
-"""The networks of Chen, Xu and Zhang's supplement, on 32x32 images: of a GAN, and of autoencoders.
+"""The networks of Chen, Xie and Zhu's supplement, on 32x32 images: of a GAN, and of autoencoders.
 
 Generator and decoder are one stack, critic and encoder another.
 """

@@ -62,7 +62,7 @@ def generator(architecture: Architecture, channels: int, *, latent: int, width: 
     """Return a generator, untrained: latents (N, latent) to images (N, channels, H, W) in [0, 1].
 
     ``released`` is that of the code for MNIST (28x28, no batch normalisation), ``supplement`` that of
-    Chen, Xu and Zhang (32x32), whose layers start from PyTorch's defaults, as their start is not stated.
+    Chen, Xie and Zhu (32x32), whose layers start from PyTorch's defaults, as their start is not stated.
     `width` scales channels.
     """
     if architecture == "supplement":

@@ -131,7 +131,7 @@ def curvature(generator: nn.Module, z: Tensor, x: Images, *, turns: int = 10) ->
 def backtrack(generator: nn.Module, z: Tensor, x: Images, *, steps: int, rate: Tensor) -> Tensor:
     """Return z after `steps` steps z - rate grad ||G(z) - x||^2, with their gradient to x.
 
-    Chen, Xu and Zhang, theorem 1. With z a solution at x it stays about there, and carries the first
+    Chen, Xie and Zhu, theorem 1. With z a solution at x it stays about there, and carries the first
     `steps` terms of dz/dx = sum over t = 0, 1, ... of B A^t, where A = I - rate H (D-37) and energies are
     squared norms (D-38). `rate` (N,).
     """
