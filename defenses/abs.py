@@ -356,7 +356,7 @@ class Abs(nn.Module):
         """Return the latent of the grid with the least objective, (N, K, latent)."""
         grid = self._prepared(network)
         flat = shown.flatten(1)
-        level = grid.squares + self._weight * grid.codes.square().sum(1)
+        level = grid.squares + self._weight / 2 * grid.codes.square().sum(1)
         best = torch.empty(len(flat), self.classes, dtype=torch.int64, device=flat.device)
         for rows, classes in vae.blocks(len(flat), self.classes, max(1, NEAREST // len(grid.codes))):
             for number in range(classes.start, classes.stop):
@@ -367,9 +367,11 @@ class Abs(nn.Module):
     def _prepared(self, network: vae.Folded) -> Grid:
         """Return the grid and its images, made anew after a change of weights, device or `grid`."""
         weights = (*network.weights, *network.biases)
-        sums = [each.sum(dtype=torch.float64) for each in weights]
-        sizes = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in weights]
-        made_of = torch.stack([*sums, *sizes]).tolist()
+        # Class by class, so that decoders that change places are seen.
+        flat = [each.flatten(1) for each in weights]
+        sums = [each.sum(1, dtype=torch.float64) for each in flat]
+        sizes = [torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) for each in flat]
+        made_of = torch.cat([*sums, *sizes]).tolist()
         key = (self.grid, weights[0].device, weights[0].dtype, *made_of)
         if self._grid is None or self._grid.key != key:
             # The old one goes first: both together may not fit.

@@ -227,16 +227,26 @@ def test_distances_are_the_direct_sums() -> None:
 def test_no_steps_are_the_minimum_of_the_grid() -> None:
     """T-abs-1."""
     model = small(steps=0)
-    x = images(4)
+    # Decoders that draw much the same of all latents leave the choice to the latents' lengths.
+    for conv in model.networks.decoder.convs:
+        conv.weight.data.mul_(3)
+    x = images(8)
     grid = latents(model.grid, 8)
     found = model.search(x)
+    choices: dict[float, list[Tensor]] = {beta: [] for beta in (0.0, 0.5, 1.0, 2.0)}
     for number in range(3):
         drawn = plain(model, number)(grid[:, :, None, None]).sigmoid()
-        every = torch.stack(
-            [torch.stack([objective(r, z, i) for r, z in zip(drawn, grid, strict=True)]) for i in x]
-        )
-        assert torch.allclose(found.losses[:, number], every.amin(1), rtol=1e-10)
-        assert torch.equal(found.codes[:, number], grid[every.argmin(1)])
+        for beta, chosen in choices.items():
+            every = torch.stack(
+                [torch.stack([objective(r, z, i, beta) for r, z in zip(drawn, grid, strict=True)]) for i in x]
+            )
+            chosen.append(every.argmin(1))
+            if beta == 1:
+                assert torch.allclose(found.losses[:, number], every.amin(1), rtol=1e-10)
+                assert torch.equal(found.codes[:, number], grid[every.argmin(1)])
+    right = torch.cat(choices.pop(1.0))
+    # Both terms decide, and how they are weighed.
+    assert not any(torch.equal(torch.cat(other), right) for other in choices.values())
 
 
 def test_the_grid_is_drawn_once_and_anew_with_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +261,12 @@ def test_the_grid_is_drawn_once_and_anew_with_other_weights(monkeypatch: pytest.
     model.load_state_dict(small(0).state_dict())
     # A write that leaves no trace but the value.
     assert torch.equal(model.search(x).losses, first)
+    # Classes that change places.
+    for value in model.networks.decoder.state_dict().values():
+        if value.dim():
+            value.copy_(value.unflatten(0, (3, -1)).flip(0).flatten(0, 1).clone())
+    assert torch.allclose(model.search(x).losses, first.flip(1), rtol=1e-12)
+    model.load_state_dict(small(0).state_dict())
     model.networks.decoder.convs[0].weight.data[0, 0, 0, 0] += 1
     changed = model.search(x).losses
     model._grid = None
