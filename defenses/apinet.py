@@ -173,6 +173,10 @@ class ApiNet(nn.Module):
             raise InputError(f"through: expected a view of pixels, found {self.through!r}, one of codes")
         if seen.refusal:
             raise InputError(f"through: expected a logit by class, found {self.through!r}, which refuses")
+        if not seen.centred:
+            raise InputError(
+                f"through: expected logits that a softmax reads, found {self.through!r}, whose level matters"
+            )
         return seen
 
     def _logits(self, z: Images) -> Tensor:

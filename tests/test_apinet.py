@@ -465,6 +465,16 @@ def test_views_that_will_not_do_are_refused_while_building(through: str, message
     assert str(caught.value) == message
 
 
+def test_a_view_whose_level_matters_is_refused() -> None:
+    shape = Shape(1, 32, 32, 3)
+    entry = DEFENSES["sdim"]
+    base = entry.make(shape, **arguments(entry, {"width": 0.125, "features": 8}))
+    base.calibrated.fill_(True)
+    assert api(base, shape, through="scaled").through == "scaled"
+    with pytest.raises(InputError, match="through: expected logits that a softmax reads, found 'accept-1'"):
+        api(base, shape, through="accept-1")
+
+
 def test_what_is_no_defense_is_refused() -> None:
     with pytest.raises(InputError, match="base, through: Smooth is no registered defense"):
         api(Smooth())
@@ -621,6 +631,29 @@ def test_training_mode_sees_a_class_s_points_or_all_as_a_batch() -> None:
         model = asked(own("Smooth", dropout=0.0), start="zero", class_batches=together).train()
         losses.append(float(model.loss(x, x, torch.arange(6) % 5)))
     assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_training_sees_images_attacked_on_the_base_in_evaluation_mode() -> None:
+    inner = {"use": "pgd", "steps": 3, "step": 0.02, "start": "zero", "keep": "last", "drop": False}
+    model = api(own("Smooth"), **FEW | {"epochs": 1, "batch": 12, "inner": inner, "radius": 0.05})
+    alone, data = copy.deepcopy(model.base).eval().requires_grad_(False), split()
+    loss, seen = model.loss, []
+
+    def watched(clean: Images, attacked: Images, y: Labels) -> Tensor:
+        assert model.training
+        assert not attacked.requires_grad
+        seen.append((clean.clone(), attacked.clone(), y))
+        return loss(clean, attacked, y)
+
+    model.loss = watched  # type: ignore[method-assign]
+    model.fit(data, trainer())
+    ((clean, attacked, y),) = seen
+    noise = Noise("no draws", torch.arange(12))
+    threat = Threat("linf", 0.05)
+    view = View(alone, final=False)
+    expected = pgd(view, clean, y, threat, noise, **{k: v for k, v in inner.items() if k != "use"}).images
+    assert torch.equal(attacked, expected)
+    assert (attacked - clean).abs().amax().item() == pytest.approx(0.05, abs=1e-6)
 
 
 def test_training_repeats_bit_for_bit_and_goes_on_exactly(tmp_path: Path) -> None:
