@@ -120,7 +120,7 @@ class Abs(nn.Module):
         architecture: vae.Architecture = "official",
         latent: int = vae.LATENT,
         width: float = 1.0,
-        epochs: int = 310,
+        epochs: int = 274,
         batch: int = 64,
         lr: float = 1e-3,
         beta: float = 1.0,
