@@ -37,7 +37,8 @@ SEED = 1234
 
 CPU_ROWS, GPU_ROWS = 128, 8192
 """How many codes (images times classes) are decoded at once, unless a model's `rows` says otherwise. On a
-CPU more gain nothing; each takes about 0.2 MB with the official decoder, 2 MB with the other."""
+CPU more gain nothing; autograd holds some 8 MB for them with the official decoder, eight times that with
+the other."""
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
