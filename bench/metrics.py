@@ -288,7 +288,7 @@ def classwise(rows: Rows, clean: Rows | None) -> Values:
 
 @metric(
     "parameters",
-    "trainable numbers of the defense, in millions",
+    "parameters of the defense, parts included, in millions",
     worst=None,
     summary="constant",
     unit="millions",

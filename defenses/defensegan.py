@@ -171,7 +171,7 @@ class DefenseGan(nn.Module):
             seen = view_of(self.classifier, self.through)
         except InputError as error:
             raise InputError(f"classifier, through: {error}") from None
-        if isinstance(seen, Inversion):
+        if isinstance(seen, Inversion) or seen.encode is not View.encode:
             raise InputError(f"through: expected a view of pixels, found {self.through!r}, one of codes")
         if seen.refusal:
             raise InputError(

@@ -764,8 +764,9 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         tiny(generator=classifier)
     with pytest.raises(InputError, match="no view 'lagits'"):
         tiny(classifier=classifier, through="lagits")
-    with pytest.raises(InputError, match="expected a view of pixels, found 'inversion'"):
-        tiny(classifier=tiny(), through="inversion")
+    for codes in ("inversion", "latent"):
+        with pytest.raises(InputError, match=f"expected a view of pixels, found '{codes}'"):
+            tiny(classifier=tiny(), through=codes)
     for params in ({"steps": 0}, {"rate": 0.0}):
         with pytest.raises(InputError, match="view backtrack"):
             tiny().backtrack(**params)  # type: ignore[arg-type]
