@@ -58,9 +58,9 @@ def prepare(desk: Desk) -> None:
     sources.importable(desk.folder)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell.
+    # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell. Of matrix
+    # products torch's default is full float32.
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     if torch.device(desk.device).type == "cpu":
         # Sums must not depend on how many cores the machine has.
         torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bench.data import DataSpec, load
 from bench.errors import InputError
 from bench.plan import Craft, Evaluate, Train
-from bench.work import unchanged
+from bench.work import Desk, prepare, unchanged
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}
@@ -449,3 +449,13 @@ def test_numbers_of_two_networks_never_stand_side_by_side(
     assert {type(each.job) for each in third.done} == {Craft, Evaluate}
     assert (third.outcomes(attack="clean")["label"] == 0).mean() > 0.9
     assert not Ran(path).done
+
+
+def test_a_process_computes_repeatably_and_in_full_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"deterministic": True, "benchmark": False, "allow_tf32": False}
+    for name, value in wanted.items():
+        monkeypatch.setattr(torch.backends.cudnn, name, not value)
+    prepare(Desk(store=tmp_path, folder=tmp_path, data_root=None, device="cpu", sources={}))
+    assert {name: getattr(torch.backends.cudnn, name) for name in wanted} == wanted
