@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attacks.common.optimisers import Adam
 from bench import (
     Crafted,
     Images,
@@ -67,7 +68,7 @@ def spsa(
     rows = torch.arange(len(x), device=x.device)
     images, flat = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    clean, z, adam = x, x, _Adam(x, lr)
+    clean, z, adam = x, x, Adam(x, lr)
     for t in range(steps + 1):
         with torch.no_grad():
             logits = view.logits(z)
@@ -116,7 +117,7 @@ def spsa_released(
     Note: ``flat``, where the first estimate was exactly zero.
     """
     flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    directions, z, adam = noise.shared(), x, _Adam(x, lr)
+    directions, z, adam = noise.shared(), x, Adam(x, lr)
     for t in range(steps):
         gradient = estimate(view, z, y, directions, samples=samples, delta=delta, loss=loss, box=False)
         if t == 0:
@@ -161,25 +162,3 @@ def estimate(
         up, down = losses.view(2, -1, len(z))
         total += ((up - down).T.unsqueeze(1) @ signs.flatten(2)).squeeze(1)
     return torch.nan_to_num(total.view_as(z) / (samples * way), 0.0, 0.0, 0.0)
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1) with a state by example, going up."""
-
-    def __init__(self, like: Tensor, lr: float) -> None:
-        self.lr, self.t = lr, 0
-        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
-
-    def step(self, gradient: Tensor) -> Tensor:
-        """Return the move that follows from one more gradient."""
-        self.t += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean = self.mean / (1 - 0.9**self.t)
-        return self.lr * mean / ((self.square / (1 - 0.999**self.t)).sqrt() + 1e-8)
-
-    def take(self, rows: Tensor) -> "_Adam":
-        """Return the state of the examples `rows` only."""
-        part = _Adam(self.mean[rows], self.lr)
-        part.t, part.mean, part.square = self.t, self.mean[rows], self.square[rows]
-        return part

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.errors import BenchError, InputError, TrainingError
     from bench.examples import Examples, Pixels, Places, Source
-    from bench.losses import Loss, objective, succeeded
+    from bench.losses import Loss, eot, objective, succeeded
     from bench.protocols import (
         Attack,
         Crafted,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Images,
         Inversion,
         Labels,
+        Norm,
         Part,
         Prototypes,
         Randomness,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _HOME = {
     "errors": ("BenchError", "InputError", "TrainingError"),
     "examples": ("Examples", "Pixels", "Places", "Source"),
-    "losses": ("Loss", "objective", "succeeded"),
+    "losses": ("Loss", "eot", "objective", "succeeded"),
     "protocols": (
         "Attack",
         "Crafted",
@@ -46,6 +47,7 @@ _HOME = {
         "Images",
         "Inversion",
         "Labels",
+        "Norm",
         "Part",
         "Prototypes",
         "Randomness",
@@ -74,6 +76,7 @@ __all__ = [
     "Inversion",
     "Labels",
     "Loss",
+    "Norm",
     "Part",
     "Pixels",
     "Places",
@@ -88,6 +91,7 @@ __all__ = [
     "View",
     "attack",
     "defense",
+    "eot",
     "objective",
     "source",
     "succeeded",

@@ -25,6 +25,11 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
                     "space": entry.space,
                     "keyed": entry.keyed,
                     "budget": entry.budget,
+                    "least_classes": entry.least_classes,
+                    "channels": entry.channels,
+                    "square": entry.square,
+                    "time_limit": entry.time_limit,
+                    "library": entry.library,
                 }
                 for entry in map(ATTACKS.__getitem__, ATTACKS)
             ]

@@ -3,6 +3,7 @@
 BenchError
 ├── InputError      what a person gave cannot be used: one message, exit status 2, no traceback
 ├── DamagedError    a stored file is not what its receipt says: the work is done again
+├── OvertimeError   a shard took longer than its limit: the job fails
 └── TrainingError   a training left the rails (a loss that is not finite): the job fails
 
 Everything else that an attack or a defense raises is theirs: it fails its job, leaves a hole in
@@ -24,6 +25,10 @@ class InputError(BenchError):
 
 class DamagedError(BenchError):
     """A stored file is cut short or altered."""
+
+
+class OvertimeError(BenchError):
+    """A shard took longer than its limit."""
 
 
 class TrainingError(BenchError):

@@ -4,6 +4,8 @@ A failed job is never marked done, so that nothing behind it becomes ready; the 
 """
 
 import heapq
+import math
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,10 +19,14 @@ from bench import data as datasets
 from bench import sources
 from bench.costs import Costs
 from bench.data import DataSpec
+from bench.errors import OvertimeError
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool, Process
 from bench.store import ARTEFACTS, Store
 from bench.work import describe
+
+GRACE = 60.0
+"""Seconds beyond its limit after which a shard's process is killed: time to start, and to be told."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,8 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
     ways = costs.paths(state.todo)
     ready: list[tuple[float, str, Job]] = []
     running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
+    deadlines: dict[Future[dict[str, Any]], float] = {}
+    overdue: set[Future[dict[str, Any]]] = set()
     free = list(range(len(pool.devices)))
     tried: set[Job] = set()
 
@@ -153,21 +161,39 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
             if job in state.redo:
                 # Not before: whatever happens until then, the old result is there.
                 store.discard(job.kind, job.key)
-            running[pool.submit(slot, job)] = job, slot
+            future = pool.submit(slot, job)
+            running[future] = job, slot
+            if (limit := _limit(job)) is not None:
+                deadlines[future] = time.monotonic() + limit + GRACE
         if not running:
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        left = min(deadlines.values(), default=math.inf) - time.monotonic()
+        timeout = None if math.isinf(left) else max(left, 0.0)
+        ended = wait(running, timeout=timeout, return_when=FIRST_COMPLETED).done
+        late = [each for each, end in deadlines.items() if end <= time.monotonic() and not each.done()]
+        for future in late:
+            # Its own alarm did not wake it: it hangs in code that no signal interrupts.
+            overdue.add(future)
+            del deadlines[future]
+            pool.kill(running[future][1])
+        for future in ended:
             job, slot = running.pop(future)
+            deadlines.pop(future, None)
             free.append(slot)
             error = future.exception()
             if isinstance(error, BrokenProcessPool) and isinstance(pool, Process):
                 pool.restart(slot)
-                if job not in tried:
+                if future in overdue:
+                    error = OvertimeError(
+                        f"its shard took longer than its limit of {_limit(job):g} s; its process was killed"
+                    )
+                elif job not in tried:
                     # Killed from outside, perhaps for memory: once more, on a new process.
                     tried.add(job)
                     push(job)
                     continue
-                error = RuntimeError("its process was killed twice (out of memory?)")
+                else:
+                    error = RuntimeError("its process was killed twice (out of memory?)")
             if error is None:
                 costs.learn(job, future.result())
                 sorter.done(job)
@@ -175,6 +201,10 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
             else:
                 _note(store, job, error)
                 yield Done(job, None, error, slot)
+
+
+def _limit(job: Job) -> float | None:
+    return job.attempt.time_limit if isinstance(job, Craft) else None
 
 
 def _note(store: Store, job: Job, error: BaseException) -> None:

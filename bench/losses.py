@@ -8,13 +8,15 @@ that of the mean logits.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.protocols import Labels, View
+from bench.protocols import Labels, Narrowing, View
 
 Loss: TypeAlias = Literal["ce", "margin", "dlr"]
 
@@ -57,6 +59,33 @@ def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tenso
             return _margin(view, logits, y) / _spread(view, logits)
         case _:
             assert_never(loss)
+
+
+def eot(view: View, draws: int) -> View:
+    """Return a view that answers `draws` times: losses are averaged over the defense's own randomness.
+
+    Expectation over transformation (Athalye et al. 2018, arXiv:1707.07397): the gradient of the mean loss
+    is the mean of the gradients; the mean of the logits would be another defense's. Each point costs
+    `draws` passes. With 1 it is the view itself.
+    """
+    return view if draws == 1 else replace(view, logits=_Repeated(view.logits, draws))
+
+
+class _Repeated:
+    """A callable that asks another several times: (N, ...) points to (draws, N, K) logits."""
+
+    def __init__(self, ask: Callable[[Tensor], Tensor], draws: int) -> None:
+        self._ask, self._draws = ask, draws
+
+    def __call__(self, z: Tensor) -> Tensor:
+        answers = [self._ask(z) for _ in range(self._draws)]
+        # What answers several times of itself (the passes of a loop) has a first axis already.
+        return torch.cat(answers) if answers[0].dim() == 3 else torch.stack(answers)
+
+    def take(self, rows: Tensor) -> "_Repeated":
+        """Return the callable for some of the examples."""
+        ask = self._ask.take(rows) if isinstance(self._ask, Narrowing) else self._ask
+        return _Repeated(ask, self._draws)
 
 
 def _copied(labels: Labels, logits: Tensor) -> Labels:

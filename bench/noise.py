@@ -72,6 +72,16 @@ class Noise:
         part._rows = rows if self._rows is None else self._rows[rows]
         return part
 
+    def apart(self, name: str) -> Self:
+        """Return other streams of the same examples, at their beginning; `name` tells them from these."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._stream = mix(self._stream ^ torch.tensor(seed_of("apart", name)))
+        part._drawn = torch.zeros_like(part._stream)
+        if self._shard is not None:
+            part._shard = (self._shard, name)
+        return part
+
     def shared(self) -> "Noise":
         """Return one fresh stream for the whole shard, as attacks ``keyed="shard"`` need it."""
         if self._shard is None:

@@ -129,6 +129,8 @@ class Attempt(Keyed):
     final: bool
     """Whether winning on the view is winning: else the attack pushes to the end."""
     target: Target
+    time_limit: float | None = None
+    """Seconds that a shard may take; no part of the key, since a shard is complete or absent."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -140,10 +142,16 @@ class Attempt(Keyed):
             "data": self.data.key,
             "seed": self.seed,
             "source": self.source.key if self.source else None,
-            "view": [self.view.use, self.view.params] if self.view else None,
+            "view": self._looked(),
             "final": self.final,
             "target": self.target,
         }
+
+    def _looked(self) -> list[Any] | None:
+        if self.view is None:
+            return None
+        once = self.view.draws == 1
+        return [self.view.use, self.view.params, *([] if once else [{"draws": self.view.draws}])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -489,6 +497,15 @@ class Planner:
                 return ["random"]
             case "others":
                 return list(range(1, classes))
+            case offsets:
+                for offset in offsets:
+                    if offset >= classes:
+                        where = self.suite.at("attacks", attack, "targets")
+                        raise InputError(
+                            f"{where}: {offset} is no offset from the true class: with {classes} classes "
+                            f"they are 1 to {classes - 1}"
+                        )
+                return list(dict.fromkeys(offsets))
 
     def _views(
         self, asked: list[ViewUse] | None, attack: str, defense: str, readout: str
@@ -517,10 +534,9 @@ class Planner:
             seen: set[str] = set()
             for choice in asked or every:
                 view = expanded(choice, readout)
-                label = view.use + (f"({_brief(view.params)})" if view.params else "")
-                if label not in seen:
-                    seen.add(label)
-                    yield view, label
+                if view.label not in seen:
+                    seen.add(view.label)
+                    yield view, view.label
 
     def _cell(
         self,
@@ -551,6 +567,15 @@ class Planner:
         classes = train.data.shape.classes
         if classes < entry.least_classes:
             return Skip(coordinates, f"{entry.name} needs {entry.least_classes} classes, there are {classes}")
+        form = train.data.shape
+        if entry.channels not in (None, form.channels):
+            return Skip(
+                coordinates, f"{entry.name} is made for {entry.channels} channels, these have {form.channels}"
+            )
+        if entry.square and form.height != form.width:
+            return Skip(
+                coordinates, f"{entry.name} needs square images, these are {form.height}x{form.width}"
+            )
         looked_at, final = train, True
         if origin is not None:
             seed = coordinates["seed"] if origin.seed == "same" else origin.seed
@@ -580,9 +605,10 @@ class Planner:
                     return Skip(coordinates, f"{entry.name} needs gradients, view {choice.use!r} has none")
                 given = defense.view_params(choice.use, choice.params)
                 params = found.schema.model_validate(given).model_dump(mode="json", by_alias=True)
-                view = ViewUse(use=found.name, **params)
+                view = ViewUse(use=found.name, draws=choice.draws, **params)
                 source = self.served(looked_at, serve_there, found.ignores)
                 final = final and coordinates["readout"] in found.reads
+        limit = self.suite.model.attacks[attack].time_limit or entry.time_limit
         threat = Threat(coordinates["norm"], math.inf if entry.budget == "distance" else radius)
         attempt = self._once(
             "attempt",
@@ -595,7 +621,9 @@ class Planner:
             repr(view),
             final,
             target,
-            make=lambda: Attempt(filled, threat, data, coordinates["seed"], source, view, final, target),
+            make=lambda: Attempt(
+                filled, threat, data, coordinates["seed"], source, view, final, target, limit
+            ),
         )
         crafts = self._once("crafts", attempt.key, data.spec.shard, n, make=lambda: _shards(attempt, n))
         victim = self.served(train, serve)
@@ -611,6 +639,11 @@ class Planner:
         doubts = [entry.doubts(threat, **filled.params)] if entry.doubts else []
         guard = train.defense.entry
         assert isinstance(guard, DefenseEntry)
+        if view is not None and view.draws > 1 and source is not None:
+            asked = source.train.defense
+            assert isinstance(asked.entry, DefenseEntry)
+            if not asked.entry.draws({**asked.params, **dict(source.serve)}):
+                doubts.append(f"{view.draws} draws of {asked.name}, whose answers do not differ, are one")
         if guard.doubts and (doubt := guard.doubts(**{**train.defense.params, **serve})):
             doubts.append(f"{coordinates['defense']}: {doubt}")
         facts = {
@@ -628,10 +661,6 @@ class Planner:
 def _shards(attempt: Attempt, n: int) -> tuple[Craft, ...]:
     step = attempt.data.spec.shard
     return tuple(Craft(attempt, start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _brief(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in params.items())
 
 
 def make(suite: Suite, data_root: Path | None = None) -> Plan:

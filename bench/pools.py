@@ -35,6 +35,10 @@ class Pool(Protocol):
         """Run a job in a free slot."""
         ...
 
+    def kill(self, slot: int) -> None:
+        """End what runs in a slot; its future fails."""
+        ...
+
     def stop(self) -> None:
         """End at once, whatever is running."""
         ...
@@ -57,6 +61,9 @@ class Inline:
         except Exception as error:  # noqa: BLE001 - a job's failure is its future's
             future.set_exception(error)
         return future
+
+    def kill(self, slot: int) -> None:
+        """Do nothing: nothing is running."""
 
     def stop(self) -> None:
         """Do nothing: nothing is running."""
@@ -93,14 +100,17 @@ class Process:
         if executor is not None:
             executor.shutdown(wait=False, cancel_futures=True)
 
+    def kill(self, slot: int) -> None:
+        """Kill a slot's process."""
+        executor = self._executors[slot]
+        for process in list((executor._processes or {}).values()) if executor is not None else []:
+            process.kill()
+
     def stop(self) -> None:
         """Kill the processes; what they had finished is stored."""
-        for slot, executor in enumerate(self._executors):
-            if executor is not None:
-                processes = list((executor._processes or {}).values())
-                self.restart(slot)
-                for process in processes:
-                    process.kill()
+        for slot in range(len(self._executors)):
+            self.kill(slot)
+            self.restart(slot)
         self._wake.send(None)
 
     def _start(self, slot: int) -> ProcessPoolExecutor:

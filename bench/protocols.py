@@ -231,6 +231,12 @@ class Randomness(Protocol):
         """Return the draws of the examples `rows` only; what the others draw changes nothing here."""
         ...
 
+    def apart(self, name: str) -> "Randomness":
+        """Return streams of their own for a part of an attack, `name`: how much the others draw is nothing
+        to it, and it always starts at the same place.
+        """
+        ...
+
 
 class Attack(Protocol):
     """A function from images to images, looking through a view."""

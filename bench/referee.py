@@ -6,11 +6,13 @@ gradients and torch's random state are left as they were found.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -194,7 +196,8 @@ def judge(x: Images, returned: object, threat: Threat) -> Judged:
 
 @contextmanager
 def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
-    """Fork torch's random state under `seed`, freeze parameters, and put everything back.
+    """Fork the global random states (torch, numpy, Python) under `seed`, freeze parameters, and put
+    everything back.
 
     An attack that changes a weight fails: its later numbers would be another network's.
     """
@@ -205,8 +208,11 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
     # Compared by value: a write through `.data` leaves no other trace.
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    states = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
         torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         for tensor, _ in flags:
             tensor.requires_grad_(False)
         for module in modules:
@@ -214,6 +220,8 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
         try:
             yield
         finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
             for module, mode in modes:
                 module.training = mode
             changed = [(tensor, value) for tensor, value in before if not torch.equal(tensor, value)]

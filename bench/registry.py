@@ -8,7 +8,7 @@ installed plug-ins, then closes the registries.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
@@ -94,19 +94,26 @@ def _annotation(hint: Any) -> Any:
 def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
     """Derive a pydantic model from a function's keyword-only arguments."""
     hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
+    found = [
+        each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY
+    ]
+    for parameter in found:
         if parameter.name not in hints:
             raise InputError(f"{name}: the parameter {parameter.name!r} has no annotation, so no schema")
+    return schema_from([each.replace(annotation=hints[each.name]) for each in found], name)
+
+
+def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Schema]:
+    """Derive a pydantic model from parameters that have annotations."""
+    fields: dict[str, Any] = {}
+    for parameter in parameters:
         default = parameter.default
         if isinstance(default, Use):
             default = UseModel(use=default.use, **default.params)
         # A field of this name would hide pydantic's own attribute; the alias is what people write.
         hidden = hasattr(BaseModel, parameter.name)
         fields[parameter.name + "_" if hidden else parameter.name] = (
-            _annotation(hints[parameter.name]),
+            _annotation(parameter.annotation),
             Field(
                 default=... if default is parameter.empty else default,
                 alias=parameter.name if hidden else None,
@@ -133,6 +140,11 @@ class Entry:
     version: int
     neutral: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that stay out of keys while they have this value (added later, changing nothing)."""
+    signature: Callable[[], Iterable[inspect.Parameter]] | None = None
+    """The parameters, where `make` takes them as ``**params``: those of a class in a library, say. Called
+    when they are asked for, so that the library is not imported before; raises `InputError` without it."""
+    library: str | None = None
+    """The installed distribution that does the work; its version enters keys."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         """Travel to other processes by name: what is registered there is the same code."""
@@ -141,6 +153,8 @@ class Entry:
     @cached_property
     def schema(self) -> type[Schema]:
         """The parameters as a pydantic model."""
+        if self.signature is not None:
+            return schema_from(self.signature(), self.name)
         target = self.make.__init__ if inspect.isclass(self.make) else self.make
         return schema_of(target, self.name)
 
@@ -187,6 +201,12 @@ class AttackEntry(Entry):
     """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
     check: Check | None
     """Raises `InputError` where the parameters do not fit the data."""
+    channels: int | None
+    """How many channels an image must have; None: any number."""
+    square: bool
+    """Whether images must be as high as wide."""
+    time_limit: float | None
+    """Seconds that a shard may take unless a suite says otherwise; None: any time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,8 +344,17 @@ def attack(
     neutral: Mapping[str, Any] | None = None,
     doubts: Callable[..., str | None] | None = None,
     check: Check | None = None,
+    channels: int | None = None,
+    square: bool = False,
+    time_limit: float | None = None,
+    library: str | None = None,
+    signature: Callable[[], Iterable[inspect.Parameter]] | None = None,
 ) -> Callable[[F], F]:
-    """Register a function as an attack; its keyword-only arguments are its parameters."""
+    """Register a function as an attack; its keyword-only arguments are its parameters.
+
+    An adapter of a library's attack takes ``**params`` instead, gives `signature` for them, and names the
+    `library`. What else it needs of the images (`channels`, `square`) and of their classes, a plan knows.
+    """
 
     def register(function: F) -> F:
         ATTACKS.add(
@@ -342,6 +371,11 @@ def attack(
                 least_classes=least_classes,
                 doubts=doubts,
                 check=check,
+                channels=channels,
+                square=square,
+                time_limit=time_limit,
+                library=library,
+                signature=signature,
             )
         )
         return function

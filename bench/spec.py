@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -68,11 +69,21 @@ class ViewUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
+    draws: Annotated[int, Field(ge=1)] = 1
+    """How often each point is asked; losses are averaged over the answers (EOT)."""
 
     @property
     def params(self) -> dict[str, Any]:
         """The parameters beside the name."""
         return dict(self.model_extra or {})
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: the name, and what is not as usual."""
+        said = self.params | ({"draws": self.draws} if self.draws > 1 else {})
+        return self.use + (
+            f"({', '.join(f'{name}={value}' for name, value in said.items())})" if said else ""
+        )
 
 
 def _view(value: object) -> object:
@@ -81,6 +92,9 @@ def _view(value: object) -> object:
 
 ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
 
+
+AVERAGED = ("latent", "pixel")
+"""Spaces where all that an attack asks for is logits, so that their loss can be averaged over draws."""
 
 T = TypeVar("T")
 Several = Annotated[list[T], Field(min_length=1)]
@@ -111,7 +125,13 @@ class AttackUse(BaseModel):
     planned: Annotated[str, Field(min_length=1)] | None = None
     """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
     source: Origin | None = None
-    targets: Literal["none", "others", "next", "random"] = "none"
+    targets: (
+        Literal["none", "others", "next", "random"]
+        | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    ) = "none"
+    """The labels to reach: offsets from the true class, or a word for them."""
+    time_limit: Annotated[Number, Field(gt=0)] | None = None
+    """Seconds that one shard may take; then it is stopped, and leaves a hole."""
 
 
 class Task(Model):
@@ -195,7 +215,18 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
         for name, value in plain.items()
         if not (name in entry.neutral and entry.neutral[name] == value)
     }
-    return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept})
+    made_by = {"library": _installed(entry.library)} if entry.library else {}
+    return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
+
+
+def _installed(library: str) -> str:
+    """Return a library and its version, as in `pip freeze`."""
+    try:
+        return f"{library}=={metadata.version(library)}"
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            f"{library} is not installed; pip install 'crossfire-bench[libraries]' brings it"
+        ) from None
 
 
 def named_files(value: str | Sequence[str] | None) -> list[str]:
@@ -326,7 +357,12 @@ def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | Attack
     except InputError as error:
         raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
     given = dict(use.model_extra or {})
-    doc.check(entry.schema, given, *place)
+    try:
+        schema = entry.schema
+    except InputError as error:
+        # What it adapts is not installed.
+        raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
+    doc.check(schema, given, *place)
     for name in _inner_names(entry):
         value = given.get(name)
         for each in value if isinstance(value, list) else [value]:
@@ -436,6 +472,11 @@ def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[st
         )
     for found, params in offers:
         suite.document.check(found.schema, params, *place)
+        if choice.draws > 1 and found.space not in AVERAGED:
+            raise InputError(
+                f"{suite.at(*place)}: draws: view {found.name!r} is looked at in {found.space} space, where "
+                f"attacks ask for more than logits; averaged are views in {' and '.join(AVERAGED)} space"
+            )
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:

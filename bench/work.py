@@ -5,8 +5,11 @@ A job is done from its description alone, wherever it runs, and leaves one file 
 
 import os
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 
 from bench import data as datasets
 from bench import sources
-from bench.errors import InputError, TrainingError
+from bench.errors import InputError, OvertimeError, TrainingError
+from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS, schema
 from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
@@ -295,6 +299,31 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     return lambda path: save_file(plain, path), facts
 
 
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raise `OvertimeError` in the block once it has taken so long, and every second after.
+
+    By a signal of the main thread, where jobs run; what a signal cannot interrupt, `execute` ends from
+    outside.
+    """
+    alarm = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+    if seconds is None or not alarm:
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise OvertimeError(f"its shard took longer than its limit of {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    # Again and again: a library that swallows an exception swallows one.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @dataclass(frozen=True)
 class Made:
     """What an attack returned, and what it took."""
@@ -346,15 +375,17 @@ def _attack(
                 chunk=chunk,
                 recompute=recompute,
             )
+            view = eot(view, attempt.view.draws)
         noise = Noise(
             attempt.key,
             index,
             device=x.device,
             shard=job.key if entry.keyed == "shard" else None,
         )
-        returned = entry.make(
-            view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
-        )
+        with limited(attempt.time_limit):
+            returned = entry.make(
+                view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
+            )
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
     if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import pgd as pgd_module
+from attacks.common import ascent
 from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import estimate, spsa, spsa_released
@@ -150,7 +150,7 @@ def test_pgd_in_l2_from_a_random_point_equals_torchattacks(monkeypatch: pytest.M
     torch.manual_seed(3)
     normal, share = torch.empty_like(X).normal_(), torch.empty(len(X), 1, 1, 1, dtype=X.dtype).uniform_(0, 1)
     unit = normal / normal.flatten(1).norm(dim=1)[:, None, None, None]
-    monkeypatch.setattr(pgd_module, "_start", lambda x, *_: (x + 0.2 * share * unit).clamp(0, 1))
+    monkeypatch.setattr(ascent, "_start", lambda x, *_: (x + 0.2 * share * unit).clamp(0, 1))
     torch.manual_seed(3)
     theirs = torchattacks.PGDL2(NET, eps=0.2, alpha=0.04, steps=20, random_start=True)(X, Y)
     ours = pgd(View(NET), X, Y, L2, draws(X), steps=20, step=0.04, keep="last", drop=False).images
@@ -185,7 +185,7 @@ def watched(view: View, n: int, *, final: bool = True) -> tuple[View, Meter]:
 def walk(threat: Threat, steps: int, **params: Any) -> list[Images]:
     """Return every iterate of the undropped walk, the start included."""
     params = PLAIN | params
-    first = pgd_module._start(X, threat, draws(X), params["start"])
+    first = ascent._start(X, threat, draws(X), params["start"])
     step = 2.5 * threat.radius / steps
     return [first] + [
         pgd(View(NET), X, Y, threat, draws(X), steps=t, step=step, **params).images
@@ -279,7 +279,7 @@ def test_fgsm_is_optimal_on_a_half_space_and_takes_a_fraction() -> None:
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 def test_random_starts_are_uniform_in_the_ball(threat: Threat) -> None:
     x = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64)
-    move = (pgd_module._start(x, threat, draws(x), "uniform") - x) / threat.radius
+    move = (ascent._start(x, threat, draws(x), "uniform") - x) / threat.radius
     # In l2, the share of the ball's volume within the point's distance.
     shares = move.flatten() / 2 + 0.5 if threat.norm == "linf" else move.flatten(1).norm(dim=1) ** 4
     grid = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
