@@ -156,6 +156,10 @@ class Features(View):
 
     features: Callable[[Images], Tensor] = _missing
     """The features of each image: (N, C, H, W) -> (N, D), differentiable."""
+    centres: Tensor | None = None
+    """The features that are typical of each class, (K, D), where the defense has learned such."""
+    guides: Images | None = None
+    """An image of each class that the defense accepts, (K, C, H, W), where it has kept such."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _thresholds_of(file: Path, classes: int) -> Tensor:
     "sdim",
     readouts=("plain", "reject-1", "reject-2"),
     aliases={"plain": "logits", "reject": "reject-1", "accept": "accept-1"},
-    version=1,
+    version=2,
     check=fits,
 )
 class Sdim(nn.Module):
@@ -95,6 +95,7 @@ class Sdim(nn.Module):
 
     thresholds: Tensor
     calibrated: Tensor
+    guides: Tensor
 
     def __init__(
         self,
@@ -143,6 +144,7 @@ class Sdim(nn.Module):
         """Training images at once, where thresholds are taken; changes no result."""
         self.register_buffer("thresholds", torch.zeros(len(SHARES), shape.classes))
         self.register_buffer("calibrated", torch.tensor(False))
+        self.register_buffer("guides", torch.zeros(shape.classes, *shape[:3]))
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Load what `weights` names, train, and take the thresholds."""
@@ -169,6 +171,9 @@ class Sdim(nn.Module):
         files.fill(self.network, file, prefix)
         if self.thresholds_from == "weights":
             self.thresholds.copy_(_thresholds_of(file, self.thresholds.shape[1]))
+            guides = files.read(file).get("guides")
+            if guides is not None and guides.shape == self.guides.shape:
+                self.guides.copy_(guides)
             self.calibrated.fill_(True)
 
     def loss(self, x: Images, y: Labels) -> Tensor:
@@ -185,7 +190,9 @@ class Sdim(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Images, labels: Labels) -> None:
-        """Take each class's thresholds from images and labels, which may lie on another device."""
+        """Take each class's thresholds from images and labels, which may lie on another device; keep of
+        each class the likeliest image, as the guide of attacks that match features.
+        """
         self._expect_every_class(labels)
         device = self.thresholds.device
         likelihoods = torch.cat([self.network(each.to(device)) for each in images.split(self.rows)])
@@ -199,6 +206,8 @@ class Sdim(nn.Module):
                         "correctly; train longer (epochs), with more width, or on more images"
                     )
                 self.thresholds[row, label] = threshold
+        for label, best in enumerate(infomax.likeliest(likelihoods, labels)):
+            self.guides[label] = images[best]
         self.calibrated.fill_(True)
 
     @view("logits", reads=("plain",))
@@ -217,7 +226,13 @@ class Sdim(nn.Module):
     @view("features", space="features", reads=("plain",))
     def features(self) -> View:
         """Look at the log-likelihoods, and at the code that they are of."""
-        return Features(self.network, features=self.network.encoder)
+        kept = bool(self.calibrated) and bool(self.guides.any())
+        return Features(
+            self.network,
+            features=self.network.encoder,
+            centres=self.network.means,
+            guides=self.guides if kept else None,
+        )
 
     @view("reject-1", reads=("reject-1",))
     def reject_1(self) -> View:

@@ -895,3 +895,21 @@ def test_a_gpu_trains_repeatably_and_goes_on_after_a_kill(keep: str, tmp_path: P
         assert same(whole, fitted(tmp_path))
     finally:
         torch.backends.cudnn.deterministic = deterministic
+
+
+def test_the_guides_are_the_likeliest_right_images_of_their_classes(trained: tuple[Sdim, Split]) -> None:
+    model, split = trained
+    features = view_of(model, "features")
+    assert isinstance(features, Features)
+    assert torch.equal(features.centres, model.network.gaussians.weight[:, : model.network.features])
+    answers = model.decide(features.guides, "reject-2")
+    assert torch.equal(answers.label, torch.arange(3))
+    assert not answers.rejected.any()
+    likelihoods = model.network(split.images)
+    for label, guide in enumerate(features.guides):
+        right = (likelihoods.argmax(1) == split.labels) & (split.labels == label)
+        best = likelihoods[:, label].masked_fill(~right, -math.inf).argmax()
+        assert torch.equal(guide, split.images[best])
+    unfitted = view_of(built(Sdim, GREY, **SMALL), "features")
+    assert isinstance(unfitted, Features)
+    assert unfitted.guides is None

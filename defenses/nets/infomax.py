@@ -139,6 +139,11 @@ class Infomax(nn.Module):
         """Return log p(code | class), (N, K) in nats, without a bound above."""
         return self.likelihoods(self.encoder(x))
 
+    @property
+    def means(self) -> Tensor:
+        """The mean of each class's Gaussian, (K, features)."""
+        return self.gaussians.weight[:, : self.features]
+
     def likelihoods(self, code: Tensor) -> Tensor:
         """Return the log density (N, K), in nats, of codes (N, features) under each class."""
         mean, deviation = self.gaussians.weight.tensor_split([self.features], 1)
@@ -194,6 +199,13 @@ def margin_loss(likelihoods: Tensor, y: Labels, gap: float, form: MarginForm) ->
         return lacking.mean()
     wrong = torch.ones_like(lacking).scatter_(1, y[:, None], 0)
     return (lacking * wrong).sum() / wrong.sum()
+
+
+def likeliest(likelihoods: Tensor, y: Labels) -> list[int]:
+    """Return for each class the index of its likeliest image among those that are classified correctly."""
+    right = (likelihoods.argmax(1) == y)[:, None]
+    own = right & (y[:, None] == torch.arange(likelihoods.shape[1], device=y.device))
+    return [int(each) for each in likelihoods.masked_fill(~own, -math.inf).argmax(0)]
 
 
 def thresholds(likelihoods: Tensor, y: Labels, share: float) -> Iterator[tuple[int, Tensor | None]]:
