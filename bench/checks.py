@@ -40,7 +40,7 @@ CODES = (
 Cell: TypeAlias = Mapping[str, Any]
 """A cell of the manifest: its coordinates and what is known of its attack."""
 
-FACTS = frozenset({"job", "use", "access", "budget", "source", "final", "n", "doubts", "reason"})
+FACTS = frozenset({"job", "attempt", "use", "access", "budget", "source", "final", "n", "doubts", "reason"})
 """What a cell says beside its coordinates."""
 
 

@@ -184,6 +184,9 @@ def report(
         typer.Option("--format", help="svg and png draw the tables that are curves."),
     ] = "text",
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="What the attacks took, in passes and time, in place of tables.")
+    ] = False,
 ) -> None:
     """Print tables from what is stored; plans nothing and computes nothing."""
     from bench import render, tables
@@ -193,6 +196,9 @@ def report(
     manifest = read(root, suite)
     console = _console()
     outcomes = Outcomes(root)
+    if cost:
+        _report_cost(manifest, root, outcomes, _keys(manifest, table) if table else None, form, out)
+        return
     grids = [tables.cut(manifest, key, outcomes) for key in _keys(manifest, table)]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     for sentence in notes:
@@ -259,6 +265,33 @@ def main() -> None:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(0)
+
+
+def _report_cost(
+    manifest: Mapping[str, Any],
+    root: Path,
+    outcomes: Outcomes,
+    keys: list[str] | None,
+    form: Literal["text", "markdown", "csv", "latex", "json", "svg", "png"],
+    out: Path | None,
+) -> None:
+    """Print what the attacks took, of the named tables or of the whole suite."""
+    from bench import spending, tables
+    from bench.store import Store
+
+    if form == "latex" or form == "svg" or form == "png":
+        raise InputError(f"--format {form}: costs are written as text, markdown, csv or json")
+    store = Store(root)
+    jobs = None if keys is None else {job for key in keys for job in tables.jobs(manifest, key)}
+    costs = spending.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
+    if not costs:
+        raise InputError(f"{root}: nothing was attacked there yet: bench run {manifest['file']}")
+    if form == "text" and out is None:
+        _console().print(spending.text(costs))
+    elif out is None:
+        sys.stdout.write(spending.written(costs, form))
+    else:
+        _write_out(out, spending.written(costs, form))
 
 
 # --- helpers -----------------------------------------------------------------------------------------

@@ -647,6 +647,7 @@ class Planner:
         if guard.doubts and (doubt := guard.doubts(**{**train.defense.params, **serve})):
             doubts.append(f"{coordinates['defense']}: {doubt}")
         facts = {
+            "attempt": attempt.key,
             "use": entry.name,
             "access": entry.access,
             "budget": entry.budget,

@@ -437,7 +437,16 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
         for craft_job in job.crafts:
             columns.append(_outcomes(job, craft_job, model, split, desk, store, twice=not columns))
     table = pa.concat_tables([_table(each) for each in columns], promote_options="default")
-    return lambda path: pq.write_table(table, path, compression="zstd"), {"examples": table.num_rows}
+    receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
+    facts = {
+        "examples": table.num_rows,
+        # Crafted images are not published with a table; what they took is.
+        "crafting": {
+            "seconds": round(sum(each.get("seconds", 0.0) for each in receipts), 3),
+            "devices": sorted({each["device"] for each in receipts if "device" in each}),
+        },
+    }
+    return lambda path: pq.write_table(table, path, compression="zstd"), facts
 
 
 def _outcomes(

@@ -21,6 +21,7 @@ def cell(job: str, **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "target": None,
         "job": job,
+        "attempt": job,
         "use": "pgd",
         "access": "gradient",
         "budget": "radius",

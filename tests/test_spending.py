@@ -1,0 +1,102 @@
+"""What attacks cost: passes that can be counted by hand, and the time that receipts say."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import cli, spending
+from bench.manifest import Outcomes
+from bench.spending import Cost
+from suites import TASK, Ran, suite
+
+ATTACKS = {
+    "clean": {"use": "none"},
+    "fgsm": {"use": "fgsm"},
+    "pgd": {"use": "pgd", "steps": 5, "keep": "last", "drop": False},
+    "some": {"use": "fgsm", "targets": [1, 4]},
+    "spsa": {"use": "spsa-released", "steps": 3, "samples": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("cost")
+    tables = {
+        "one": {"title": "One", "rows": ["defense", "readout"], "columns": {"FGSM": {"attack": "fgsm"}}}
+    }
+    path = suite(folder, {"net": {"use": "toy/linear"}}, ATTACKS, [{**TASK, "views": ["scaled"], "seeds": [0, 1]}], tables=tables)
+    made = Ran(path)
+    assert not made.failed
+    return made
+
+
+def costs(ran: Ran, **options: Any) -> dict[str, Cost]:
+    manifest = ran.plan.manifest()
+    found = spending.spent(
+        manifest, Outcomes(ran.store.root), lambda key: ran.store.receipt("evaluate", key), **options
+    )
+    return {each.at["attack"]: each for each in found}
+
+
+def test_passes_are_those_of_each_image_and_target(ran: Ran) -> None:
+    found = costs(ran)
+    assert set(found) == {"fgsm", "pgd", "some", "spsa"}  # Doing nothing costs nothing.
+    assert (found["fgsm"].forwards, found["fgsm"].most, found["fgsm"].backwards) == (1, 1, 1)
+    assert (found["pgd"].forwards, found["pgd"].backwards) == (5, 5)
+    assert (found["some"].forwards, found["some"].backwards) == (1, 1)
+    assert (found["spsa"].forwards, found["spsa"].backwards) == (3 * 4 * 2, 0)
+    # 60 images, two seeds, and for one attack two targets; both read-outs ask about the same crafts.
+    assert {name: each.n for name, each in found.items()} == {
+        "fgsm": 120,
+        "pgd": 120,
+        "some": 240,
+        "spsa": 120,
+    }
+    assert list(found)[0] == "spsa"  # The dearest first.
+
+
+def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:
+    crafts = [job for job in ran.plan.graph() if job.kind == "craft"]
+    pgd = [job for job in crafts if job.attempt.attack.name == "pgd"]
+    seconds = sum(ran.store.receipt("craft", job.key)["seconds"] for job in pgd)
+    assert costs(ran)["pgd"].seconds == pytest.approx(seconds / 120, abs=1e-5)
+
+
+def test_some_jobs_only_and_holes_are_left_out(ran: Ran) -> None:
+    cells = [cell for cell in ran.plan.manifest()["cells"] if cell["attack"] == "pgd"]
+    assert set(costs(ran, jobs={cells[0]["job"]})) == {"pgd"}
+    found = spending.spent(ran.plan.manifest(), lambda _: None, lambda _: None)
+    assert found == []
+
+
+def test_the_command_writes_every_form(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (ran.store.root / "manifest.json").write_text(json.dumps(ran.plan.manifest()))
+
+    def report(*words: object) -> tuple[int, str, str]:
+        where = [str(ran.plan.suite.path), "--results", str(ran.store.root)]
+        monkeypatch.setattr(sys, "argv", ["bench", "report", *where, "--cost", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    code, out, _ = report()
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "pgd linf 0.1" in out
+    records = json.loads(report("--format", "json")[1])
+    assert {each["attack"]: each["forwards"] for each in records}["pgd"] == 5
+    code, out, _ = report("--format", "csv", "--table", "one")
+    assert [line.split(",")[4] for line in out.splitlines()] == ["attack", "fgsm"]
+    assert "| digits | net | fgsm linf 0.1 |" in report("--format", "markdown")[1]
+    assert report("--out", tmp_path / "cost.txt")[0] == 0
+    assert "backwards" in (tmp_path / "cost.txt").read_text()
+    code, _, err = report("--format", "latex")
+    assert (code, "costs are written as text, markdown, csv or json" in err) == (2, True)
