@@ -173,6 +173,22 @@ def test_shared_draws_are_the_shard_s_and_need_to_be_asked_for() -> None:
         noise().shared()
 
 
+def test_parts_of_an_attack_have_streams_of_their_own() -> None:
+    whole = noise()
+    one = whole.apart("square")
+    plain = one.uniform((4,))
+    # Neither what the others draw nor who else is there is anything to it.
+    whole.uniform((7,))
+    rows = torch.tensor([2, 0])
+    assert torch.equal(whole.take(rows).apart("square").uniform((4,)), plain[rows])
+    assert not torch.equal(one.uniform((4,)), plain)
+    assert not torch.equal(noise().apart("fab").uniform((4,)), plain)
+    assert not torch.equal(noise().uniform((4,)), plain)
+    shared = [noise(shard="s").apart(name).shared().uniform((4,)) for name in ("a", "a", "b")]
+    assert torch.equal(shared[0], shared[1])
+    assert not torch.equal(shared[0], shared[2])
+
+
 @pytest.mark.gpu
 def test_a_gpu_draws_what_a_cpu_draws() -> None:
     for here, there in zip(everything(noise()), everything(noise(device="cuda")), strict=True):

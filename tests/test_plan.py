@@ -136,6 +136,38 @@ def test_targets_are_coordinates_of_the_craft(tmp_path: Path) -> None:
     assert crafts(plan, target=1).isdisjoint(crafts(plan, target=2))
 
 
+def test_some_targets_may_be_named_by_their_offsets(tmp_path: Path) -> None:
+    plan = made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [9, 2, 2]}})
+    assert {cell.coordinates["target"] for cell in plan.cells} == {2, 9}
+    whole = made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": "others"}})
+    assert crafts(plan, target=9) == crafts(whole, target=9)
+    with pytest.raises(InputError, match=r"suite.yaml:\d+: .*10 is no offset .* 10 classes they are 1 to 9"):
+        made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [1, 10]}})
+    with pytest.raises(InputError, match="greater than or equal to 1"):
+        made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [0]}})
+
+
+def test_an_attack_that_images_do_not_fit_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    attacks = {"colour": {"use": "toy/colour"}, "square": {"use": "toy/square"}}
+    plan = made(tmp_path, attacks=attacks)
+    assert {skip.reason for skip in plan.skips} == {"toy/colour is made for 3 channels, these have 1"}
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"square"}
+
+
+def test_a_time_limit_is_the_suites_or_the_attacks_and_no_part_of_a_key(tmp_path: Path) -> None:
+    def limits(**attack: Any) -> tuple[set[float | None], set[str]]:
+        plan = made(tmp_path, attacks={"it": attack})
+        return {craft.attempt.time_limit for craft in jobs(plan, Craft)}, crafts(plan)
+
+    free, keys = limits(use="pgd")
+    assert free == {None}
+    assert limits(use="pgd", time_limit="1/2") == ({0.5}, keys)
+    assert limits(use="toy/square")[0] == {7.0}
+    assert limits(use="toy/square", time_limit=9)[0] == {9.0}
+    with pytest.raises(InputError, match="time_limit"):
+        limits(use="pgd", time_limit=0)
+
+
 def test_a_limit_takes_a_prefix_and_a_second_way_to_ask_is_refused(tmp_path: Path) -> None:
     task = BASE["tasks"][0]
     plan = made(tmp_path, tasks=[{**task, "limit": 130}])
@@ -160,8 +192,8 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
     reason = "it comes with the minimal attacks"
     attacks = {
         "clean": {"use": "none"},
-        "cw": {"use": "cw-l2", "planned": reason, "kappa": 500, "targets": "others"},
-        "boundary": {"use": "boundary", "planned": reason, "iterations": 5000},
+        "cw": {"use": "not-yet", "planned": reason, "kappa": 500, "targets": "others"},
+        "boundary": {"use": "not-either", "planned": reason, "iterations": 5000},
     }
     tasks = [
         {**BASE["tasks"][0], "threat": {"norm": "l2"}, "attacks": ["cw"]},
@@ -170,8 +202,8 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
     plan = made(tmp_path, attacks=attacks, tasks=tasks)
     assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
     assert {skip.reason for skip in plan.skips} == {
-        f"cw-l2 is planned: {reason}",
-        f"boundary is planned: {reason}",
+        f"not-yet is planned: {reason}",
+        f"not-either is planned: {reason}",
     }
     cw = [skip.coordinates for skip in plan.skips if skip.coordinates["attack"] == "cw"]
     assert {(each["norm"], each["radius"]) for each in cw} == {("l2", None)}
@@ -182,7 +214,7 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
         None
     }
     assert plan.manifest()["attacks"]["cw"] == {
-        "use": "cw-l2",
+        "use": "not-yet",
         "planned": reason,
         "params": {"kappa": 500},
     }

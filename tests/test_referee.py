@@ -1,7 +1,10 @@
 """The referee: budget, box, finiteness, access, counting, and everything as it was found (X-1, X-6)."""
 
+import contextlib
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -179,10 +182,27 @@ def test_an_attack_that_changes_a_weight_fails(way: str) -> None:
     assert torch.equal(net.weight, before)
 
 
-def test_the_seed_decides_torchs_draws_inside() -> None:
+def test_the_seed_decides_every_librarys_draws_inside() -> None:
     drawn = []
-    for seed in (1, 1, 2):
+    for seed in (-1, -1, 2):
         with undisturbed(seed=seed):
-            drawn.append(torch.rand(3))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+            drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_every_librarys_draws_go_on_outside_as_if_nothing_had_been() -> None:
+    def draw() -> tuple[object, ...]:
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    plain = draw()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    with undisturbed(seed=1), contextlib.suppress(KeyError):
+        draw()
+        raise KeyError
+    assert draw() == plain

@@ -130,21 +130,21 @@ def test_parts_must_exist_and_not_go_round(tmp_path: Path) -> None:
 PLANNED = GOOD.replace(
     "  pgd: {use: pgd, steps: 3}",
     "  pgd: {use: pgd, steps: 3}\n"
-    "  cw: {use: cw-l2, planned: it comes with the minimal attacks, kappa: 500, targets: next}",
+    "  cw: {use: not-yet, planned: it comes with the minimal attacks, kappa: 500, targets: next}",
 )
 
 
 def test_an_attack_may_be_planned_and_keeps_its_settings(tmp_path: Path) -> None:
     planned = spec.load(write(tmp_path, PLANNED)).attacks["cw"]
     assert isinstance(planned, spec.Planned)
-    assert (planned.name, planned.reason) == ("cw-l2", "it comes with the minimal attacks")
+    assert (planned.name, planned.reason) == ("not-yet", "it comes with the minimal attacks")
     assert planned.identity["params"] == {"kappa": 500}
 
 
 def test_what_is_there_is_not_planned_and_what_is_not_there_must_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"attacks\.cw\.planned: fgsm is there now; take this key out"):
-        spec.load(write(tmp_path, PLANNED.replace("cw-l2", "fgsm")))
-    with pytest.raises(InputError, match="unknown attack 'cw-l2'"):
+        spec.load(write(tmp_path, PLANNED.replace("not-yet", "fgsm")))
+    with pytest.raises(InputError, match="unknown attack 'not-yet'"):
         spec.load(write(tmp_path, PLANNED.replace("planned: it comes with the minimal attacks, ", "")))
     with pytest.raises(InputError, match="planned"):
         spec.load(write(tmp_path, PLANNED.replace("it comes with the minimal attacks", '""')))

@@ -27,7 +27,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     tables = {
         "one": {"title": "One", "rows": ["defense", "readout"], "columns": {"FGSM": {"attack": "fgsm"}}}
     }
-    path = suite(folder, {"net": {"use": "toy/linear"}}, ATTACKS, [{**TASK, "views": ["scaled"], "seeds": [0, 1]}], tables=tables)
+    path = suite(
+        folder,
+        {"net": {"use": "toy/linear"}},
+        ATTACKS,
+        [{**TASK, "views": ["scaled"], "seeds": [0, 1]}],
+        tables=tables,
+    )
     made = Ran(path)
     assert not made.failed
     return made
@@ -55,7 +61,7 @@ def test_passes_are_those_of_each_image_and_target(ran: Ran) -> None:
         "some": 240,
         "spsa": 120,
     }
-    assert list(found)[0] == "spsa"  # The dearest first.
+    assert next(iter(found)) == "spsa"  # The dearest first.
 
 
 def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:

@@ -226,6 +226,18 @@ def void(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *,
     return z
 
 
+@attack("toy/colour", norms={"linf"}, version=1, channels=3)
+def colour(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Do nothing, to colour images only."""
+    return x
+
+
+@attack("toy/square", norms={"linf"}, version=1, square=True, time_limit=7.0)
+def square(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Do nothing, to square images only, and not for long."""
+    return x
+
+
 @attack("toy/crash", norms={"linf"}, version=1)
 def crash(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "raise"
