@@ -7,7 +7,7 @@ gradients and torch's random state are left as they were found.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -160,38 +160,50 @@ class Judged(NamedTuple):
     images: Images
     void: Tensor
     """bool (N,): the move was not allowed, and the clean image stands in its place."""
+    because: Mapping[str, int]
+    """What was wrong with how many of them."""
 
 
 def judge(x: Images, returned: object, threat: Threat) -> Judged:
     """Check what an attack returned against box, budget and finiteness; project rounding back.
 
-    A tensor of another shape or kind is nobody's move: it raises, and the job fails.
+    Where the shape or the dtype is another one, no move was made for any example: all are void. What is no
+    tensor raises, and the job fails.
     """
     z = returned.images if isinstance(returned, Crafted) else returned
     if not isinstance(z, Tensor):
         raise TypeError(f"the attack returned a {type(z).__name__}, not a tensor of images")
     if z.shape != x.shape:
-        raise ValueError(f"the attack returned images of shape {tuple(z.shape)}, not {tuple(x.shape)}")
+        return _nothing(x, f"shape {tuple(z.shape)}, not {tuple(x.shape)}")
     if z.dtype != x.dtype:
-        raise TypeError(f"the attack returned {z.dtype} images, not {x.dtype}")
+        return _nothing(x, f"{z.dtype}, not {x.dtype}")
     z = z.detach().to(x.device)
     wide, start = z.double(), x.double()
     finite = wide.isfinite().flatten(1).all(1)
     wide = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), wide, start)
     outside = torch.maximum(-wide, wide - 1).flatten(1).amax(1)
     void = ~finite | (outside > ROUNDING)
+    because = {"not finite": int((~finite).sum()), "out of the box": int((finite & void).sum())}
     if math.isfinite(threat.radius):
         # What an error of ROUNDING in every value can add to a distance.
         size = x[0].numel()
         room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
-        void |= distance(start, wide, threat.norm) - threat.radius > room
+        beyond = distance(start, wide, threat.norm) - threat.radius > room
+        because["out of the budget"] = int((beyond & ~void).sum())
+        void |= beyond
         if threat.norm == "linf":
             wide = start + (wide - start).clamp(-threat.radius, threat.radius)
         elif threat.norm != "l0":
             wide = shrink(start, wide, threat.norm, threat.radius)
     wide = wide.clamp(0, 1)
     keep = void.view(-1, *[1] * (x.dim() - 1))
-    return Judged(torch.where(keep, x, wide.to(x.dtype)), void)
+    why = {reason: count for reason, count in because.items() if count}
+    return Judged(torch.where(keep, x, wide.to(x.dtype)), void, why)
+
+
+def _nothing(x: Images, reason: str) -> Judged:
+    """Return the clean images: none of the moves can be shown."""
+    return Judged(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
 
 
 @contextmanager

@@ -290,6 +290,7 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     facts = {
         "examples": len(y),
         "void": int(judged.void.sum()),
+        "void_because": dict(judged.because),
         "queries_per_example": {
             "forwards": float(made.meter.forwards.mean()),
             "backwards": float(made.meter.backwards.mean()),

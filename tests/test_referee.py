@@ -66,10 +66,34 @@ def test_rounding_is_projected_back_in_float64(norm: str) -> None:
 
 @pytest.mark.parametrize(
     ("returned", "error"),
-    [(X[:2], "shape"), (X.double(), "float64"), (None, "NoneType"), (X.tolist(), "list")],
+    [
+        (X[:2], "shape (2, 1, 2, 2), not (4, 1, 2, 2)"),
+        (X.flatten(1), "shape (4, 4), not (4, 1, 2, 2)"),
+        (X.double() + 0.01, "torch.float64, not torch.float32"),
+        ((X * 255).byte(), "torch.uint8, not torch.float32"),
+    ],
 )
-def test_what_is_nobodys_move_fails(returned: object, error: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=error):
+def test_images_of_another_shape_or_dtype_are_void_all_of_them(returned: Tensor, error: str) -> None:
+    judged = judge(X, returned, Threat("linf", 0.1))
+    assert torch.equal(judged.images, X)
+    assert judged.images.dtype == X.dtype
+    assert judged.void.all()
+    assert judged.because == {error: 4}
+
+
+def test_void_moves_are_counted_by_their_reason_once() -> None:
+    z = X.clone()
+    z[0] = math.nan
+    z[1, 0, 0, 0] = 2
+    z[2] += 0.2
+    because = judge(X, z, Threat("linf", 0.1)).because
+    assert because == {"not finite": 1, "out of the box": 1, "out of the budget": 1}
+    assert judge(X, X, Threat("linf", 0.1)).because == {}
+
+
+@pytest.mark.parametrize("returned", [None, X.tolist()])
+def test_what_is_no_tensor_fails(returned: object) -> None:
+    with pytest.raises(TypeError, match=type(returned).__name__):
         judge(X, returned, Threat("linf", 0.1))
 
 
