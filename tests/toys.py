@@ -207,6 +207,19 @@ class Coin(nn.Module):
         return View(lambda x: torch.rand(len(x), self.classes) + 0 * x.flatten(1).sum(1, keepdim=True))
 
 
+@defense("toy/noisy", readouts=("plain",), version=1, random=True)
+class Noisy(Linear):
+    """A linear classifier of a random fifth of the pixels: an answer's gradient says little of the next's."""
+
+    def __init__(self, shape: Shape, *, epochs: int = 3, kept: float = 0.2) -> None:
+        super().__init__(shape, epochs=epochs)
+        self.kept = kept
+
+    def logits(self, x: Images) -> Tensor:
+        seen = torch.rand(x.shape, dtype=x.dtype) < self.kept
+        return super().logits(x * seen / self.kept)
+
+
 def _push(view: View, x: Images, y: Labels) -> Tensor:
     z = x.clone().requires_grad_()
     loss = cross_entropy(view.logits(z), y, reduction="sum")
