@@ -130,30 +130,31 @@ def _before(values: Tensor) -> Tensor:
     return values.cumsum(1) - values
 
 
-def check_attack(name: str, norm: Norm, **params: Any) -> None:
+def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any) -> None:
     """Check an attack on a half-space; `params` are its parameters, where its defaults will not do.
 
-    It must cross the plane with 1.2 times the radius that is needed (one without a radius must stop
-    within 1.2 times the least distance), also towards a given label and where it may not stop early.
-    Always, with 0.8 times that radius too and where logits are NaN: its images are finite, of the shape
-    and kind it was given, in the box and in the budget; the images it was given, gradients, flags and
-    random states outside are left alone; the same draws give the same images. One that is
-    ``keyed="image"`` gives an example the same image in whatever company and order.
+    It must cross the plane with `within` times the radius that is needed (one without a radius must stop
+    within as many times the least distance; a greedy or a random search may need more than 1.2), also
+    towards a given label and where it may not stop early. Always, with 0.8 times the least radius too and
+    where logits are NaN: its images are finite, of the shape and kind it was given, in the box and in the
+    budget; the images it was given, gradients, flags and random states outside are left alone; the same
+    draws give the same images. One that is ``keyed="image"`` gives an example the same image in whatever
+    company and order.
     """
     discover()
     entry = ATTACKS[name]
     _expect(norm in entry.norms, f"attack {name!r} is made for {sorted(entry.norms)}, not for {norm!r}")
-    trial = _Trial(entry, norm, arguments(entry, params))
+    trial = _Trial(entry, norm, arguments(entry, params), within)
     enough = scarce = math.inf
     if entry.budget == "radius":
-        enough, scarce = 1.2 * float(trial.least.max()), 0.8 * float(trial.least.min())
+        enough, scarce = within * float(trial.least.max()), 0.8 * float(trial.least.min())
     crafted = trial.run(enough)
     again = float((trial.run(enough).images - crafted.images).abs().max())
     _expect(
         again == 0, f"attack {name!r} moved otherwise (by {again:.3g}) when asked again with the same draws"
     )
     if entry.access != "none":
-        trial.crosses(crafted, "with 1.2 times the radius that is needed")
+        trial.crosses(crafted, f"with {within:g} times the radius that is needed")
         trial.crosses(trial.run(enough, towards=True), "towards a given label")
         pushed = trial.run(enough, final=False)
         if entry.budget == "radius":
@@ -168,8 +169,8 @@ def check_attack(name: str, norm: Norm, **params: Any) -> None:
 class _Trial:
     """An attack, and the half-space that it is tried on."""
 
-    def __init__(self, entry: AttackEntry, norm: Norm, params: Mapping[str, Any]) -> None:
-        self.entry, self.norm, self.params = entry, norm, params
+    def __init__(self, entry: AttackEntry, norm: Norm, params: Mapping[str, Any], within: float) -> None:
+        self.entry, self.norm, self.params, self.within = entry, norm, params, within
         self.name = f"attack {entry.name!r}"
         self.plane = Halfspace(Shape(3, 5, 4, max(2, entry.least_classes)))
         self.x, self.y = self.plane.examples(8)
@@ -262,7 +263,9 @@ class _Trial:
         )
         ratio = float((distance / self.least).max())
         if self.entry.budget == "distance":
-            _expect(ratio <= 1.2, f"{self.name} went {ratio:.3g} times as far as it needed to, {when}")
+            _expect(
+                ratio <= self.within, f"{self.name} went {ratio:.3g} times as far as it needed to, {when}"
+            )
 
     def independent(self, radius: float) -> None:
         """Expect an example to end where it ends, in whatever company and order it is attacked."""

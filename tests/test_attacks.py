@@ -35,6 +35,9 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("pgd", "linf", {"start": "zero", "keep": "last", "drop": False}),
     ("spsa", "linf", {"steps": 40}),
     ("spsa-released", "linf", {"steps": 40}),
+    ("square", "linf", {"queries": 300}),
+    # Its bumps cannot follow weights that are drawn pixel by pixel.
+    ("square", "l2", {"queries": 500, "within": 2.0}),
 ]
 
 
