@@ -1,7 +1,9 @@
-"""What authors of attacks and defenses call in their own tests: `check_attack` and `check_defense`.
+"""What authors of attacks and defenses call in their own tests: `check_attack`, `check_planted` and
+`check_defense`.
 
-Both raise AssertionError with a sentence. `check_attack` plays on a `Halfspace`, where the nearest
-wrong image is known exactly, and through the same watch as in a run.
+The first and the last raise AssertionError with a sentence. `check_attack` plays on a `Halfspace`, where
+the nearest wrong image is known exactly, and through the same watch as in a run; `check_planted` counts
+what is found where a wrong image is known to be.
 """
 
 import math
@@ -21,6 +23,7 @@ from bench.outcomes import OUTCOME_COLUMNS
 from bench.protocols import (
     Crafted,
     Decision,
+    Features,
     Fitting,
     Images,
     Inversion,
@@ -194,6 +197,13 @@ class _Trial:
                 invert=torch.clone,
                 energy=lambda z, x: (z - x).square().flatten(1).sum(1),
                 classify=lambda z, _: logits(z),
+            )
+        elif self.entry.space == "features":
+            seen = Features(
+                logits,
+                features=lambda z: logits(z)[:, :2],
+                centres=torch.tensor([[6.0, -6.0], [-6.0, 6.0]]),
+                guides=self.plane.examples(2, margin=8.0)[0],
             )
         else:
             seen = View(logits)
@@ -493,3 +503,118 @@ def _expect(holds: bool, sentence: str) -> None:
     """Raise AssertionError, also where Python leaves assert statements out."""
     if not holds:
         raise AssertionError(sentence)
+
+
+# --- planted adversarial examples -----------------------------------------------------------------------
+
+
+class Planted:
+    """Images, each with a binary classifier of its own that is known to be wrong at one place of its ball.
+
+    The binarisation test (Zimmermann et al. 2022, arXiv:2206.13991): on the features of a fixed random
+    network, each head is solved so that its score is -1 at the image and at random points on the ball's
+    surface, and `lead` at one more of them. An attack that reports nothing there has failed, not the
+    network. A step along the first gradient is too coarse to get there, and so is half the radius.
+    """
+
+    def __init__(
+        self, norm: Norm, cases: int = 40, *, classes: int = 2, lead: float = 0.15, seed: int = 0
+    ) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 6.0}[norm])
+        self.net = _rough(draw)
+        self.x = torch.empty(cases, 1, 8, 8).uniform_(0.2, 0.8, generator=draw)
+        self.y = torch.arange(cases) % 2
+        self.classes = classes
+        self.points = torch.stack([self.surface(draw) for _ in range(32)], 1)
+        """Random points on the surface of each ball, (N, 32, C, H, W); the first is the planted one."""
+        start = self.net(self.x.double())
+        ways = self.net(self.points.flatten(0, 1).double()).view(cases, 32, -1) - start[:, None]
+        rise = torch.zeros(cases, 32, 1, dtype=torch.float64)
+        rise[:, 0] = 1 + lead
+        # The shortest of all heads that rise so: the others' rows are orthogonal to it.
+        head = ways.mT @ torch.linalg.solve(ways @ ways.mT, rise)
+        self.start, self.head = start, head.squeeze(2)
+
+    def surface(self, draw: torch.Generator) -> Images:
+        """Return a random point on the surface of each image's ball: in l1 and l0, six pixels differ."""
+        x, radius = self.x, self.threat.radius
+        signs = torch.randint(2, x.shape, generator=draw) * 2.0 - 1
+        if self.threat.norm == "linf":
+            return x + radius * signs
+        if self.threat.norm == "l2":
+            move = torch.randn(x.shape, generator=draw)
+            return x + radius * move / move.flatten(1).norm(dim=1)[:, None, None, None]
+        few = torch.rand(x.shape, generator=draw).flatten(1).argsort(1).argsort(1).view(x.shape) < 6
+        return torch.where(few, x + radius / 6 * signs if self.threat.norm == "l1" else (signs + 1) / 2, x)
+
+    def score(self, z: Images, rows: Tensor) -> Tensor:
+        """Return how much the heads of the examples `rows` (n,) are for the other label at points `z`."""
+        return ((self.net(z.double()) - self.start[rows]) * self.head[rows]).sum(1) - 1
+
+    def view(self) -> View:
+        """Look at logits (N, K): the score, minus the score, and what lies far below both."""
+        return View(_Heads(self, torch.arange(len(self.x))))
+
+
+def _rough(draw: torch.Generator) -> nn.Sequential:
+    """Return a random network whose gradients change within the ball."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1), nn.Tanh(), nn.Flatten()
+    ).double()
+    for layer, spread in ((net[0], 4.0), (net[2], 0.5)):
+        assert isinstance(layer, nn.Conv2d)
+        nn.init.normal_(layer.weight, std=spread, generator=draw)
+        assert layer.bias is not None
+        nn.init.uniform_(layer.bias, -1, 1, generator=draw)
+    return net.requires_grad_(False)
+
+
+class _Heads:
+    """The heads of some of the examples, as a view's callable."""
+
+    def __init__(self, planted: Planted, rows: Tensor) -> None:
+        self._planted, self._rows = planted, rows
+
+    def take(self, rows: Tensor) -> "_Heads":
+        return _Heads(self._planted, self._rows[rows])
+
+    def __call__(self, z: Images) -> Tensor:
+        copies, rest = divmod(len(z), max(len(self._rows), 1))
+        _expect(
+            rest == 0,
+            f"{len(z)} points were asked about for {len(self._rows)} examples: narrow the view with "
+            "view.take, or check the attack with alone=True",
+        )
+        rows = self._rows.repeat(copies)
+        planted = self._planted
+        # Label 1 leads where the score's sign says so: of every second example it is the true one.
+        lead = planted.score(z, rows) * (1 - 2.0 * planted.y[rows])
+        others = [torch.full_like(lead, -20.0 - each) for each in range(planted.classes - 2)]
+        return torch.stack([-lead, lead, *others], 1).to(z.dtype)
+
+
+def check_planted(name: str, norm: Norm, /, *, cases: int = 40, alone: bool = False, **params: Any) -> float:
+    """Return the share of planted adversarial examples that an attack finds; `params` are its parameters.
+
+    For each of `cases` images an adversarial one is known to lie in the ball, where half of the radius does
+    not reach it (see `Planted`). An attack that uses gradients should find 95 % of them; what it returns
+    outside the ball or the box is not found. `alone` shows it one image at a time, for attacks that
+    keep lists of their own of what is left to do.
+    """
+    discover()
+    entry = ATTACKS[name]
+    planted = Planted(norm, cases, classes=max(2, entry.least_classes))
+    threat = planted.threat if entry.budget == "radius" else Threat(norm)
+    found = 0
+    for rows in torch.arange(cases).split(1 if alone else cases):
+        x, y, view = planted.x[rows], planted.y[rows], planted.view().take(rows)
+        noise = Noise("planted", rows, shard="planted" if entry.keyed == "shard" else None)
+        returned = entry.make(view, x.clone(), y.clone(), threat, noise, **arguments(entry, params))
+        z = returned.images if isinstance(returned, Crafted) else returned
+        distance = planted.threat.distance(x.double(), z.double())
+        near = distance <= planted.threat.radius + ROUNDING * x[0].numel() ** 0.5
+        inside = ((z >= -ROUNDING) & (z <= 1 + ROUNDING)).flatten(1).all(1)
+        with torch.no_grad():
+            found += int((near & inside & (view.logits(z).argmax(1) != y)).sum())
+    return found / cases
