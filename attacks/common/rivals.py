@@ -1,0 +1,66 @@
+"""The labels that an attack may go for, and how near each is where logits are taken as linear."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, autograd
+
+from bench import Images, Labels, View, objective
+
+
+def rivals(view: View, logits: Tensor, y: Labels, most: int | None = None) -> Tensor:
+    """Return the labels (N, C) that would be a win, likeliest first, `most` of them; a target is alone."""
+    if view.target is not None:
+        return view.target[:, None]
+    # Nothing is as low as the truth is put.
+    least = torch.finfo(logits.dtype).min
+    scores = decisive(logits).detach().nan_to_num(least, neginf=least)
+    classes = scores[:, :-1] if view.refusal else scores
+    order = classes.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, :-1][:, :most]
+
+
+class Step(NamedTuple):
+    """The shortest way to another label, as far as logits are linear."""
+
+    label: Labels
+    """Which of the labels it leads to, (N,)."""
+    length: Tensor
+    """Its l2 length, float64 (N,); infinite where no gradient says where to go."""
+    move: Images
+    """The way itself, (N, C, H, W)."""
+
+
+def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tensor) -> Step:
+    """Return the shortest way from `z` to where one of `labels` (N, C) wins (Moosavi-Dezfooli et al. 2016,
+    arXiv:1511.04599, eq. 8). `logits` are the view's at `z`, with their graph, which is used up.
+
+    Pixels that would leave the box take no part: with them the way would end short of its goal.
+    """
+    logits = decisive(logits)
+    label = labels[:, 0]
+    length = torch.full((len(z),), math.inf, dtype=torch.float64, device=z.device)
+    move = torch.zeros_like(z)
+    for place, rival in enumerate(labels.unbind(1)):
+        # While the truth (or a refusal) is the highest, this is what the rival lacks to it.
+        gap = objective(replace(view, target=rival), logits, y, "margin")
+        more = place + 1 < labels.shape[1]
+        (gradient,) = autograd.grad(gap.sum(), z, retain_graph=more)
+        held = ((z <= 0) & (gradient < 0)) | ((z >= 1) & (gradient > 0))
+        gradient = gradient.masked_fill(held, 0)
+        size = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
+        way = gap.detach().double().abs() / size
+        step = (gradient.double() * (way / size)[:, None, None, None]).to(z.dtype)
+        # False for NaN, and for no gradient: that is infinitely far.
+        nearer = (way < length) & step.isfinite().flatten(1).all(1)
+        label = torch.where(nearer, rival, label)
+        length = torch.where(nearer, way, length)
+        move = torch.where(nearer[:, None, None, None], step, move)
+    return Step(label, length, move)
+
+
+def decisive(logits: Tensor) -> Tensor:
+    """Return (N, K) logits: of a view that answers several times, their mean, which decides."""
+    return logits.mean(0) if logits.dim() == 3 else logits

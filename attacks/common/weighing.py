@@ -1,0 +1,126 @@
+"""Least distance by descent on |z - x|^2 + c * what is missing to success, with a constant c for each example
+(Carlini and Wagner 2017, arXiv:1608.04644, sections V and VI).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self, TypeAlias
+
+import torch
+from torch import Tensor, autograd
+
+from attacks.common.nearest import Constant, Nearest
+from attacks.common.optimisers import Adam
+from bench import Images, Labels, View
+
+Missing: TypeAlias = Callable[[View, Images, Labels, Tensor], tuple[Tensor, Tensor]]
+"""``missing(view, z, y, rows)``: what points (n, C, H, W) of the examples `rows` lack to success, (n,), with
+its graph, never below 0, and whether they have it, bool (n,); `view` is theirs."""
+
+Variable: TypeAlias = Literal["box", "tanh"]
+"""What is moved: the pixels, cut to the box after each step; or w, for pixels (tanh w + 1) / 2."""
+
+_MOST = 1e10
+"""The largest constant, as in the authors' code."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How to go down."""
+
+    searches: int
+    steps: int
+    lr: float
+    c: float
+    """The first constant."""
+    variable: Variable
+    abort: bool
+    """Whether an example's search ends at a tenth of its steps over which its loss has not fallen."""
+
+    def run(
+        self, view: View, x: Images, y: Labels, nearest: Nearest, rows: Tensor, missing: Missing
+    ) -> Tensor:
+        """Search for the examples `rows` of a batch; what is found goes to `nearest`. With ten searches or
+        more the last one takes the smallest constant that has won, as in the authors' code.
+
+        Return bool (N,), where a gradient was not finite: there it is taken as 0.
+        """
+        broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        here = _Part(view.take(rows), x[rows], y[rows], rows)
+        constant = Constant(here.x.flatten(1)[:, 0], self.c)
+        for search in range(self.searches):
+            if search >= 9 and search == self.searches - 1:
+                constant.value = constant.high.clamp_max(_MOST)
+            won = torch.zeros_like(broken)
+            if len(rows):
+                self._descend(here, constant.value, nearest, missing, won, broken)
+            constant.learn(won[rows])
+        return broken
+
+    def _descend(
+        self, here: "_Part", c: Tensor, nearest: Nearest, missing: Missing, won: Tensor, broken: Tensor
+    ) -> None:
+        """Go down once with the constants `c` (n,), and note what was `won` and `broken` (N,)."""
+        w = _inside(here.x, self.variable)
+        adam, before = Adam(w, self.lr), torch.full_like(c, math.inf)
+        tenth = max(self.steps // 10, 1)
+        for t in range(self.steps + 1):
+            last = t == self.steps
+            z, slope = _outside(w, self.variable)
+            z.requires_grad_(not last)
+            with torch.set_grad_enabled(not last):
+                lack, has = missing(here.view, z, here.y, here.rows)
+            nearest.offer(here.rows, z, has)
+            won[here.rows] |= has
+            if last:
+                return
+            (gradient,) = autograd.grad(lack.sum(), z)
+            way = z.detach() - here.x
+            peak = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
+            broken[here.rows] |= ~peak.isfinite()
+            gradient = 2 * way + _by_example(c) * torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+            # Adam's steps do not depend on the scale, but for the 1e-8 that it adds: at pixels that are black
+            # a gradient by w is a millionth of that by z, and would be swallowed.
+            w = w - adam.step(_by_example(1e5 / c.clamp_min(1)) * gradient * slope)
+            if self.variable == "box":
+                w = w.clamp(0, 1)
+            if self.abort and t % tenth == 0:
+                loss = way.flatten(1).square().sum(1) + c * lack.detach()
+                # Where it is NaN too. The one place where a search waits for the device.
+                going = (loss < 0.9999 * before).nonzero().squeeze(1)
+                before = loss
+                if len(going) == 0:
+                    return
+                if len(going) < len(loss):
+                    here, c, before = here.take(going), c[going], before[going]
+                    w, adam = w[going], adam.take(going)
+
+
+class _Part(NamedTuple):
+    """The examples that are still looked at."""
+
+    view: View
+    x: Images
+    y: Labels
+    rows: Tensor
+
+    def take(self, places: Tensor) -> Self:
+        return type(self)(self.view.take(places), *(each[places] for each in self[1:]))
+
+
+def _by_example(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _inside(x: Images, variable: Variable) -> Tensor:
+    """Return the variable at the images; a little inside of black and white, where tanh never gets."""
+    return x if variable == "box" else torch.atanh((2 * x - 1) * (1 - 1e-6))
+
+
+def _outside(w: Tensor, variable: Variable) -> tuple[Images, Tensor | float]:
+    """Return pixels of their own, and how fast they follow the variable."""
+    if variable == "box":
+        return w.detach(), 1.0
+    # (tanh w + 1) / 2, whose slope written with tanh would be 0 to float32 beyond w = 9, for good.
+    return torch.sigmoid(2 * w), 2 * torch.sigmoid(2 * w) * torch.sigmoid(-2 * w)

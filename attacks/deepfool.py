@@ -1,0 +1,83 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2), in l2."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attacks.common.nearest import Nearest
+from attacks.common.rivals import nearest_rival, rivals
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+    objective,
+    succeeded,
+)
+
+
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    if params["steps"] < 1:
+        raise InputError(f"steps must be 1 or more, not {params['steps']}")
+    if params["candidates"] is not None and params["candidates"] < 1:
+        raise InputError(f"candidates must be 1 or more, or null for all, not {params['candidates']}")
+    if not params["overshoot"] >= 0:
+        raise InputError(f"overshoot must be 0 or more, not {params['overshoot']:g}")
+
+
+@attack("deepfool", norms={"l2"}, version=1, budget="distance", check=_check)
+def deepfool(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    overshoot_on: Literal["total", "step"] = "total",
+    candidates: int | None = None,
+) -> Crafted:
+    """Go straight to the nearest of the other classes, as if logits were linear, until the label changes.
+
+    `candidates` are the likeliest wrong classes of the image itself (null: all). The point that is
+    looked at is the image and (1 + `overshoot`) times the sum of all steps, cut to the box; with
+    ``overshoot_on="step"`` each step is made longer, from where the last one ended in the box.
+
+    Notes: ``failed``, where the label did not change; the image is the clean one.
+    """
+    nearest = Nearest(x, threat)
+    rows, here, clean, labels = torch.arange(len(x), device=x.device), view, x, y
+    z, total = x, torch.zeros_like(x)
+    classes: Tensor | None = None
+    for t in range(steps + 1):
+        last = t == steps
+        z = z.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            logits = here.logits(z)
+        # At a tie the arg-max may be either.
+        won = succeeded(here, logits, labels) & (objective(here, logits.detach(), labels, "margin") > 0)
+        nearest.offer(rows, z, won)
+        if last:
+            break
+        if classes is None:
+            classes = rivals(here, logits, labels, candidates)
+        step = nearest_rival(here, z, logits, labels, classes)
+        going = (~won & step.length.isfinite()).nonzero().squeeze(1)
+        if len(going) == 0:
+            break
+        if len(going) < len(rows):
+            rows, here, clean, labels = rows[going], here.take(going), clean[going], labels[going]
+            classes = classes[going]
+        start, move = z[going], step.move[going]
+        if overshoot_on == "total":
+            start, move = clean, total[going] + move
+            total = move
+        z = (start + (1 + overshoot) * move).clamp(0, 1)
+    return nearest.crafted()

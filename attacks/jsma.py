@@ -1,0 +1,161 @@
+"""The Jacobian-based saliency map attack (Papernot et al. 2016, arXiv:1511.07528, algorithms 2 and 3).
+
+Pixels that may go either way are those of Wiyatno and Xu (2018, arXiv:1808.07945).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, autograd
+
+from attacks.common.nearest import Nearest
+from attacks.common.rivals import decisive, rivals
+from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, succeeded
+
+
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    theta, gamma = params["theta"], params["gamma"]
+    if not 0 < abs(theta) <= 1:
+        raise InputError(f"theta must be a move above 0 and at most 1, or below 0, not {theta:g}")
+    if not 0 < gamma <= 1:
+        raise InputError(f"gamma must be a share of the pixels, above 0 and at most 1, not {gamma:g}")
+    values = shape.channels * shape.height * shape.width
+    if gamma * values < 2:
+        raise InputError(f"gamma of {gamma:g} leaves fewer than 2 of {values} values to change")
+
+
+@attack("jsma", norms={"l0"}, version=1, budget="distance", check=_check)
+def jsma(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    theta: float = 1.0,
+    gamma: float = 1.0,
+    both: bool = True,
+) -> Crafted:
+    """Change the two values that say most for a target and against the others, until the label changes;
+    without a target, try all of them, the likeliest first, and keep the fewest changes.
+
+    A pair moves by `theta`, cut to the box, at most `gamma` / 2 times as often as there are values. With
+    `both`, a value may go up or down and counts by what it gains, its gradient times the way it has;
+    else all go up (`theta` above 0) or down, and count by their gradients, as published. When a pair has
+    won, one of the two is put back if the other is enough.
+
+    Notes: ``failed``, where no target was reached; the image is the clean one.
+    """
+    nearest = Nearest(x, threat)
+    everyone = torch.arange(len(x), device=x.device)
+    with torch.no_grad():
+        logits = view.logits(x)
+    nearest.offer(everyone, x, succeeded(view, logits, y))
+    pairs = int(gamma * x[0].numel() / 2)
+    for target in rivals(view, logits, y).unbind(1):
+        # One change cannot be outdone by a search that makes two.
+        rows = everyone[nearest.distance > 1]
+        _reach(_Part(view.take(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
+    return nearest.crafted()
+
+
+class _Part(NamedTuple):
+    """The examples that are still looked at, with a target each."""
+
+    view: View
+    x: Images
+    y: Labels
+    target: Labels
+    rows: Tensor
+
+    def take(self, places: Tensor) -> "_Part":
+        return _Part(self.view.take(places), *(each[places] for each in self[1:]))
+
+
+def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) -> None:
+    """Change pair after pair; an example is done when it has won, or cannot win with fewer changes."""
+    z = before = here.x
+    pair = torch.zeros(len(z), 2, dtype=torch.int64, device=z.device)
+    for t in range(pairs + 1):
+        if len(here.rows) == 0:
+            return
+        last = t == pairs
+        z = z.detach().requires_grad_(not last)
+        with torch.set_grad_enabled(not last):
+            logits = decisive(here.view.logits(z))
+        won = succeeded(here.view, logits, here.y)
+        nearest.offer(here.rows, z, won)
+        _put_back(here, nearest, z, before, pair, won)
+        if last:
+            return
+        (own,) = autograd.grad(logits.gather(1, here.target[:, None]).sum(), z, retain_graph=True)
+        (every,) = autograd.grad(logits.sum(), z)
+        z = z.detach()
+        moved, gain, loss, free = _moves(here.x, z, own, every - own, theta, both)
+        pair, found = best_pair(gain, loss, free)
+        changed = (z != here.x).flatten(1).sum(1)
+        going = (~won & found & (changed < nearest.distance[here.rows])).nonzero().squeeze(1)
+        here, before, pair, moved = here.take(going), z[going], pair[going], moved[going]
+        chosen = torch.zeros_like(moved.flatten(1), dtype=torch.bool).scatter_(1, pair, True)
+        z = torch.where(chosen.view_as(moved), moved, before)
+
+
+def _put_back(here: _Part, nearest: Nearest, z: Images, before: Images, pair: Tensor, won: Tensor) -> None:
+    """Offer what has won without one of the last pair's two changes."""
+    places = won.nonzero().squeeze(1)
+    if len(places) == 0:
+        return
+    part = here.take(places)
+    for one in pair[places].split(1, dim=1):
+        old = before[places].flatten(1).gather(1, one)
+        less = z.detach()[places].flatten(1).scatter(1, one, old).view_as(part.x)
+        with torch.no_grad():
+            nearest.offer(part.rows, less, succeeded(part.view, part.view.logits(less), part.y))
+
+
+def _moves(
+    x: Images, z: Images, own: Tensor, others: Tensor, theta: float, both: bool
+) -> tuple[Images, Tensor, Tensor, Tensor]:
+    """Return where each value would go; what that adds to the target and takes from the others, (n, D), to
+    first order; and whether the value is free to go.
+    """
+    sign = torch.where(own >= others, 1, -1) if both else torch.full_like(z, math.copysign(1, theta))
+    moved = (z + sign * abs(theta)).clamp(0, 1)
+    way = moved - z if both else sign
+    gain, loss = (torch.nan_to_num(each * way, 0.0, 0.0, 0.0) for each in (own, -others))
+    # A value that has moved does not come back.
+    free = (moved != z) & ((z - x) * sign >= 0) & own.isfinite() & others.isfinite()
+    return moved, gain.flatten(1), loss.flatten(1), free.flatten(1)
+
+
+def best_pair(gain: Tensor, loss: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two places, (n, 2), of (n, D) that are `free` and maximise the product of summed gain and
+    summed loss, both above 0; and whether there are such, (n,).
+
+    Who has two others above it in both is in no best pair that could not do without it: a few dozen
+    places are left of thousands, and pairs of these are looked at instead of all.
+    """
+    order = gain.masked_fill(~free, -math.inf).argsort(dim=1, descending=True, stable=True)
+    sorted_ = loss.masked_fill(~free, -math.inf).gather(1, order)
+    nothing = torch.full_like(sorted_[:, :1], -math.inf)
+    highest = torch.cat([nothing, sorted_.cummax(1).values], 1)
+    second = torch.cat([nothing, torch.minimum(sorted_, highest[:, :-1]).cummax(1).values], 1)
+    candidate = sorted_ > second[:, :-1]
+    most = max(int(candidate.sum(1).max()), 2)
+    places = order.gather(1, (~candidate).byte().argsort(dim=1, stable=True)[:, :most])
+    there = candidate.sum(1, keepdim=True) > torch.arange(most, device=gain.device)
+    pair, found = torch.zeros_like(places[:, :2]), torch.zeros_like(free[:, 0])
+    rows = max(2**22 // most**2, 1)
+    for at in range(0, len(gain), rows):
+        chunk = slice(at, at + rows)
+        up, down = (each[chunk].gather(1, places[chunk]) for each in (gain, loss))
+        up, down = up[:, :, None] + up[:, None], down[:, :, None] + down[:, None]
+        able = there[chunk, :, None] & there[chunk, None] & (up > 0) & (down > 0)
+        able &= ~torch.eye(most, dtype=torch.bool, device=gain.device)
+        score = (up * down).masked_fill(~able, -math.inf).flatten(1)
+        best = score.argmax(1)
+        both = torch.stack([best // most, best % most], 1)
+        pair[chunk] = places[chunk].gather(1, both)
+        found[chunk] = able.flatten(1).any(1)
+    return pair, found
