@@ -1,5 +1,6 @@
 """What is registered, as a list for people and as a JSON Schema for editors."""
 
+from importlib import metadata
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -8,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bench.errors import InputError
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
 from bench.spec import AttackUse, DefenseUse, SuiteModel
 
@@ -28,8 +30,10 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
                     "least_classes": entry.least_classes,
                     "channels": entry.channels,
                     "square": entry.square,
+                    "targeted": entry.targeted,
                     "time_limit": entry.time_limit,
                     "library": entry.library,
+                    "installed": _version(entry.library) if entry.library else None,
                 }
                 for entry in map(ATTACKS.__getitem__, ATTACKS)
             ]
@@ -56,12 +60,19 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
 
 
 def _common(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "summary": entry.summary,
-        "version": entry.version,
-        "parameters": _parameters(entry),
-    }
+    common = {"name": entry.name, "summary": entry.summary, "version": entry.version}
+    try:
+        return {**common, "parameters": _parameters(entry)}
+    except InputError as error:
+        # The library that knows them is not there.
+        return {**common, "parameters": {}, "missing": str(error)}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
@@ -92,15 +103,10 @@ def _kind(info: dict[str, Any]) -> str:
 def show(console: Console, found: list[dict[str, Any]]) -> None:
     """Print entries: a paragraph each, parameters with their defaults."""
     for entry in found:
-        lines: list[Text] = [Text(entry["summary"])]
-        for heading in ("norms", "access", "space", "keyed", "budget", "readouts", "served"):
+        lines: list[Text] = [Text(entry["summary"]), *_needs(entry)]
+        for heading in ("readouts", "served"):
             if entry.get(heading):
-                value = entry[heading]
-                lines.append(
-                    Text.assemble(
-                        (f"{heading}: ", "dim"), ", ".join(value) if isinstance(value, list) else value
-                    )
-                )
+                lines.append(Text.assemble((f"{heading}: ", "dim"), ", ".join(entry[heading])))
         for name, view in entry.get("views", {}).items():
             also = [alias for alias, of in entry["aliases"].items() if of == name]
             text = Text.assemble(("view ", "dim"), name)
@@ -115,8 +121,9 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
         body: list[RenderableType] = [*lines]
         if entry["parameters"]:
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            for heading in ("parameter", "kind", "default"):
-                table.add_column(heading)
+            table.add_column("parameter", no_wrap=True)
+            table.add_column("kind")
+            table.add_column("default")
             for name, info in entry["parameters"].items():
                 table.add_row(
                     name, info["type"], "(required)" if info["required"] else _written(info["default"])
@@ -125,12 +132,46 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
         console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
 
 
+def _needs(entry: dict[str, Any]) -> list[Text]:
+    """Return what an attack needs, of its view, of the data and of what is installed."""
+    if "norms" not in entry:
+        return []
+    classes, channels = entry["least_classes"], entry["channels"]
+    data = [
+        f"{classes} classes" if classes > 2 else "",
+        f"{channels} channels" if channels else "",
+        "square images" if entry["square"] else "",
+    ]
+    facts = {
+        "norms": ", ".join(entry["norms"]),
+        "access": entry["access"],
+        "space": entry["space"],
+        "budget": entry["budget"],
+        "keyed": entry["keyed"],
+        "needs": ", ".join(filter(None, data)),
+        "targets": "" if entry["targeted"] else "none",
+        "time limit": f"{entry['time_limit']:g} s" if entry["time_limit"] else "",
+    }
+    lines = [
+        Text("; ").join(Text.assemble((f"{name}: ", "dim"), said) for name, said in facts.items() if said)
+    ]
+    if entry["library"]:
+        found = f"{entry['library']} {entry['installed'] or 'not installed'}"
+        lines.append(Text.assemble(("library: ", "dim"), found))
+    if "missing" in entry:
+        lines.append(Text(entry["missing"], style="yellow"))
+    return lines
+
+
 def _written(value: Any) -> str:
     """Return a default as a suite would write it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_written(each)}" for name, each in value.items()) + "}"
     if value is None:
         return "null"
+    if isinstance(value, float) and len(str(value)) > 8:
+        # Libraries count in steps of an 8-bit image.
+        return f"{value * 255:g}/255" if (value * 255).is_integer() else f"{value:.6g}"
     return str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
@@ -172,7 +213,10 @@ def _uses(
     common = TypeAdapter(model).json_schema(ref_template="#/$defs/{model}")
     common.pop("$defs", None)
     # What is registered is not planned any more.
-    beside = {name: info for name, info in common["properties"].items() if name not in ("use", "planned")}
+    kept = {name: info for name, info in common["properties"].items() if name not in ("use", "planned")}
+    # Written once: there are more than a hundred attacks.
+    definitions |= {f"{model.__name__}.{name}": info for name, info in kept.items()}
+    beside = {name: {"$ref": f"#/$defs/{model.__name__}.{name}"} for name in kept}
     return {"oneOf": [_alternative("use", registry[name], beside, definitions) for name in registry]}
 
 
@@ -188,7 +232,17 @@ def _sources(definitions: dict[str, Any]) -> dict[str, Any]:
 def _alternative(
     word: str, entry: Entry, beside: dict[str, Any], definitions: dict[str, Any]
 ) -> dict[str, Any]:
-    own = entry.schema.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    try:
+        own = entry.schema.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    except InputError:
+        # Its parameters are in a library that is not there.
+        return {
+            "type": "object",
+            "title": entry.name,
+            "description": entry.summary,
+            "properties": {word: {"const": entry.name}, **beside},
+            "required": [word],
+        }
     definitions |= own.pop("$defs", {})
     return {
         "type": "object",

@@ -576,6 +576,10 @@ class Planner:
             return Skip(
                 coordinates, f"{entry.name} needs square images, these are {form.height}x{form.width}"
             )
+        if target is not None and not entry.targeted:
+            return Skip(coordinates, f"{entry.name} reaches for no target")
+        if entry.unfit is not None and (reason := entry.unfit(filled.params, form)):
+            return Skip(coordinates, f"{entry.name}: {reason}")
         looked_at, final = train, True
         if origin is not None:
             seed = coordinates["seed"] if origin.seed == "same" else origin.seed

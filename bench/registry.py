@@ -207,6 +207,10 @@ class AttackEntry(Entry):
     """Whether images must be as high as wide."""
     time_limit: float | None
     """Seconds that a shard may take unless a suite says otherwise; None: any time."""
+    targeted: bool = True
+    """Whether it reaches for a given label where it is given one."""
+    unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
+    """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +351,8 @@ def attack(
     channels: int | None = None,
     square: bool = False,
     time_limit: float | None = None,
+    targeted: bool = True,
+    unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None,
     library: str | None = None,
     signature: Callable[[], Iterable[inspect.Parameter]] | None = None,
 ) -> Callable[[F], F]:
@@ -374,6 +380,8 @@ def attack(
                 channels=channels,
                 square=square,
                 time_limit=time_limit,
+                targeted=targeted,
+                unfit=unfit,
                 library=library,
                 signature=signature,
             )

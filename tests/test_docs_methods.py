@@ -57,9 +57,17 @@ def test_the_register_is_in_order_and_has_every_column() -> None:
 def test_everything_registered_has_its_section(heading: str, registry: object) -> None:
     discover()
     assert registry is ATTACKS or registry is DEFENSES
-    names = {entry.name for entry in map(registry.__getitem__, registry) if own(entry)}
+    names = {entry.name for entry in map(registry.__getitem__, registry) if own(entry) and not entry.library}
     described = set(re.findall(r"^### `([\w-]+)`$", section(heading), re.MULTILINE))
     assert described == names
+
+
+def test_every_attack_of_a_library_is_named_with_the_libraries() -> None:
+    discover()
+    text = (ROOT / "docs" / "libraries.md").read_text(encoding="utf-8")
+    for entry in map(ATTACKS.__getitem__, ATTACKS):
+        if own(entry) and entry.library:
+            assert f"`{entry.name.partition('/')[2]}`" in text, entry.name
 
 
 def test_every_view_has_its_row() -> None:

@@ -1,0 +1,206 @@
+"""Adapters of torchattacks (Kim 2020, arXiv:2010.01950): `torchattacks/NAME` for the attacks of the library.
+
+Each takes the parameters of the library's own class but those that a suite sets in another way: the radius,
+the norm, the targets, the number of classes, the seed. The faults that are repaired are in
+`docs/libraries.md`, by id. Not adapted: `VANILA` (our `none`), `MultiAttack` (a suite's columns) and `LGV`,
+which trains.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.common.wrapped import Adapter, Needs, parameter, reach
+from bench import Images, InputError, Labels, Norm, Shape, Threat
+
+LINF: frozenset[Norm] = frozenset({"linf"})
+L2: frozenset[Norm] = frozenset({"l2"})
+L1: frozenset[Norm] = frozenset({"l1"})
+L0: frozenset[Norm] = frozenset({"l0"})
+
+TABLE: dict[str, Needs] = {
+    "APGD": Needs("Auto-PGD (Croce and Hein 2020).", LINF | L2, targeted=False),
+    "APGDT": Needs(
+        "Auto-PGD on the targeted DLR loss, class after class (Croce and Hein 2020).",
+        LINF | L2,
+        least_classes=4,
+        targeted=False,
+    ),
+    "AutoAttack-10": Needs(
+        "The library's AutoAttack: 10 steps where the official one has 100 (T5).",
+        LINF | L2,
+        least_classes=4,
+        targeted=False,
+    ),
+    "BIM": Needs("Basic iterative method (Kurakin et al. 2017).", LINF),
+    "CW": Needs(
+        "Carlini and Wagner (2017) with one constant for all and no search for it (T4).",
+        L2,
+        budget="distance",
+    ),
+    "DIFGSM": Needs("Diverse inputs (Xie et al. 2019).", LINF, square=True),
+    "DeepFool": Needs(
+        "DeepFool (Moosavi-Dezfooli et al. 2016), image by image.",
+        L2,
+        budget="distance",
+        targeted=False,
+    ),
+    "EADEN": Needs("Elastic net, by its rule EN (Chen et al. 2018).", L1 | L2, budget="distance"),
+    "EADL1": Needs("Elastic net, by its rule L1 (Chen et al. 2018).", L1, budget="distance"),
+    "EOTPGD": Needs("PGD on gradients averaged over several draws (Zimmermann 2019).", LINF),
+    "FAB": Needs("Fast adaptive boundary (Croce and Hein 2020).", LINF | L2, targeted=False),
+    "FFGSM": Needs("Fast adversarial training's FGSM from a random start (Wong et al. 2020).", LINF),
+    "FGSM": Needs("Fast gradient sign method (Goodfellow et al. 2015).", LINF),
+    "GN": Needs("Gaussian noise, once.", LINF | L2, access="decision", budget="distance", targeted=False),
+    "JSMA": Needs(
+        "Jacobian saliency map, towards the next class (Papernot et al. 2016).", L0, budget="distance"
+    ),
+    "Jitter": Needs("Scaled logits with noise (Schwinn et al. 2021).", LINF),
+    "MIFGSM": Needs("Momentum (Dong et al. 2018).", LINF),
+    "NIFGSM": Needs("Nesterov momentum (Lin et al. 2020).", LINF),
+    "OnePixel": Needs(
+        "Differential evolution of a few pixels (Su et al. 2019).", L0, budget="distance", access="score"
+    ),
+    "PGD": Needs("Projected gradient descent (Madry et al. 2018).", LINF),
+    "PGDL2": Needs("Projected gradient descent (Madry et al. 2018).", L2),
+    "PGDRS": Needs("PGD against randomised smoothing (Salman et al. 2019).", LINF),
+    "PGDRSL2": Needs("PGD against randomised smoothing (Salman et al. 2019).", L2),
+    "PIFGSM": Needs("Patch-wise FGSM (Gao et al. 2020).", LINF, channels=3, targeted=False),
+    "PIFGSMPP": Needs("Patch-wise FGSM++ (Gao et al. 2020).", LINF, channels=3),
+    "Pixle": Needs(
+        "Rearranged pixels (Pomponi et al. 2022).", L0, budget="distance", access="score", square=True
+    ),
+    "RFGSM": Needs("FGSM after a random step (Tramer et al. 2018).", LINF),
+    "SINIFGSM": Needs("Nesterov momentum over scaled copies (Lin et al. 2020).", LINF),
+    "SPSA": Needs("SPSA with one direction for the whole batch (T8); ours is `spsa`.", LINF, access="score"),
+    "SparseFool": Needs(
+        "SparseFool (Modas et al. 2019), image by image.", L0, budget="distance", targeted=False
+    ),
+    "Square": Needs("Square attack (Andriushchenko et al. 2020).", LINF | L2, access="score"),
+    "TIFGSM": Needs("Translation-invariant gradients (Dong et al. 2019).", LINF, channels=3, square=True),
+    "TPGD": Needs("PGD on the divergence of TRADES (Zhang et al. 2019).", LINF, targeted=False),
+    "UPGD": Needs("PGD with a choice of losses and momentum.", LINF),
+    "VMIFGSM": Needs("Variance-tuned momentum (Wang and He 2021).", LINF),
+    "VNIFGSM": Needs("Variance-tuned Nesterov momentum (Wang and He 2021).", LINF),
+}
+
+SET_ELSEWHERE = {"self", "model", "eps", "max_epsilon", "norm", "n_classes", "seed", "verbose"}
+"""By the threat, the view and the shard."""
+
+REAL = {"c", "kappa", "lam", "scale"}
+"""Numbers that happen to have a whole default."""
+
+CHOICES: dict[tuple[str, str], Any] = {
+    ("APGD", "loss"): Literal["ce", "dlr"],
+    ("AutoAttack-10", "version"): Literal["standard", "plus", "rand"],
+    ("PGDRS", "noise_type"): Literal["guassian", "uniform"],
+    ("PGDRSL2", "noise_type"): Literal["guassian", "uniform"],
+    ("Pixle", "pixel_mapping"): Literal[
+        "random", "similarity", "similarity_random", "distance", "distance_random"
+    ],
+    ("Square", "loss"): Literal["ce", "margin"],
+    ("TIFGSM", "kernel_name"): Literal["gaussian", "linear", "uniform"],
+    ("UPGD", "loss"): Literal["ce", "dlr", "margin"],
+}
+
+NUDGE = 1e-3
+"""How far CW starts inside the box: its variable is infinite at 0 and 1, where pixels never move (T3)."""
+
+TARGET_AS_LABEL = {"PIFGSMPP", "SPSA"}
+"""They forget to look the target up, and go for whatever label they are called with (T9)."""
+
+
+def _class(name: str) -> Any:
+    try:
+        import torchattacks
+    except ImportError as error:
+        raise InputError(
+            f"torchattacks is not installed ({error}); pip install 'crossfire-bench[libraries]' brings it"
+        ) from None
+    return getattr(torchattacks, name.removesuffix("-10"))
+
+
+def _signature(name: str) -> Iterable[inspect.Parameter]:
+    """Return the parameters of the library's class; it has no annotations, only defaults."""
+    found = []
+    for each in inspect.signature(_class(name).__init__).parameters.values():
+        if each.name in SET_ELSEWHERE:
+            continue
+        kind: Any = float if each.name in REAL else type(each.default)
+        if kind is tuple:
+            kind = tuple[tuple(type(value) for value in each.default)]  # type: ignore[misc]
+        default = float(each.default) if kind is float else each.default
+        found.append(parameter(each.name, default, CHOICES.get((name, each.name), kind)))
+    return found
+
+
+def _call(
+    name: str,
+    threat: Threat,
+    params: Mapping[str, Any],
+    model: nn.Module,
+    x: Images,
+    y: Labels,
+    target: Labels | None,
+    seed: int,
+) -> Tensor:
+    cls = _class(name)
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1] if name in ("APGDT", "AutoAttack-10", "FAB", "JSMA") else 0
+    offered: dict[str, Any] = {
+        "eps": threat.radius,
+        "max_epsilon": threat.radius,
+        "norm": {"linf": "Linf", "l2": "L2"}.get(threat.norm),
+        "n_classes": classes,
+        "seed": seed,
+    }
+    taken = inspect.signature(cls.__init__).parameters
+    given = {key: value for key, value in offered.items() if key in taken}
+    attack = cls(model, **given, **params)
+    if name == "JSMA" and target is None:
+        # The library's own choice, but for as many classes as there are (T6).
+        target = (y + 1) % classes
+    if target is not None:
+        goal = target
+        attack.set_mode_targeted_by_function(lambda *_: goal, quiet=True)
+    if name == "CW":
+        x = x.clamp(NUDGE, 1 - NUDGE)
+    found: Tensor = attack(x, y if target is None or name not in TARGET_AS_LABEL else target)
+    return found
+
+
+def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
+    if name == "SPSA":
+        return reach(threat, params, "nb_iter", "lr")
+    return reach(threat, params, "steps", "alpha")
+
+
+def _check(name: str, params: Mapping[str, Any]) -> None:
+    if name in ("EADEN", "EADL1") and params["abort_early"] and params["max_iterations"] < 10:
+        # It divides by a tenth of them, rounded down (T17).
+        raise InputError(f"max_iterations must be 10 or more to abort early, not {params['max_iterations']}")
+
+
+def _unfit(name: str, params: Mapping[str, Any], shape: Shape) -> str | None:
+    least = {"APGD": 3, "UPGD": 4}.get(name, 0)
+    if params.get("loss") == "dlr" and shape.classes < least:
+        return f"its loss dlr needs {least} classes, there are {shape.classes}"
+    return None
+
+
+for _name, _needs in TABLE.items():
+    Adapter(
+        library="torchattacks",
+        module=__name__,
+        name=_name,
+        needs=_needs,
+        signature=_signature,
+        call=_call,
+        doubts=_doubts,
+        check=_check,
+        unfit=_unfit,
+        lift=True,
+    ).register()

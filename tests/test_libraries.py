@@ -1,0 +1,1140 @@
+"""Adapters of torchattacks and foolbox: each fault on the raw library, and its repair; lawful all of them."""
+
+import inspect
+import math
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from attacks import foolbox as foolbox_adapter
+from attacks import torchattacks as torchattacks_adapter
+from bench import catalogue, cli, spec
+from bench import plan as planning
+from bench.errors import InputError, OvertimeError
+from bench.noise import Noise
+from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
+from bench.referee import Meter, answers_only, judge, undisturbed, watch
+from bench.registry import ATTACKS, AttackEntry, arguments
+from suites import TASK, Ran, suite
+
+torchattacks = pytest.importorskip("torchattacks")
+foolbox = pytest.importorskip("foolbox")
+
+ROOT = Path(__file__).parents[1]
+ADAPTERS = [
+    name for name in ATTACKS if ATTACKS[name].module in (torchattacks_adapter.__name__, "attacks.foolbox")
+]
+CLASSES, SIDE = 5, 6
+
+
+# --- a defense to attack, and the way of a run -----------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the pixels: whatever has a gradient here gets to any label."""
+
+    def __init__(
+        self, channels: int = 1, classes: int = CLASSES, *, offset: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        weight = torch.randn(classes, channels * SIDE * SIDE, generator=draw) / math.sqrt(channels)
+        self.weight, self.offset = nn.Parameter(weight), offset
+
+    def forward(self, x: Images) -> Tensor:
+        return (x - 0.5).flatten(1) @ self.weight.to(x.dtype).T + self.offset
+
+
+def images(n: int = 4, channels: int = 1, *, seed: int = 0) -> Images:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand(n, channels, SIDE, SIDE, generator=draw) * 0.5 + 0.25
+
+
+def refusing(model: nn.Module, level: float) -> Callable[[Images], Tensor]:
+    """Return logits whose last column refuses every answer that is not surer than `level`."""
+
+    def logits(z: Images) -> Tensor:
+        answer = model(z)
+        return torch.cat([answer, torch.full_like(answer[:, :1], level)], 1)
+
+    return logits
+
+
+class Run(NamedTuple):
+    crafted: Crafted
+    view: View
+    meter: Meter
+
+    @property
+    def images(self) -> Images:
+        return self.crafted.images
+
+
+def run(
+    name: str,
+    model: nn.Module | Callable[[Images], Tensor],
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    *,
+    target: Labels | None = None,
+    refusal: bool = False,
+    final: bool = True,
+    seed: int = 0,
+    **params: Any,
+) -> Run:
+    """Attack as a run does: through the referee's watch, with all states forked."""
+    entry = ATTACKS[name]
+    meter = Meter.of(len(x), x.device)
+    seen = View(model, refusal=refusal)
+    if entry.access == "decision":
+        classes = model(x).shape[1] - refusal
+
+        def decide(z: Images) -> Decision:
+            logits = model(z)
+            decision = Decision.of(logits[:, :classes])
+            return decision._replace(rejected=logits.argmax(1) == classes)
+
+        seen = answers_only(decide, classes)
+    view = watch(seen, meter, entry.access, target=target, final=final)
+    modules = [model] if isinstance(model, nn.Module) else []
+    threat = Threat(threat.norm) if entry.budget == "distance" else threat
+    with undisturbed(*modules, seed=seed):
+        noise = Noise(("key", seed), torch.arange(len(x)), shard=("shard", seed))
+        given = x.clone(), y.clone()
+        crafted = entry.make(view, *given, threat, noise, **arguments(entry, params))
+    assert torch.equal(given[0], x)
+    assert torch.equal(given[1], y)
+    return Run(crafted, view, meter)
+
+
+def lawful(crafted: Crafted, x: Images, threat: Threat) -> None:
+    """Expect what `bench.testing` expects of every attack."""
+    z = crafted.images
+    assert (z.shape, z.dtype, z.device) == (x.shape, x.dtype, x.device)
+    assert not z.requires_grad
+    assert z.isfinite().all()
+    assert 0 <= float(z.min()) <= float(z.max()) <= 1
+    far = threat.distance(x.double(), z.double()).max()
+    # To the bit in linf; elsewhere as near as float32 goes.
+    assert float(far) <= threat.radius * (1 if threat.norm == "linf" else 1 + 1e-6)
+    assert not judge(x, crafted, threat).void.any()
+    for column in crafted.notes.values():
+        assert column.shape == (len(x),)
+        assert column.dtype == torch.bool
+
+
+FEW: dict[str, Any] = {
+    "steps": 12,
+    "max_iterations": 30,
+    "binary_search_steps": 3,
+    "initial_const": 10.0,
+    "nb_iter": 30,
+    "nb_sample": 64,
+    "lr": 0.05,
+    "c": 10.0,
+    "alpha": 0.08,
+    "n_queries": 200,
+    "restarts": 3,
+    "pixels": 3,
+    "popsize": 60,
+    "num_iter_set": 5,
+    "repeats": 20,
+    "directions": 5,
+    "population": 8,
+    "noise_sd": 0.05,
+    "initial_stepsize": 0.1,
+    "stepsize": 0.1,
+    "rel_stepsize": 0.2,
+    "initial_gradient_eval_steps": 20,
+    "max_gradient_eval_steps": 40,
+    "gamma": 0.5,
+    "p_init": 0.3,
+    "loss": "ce",
+}
+"""Settings that end soon."""
+
+
+def few(name: str) -> dict[str, Any]:
+    entry = ATTACKS[name]
+    try:
+        fields = entry.schema.model_fields
+    except InputError as error:
+        pytest.skip(str(error))  # numba is no part of our extras.
+    own = {key: value for key, value in FEW.items() if key in fields}
+    if entry.library == "foolbox":
+        for key in ("gamma", "loss"):
+            own.pop(key, None)  # Of the same name there, and something else.
+    return own
+
+
+RADII = {"linf": 0.3, "l2": 2.5, "l1": 12.0, "l0": 30.0}
+ROWS = [
+    (name, norm, channels)
+    for name in ADAPTERS
+    for place, norm in enumerate(sorted(ATTACKS[name].norms))
+    for channels in ([ATTACKS[name].channels] if ATTACKS[name].channels else [1, 3][place > 0 :])
+]
+BLIND = {name for name in ADAPTERS if ATTACKS[name].access == "decision"} - {
+    "foolbox/BoundaryAttack",
+    "foolbox/HopSkipJumpAttack",
+    "foolbox/PointwiseAttack",
+    "foolbox/SaltAndPepperNoiseAttack",
+}
+"""They do not look where to go."""
+
+
+@pytest.mark.parametrize(("name", "norm", "channels"), ROWS, ids=str)
+def test_an_adapter_is_lawful_and_attacks(name: str, norm: Any, channels: int) -> None:
+    entry, params, threat = ATTACKS[name], few(name), Threat(norm, RADII[norm])
+    model, x = Linear(channels), images(4, channels)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % CLASSES
+    ran = run(name, model, x, y, threat, **params)
+    free = Threat(norm) if entry.budget == "distance" else threat
+    lawful(ran.crafted, x, free)
+    assert torch.equal(ran.images[0], x[0])  # It is wrong already.
+    assert not ran.crafted.notes["failed"][0]
+    assert not ran.crafted.notes["nonfinite"].any()
+    assert float(ran.meter.forwards.min()) >= 1
+    assert bool((ran.meter.backwards > 0).any()) == (entry.access == "gradient")
+    won = model(ran.images).argmax(1) != y
+    if entry.budget == "distance":
+        # What is said is what is shown.
+        assert torch.equal(won, ~ran.crafted.notes["failed"])
+        assert torch.equal((ran.images != x).flatten(1).any(1), won & (torch.arange(4) > 0))
+    if name not in BLIND:
+        assert won[1:].any()
+    if channels == 3:
+        again = run(name, model, x, y, threat, **params)
+        assert torch.equal(again.images, ran.images)
+    if entry.targeted and name not in BLIND:
+        ordered = model(x).argsort(1, descending=True)
+        second = torch.where(ordered[:, 0] == y, ordered[:, 1], ordered[:, 0])
+        towards = run(name, model, x, y, threat, target=second, **params)
+        lawful(towards.crafted, x, free)
+        assert (model(towards.images).argmax(1) == second)[1:].any()
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_no_refusal_is_a_success_through_an_adapter(name: str) -> None:
+    entry, params = ATTACKS[name], few(name)
+    channels = entry.channels or 1
+    norm = sorted(entry.norms)[0]
+    model, x = Linear(channels), images(3, channels, seed=1)
+    # Sure of its answers here, and refusing what lies between two of them.
+    y = model(x).argmax(1)
+    logits = refusing(model, float(model(x).detach().amax(1).min()) - 0.3)
+    ran = run(name, logits, x, y, Threat(norm, 2 * RADII[norm]), refusal=True, **params)
+    answer = logits(ran.images).argmax(1)
+    moved = (ran.images != x).flatten(1).any(1)
+    if entry.budget == "distance":
+        assert torch.equal(moved, ~ran.crafted.notes["failed"])
+        assert ((answer[moved] != y[moved]) & (answer[moved] != CLASSES)).all()
+    if entry.access == "gradient" and entry.budget == "radius" and name != "torchattacks/FFGSM":
+        assert ((answer != y) & (answer != CLASSES)).any()
+
+
+@pytest.mark.parametrize("name", ["torchattacks/PGD", "foolbox/LinfPGD", "foolbox/L2DeepFoolAttack"])
+def test_one_image_and_none_are_batches_too(name: str) -> None:
+    model, x = Linear(), images(1)
+    y = model(x).argmax(1)
+    threat = Threat(sorted(ATTACKS[name].norms)[0], 0.3)
+    assert run(name, model, x, y, threat).images.shape == x.shape
+    assert run(name, model, x[:0], y[:0], threat).images.shape == (0, *x.shape[1:])
+
+
+def test_on_a_surrogate_the_last_try_is_kept_and_all_are_moved() -> None:
+    model, x = Linear(), images()
+    y = (model(x).argmax(1) + 1) % CLASSES
+    there = run("torchattacks/PGD", model, x, y, Threat("linf", 0.1), final=False).images
+    assert (there != x).flatten(1).any(1).all()
+
+
+def test_a_view_that_answers_several_times_is_asked_for_its_mean() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+
+    def passes(z: Images) -> Tensor:
+        return torch.stack([model(z) - 1, model(z) + 1])
+
+    for name in ("torchattacks/FGSM", "foolbox/FGSM"):
+        one = run(name, model, x, y, Threat("linf", 0.05)).images
+        other = run(name, passes, x, y, Threat("linf", 0.05)).images
+        assert torch.equal(one, other)
+
+
+def test_what_raises_on_every_image_leaves_no_number() -> None:
+    def broken(z: Images) -> Tensor:
+        if z.shape[0] < 9:
+            raise KeyError("a bug of the network")
+        return Linear()(z)
+
+    x = images(9)
+    y = Linear()(x).argmax(1)
+    with pytest.raises(KeyError, match="a bug of the network"):
+        run("torchattacks/DeepFool", broken, x, y, Threat("l2", 1.0))
+
+
+# --- torchattacks ----------------------------------------------------------------------------------------
+
+
+def cracked(model: Callable[[Images], Tensor], z: Images, y: Labels) -> Tensor:
+    return model(z).argmax(1) != y
+
+
+def test_t1_margins_of_negative_logits_vanish() -> None:
+    x = images()
+    high, low = Linear(offset=50.0), Linear(offset=-50.0)
+    y = high(x).argmax(1)
+    settings: dict[str, Any] = {"c": 10, "steps": 50, "lr": 0.05}
+    with torch.enable_grad():
+        assert cracked(high, torchattacks.CW(high, **settings)(x, y), y).all()
+        assert not cracked(low, torchattacks.CW(low, **settings)(x, y), y).any()
+        # The referee takes off the maximum, after which none is above 0: that alone would not do.
+        centred = Seen(lambda z: low(z) - low(z).amax(1, keepdim=True).detach())
+        assert not cracked(low, torchattacks.CW(centred, **settings)(x, y), y).any()
+    assert cracked(low, run("torchattacks/CW", low, x, y, Threat("l2"), **settings).images, y).all()
+    upgd: dict[str, Any] = {"loss": "margin", "steps": 10, "alpha": 0.05}
+    raw = torchattacks.UPGD(low, eps=0.3, **upgd)(x, y)
+    assert not cracked(low, raw.nan_to_num(0.0), y).all()
+    assert cracked(low, run("torchattacks/UPGD", low, x, y, Threat("linf", 0.3), **upgd).images, y).all()
+
+
+class Seen(nn.Module):
+    """A function as a module with a device."""
+
+    def __init__(self, function: Callable[[Images], Tensor]) -> None:
+        super().__init__()
+        self.function, self.place = function, nn.Parameter(torch.empty(0))
+
+    def forward(self, x: Images) -> Tensor:
+        return self.function(x)
+
+
+def test_t2_great_offsets_are_lost_in_float32() -> None:
+    model, x = Linear(), images(12)
+    y = model(x).argmax(1)
+
+    def offset(z: Images) -> Tensor:
+        return model(z.double()) - 1e8
+
+    settings: dict[str, Any] = {"n_queries": 150}
+    raw = torchattacks.Square(Seen(lambda z: offset(z).float()), eps=0.15, **settings)(x, y)
+    there = run("torchattacks/Square", offset, x, y, Threat("linf", 0.15), **settings).images
+    here = run("torchattacks/Square", model, x, y, Threat("linf", 0.15), **settings).images
+    assert cracked(model, raw, y).sum() < cracked(model, there, y).sum()
+    assert torch.equal(cracked(model, there, y), cracked(model, here, y))
+
+
+def test_t3_pixels_at_the_sides_of_the_box_never_move() -> None:
+    model, x = Linear(), images().round()
+    y = model(x).argmax(1)
+    settings: dict[str, Any] = {"c": 50, "steps": 100, "lr": 0.3}
+    with torch.enable_grad():
+        raw = torchattacks.CW(model, **settings)(x, y)
+    # Its variable is infinite there: a pixel stays, or is no number.
+    assert ((raw == x) | raw.isnan()).all()
+    there = run("torchattacks/CW", model, x, y, Threat("l2"), **settings)
+    assert cracked(model, there.images, y).all()
+    lawful(there.crafted, x, Threat("l2"))
+
+
+def test_t4_cw_searches_no_constant_and_its_early_stop_is_the_batchs() -> None:
+    model, x = Linear(), images(6)
+    y = model(x).argmax(1)
+    with torch.enable_grad():
+        attack = torchattacks.CW(model, c=3, steps=100, lr=0.3)
+        together = attack(x, y)
+        alone = torch.cat([attack(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    assert float((together - alone).abs().max()) > 1e-3
+    # Not repaired but said: it is keyed by the shard, and not the name that a table would show as CW.
+    entry = ATTACKS["torchattacks/CW"]
+    assert entry.keyed == "shard"
+    assert "no search" in entry.summary
+    assert ATTACKS["cw-l2"].keyed == "image"
+
+
+def test_t5_its_autoattack_is_not_the_official_one() -> None:
+    model = Linear()
+    raw = torchattacks.AutoAttack(model)
+    parts = raw._autoattack.attacks
+    assert [each.steps for each in parts[:3]] == [10, 10, 10]
+    assert parts[0].seed != torchattacks.AutoAttack(model)._autoattack.attacks[0].seed  # By the clock.
+    assert "torchattacks/AutoAttack" not in ATTACKS
+    assert "10 steps" in ATTACKS["torchattacks/AutoAttack-10"].summary
+    x = images()
+    y = model(x).argmax(1)
+    one, two = (run("torchattacks/AutoAttack-10", model, x, y, Threat("linf", 0.02)).images for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_t6_few_classes_bring_it_down(tmp_path: Path) -> None:
+    for classes, attack in (
+        (3, torchattacks.APGDT),
+        (3, torchattacks.JSMA),
+        (2, partial(torchattacks.UPGD, loss="dlr")),
+        (2, partial(torchattacks.APGD, loss="dlr")),
+    ):
+        model = Linear(classes=classes)
+        x = images(20)
+        with pytest.raises((IndexError, RuntimeError)):
+            attack(model)(x, model(x).argmax(1))
+    plan = two_classes(
+        tmp_path,
+        {
+            "apgdt": {"use": "torchattacks/APGDT"},
+            "upgd": {"use": "torchattacks/UPGD", "loss": "dlr"},
+            "apgd": {"use": "torchattacks/APGD", "loss": "dlr"},
+            "fine": {"use": "torchattacks/APGD"},
+        },
+    )
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"fine"}
+    assert {skip.reason for skip in plan.skips} == {
+        "torchattacks/APGDT needs 4 classes, there are 2",
+        "torchattacks/UPGD: its loss dlr needs 4 classes, there are 2",
+        "torchattacks/APGD: its loss dlr needs 3 classes, there are 2",
+    }
+    model, x = Linear(classes=2), images(20)
+    y = model(x).argmax(1)
+    lawful(run("torchattacks/JSMA", model, x, y, Threat("l0"), gamma=0.5).crafted, x, Threat("l0"))
+
+
+def two_classes(folder: Path, attacks: dict[str, Any], *, width: int = 8, **task: Any) -> planning.Plan:
+    """Plan attacks on grey images of two classes, 8 pixels high."""
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            place = folder / "pictures" / split / label
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(2):
+                Image.fromarray(np.full((8, width), 40 * number, np.uint8)).save(place / f"{number}.png")
+    path = suite(folder, {"it": {"use": "standard"}}, attacks, [{**TASK, "data": "mine", **task}])
+    document = yaml.safe_load(path.read_text())
+    document["data"] = {"mine": {"name": "image-folder", "path": "pictures", "split": "test"}}
+    path.write_text(yaml.safe_dump(document))
+    return planning.make(spec.load(path))
+
+
+def test_t7_its_parts_reset_the_global_random_state() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    drawn = []
+    for _ in range(2):
+        torchattacks.APGD(model, eps=0.01)(x, y)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    before = torch.get_rng_state()
+    starts = []
+    for seed in (0, 1):
+        asked: list[Tensor] = []
+
+        def watched(z: Images, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(z.detach())
+            return model(z)
+
+        run("torchattacks/APGD", watched, x, y, Threat("linf", 0.01), seed=seed)
+        starts.append(next(z for z in asked if not torch.equal(z, x)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(*starts)
+
+
+def test_t8_its_spsa_has_one_direction_for_all_and_one_step() -> None:
+    model, x = Linear(), images(3)
+    asked: list[Tensor] = []
+
+    def watched(z: Images) -> Tensor:
+        asked.append(z)
+        return model(z)
+
+    attack = torchattacks.SPSA(Seen(watched), eps=0.1, nb_sample=1)
+    attack(x, model(x).argmax(1))
+    moves = asked[0] - x
+    assert torch.allclose(moves[0], moves[1], atol=1e-6)
+    entry = ATTACKS["torchattacks/SPSA"]
+    assert entry.keyed == "shard"
+    assert "one direction" in entry.summary
+    assert entry.doubts is not None
+    doubt = entry.doubts(Threat("linf", 0.1), **arguments(entry, {}))
+    assert doubt == "1 steps of 0.01 reach 0.01, less than the radius 0.1"
+
+
+@pytest.mark.parametrize("name", ["SPSA", "PIFGSMPP"])
+def test_t9_targets_are_advertised_and_forgotten(name: str) -> None:
+    model, x = Linear(3), images(6, 3)
+    y = model(x).argmax(1)
+    target = model(x).argsort(1, descending=True)[:, 2]
+    params = {"SPSA": {"nb_iter": 40, "lr": 0.05}, "PIFGSMPP": {"num_iter_set": 5}}[name]
+    radius = {"eps": 0.25} if name == "SPSA" else {"max_epsilon": 0.25}
+    attack = getattr(torchattacks, name)(model, **radius, **params)
+    attack.set_mode_targeted_by_function(lambda *_: target, quiet=True)
+    raw = (model(attack(x, y)).argmax(1) == target).sum()
+    there = run(f"torchattacks/{name}", model, x, y, Threat("linf", 0.25), target=target, **params).images
+    assert int(raw) == 0
+    assert int((model(there).argmax(1) == target).sum()) >= 4
+
+
+def nan_at_zero(x: Images) -> Tensor:
+    """Return logits whose gradient is not a number where a pixel is 0."""
+    root = x.flatten(1).mul(0.0).sqrt()
+    return Linear()(x) + root.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("PGDL2", "l2"), ("DeepFool", "l2"), ("CW", "l2"), ("PGD", "linf")]
+)
+def test_t10_what_is_no_number_counts_as_success_or_as_robust(name: str, norm: Any) -> None:
+    x = images()
+    y = torch.full((4,), 1)
+    x = torch.cat([draw for draw in images(60).split(1) if int(nan_at_zero(draw).argmax()) == 1][:4])
+    with torch.enable_grad():
+        raw = getattr(torchattacks, name)(Seen(nan_at_zero))(x, y)
+    if name == "PGD":
+        assert raw.isfinite().all()  # It stays where it began, and says nothing.
+    else:
+        assert raw.isnan().any()
+        assert (nan_at_zero(raw).argmax(1) != y).any()
+    ran = run(f"torchattacks/{name}", nan_at_zero, x, y, Threat(norm, 0.3))
+    lawful(ran.crafted, x, Threat(norm))
+    assert ran.crafted.notes["nonfinite"].all()
+    if name != "PGD":
+        assert torch.equal(ran.images, x)
+        assert ran.crafted.notes["failed"].all()
+
+
+@pytest.mark.parametrize("radius", [8 / 255, 0.1, 0.3])
+def test_t11_it_leaves_the_ball_by_rounding(radius: float) -> None:
+    model, x = Linear(3), images(16, 3)
+    y = model(x).argmax(1)
+    raw = torchattacks.PGD(model, eps=radius, alpha=radius)(x, y)
+    assert float((raw.double() - x.double()).abs().max()) > radius
+    there = run("torchattacks/PGD", model, x, y, Threat("linf", radius), alpha=radius).images
+    assert float((there.double() - x.double()).abs().max()) <= radius
+
+
+def test_t12_images_outside_the_box_are_clamped_without_a_word() -> None:
+    model, x = Linear(), images() * 4 - 2
+    y = model(x).argmax(1)
+    raw = torchattacks.PGD(model, eps=0.03)(x, y)
+    assert float((raw - x).abs().max()) > 0.5
+    with pytest.raises(InputError, match=r"must be in \[0, 1\], these reach from -"):
+        run("torchattacks/PGD", model, x, y, Threat("linf", 0.03))
+
+
+def test_t13_normalisation_is_a_switch_inside() -> None:
+    model, x = Linear(), images()
+    attack = torchattacks.PGD(model, eps=0.1)
+    attack.set_normalization_used(mean=[0.5], std=[0.2])
+    raw = attack(x, model(x).argmax(1))
+    assert float(raw.min()) < 0  # It took the images for normalised ones, and returns such.
+    # No adapter has the switch; defenses normalise for themselves.
+    assert "set_normalization_used" not in Path(torchattacks_adapter.__file__).read_text()
+    assert not {"mean", "normalize", "preprocessing"} & {
+        field for name in ADAPTERS if "Brendel" not in name for field in ATTACKS[name].schema.model_fields
+    }
+
+
+class Noisy(nn.Module):
+    """A network with a part that was frozen in eval, and that may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.frozen, self.fail = Linear(), nn.Dropout(0.5), False
+
+    def forward(self, x: Images) -> Tensor:
+        if self.fail:
+            raise KeyError("asked to fail")
+        logits: Tensor = self.linear(x)
+        return logits
+
+
+def test_t14_modes_do_not_come_back() -> None:
+    model, x = Noisy(), images()
+    y = model(x).argmax(1)
+
+    def modes() -> list[bool]:
+        return [module.training for module in model.modules()]
+
+    model.train()
+    model.frozen.eval()
+    asked = modes()
+    torchattacks.FGSM(model)(x, y)
+    assert modes() != asked
+    model.frozen.eval()
+    model.fail = True
+    with pytest.raises(KeyError):
+        torchattacks.FGSM(model)(x, y)
+    assert modes() != asked
+    model.train()
+    model.frozen.eval()
+    with pytest.raises(KeyError):
+        run("torchattacks/FGSM", model, x, y, Threat("linf", 0.1))
+    assert modes() == asked
+    model.fail = False
+    run("torchattacks/FGSM", model, x, y, Threat("linf", 0.1))
+    assert modes() == asked
+
+
+@pytest.mark.parametrize("name", ["CW", "DeepFool"])
+def test_t15_gradients_stay_on_parameters(name: str) -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    with torch.enable_grad():
+        getattr(torchattacks, name)(model, steps=3)(x, y)
+    assert model.weight.grad is not None
+    model.weight.grad = None
+    run(f"torchattacks/{name}", model, x, y, Threat("l2"), steps=3)
+    assert model.weight.grad is None
+    assert model.weight.requires_grad
+
+
+def test_t16_some_know_no_radius() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    with torch.enable_grad():
+        raw = torchattacks.SparseFool(model)(x, y)
+    assert float((raw - x).abs().max()) > 0.3
+    for name in ("DeepFool", "CW", "SparseFool", "OnePixel", "Pixle", "GN", "EADL1", "EADEN", "JSMA"):
+        assert "eps" not in inspect.signature(getattr(torchattacks, name).__init__).parameters
+        # Their distances are compared with the radius when they are counted.
+        assert ATTACKS[f"torchattacks/{name}"].budget == "distance"
+
+
+def test_t17_shapes_and_kinds_bring_it_down(tmp_path: Path) -> None:
+    for name in ("TIFGSM", "PIFGSM", "PIFGSMPP"):
+        model, x = Linear(1), images(2)
+        with pytest.raises(RuntimeError):
+            getattr(torchattacks, name)(model)(x, model(x).argmax(1))
+    wide = torch.rand(2, 1, 5, 9)
+    flat = Seen(lambda z: z.flatten(1) @ torch.eye(45, 5))
+    with pytest.raises(RuntimeError):
+        torchattacks.DIFGSM(flat, diversity_prob=1.0)(wide, torch.zeros(2, dtype=torch.int64))
+    model, x = Linear(3), images(2, 3)
+    y = model(x).argmax(1)
+    for name in ("FAB", "TIFGSM"):
+        with pytest.raises((RuntimeError, IndexError)):
+            getattr(torchattacks, name)(model.double())(x.double(), y)
+    model.float()
+    with torch.enable_grad(), pytest.raises(ZeroDivisionError):
+        torchattacks.EADL1(model, max_iterations=5)(x, y)
+    names = ("TIFGSM", "PIFGSM", "PIFGSMPP")
+    plan = two_classes(tmp_path, {name: {"use": f"torchattacks/{name}"} for name in names})
+    assert {skip.reason for skip in plan.skips} == {
+        f"torchattacks/{name} is made for 3 channels, these have 1" for name in names
+    }
+    plan = two_classes(tmp_path, {"difgsm": {"use": "torchattacks/DIFGSM"}}, width=6)
+    assert {skip.reason for skip in plan.skips} == {"torchattacks/DIFGSM needs square images, these are 8x6"}
+    assert all(ATTACKS[f"torchattacks/{name}"].square for name in ("TIFGSM", "Pixle"))
+    for name in ("FAB", "TIFGSM"):
+        wider = run(f"torchattacks/{name}", model, x.double(), y, Threat("linf", 0.2))
+        lawful(wider.crafted, x.double(), Threat("linf", 0.2))
+    with pytest.raises(InputError, match="max_iterations must be 10 or more"):
+        two_classes(
+            tmp_path,
+            {"ead": {"use": "torchattacks/EADL1", "max_iterations": 5}},
+            threat={"norm": "l1", "radius": 1.0},
+        )
+
+
+def test_t18_its_integers_are_cut_off() -> None:
+    x = torch.tensor([0.9999, 100.6 / 255])
+    assert torchattacks.PGD(Linear()).to_type(x, "int").tolist() == [254, 100]
+    # What is stored is float32, to the bit.
+    model, x = Linear(), images()
+    there = run("torchattacks/FGSM", model, x, model(x).argmax(1), Threat("linf", 0.01)).images
+    assert there.dtype == torch.float32
+    assert ((there * 255) % 1 > 0.01).any()
+
+
+def test_t19_it_goes_on_where_the_image_is_wrong_already() -> None:
+    model, x = Linear(), images()
+    y = (model(x).argmax(1) + 1) % CLASSES
+    assert not torch.equal(torchattacks.PGD(model)(x, y), x)
+    assert torch.equal(run("torchattacks/PGD", model, x, y, Threat("linf", 0.1)).images, x)
+
+
+def test_t20_its_wheel_brings_a_package_called_robustbench() -> None:
+    files = {str(each).partition("/")[0] for each in metadata.files("torchattacks") or []}
+    assert "robustbench" in files
+    # Nothing here imports it: whichever is installed, ours are not confused.
+    code = "import attacks.torchattacks as a, sys; a._class('PGD'); print('robustbench' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout.strip() == "False"
+
+
+def test_t21_it_pins_old_packages_so_that_it_is_an_extra() -> None:
+    assert any(re.match(r"requests ?\(?~=2\.25", each) for each in metadata.requires("torchattacks") or [])
+    ours = metadata.requires("crossfire-bench") or []
+    brought = [each for each in ours if re.match(r"(torchattacks|foolbox)\b", each)]
+    assert brought
+    assert all("extra ==" in each for each in brought)
+
+
+# --- foolbox -----------------------------------------------------------------------------------------------
+
+
+def raw_foolbox(
+    attack: Any, model: nn.Module | Callable[[Images], Tensor], x: Images, y: Labels, radius: Any = None
+) -> tuple[Any, Any, Any]:
+    module = model if isinstance(model, nn.Module) else Seen(model)
+    answer: tuple[Any, Any, Any] = attack(
+        foolbox.PyTorchModel(module.eval(), bounds=(0, 1), device="cpu"), x, y, epsilons=radius
+    )
+    return answer
+
+
+def test_f1_it_cannot_be_imported_without_git() -> None:
+    bare = {**os.environ, "PATH": ""}
+    bare.pop("GIT_PYTHON_REFRESH", None)
+    for code, fine in (
+        ("import foolbox", False),
+        ("import attacks.foolbox as a; print(len(list(a._signature('LinfPGD'))))", True),
+    ):
+        said = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=bare, check=False
+        )
+        assert (said.returncode == 0) == fine, said.stderr
+
+
+def test_f2_it_asserts_the_box_to_the_last_bit() -> None:
+    model, x = Linear(), images()
+    x[0, 0, 0, 0] = 1.0000001
+    assert x.max() > 1
+    y = model(x).argmax(1)
+    with pytest.raises(AssertionError):
+        raw_foolbox(foolbox.attacks.LinfPGD(), model, x, y, 0.1)
+    assert not judge(
+        x, run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.1)).images, Threat("linf", 0.1)
+    ).void.any()
+
+
+def test_f3_it_moves_the_model_to_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert foolbox.models.pytorch.get_device(None) == torch.device("cuda:0")
+    given = []
+    real = foolbox.PyTorchModel
+    monkeypatch.setattr(
+        foolbox, "PyTorchModel", lambda *args, **more: given.append(more["device"]) or real(*args, **more)
+    )
+    model, x = Linear(), images()
+    run("foolbox/FGSM", model, x, model(x).argmax(1), Threat("linf", 0.1))
+    assert set(given) == {torch.device("cpu")}
+
+
+class Inner(nn.Module):
+    """A network that searches with gradients of its own, before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = Linear()
+
+    def forward(self, x: Images) -> Tensor:
+        z = x.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad((z - 0.5).square().sum(), z)
+        logits: Tensor = self.linear(x - 0.01 * slope)
+        return logits
+
+
+def test_f4_it_asks_with_autograd_off() -> None:
+    model, x = Inner(), images()
+    y = model(x).argmax(1)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        raw_foolbox(foolbox.attacks.LinfPGD(), model, x, y, 0.1)
+    assert cracked(model, run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.3)).images, y).any()
+
+
+def test_f5_it_knows_no_refusal() -> None:
+    model, x = Linear(), images(8)
+    y = model(x).argmax(1)
+    logits = refusing(model, float(model(x).detach().amax(1).median()))
+
+    class Accepted(foolbox.criteria.Criterion):  # type: ignore[misc]
+        def __repr__(self) -> str:
+            return "accepted and wrong"
+
+        def __call__(self, perturbed: Any, outputs: Any) -> Any:
+            return outputs
+
+    with pytest.raises(ValueError, match="unsupported criterion"):
+        raw_foolbox(foolbox.attacks.LinfPGD(), logits, x, Accepted(), 0.3)  # type: ignore[arg-type]
+    # Told of all columns it is content with a refusal: everything counts as broken, and little is.
+    _, raw, said = raw_foolbox(foolbox.attacks.L2DeepFoolAttack(), logits, x, y)
+    assert said.all()
+    assert (logits(raw).argmax(1) == CLASSES).any()
+    ran = run("foolbox/L2FMNAttack", logits, x, y, Threat("l2"), refusal=True)
+    answer = logits(ran.images).argmax(1)
+    found = ~ran.crafted.notes["failed"]
+    assert found.sum() >= 6
+    assert (answer[found] != CLASSES).all()
+    assert (answer[found] != y[found]).all()
+
+
+def test_f6_no_numbers_are_successes_and_failures_are_black() -> None:
+    x = torch.cat([draw for draw in images(60).split(1) if int(nan_at_zero(draw).argmax()) == 1][:4])
+    y = torch.ones(4, dtype=torch.int64)
+    _, raw, said = raw_foolbox(foolbox.attacks.L2PGD(), nan_at_zero, x, y, 0.3)
+    assert raw.isnan().any()
+    assert said.any()
+    ran = run("foolbox/L2PGD", nan_at_zero, x, y, Threat("l2", 0.3))
+    assert torch.equal(ran.images, x)
+    assert ran.crafted.notes["nonfinite"].all()
+    assert ran.crafted.notes["failed"].all()
+    model = Linear()
+    y = model(x).argmax(1)
+    weak: dict[str, Any] = {"steps": 2, "binary_search_steps": 1, "initial_const": 1e-6}
+    _, raw, _ = raw_foolbox(foolbox.attacks.L2CarliniWagnerAttack(**weak), model, x, y)
+    assert (raw == 0).all()
+    ran = run("foolbox/L2CarliniWagnerAttack", model, x, y, Threat("l2"), **weak)
+    assert torch.equal(ran.images, x)
+    assert ran.crafted.notes["failed"].all()
+
+
+def test_f7_one_image_brings_the_batch_down() -> None:
+    def hard(z: Images) -> Tensor:
+        # The first image is dark, and dark images have one answer.
+        logits = Linear()(z)
+        dark = z.flatten(1).mean(1, keepdim=True) < 0.999
+        stuck = torch.zeros_like(logits).index_fill(1, torch.tensor([0]), 1.0)
+        first = z[:, 0, 0, 0].view(-1, 1) == 0
+        return torch.where(dark & first, stuck, logits)
+
+    x = images(3)
+    x[0, 0, 0, 0] = 0
+
+    class Stuck(nn.Module):
+        def forward(self, z: Images) -> Tensor:
+            return hard(z)
+
+    y = hard(x).argmax(1)
+    assert not bool(y[0])
+
+    def stubborn(z: Images) -> Tensor:
+        """Answer 0 wherever the top left pixel of the row's company is the first image's."""
+        return hard(z)
+
+    calls = {"n": 0}
+    real = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack.run
+
+    def start(self: Any, model: Any, inputs: Any, criterion: Any, **more: Any) -> Any:
+        calls["n"] += 1
+        found = real(self, model, inputs, criterion, **more)
+        raw = found.raw.clone()
+        for row, image in enumerate(inputs.raw):
+            if float(image[0, 0, 0]) == 0:
+                raw[row] = image  # No other label was found for this one.
+        return type(found)(raw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foolbox.attacks.LinearSearchBlendedUniformNoiseAttack, "run", start)
+        with pytest.raises(ValueError, match="init_attack failed for 1"):
+            raw_foolbox(foolbox.attacks.BoundaryAttack(steps=20), stubborn, x, y)
+        ran = run("foolbox/BoundaryAttack", stubborn, x, y, Threat("l2"), steps=20)
+    assert ran.crafted.notes["raised"].tolist() == [True, False, False]
+    assert ran.crafted.notes["failed"].tolist() == [True, False, False]
+    assert torch.equal(ran.images[0], x[0])
+    assert cracked(stubborn, ran.images, y)[1:].all()
+
+
+def test_f8_lists_of_radii_are_run_one_by_one() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    asked = [0]
+
+    def counted(z: Images) -> Tensor:
+        asked[0] += 1
+        return model(z)
+
+    attack = foolbox.attacks.LinfPGD(steps=5)
+    counts = []
+    for radii in ([0.1], [0.1, 0.2, 0.3]):
+        asked[0] = 0
+        raw_foolbox(attack, counted, x, y, radii)
+        counts.append(asked[0])
+    assert counts[1] == 3 * counts[0]
+    # One radius at a time is all that an adapter passes; what minimises is crafted once for all of them.
+    ran = run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.3), steps=5)
+    assert float(ran.meter.forwards.max()) == counts[0] + 1
+    assert ATTACKS["foolbox/L2FMNAttack"].budget == "distance"
+
+
+def test_f9_it_has_no_seed() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    raw = [raw_foolbox(foolbox.attacks.LinfPGD(steps=1), model, x, y, 0.1)[1] for _ in range(2)]
+    assert not torch.equal(*raw)
+    there = [run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.1), steps=1).images for _ in range(2)]
+    assert torch.equal(*there)
+    assert not torch.equal(
+        there[0], run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.1), steps=1, seed=1).images
+    )
+
+
+def test_f10_its_cw_stops_by_the_loss_of_the_batch() -> None:
+    model, x = Linear(), images(6)
+    y = model(x).argmax(1)
+    attack = foolbox.attacks.L2CarliniWagnerAttack(
+        steps=100, binary_search_steps=3, initial_const=1.0, stepsize=0.3
+    )
+    together = raw_foolbox(attack, model, x, y)[0]
+    alone = torch.cat([raw_foolbox(attack, model, x[i : i + 1], y[i : i + 1])[0] for i in range(len(x))])
+    assert float((together - alone).abs().max()) > 1e-3
+    entry = ATTACKS["foolbox/L2CarliniWagnerAttack"]
+    assert entry.keyed == "shard"
+    assert "cw-l2" in entry.summary
+
+
+def test_f11_it_leaves_the_ball_or_the_box_by_rounding() -> None:
+    model, x = Linear(3), images(16, 3)
+    y = model(x).argmax(1)
+    radius = 0.3
+    raw = raw_foolbox(foolbox.attacks.LinfPGD(), model, x, y, radius)[1]
+    assert float((raw.double() - x.double()).abs().max()) > radius
+    there = run("foolbox/LinfPGD", model, x, y, Threat("linf", radius)).images
+    lawful(Crafted(there, {}), x, Threat("linf", radius))
+
+
+def test_f12_it_only_warns_of_training_mode_and_leaves_gradients() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        seen = foolbox.PyTorchModel(model.train(), bounds=(0, 1), device="cpu")
+    assert "training mode" in str(said[0].message)
+    foolbox.attacks.LinfPGD()(seen, x, y, epsilons=0.1)
+    assert model.training
+    assert model.weight.grad is not None
+    model.weight.grad = None
+    asked: list[bool] = []
+    model.register_forward_pre_hook(lambda module, _: asked.append(module.training))
+    run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.1))
+    assert not any(asked)
+    assert model.training
+    assert model.weight.grad is None
+
+
+def test_f13_what_it_says_of_success_is_not_what_it_returns() -> None:
+    model, x = Linear(), images()
+    y = model(x).argmax(1)
+    draw = torch.Generator().manual_seed(0)
+
+    def fickle(z: Images) -> Tensor:
+        return model(z) + 6 * torch.randn(CLASSES, generator=draw)
+
+    raw, said = [], []
+    for _ in range(5):
+        _, images_, success = raw_foolbox(foolbox.attacks.L2AdditiveGaussianNoiseAttack(), fickle, x, y, 1e-3)
+        raw.append(cracked(model, images_, y))
+        said.append(success)
+    assert (torch.stack(said) != torch.stack(raw)).any()
+    # Nothing is taken from its word: what an adapter says agrees with what its view answers when asked.
+    ran = run("foolbox/L2FMNAttack", model, x, y, Threat("l2"), steps=3)
+    assert torch.equal(cracked(model, ran.images, y), ~ran.crafted.notes["failed"])
+    assert "success" not in inspect.getsource(foolbox_adapter._call)
+
+
+# --- the command line, and what is not installed -----------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def bench(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Answer]:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    return call
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Let adapters look for their libraries anew, before and after."""
+
+    def forget() -> None:
+        foolbox_adapter._library.cache_clear()
+        for name in ADAPTERS:
+            ATTACKS[name].__dict__.pop("schema", None)
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def bare(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide both libraries."""
+    for name in ("torchattacks", "foolbox"):
+        monkeypatch.setitem(sys.modules, name, None)
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name in ("torchattacks", "foolbox"):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+CNN = {"cnn": {"use": "cnn", "training": "standard", "epochs": 1, "net": "b2", "width": 0.25}}
+
+
+def refused(answer: Answer, *words: str) -> None:
+    assert answer.code == 2
+    assert "Traceback" not in answer.err + answer.out
+    said = " ".join(answer.err.split())
+    for word in words:
+        assert word in said, said
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ({"use": "torchattacks/PGDD"}, ["did you mean 'torchattacks/PGD'"]),
+        ({"use": "foolbox/LinfPDG"}, ["did you mean 'foolbox/LinfPGD'"]),
+        ({"use": "torchattacks/AutoAttack"}, ["did you mean 'torchattacks/AutoAttack-10'"]),
+        ({"use": "torchattacks/PGD", "step": 5}, ["suite.yaml", "step", "did you mean 'steps'"]),
+        ({"use": "torchattacks/PGD", "eps": 0.1}, ["suite.yaml", "eps"]),
+        ({"use": "torchattacks/PGD", "steps": "many"}, ["suite.yaml", "steps", "'many'"]),
+        ({"use": "torchattacks/PGD", "steps": 0}, ["suite.yaml", "steps must be 1 or more, not 0"]),
+        ({"use": "torchattacks/UPGD", "loss": "dlrr"}, ["suite.yaml", "loss", "'dlrr'"]),
+        ({"use": "foolbox/LinfPGD", "rel_stepsiez": 0.1}, ["did you mean 'rel_stepsize'"]),
+        ({"use": "foolbox/LinfPGD", "random_start": 3}, ["suite.yaml", "random_start", "3"]),
+    ],
+    ids=str,
+)
+def test_wrong_words_for_an_adapter(
+    bench: Callable[..., Answer], tmp_path: Path, use: dict[str, Any], words: list[str]
+) -> None:
+    suite(tmp_path, CNN, {"it": use}, [TASK])
+    refused(bench("plan", "suite.yaml"), *words)
+
+
+def test_a_library_that_is_not_installed_says_what_to_install(
+    bare: None, bench: Callable[..., Answer], tmp_path: Path
+) -> None:
+    for use in ("torchattacks/PGD", "foolbox/LinfPGD"):
+        suite(tmp_path, CNN, {"it": {"use": use}}, [TASK])
+        refused(bench("plan", "suite.yaml"), "suite.yaml", "pip install 'crossfire-bench[libraries]'")
+    suite(tmp_path, CNN, {"it": {"use": "pgd"}}, [TASK])
+    assert bench("plan", "suite.yaml").code == 0
+    listed = " ".join(bench("list", "attacks").out.split())
+    assert "library: torchattacks not installed" in listed
+    assert "pip install 'crossfire-bench[libraries]'" in listed
+    titles = {each["title"] for each in catalogue.suite_schema()["$defs"]["AttackUse"]["oneOf"]}
+    assert set(ADAPTERS) <= titles
+
+
+def test_an_attack_that_needs_numba_says_so(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foolbox_adapter, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs numba, which is not installed: pip install numba"):
+        _ = ATTACKS["foolbox/L2BrendelBethgeAttack"].schema
+
+
+def test_the_list_says_what_an_adapter_needs_in_eighty_columns(bench: Callable[..., Answer]) -> None:
+    out = bench("list", "attacks").out
+    assert max(map(len, out.splitlines())) <= 80
+    text = out[out.index("torchattacks/TIFGSM\n") :].partition("\n\n")[0]
+    words = " ".join(text.split())
+    for word in ("norms: linf", "access: gradient", "3 channels, square images", "time limit: 3600 s"):
+        assert word in words
+    assert f"library: torchattacks {metadata.version('torchattacks')}" in words
+    assert "alpha number 2/255" in words
+
+
+def test_every_attack_of_the_libraries_is_adapted_or_left_out_on_purpose() -> None:
+    mine = {
+        name.partition("/")[2].removesuffix("-10") for name in ADAPTERS if name.startswith("torchattacks/")
+    }
+    assert mine == set(torchattacks.__all__) - {"VANILA", "MultiAttack", "LGV"}
+    module = foolbox.attacks
+    classes = {
+        name: each
+        for name, each in vars(module).items()
+        if inspect.isclass(each) and issubclass(each, module.Attack) and each is not module.Attack
+    }
+    adapted = {classes[name.partition("/")[2]] for name in ADAPTERS if name.startswith("foolbox/")}
+    left = {each.__name__ for each in set(classes.values()) - adapted}
+    assert left == {"DatasetAttack", "BinarizationRefinementAttack", "SpatialAttack"}
+
+
+def test_targets_are_not_asked_of_what_has_none(tmp_path: Path) -> None:
+    suite(tmp_path, CNN, {"it": {"use": "torchattacks/APGD", "targets": "next"}}, [TASK])
+    plan = planning.make(spec.load(tmp_path / "suite.yaml"))
+    assert not plan.cells
+    assert {skip.reason for skip in plan.skips} == {"torchattacks/APGD reaches for no target"}
+
+
+def test_the_version_of_the_library_enters_keys(tmp_path: Path) -> None:
+    suite(tmp_path, CNN, {"it": {"use": "torchattacks/FGSM"}}, [TASK])
+    filled = spec.load(tmp_path / "suite.yaml").attacks["it"]
+    assert filled.identity["library"] == f"torchattacks=={metadata.version('torchattacks')}"
+
+
+def test_an_attack_that_hangs_leaves_a_hole_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(self: Any, *_: object) -> None:
+        while True:
+            torch.ones(10).sum()
+
+    monkeypatch.setattr(torchattacks.FGSM, "forward", hang)
+    attacks = {
+        "hangs": {"use": "torchattacks/FGSM", "time_limit": 0.5},
+        "fine": {"use": "foolbox/FGSM"},
+    }
+    path = suite(tmp_path, CNN, attacks, [{**TASK, "views": ["first"], "limit": 20}])
+    ran = Ran(path)
+    (failed,) = ran.failed
+    assert isinstance(failed.error, OvertimeError)
+    assert "longer than its limit of 0.5 s" in str(failed.error)
+    assert len(ran.outcomes(attack="fine")) == 20
+
+
+def test_every_fault_has_its_line_in_the_document_and_its_test_here() -> None:
+    text = (ROOT / "docs" / "libraries.md").read_text(encoding="utf-8")
+    here = Path(__file__).read_text(encoding="utf-8")
+    for name in [f"T{number}" for number in range(1, 22)] + [f"F{number}" for number in range(1, 14)]:
+        assert re.search(rf"^\| {name} \|", text, re.MULTILINE), name
+        assert f"def test_{name.lower()}_" in here, name
+
+
+def test_the_document_says_what_each_attack_needs() -> None:
+    text = (ROOT / "docs" / "libraries.md").read_text(encoding="utf-8")
+    for name in ADAPTERS:
+        entry = ATTACKS[name]
+        assert isinstance(entry, AttackEntry)
+        (row,) = [
+            line
+            for line in text.partition(f"## `{entry.library}/NAME`")[2].partition("\n## ")[0].splitlines()
+            if line.startswith(f"| `{name.partition('/')[2]}` |")
+        ]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == ", ".join(sorted(entry.norms)), row
+        assert cells[2:4] == [entry.access, entry.budget], row
