@@ -1,8 +1,9 @@
 """The l2 attack of Carlini and Wagner (2017, arXiv:1608.04644, section VI-A)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,8 +26,12 @@ from bench import (
     succeeded,
 )
 
+Goal: TypeAlias = Literal["nearest", "highest"]
+"""Which wrong label is gone for: the nearest where logits are linear, or at each step the highest."""
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
+
+def check(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` for settings that cannot be."""
     for name in ("searches", "steps"):
         if params[name] < 1:
             raise InputError(f"{name} must be 1 or more, not {params[name]}")
@@ -37,7 +42,8 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"kappa must be a margin of 0 or more, not {params['kappa']:g}")
 
 
-def _doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object) -> str | None:
+def doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object) -> str | None:
+    """Return what is odd about settings with which some pixels cannot move."""
     # From atanh(1 - 1e-6) = 7.25 to where a hundredth of the box is left takes a way of 5.
     if variable == "tanh" and steps * lr < 5:
         return (
@@ -47,7 +53,7 @@ def _doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object
     return None
 
 
-@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=_doubts, check=_check)
+@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts, check=check)
 def cw_l2(
     view: View,
     x: Images,
@@ -61,7 +67,7 @@ def cw_l2(
     lr: float = 0.01,
     c: float = 1e-3,
     variable: Variable = "box",
-    goal: Literal["nearest", "highest"] = "nearest",
+    goal: Goal = "nearest",
     abort: bool = True,
 ) -> Crafted:
     """Minimise |z - x|^2 + c * max(kappa - margin, 0) with Adam; keep the nearest point whose margin, in
@@ -76,24 +82,42 @@ def cw_l2(
     Notes: ``failed``, where no margin reached `kappa`: the image is the clean one; ``nonfinite``, where a
     gradient was not finite.
     """
-    nearest = Nearest(x, threat)
-    descent = Descent(searches, steps, lr, c, variable, abort)
-    choose = goal == "nearest" and view.target is None
-    labels: Labels | None = None
+
+    def lacks(here: View, logits: Tensor, y: Labels) -> Tensor:
+        return lack(here, logits, y, kappa)
 
     def has(here: View, logits: Tensor, y: Labels) -> Tensor:
-        return succeeded(here, logits, y) & (objective(here, logits.detach(), y, "margin") >= kappa)
+        return succeeded(here, logits, y) & (objective(here, logits, y, "margin") >= kappa)
+
+    descent = Descent(searches, steps, lr, c, variable, abort)
+    return least_move(view, x, y, threat, descent, lacks, has, goal=goal)
+
+
+Lacks: TypeAlias = Callable[[View, Tensor, Labels], Tensor]
+"""``lacks(view, logits, y)``: what logits (n, K) lack to what is wanted, (n,), never below 0."""
+
+Has: TypeAlias = Callable[[View, Tensor, Labels], Tensor]
+"""``has(view, logits, y)``: which of them have what is wanted, bool (n,)."""
+
+
+def least_move(
+    view: View, x: Images, y: Labels, threat: Threat, descent: Descent, lacks: Lacks, has: Has, *, goal: Goal
+) -> Crafted:
+    """Go down on |z - x|^2 + c * what is lacking; keep the nearest point that has what is wanted."""
+    nearest = Nearest(x, threat)
+    choose = goal == "nearest" and view.target is None
+    labels: Labels | None = None
 
     def missing(here: View, z: Images, y: Labels, rows: Tensor) -> tuple[Tensor, Tensor]:
         logits = here.logits(z)
         aimed = here if labels is None else replace(here, target=labels[rows])
-        return lack(aimed, logits, y, kappa), has(here, logits, y)
+        return lacks(aimed, logits, y), has(here, logits.detach(), y)
 
     z = x.detach().requires_grad_(choose)
     with torch.set_grad_enabled(choose):
         logits = view.logits(z)
     everyone = torch.arange(len(x), device=x.device)
-    nearest.offer(everyone, z, has(view, logits, y))
+    nearest.offer(everyone, z, has(view, logits.detach(), y))
     if choose:
         labels = nearest_rival(view, z, logits, y, rivals(view, logits, y)).label
     broken = descent.run(view, x, y, nearest, everyone[nearest.failed], missing)
