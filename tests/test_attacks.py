@@ -50,6 +50,18 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("deepfool", "l2", {}),
     ("deepfool", "l2", {"steps": 100, "candidates": 10, "overshoot": 0.05, "overshoot_on": "step"}),
     ("jsma", "l0", {}),
+    ("apgd", "linf", {}),
+    ("apgd", "l2", {"loss": "dlr", "restarts": 2}),
+    ("apgd-t", "linf", {"restarts": 2}),
+    ("apgd-t", "l2", {}),
+    ("fab", "linf", {"steps": 20}),
+    ("fab", "l2", {"steps": 20}),
+    ("fab", "l1", {"steps": 20, "restarts": 2}),
+    ("fab-t", "linf", {"steps": 20, "restarts": 2}),
+    ("fab-t", "l2", {"steps": 20}),
+    ("fab-t", "l1", {"steps": 20}),
+    ("autoattack", "linf", {}),
+    ("autoattack", "l2", {"version": "rand"}),
 ]
 
 

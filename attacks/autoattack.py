@@ -1,0 +1,132 @@
+"""AutoAttack (Croce and Hein 2020, arXiv:2003.01690), with the settings of its authors and no others."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attacks.apgd import apgd
+from attacks.apgd_t import apgd_t
+from attacks.fab import fab, fab_t
+from attacks.square import square
+from bench import (
+    Crafted,
+    Images,
+    Labels,
+    Randomness,
+    Threat,
+    View,
+    attack,
+    eot,
+    objective,
+    succeeded,
+)
+
+Version: TypeAlias = Literal["standard", "plus", "rand"]
+
+DRAWS = 20
+"""How often ``rand`` asks a random defense for each loss."""
+
+_SQUARE = partial(square, queries=5000, p_init=0.8, loss="margin", rescale=False)
+
+VERSIONS: dict[Version, dict[str, partial[Crafted]]] = {
+    "standard": {
+        "apgd-ce": partial(apgd, steps=100, loss="ce"),
+        "apgd-t": partial(apgd_t, steps=100, classes=9),
+        "fab-t": partial(fab_t, steps=100, classes=9),
+        "square": _SQUARE,
+    },
+    "plus": {
+        "apgd-ce": partial(apgd, steps=100, loss="ce", restarts=5),
+        "apgd-dlr": partial(apgd, steps=100, loss="dlr", restarts=5),
+        "fab": partial(fab, steps=100, restarts=5),
+        "square": _SQUARE,
+        "apgd-t": partial(apgd_t, steps=100, classes=9),
+        "fab-t": partial(fab_t, steps=100, classes=9),
+    },
+    "rand": {
+        "apgd-ce": partial(apgd, steps=100, loss="ce"),
+        "apgd-dlr": partial(apgd, steps=100, loss="dlr"),
+    },
+}
+"""The members of each version, in their order."""
+
+
+@attack("autoattack", norms={"linf", "l2"}, version=1)
+def autoattack(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    version: Version = "standard",
+) -> Crafted:
+    """Run one attack after the other on the examples that still stand.
+
+    ``standard``: `apgd` with cross-entropy, `apgd-t`, `fab-t`, `square`. ``plus``: five restarts, and
+    the untargeted forms as well. ``rand``, for random defenses: `apgd` with cross-entropy and with DLR,
+    each loss the mean of 20 draws. A member's images count as the view answers when it is asked again.
+    Where winning here is not winning (``view.final`` is false) nothing stands or falls: every member
+    sees every example, and the image with the highest margin is kept.
+
+    Notes: ``found_by``, the position of the member that found the image, from 0; -1 where none did, or
+    the image was wrong already. ``passes.NAME``, what each member spent on the example, forward and
+    backward passes together. ``flat`` and ``nonfinite``, as `apgd`'s, of any member.
+    """
+    members = VERSIONS[version]
+    images, device = x.clone(), x.device
+    highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=device)
+    found_by = torch.full((len(x),), -1, device=device)
+    says = {note: torch.zeros(len(x), dtype=torch.bool, device=device) for note in ("flat", "nonfinite")}
+    spent = {name: torch.zeros(len(x), dtype=torch.float64, device=device) for name in members}
+    with torch.no_grad():
+        done = succeeded(view, view.logits(x), y) & view.final
+    for position, (name, member) in enumerate(members.items()):
+        if len(rows := (~done).nonzero().squeeze(1)) == 0:
+            break
+        here, clean, labels = view.take(rows), x[rows], y[rows]
+        seen = replace(here, logits=_Counted(here, spent[name], rows))
+        if version == "rand":
+            seen = eot(seen, DRAWS)
+        crafted = member(seen, clean, labels, threat, noise.take(rows).apart(name))
+        # What looks for the nearest adversarial image may have found one that is too far.
+        z = threat.project(clean, crafted.images)
+        with torch.no_grad():
+            logits = here.logits(z)
+        won = succeeded(here, logits, labels) & view.final
+        margin = objective(here, logits, labels, "margin").double()
+        better = won | (margin > highest[rows])
+        images[rows] = torch.where(better[:, None, None, None], z, images[rows])
+        highest[rows] = torch.where(better, margin, highest[rows])
+        found_by[rows] = torch.where(won if view.final else better, position, found_by[rows])
+        done[rows] = won
+        for note in says.keys() & crafted.notes.keys():
+            says[note][rows] |= crafted.notes[note]
+    return Crafted(
+        images, {"found_by": found_by, **says, **{f"passes.{name}": each for name, each in spent.items()}}
+    )
+
+
+class _Counted:
+    """A view's logits; counts the passes, forward and backward, that each example is asked for."""
+
+    def __init__(self, view: View, passes: Tensor, rows: Tensor) -> None:
+        self._view, self._passes, self._rows = view, passes, rows
+
+    def __call__(self, z: Tensor) -> Tensor:
+        answer = self._view.logits(z)
+        self._count(len(z))
+        if answer.requires_grad:
+            answer.register_hook(lambda _: self._count(len(z)))
+        return answer
+
+    def _count(self, points: int) -> None:
+        self._passes[self._rows] += points / len(self._rows)
+
+    def take(self, rows: Tensor) -> "_Counted":
+        """Return the callable for some of the examples."""
+        return _Counted(self._view.take(rows), self._passes, self._rows[rows])

@@ -1,0 +1,19 @@
+"""Random points to start from."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bench import Images, Norm, Randomness
+
+
+def surface(x: Images, norm: Norm, noise: Randomness) -> Tensor:
+    """Return a random move of length 1 for each image: in linf drawn from the cube, else from a normal
+    distribution, and stretched to the surface (Croce and Hein, arXiv:2003.01690).
+    """
+    shape = tuple(x.shape[1:])
+    move = noise.uniform(shape, -1, 1) if norm == "linf" else noise.normal(shape)
+    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    length: Tensor = torch.linalg.vector_norm(move.flatten(1), order, dim=1)
+    return move / length.clamp_min(torch.finfo(move.dtype).tiny)[:, None, None, None]

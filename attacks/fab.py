@@ -1,0 +1,280 @@
+"""Fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044), in linf, l2 and l1.
+
+It moves as little as it can: step by step to the nearest decision boundary as it looks from the point,
+drawn towards the clean image, and back towards it from every success.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, autograd
+
+from attacks.common.nearest import Nearest
+from attacks.common.rivals import rivals
+from attacks.common.starts import surface
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Norm,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+    objective,
+    succeeded,
+)
+
+SLACK = 1e-3
+"""How far beyond the boundary's estimate the final search looks, as a share of the way: what lies on it to
+the last bit is an adversarial image in one batch and none in another."""
+
+ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
+DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
+
+
+def _check(params: dict[str, Any], shape: Shape) -> None:
+    for name in ("steps", "restarts", "classes"):
+        if params.get(name, 1) < 1:
+            raise InputError(f"{name} must be 1 or more, not {params[name]}")
+    for name in ("alpha_max", "beta"):
+        if not 0 <= params[name] <= 1:
+            raise InputError(f"{name} must be a share from 0 to 1, not {params[name]:g}")
+    if not params["eta"] >= 1:
+        raise InputError(f"eta must be 1 or more, to reach the boundary, not {params['eta']:g}")
+
+
+@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+def fab(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+) -> Crafted:
+    """Step to the boundary of the wrong class that looks nearest, each time: a gradient for every class.
+
+    Returned is the nearest adversarial image of all. The first restart begins at the image, the others
+    at a random point half as far as that. Within a radius, if one is given, an example is done.
+    """
+    hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
+    for restart in range(restarts):
+        hunt.run(hunt.rivals(None), wander=restart > 0)
+    return hunt.nearest.crafted()
+
+
+@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+def fab_t(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    classes: int = 9,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+) -> Crafted:
+    """Step to the boundary of one class only, for each of the `classes` likeliest wrong classes in turn
+    (Croce and Hein 2020, arXiv:2003.01690, section 5): a gradient in each step, however many classes.
+
+    They are ranked by the logits of the clean image; any wrong answer is a success. Else as `fab`.
+    """
+    hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
+    for towards in hunt.rivals(classes).split(1, dim=1):
+        for restart in range(restarts):
+            hunt.run(towards, wander=restart > 0)
+    return hunt.nearest.crafted()
+
+
+class _Hunt:
+    """The search for the nearest adversarial image of each example, run after run."""
+
+    def __init__(
+        self,
+        view: View,
+        x: Images,
+        y: Labels,
+        threat: Threat,
+        noise: Randomness,
+        *,
+        steps: int,
+        alpha_max: float,
+        eta: float,
+        beta: float,
+    ) -> None:
+        self.view, self.x, self.y, self.threat, self.noise = view, x, y, threat, noise
+        self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
+        self.nearest = Nearest(x, threat)
+        with torch.no_grad():
+            self.logits: Tensor = view.logits(x)
+        self.margin = objective(view, self.logits, y, "margin")
+        self.nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, self.logits, y))
+
+    def rivals(self, count: int | None) -> Tensor:
+        """Return the classes to aim at, (N, L)."""
+        return rivals(self.view, self.logits, self.y, count)
+
+    def run(self, classes: Tensor, *, wander: bool) -> None:
+        """Walk for `steps` steps, towards the classes (N, L), and search the last stretch."""
+        # Where there is no radius, an example is done if it moved by nothing: it was wrong already.
+        enough = self.threat.radius if math.isfinite(self.threat.radius) and self.view.final else 0.0
+        everyone = (self.nearest.distance > enough).nonzero().squeeze(1)
+        if len(everyone) == 0:
+            return
+        found = Nearest(self.x[everyone], self.threat)
+        rows, here = everyone, torch.arange(len(everyone), device=everyone.device)
+        view, x, y, classes = self.view.take(rows), self.x[rows], self.y[rows], classes[rows]
+        z = self._start(rows) if wander else x
+        for _ in range(self.steps):
+            z = self._step(view, x, z, y, classes)
+            with torch.no_grad():
+                won = succeeded(view, view.logits(z), y)
+            found.offer(here, z, won)
+            z = torch.where(won[:, None, None, None], x + self.beta * (z - x), z)
+            if enough and len(standing := (found.distance[here] > enough).nonzero().squeeze(1)) < len(here):
+                here, view, classes = here[standing], view.take(standing), classes[standing]
+                x, y, z = x[standing], y[standing], z[standing]
+                if len(here) == 0:
+                    break
+        self._polish(everyone, found, enough)
+        self.nearest.offer(everyone, found.images, ~found.failed)
+
+    def _start(self, rows: Tensor) -> Images:
+        """Return a random point half as far as the nearest success, or the radius, or the box is wide."""
+        x = self.x[rows]
+        width = x[0].numel() ** (1 / ORDER[self.threat.norm])
+        reach = self.nearest.distance[rows].clamp_max(min(self.threat.radius, width)).to(x.dtype)
+        move = surface(x, self.threat.norm, self.noise.take(rows))
+        return (x + reach[:, None, None, None] / 2 * move).clamp(0, 1)
+
+    def _step(self, view: View, x: Images, z: Images, y: Labels, classes: Tensor) -> Images:
+        """Return the next point (algorithm 1): beyond the plane by `eta`, drawn to the clean image's own
+        projection the more, the nearer that lies.
+        """
+        norm = self.threat.norm
+        margin, slope = _nearest_plane(view, z, y, classes, norm)
+        points, clean = z.flatten(1), x.flatten(1)
+        # What is missing at either point: the plane through both is the one linearised at `z`.
+        missing = torch.cat([-margin, -margin - (slope * (clean - points)).sum(1)])
+        moves = crossing(torch.cat([points, clean]), torch.cat([slope, slope]), missing, norm)
+        here, there = moves.chunk(2)
+        length, least = (torch.linalg.vector_norm(move, ORDER[norm], dim=1) for move in (here, there))
+        share = (length / (length + least).clamp_min(1e-12)).clamp_max(self.alpha_max)[:, None]
+        moved: Tensor = (1 - share) * (points + self.eta * here) + share * (clean + self.eta * there)
+        return moved.clamp_(0, 1).view_as(z)
+
+    def _polish(self, rows: Tensor, found: Nearest, enough: float) -> None:
+        """Search the way from the clean image to the nearest success for where the margin is zero: three
+        times by the secant (section 3.3).
+        """
+        far = (~found.failed & (found.distance > enough)).nonzero().squeeze(1)
+        if len(rows := rows[far]) == 0:
+            return
+        view, x, y, way = self.view.take(rows), self.x[rows], self.y[rows], found.images[far] - self.x[rows]
+
+        def ask(share: Tensor) -> tuple[Tensor, Tensor]:
+            z = (x + share[:, None, None, None] * way).clamp_(0, 1)
+            with torch.no_grad():
+                logits = view.logits(z)
+            won = succeeded(view, logits, y)
+            found.offer(far, z, won)
+            return objective(view, logits, y, "margin"), won
+
+        low, high = torch.zeros_like(self.margin[rows]), torch.ones_like(self.margin[rows])
+        below, (above, _) = self.margin[rows], ask(high)
+        for _ in range(3):
+            root = low - below / (above - below) * (high - low)
+            share = torch.minimum(root.nan_to_num(1.0).clamp(0, 1) * (1 + SLACK), high)
+            margin, won = ask(share)
+            low, below = torch.where(won, low, share), torch.where(won, below, margin)
+            high, above = torch.where(won, share, high), torch.where(won, margin, above)
+
+
+def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Return the margin (N,) and its gradient (N, D) at `z` for the one of `classes` (N, L) whose boundary,
+    linearised, is nearest. What is not finite says nothing: a boundary that is out of reach.
+    """
+    z = z.detach().requires_grad_()
+    logits = view.logits(z)
+    near = margin = z.new_full((len(z),), math.inf)
+    slope = torch.zeros_like(z).flatten(1)
+    margins = _margins(view, logits, y, classes)
+    last = classes.shape[1] - 1
+    for place, each in enumerate(margins):
+        (gradient,) = autograd.grad(each.sum(), z, retain_graph=place < last)
+        gradient = gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+        level = each.detach()
+        size = torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
+        away = (level.abs() / size).nan_to_num(math.inf)
+        nearer = away < near
+        near, margin = torch.where(nearer, away, near), torch.where(nearer, level, margin)
+        slope = torch.where(nearer[:, None], gradient, slope)
+    return margin.nan_to_num(0.0, 0.0, 0.0), slope
+
+
+def _margins(view: View, logits: Tensor, y: Labels, classes: Tensor) -> Iterator[Tensor]:
+    """Yield (N,) for each column of `classes`: its logit less the best of the answers that are no win."""
+    if view.target is not None:
+        yield objective(view, logits, y, "margin")
+        return
+    for column in classes.T:
+        others = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
+        others.scatter_(1, torch.stack([column, y], 1), False)
+        if view.refusal:
+            others[:, -1] = False
+        yield objective(view, logits.masked_fill(others, -math.inf), y, "margin")
+
+
+def crossing(points: Tensor, slope: Tensor, missing: Tensor, norm: Norm) -> Tensor:
+    """Return the shortest moves of `points` (N, D) in the box whose products with `slope` (N, D) are
+    `missing` (N,); where the box is too small for that, those that come nearest.
+    """
+    gain, need = slope.abs(), missing.abs()[:, None]
+    forward = (slope > 0) ^ (missing < 0)[:, None]
+    room = torch.where(forward, 1 - points, points).masked_fill(gain == 0, 0.0)
+    size = _in_order(gain, room, need) if norm == "l1" else _together(gain, room, need, norm)
+    return torch.where(forward, size, -size)
+
+
+def _together(gain: Tensor, room: Tensor, need: Tensor, norm: Norm) -> Tensor:
+    """Return how far each value moves in linf or l2: min(t speed, room), with the t that gains the need.
+
+    The gain is concave in t, so that Newton's iteration from below is exact once it has seen which values
+    the box stops.
+    """
+    most = gain * room
+    enough = most.sum(1, keepdim=True) > need
+    pace = gain if norm == "linf" else gain.square()
+    stopped = room == 0
+    while True:
+        left = need - most.masked_fill(~stopped, 0.0).sum(1, keepdim=True)
+        t = left / pace.masked_fill(stopped, 0.0).sum(1, keepdim=True)
+        size = t.expand_as(gain) if norm == "linf" else t * gain
+        more = (size > room) & ~stopped & enough
+        if not more.any():
+            return torch.where(enough, torch.minimum(size, room), room)
+        stopped |= more
+
+
+def _in_order(gain: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Return how far each value moves in l1: the steepest first, each as far as it can or need be."""
+    gain, order = gain.sort(dim=1, descending=True)
+    room = room.gather(1, order)
+    most = gain * room
+    before = most.cumsum(1) - most
+    size = ((need - before) / gain.clamp_min(torch.finfo(gain.dtype).tiny)).clamp_min(0)
+    return torch.zeros_like(size).scatter_(1, order, torch.minimum(size, room))
