@@ -137,12 +137,12 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     """Check an attack on a half-space; `params` are its parameters, where its defaults will not do.
 
     It must cross the plane with `within` times the radius that is needed (one without a radius must stop
-    within as many times the least distance; a greedy or a random search may need more than 1.2), also
-    towards a given label and where it may not stop early. Always, with 0.8 times the least radius too and
-    where logits are NaN: its images are finite, of the shape and kind it was given, in the box and in the
-    budget; the images it was given, gradients, flags and random states outside are left alone; the same
-    draws give the same images. One that is ``keyed="image"`` gives an example the same image in whatever
-    company and order.
+    within as many times the least distance; a greedy or a random search may need more than 1.2, and one
+    that cannot follow a plane need not cross it: ``math.inf``), also towards a given label and where it
+    may not stop early. Always, with 0.8 times the least radius too and where logits are NaN: its images
+    are finite, of the shape and kind it was given, in the box and in the budget; the images it was given,
+    gradients, flags and random states outside are left alone; the same draws give the same images. One
+    that is ``keyed="image"`` gives an example the same image in whatever company and order.
     """
     discover()
     entry = ATTACKS[name]
@@ -156,7 +156,7 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     _expect(
         again == 0, f"attack {name!r} moved otherwise (by {again:.3g}) when asked again with the same draws"
     )
-    if entry.access != "none":
+    if entry.access != "none" and math.isfinite(within):
         trial.crosses(crafted, f"with {within:g} times the radius that is needed")
         trial.crosses(trial.run(enough, towards=True), "towards a given label")
         pushed = trial.run(enough, final=False)

@@ -38,6 +38,13 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("square", "linf", {"queries": 300}),
     # Its bumps cannot follow weights that are drawn pixel by pixel.
     ("square", "l2", {"queries": 500, "within": 2.0}),
+    ("boundary", "l2", {"steps": 800, "spherical_step": 0.1, "source_step": 0.05, "within": 1.5}),
+    ("bpda-cw", "l2", {"steps": 60, "searches": 3, "step": 0.03}),
+    ("bpda-cw", "l2", {"steps": 40, "searches": 3, "step": 0.04, "schedule": "falling"}),
+    ("nes", "l2", {"steps": 30, "searches": 3, "step": 0.04, "sigma": 0.05}),
+    # It cannot move a value to the other side of grey but by wrapping it around.
+    ("localsearch", "l0", {"rounds": 20, "within": math.inf}),
+    ("localsearch", "l0", {"rounds": 20, "within": math.inf, "score": "probability"}),
     ("cw-l2", "l2", {"steps": 50, "searches": 6, "c": 0.1}),
     ("cw-l2", "l2", {"steps": 100, "searches": 4, "lr": 0.1, "c": 1.0, "variable": "tanh", "goal": "highest"}),
     ("cw-linf", "linf", {}),
@@ -48,7 +55,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("logit-matching", "linf", {"steps": 40}),
     ("logit-matching", "l2", {"steps": 40, "classes": 1}),
     ("deepfool", "l2", {}),
-    ("deepfool", "l2", {"steps": 100, "candidates": 10, "overshoot": 0.05, "overshoot_on": "step"}),
+    ("deepfool", "l2", {"steps": 100, "candidates": 10, "overshoot": 0.05}),
     ("jsma", "l0", {}),
     ("apgd", "linf", {}),
     ("apgd", "l2", {"loss": "dlr", "restarts": 2}),

@@ -36,7 +36,7 @@ LITTLE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What makes a defense small enough for a test: its form stays, its numbers mean nothing."""
 
-FEW = {"steps": 1, "restarts": 1, "samples": 2}
+FEW = {"steps": 1, "restarts": 1, "samples": 2, "searches": 1, "rounds": 1, "directions": 1, "starts": 2}
 """The same for an attack."""
 
 
