@@ -1,6 +1,6 @@
 """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2), in l2."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,20 +41,17 @@ def deepfool(
     *,
     steps: int = 50,
     overshoot: float = 0.02,
-    overshoot_on: Literal["total", "step"] = "total",
     candidates: int | None = None,
 ) -> Crafted:
     """Go straight to the nearest of the other classes, as if logits were linear, until the label changes.
 
-    `candidates` are the likeliest wrong classes of the image itself (null: all). The point that is
-    looked at is the image and (1 + `overshoot`) times the sum of all steps, cut to the box; with
-    ``overshoot_on="step"`` each step is made longer, from where the last one ended in the box.
+    `candidates` are the likeliest wrong classes of the image itself (null: all). Each step is made longer
+    by `overshoot` and cut to the box.
 
     Notes: ``failed``, where the label did not change; the image is the clean one.
     """
     nearest = Nearest(x, threat)
-    rows, here, clean, labels = torch.arange(len(x), device=x.device), view, x, y
-    z, total = x, torch.zeros_like(x)
+    rows, here, labels, z = torch.arange(len(x), device=x.device), view, y, x
     classes: Tensor | None = None
     for t in range(steps + 1):
         last = t == steps
@@ -64,20 +61,16 @@ def deepfool(
         # At a tie the arg-max may be either.
         won = succeeded(here, logits, labels) & (objective(here, logits.detach(), labels, "margin") > 0)
         nearest.offer(rows, z, won)
-        if last:
+        if last or won.all():
             break
         if classes is None:
             classes = rivals(here, logits, labels, candidates)
         step = nearest_rival(here, z, logits, labels, classes)
         going = (~won & step.length.isfinite()).nonzero().squeeze(1)
+        z = (z.detach() + (1 + overshoot) * step.move).clamp(0, 1)
         if len(going) == 0:
             break
         if len(going) < len(rows):
-            rows, here, clean, labels = rows[going], here.take(going), clean[going], labels[going]
-            classes = classes[going]
-        start, move = z[going], step.move[going]
-        if overshoot_on == "total":
-            start, move = clean, total[going] + move
-            total = move
-        z = (start + (1 + overshoot) * move).clamp(0, 1)
+            rows, here, labels = rows[going], here.take(going), labels[going]
+            classes, z = classes[going], z[going]
     return nearest.crafted()

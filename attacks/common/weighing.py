@@ -36,13 +36,14 @@ class Descent:
     """The first constant."""
     variable: Variable
     abort: bool
-    """Whether an example's search ends at a tenth of its steps over which its loss has not fallen."""
+    """Whether an example's descent ends at a tenth of its steps that has no lower mean loss than the last."""
 
     def run(
         self, view: View, x: Images, y: Labels, nearest: Nearest, rows: Tensor, missing: Missing
     ) -> Tensor:
-        """Search for the examples `rows` of a batch; what is found goes to `nearest`. With ten searches or
-        more the last one takes the smallest constant that has won, as in the authors' code.
+        """Search for the examples `rows` of a batch; what is found goes to `nearest`. A constant has won if
+        there was a success in the last tenth of its descent. With ten searches or more the last one takes
+        the smallest constant that has won, as in the authors' code.
 
         Return bool (N,), where a gradient was not finite: there it is taken as 0.
         """
@@ -64,7 +65,9 @@ class Descent:
         """Go down once with the constants `c` (n,), and note what was `won` and `broken` (N,)."""
         w = _inside(here.x, self.variable)
         adam, before = Adam(w, self.lr), torch.full_like(c, math.inf)
-        tenth = max(self.steps // 10, 1)
+        tenth, loss = max(self.steps // 10, 1), torch.zeros_like(c)
+        # From black at w = -7.25 to where pixels move at all: a loss that stands still says nothing before.
+        patience = 5 / self.lr if self.variable == "tanh" else 0
         for t in range(self.steps + 1):
             last = t == self.steps
             z, slope = _outside(w, self.variable)
@@ -72,6 +75,9 @@ class Descent:
             with torch.set_grad_enabled(not last):
                 lack, has = missing(here.view, z, here.y, here.rows)
             nearest.offer(here.rows, z, has)
+            if t % tenth == 0 and t <= self.steps - tenth:
+                # Adam's first step is as long with any constant: a success that does not last shows nothing.
+                won[here.rows] = False
             won[here.rows] |= has
             if last:
                 return
@@ -85,15 +91,16 @@ class Descent:
             w = w - adam.step(_by_example(1e5 / c.clamp_min(1)) * gradient * slope)
             if self.variable == "box":
                 w = w.clamp(0, 1)
-            if self.abort and t % tenth == 0:
-                loss = way.flatten(1).square().sum(1) + c * lack.detach()
-                # Where it is NaN too. The one place where a search waits for the device.
-                going = (loss < 0.9999 * before).nonzero().squeeze(1)
-                before = loss
+            loss = loss + way.flatten(1).square().sum(1) + c * lack.detach()
+            if self.abort and t % tenth == tenth - 1:
+                # False where it is NaN. The one place where a search waits for the device.
+                falling = (loss < 0.9999 * before) | (t < patience)
+                going = falling.nonzero().squeeze(1)
+                before, loss = loss, torch.zeros_like(loss)
                 if len(going) == 0:
                     return
                 if len(going) < len(loss):
-                    here, c, before = here.take(going), c[going], before[going]
+                    here, c, before, loss = here.take(going), c[going], before[going], loss[going]
                     w, adam = w[going], adam.take(going)
 
 
