@@ -522,8 +522,9 @@ class Planted:
     ) -> None:
         draw = torch.Generator().manual_seed(seed)
         self.threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 6.0}[norm])
-        self.net = _rough(draw)
-        self.x = torch.empty(cases, 1, 8, 8).uniform_(0.2, 0.8, generator=draw)
+        # Where pixels go all the way, the network changes as much on its way as in the other balls.
+        self.net = _rough(draw, 0.5 if norm == "l0" else 4.0)
+        self.x = torch.empty(cases, 1, 8, 8).uniform_(0.35, 0.65, generator=draw)
         self.y = torch.arange(cases) % 2
         self.classes = classes
         self.points = torch.stack([self.surface(draw) for _ in range(32)], 1)
@@ -544,27 +545,28 @@ class Planted:
             return x + radius * signs
         if self.threat.norm == "l2":
             move = torch.randn(x.shape, generator=draw)
-            return x + radius * move / move.flatten(1).norm(dim=1)[:, None, None, None]
+            return x + radius * move / torch.linalg.vector_norm(move, dim=(1, 2, 3), keepdim=True)
         few = torch.rand(x.shape, generator=draw).flatten(1).argsort(1).argsort(1).view(x.shape) < 6
         return torch.where(few, x + radius / 6 * signs if self.threat.norm == "l1" else (signs + 1) / 2, x)
 
     def score(self, z: Images, rows: Tensor) -> Tensor:
         """Return how much the heads of the examples `rows` (n,) are for the other label at points `z`."""
-        return ((self.net(z.double()) - self.start[rows]) * self.head[rows]).sum(1) - 1
+        way: Tensor = self.net(z.double()) - self.start[rows]
+        return (way * self.head[rows]).sum(1) - 1
 
     def view(self) -> View:
         """Look at logits (N, K): the score, minus the score, and what lies far below both."""
         return View(_Heads(self, torch.arange(len(self.x))))
 
 
-def _rough(draw: torch.Generator) -> nn.Sequential:
-    """Return a random network whose gradients change within the ball."""
+def _rough(draw: torch.Generator, spread: float) -> nn.Sequential:
+    """Return a random network whose gradients change on their way, the more the larger its first weights."""
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1), nn.Tanh(), nn.Flatten()
     ).double()
-    for layer, spread in ((net[0], 4.0), (net[2], 0.5)):
+    for layer, size in ((net[0], spread), (net[2], 0.5)):
         assert isinstance(layer, nn.Conv2d)
-        nn.init.normal_(layer.weight, std=spread, generator=draw)
+        nn.init.normal_(layer.weight, std=size, generator=draw)
         assert layer.bias is not None
         nn.init.uniform_(layer.bias, -1, 1, generator=draw)
     return net.requires_grad_(False)
