@@ -545,14 +545,16 @@ class Planted:
             return x + radius * signs
         if self.threat.norm == "l2":
             move = torch.randn(x.shape, generator=draw)
-            return x + radius * move / torch.linalg.vector_norm(move, dim=(1, 2, 3), keepdim=True)
+            unit: Tensor = move / torch.linalg.vector_norm(move, dim=(1, 2, 3), keepdim=True)
+            return x + radius * unit
         few = torch.rand(x.shape, generator=draw).flatten(1).argsort(1).argsort(1).view(x.shape) < 6
         return torch.where(few, x + radius / 6 * signs if self.threat.norm == "l1" else (signs + 1) / 2, x)
 
     def score(self, z: Images, rows: Tensor) -> Tensor:
         """Return how much the heads of the examples `rows` (n,) are for the other label at points `z`."""
         way: Tensor = self.net(z.double()) - self.start[rows]
-        return (way * self.head[rows]).sum(1) - 1
+        rise: Tensor = (way * self.head[rows]).sum(1)
+        return rise - 1
 
     def view(self) -> View:
         """Look at logits (N, K): the score, minus the score, and what lies far below both."""
