@@ -11,6 +11,7 @@ from test_attacks import Y as LABELS
 from test_sdim import GREY, QUICK, built, fitting, made
 from torch import Tensor
 
+from attacks.boundary import boundary
 from attacks.cw_l2 import cw_l2
 from attacks.feature_matching import feature_matching
 from attacks.logit_matching import logit_matching
@@ -18,7 +19,7 @@ from attacks.pgd import pgd
 from attacks.threshold_cw import leads, threshold_cw
 from bench import Crafted, Features, Images, InputError, Labels, Shape, Threat, View, view_of
 from bench.noise import Noise
-from bench.referee import Meter, watch
+from bench.referee import Meter, answers_only, watch
 from bench.registry import ATTACKS, arguments
 from defenses.sdim import Sdim
 
@@ -346,8 +347,7 @@ class Spied:
 
 @pytest.mark.parametrize("goal", ["nearest", "highest"])
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("variable", ["box", "tanh"])
-@pytest.mark.parametrize("kappa", [0.0, 0.3])
+@pytest.mark.parametrize(("variable", "kappa"), [("box", 0.0), ("tanh", 0.3)])
 def test_without_a_threshold_it_is_cw_iterate_by_iterate(
     goal: Any, targeted: bool, variable: Any, kappa: float
 ) -> None:
@@ -405,13 +405,14 @@ def corner(z: Images) -> Tensor:
 def test_the_least_move_goes_where_it_is_wrong_and_accepted() -> None:
     """From (0.3, 0.3) class 1 is nearest at (0.6, 0.3), where it is accepted at (0.6, 0.7)."""
     x, y = torch.full((1, 1, 1, 2), 0.3).double(), torch.tensor([0])
-    crafted = threshold_cw(View(corner, refusal=True), x, y, Threat("l2"), noise(x), steps=300, c=0.1)
+    brief: dict[str, Any] = {"searches": 6, "steps": 150, "c": 0.1}
+    crafted = threshold_cw(View(corner, refusal=True), x, y, Threat("l2"), noise(x), **brief)
     assert crafted.images.flatten().tolist() == pytest.approx([0.6, 0.7], abs=0.01)
     assert Threat("l2").distance(x, crafted.images).item() == pytest.approx(0.5, rel=0.01)
     # 0.05 further in each for 0.2 of confidence, and of room.
     for settings, ends in (({"kappa": 0.2}, [0.65, 0.7]), ({"room": 0.2}, [0.6, 0.75])):
         view = View(corner, refusal=True)
-        found = threshold_cw(view, x, y, Threat("l2"), noise(x), steps=300, c=0.1, **settings).images
+        found = threshold_cw(view, x, y, Threat("l2"), noise(x), **brief, **settings).images
         assert found.flatten().tolist() == pytest.approx(ends, abs=0.01)
     # Out of reach: given back, and said.
     far = threshold_cw(View(corner, refusal=True), x, y, Threat("l2"), noise(x), **BRIEF, room=2.0)
@@ -422,7 +423,8 @@ def test_the_least_move_goes_where_it_is_wrong_and_accepted() -> None:
 def test_what_is_wrong_but_refused_moves_and_what_is_accepted_does_not() -> None:
     x = torch.tensor([[0.8, 0.4], [0.8, 0.9]]).double().view(2, 1, 1, 2)
     y = torch.zeros(2, dtype=torch.int64)
-    crafted = threshold_cw(View(corner, refusal=True), x, y, Threat("l2"), noise(x), steps=200, c=0.1)
+    settings: dict[str, Any] = {"searches": 5, "steps": 100, "c": 0.1}
+    crafted = threshold_cw(View(corner, refusal=True), x, y, Threat("l2"), noise(x), **settings)
     assert crafted.images[0].flatten().tolist() == pytest.approx([0.8, 0.7], abs=0.01)
     assert torch.equal(crafted.images[1], x[1])
     assert not crafted.notes["failed"].any()
@@ -448,6 +450,7 @@ def test_with_the_threshold_sdim_accepts_far_more_at_equal_success(
     sdim: tuple[Sdim, Images, Labels],
 ) -> None:
     model, x, y = sdim
+    x, y = x[:12], y[:12]
     settings: dict[str, Any] = {"searches": 3, "steps": 40, "c": 0.01, "abort": True}
     rates = []
     for attack, name in ((threshold_cw, "reject-1"), (cw_l2, "logits")):
@@ -457,3 +460,25 @@ def test_with_the_threshold_sdim_accepts_far_more_at_equal_success(
         rates.append(float(accepted.float().mean()))
     assert rates[0] == 1
     assert rates[1] <= 0.75
+
+
+# --- decisions alone ------------------------------------------------------------------------------------
+
+
+def test_a_walk_along_sdim_s_boundary_wants_to_be_accepted_where_answers_may_be_refused(
+    sdim: tuple[Sdim, Images, Labels],
+) -> None:
+    model, x, y = sdim
+    x, y = x[:6], y[:6]
+    settings: dict[str, Any] = {"steps": 40, "spherical_step": 0.05, "source_step": 0.05, "starts": 100}
+    found = {}
+    for readout in ("plain", "reject-1"):
+        asked = answers_only(lambda z, readout=readout: model.decide(z, readout), 3)
+        view = watch(asked, Meter.of(len(x), torch.device("cpu")), "decision", target=None, final=True)
+        walk = boundary(view, x, y, Threat("l2"), noise(x), **settings)
+        wrong, accepted = verdict(model, walk, y)
+        assert torch.equal(wrong & (accepted | (readout == "plain")), ~walk.notes["failed"])
+        assert torch.equal(walk.images[walk.notes["failed"]], x[walk.notes["failed"]])
+        found[readout] = float(accepted[wrong].float().mean())
+    assert found["reject-1"] == 1
+    assert found["plain"] < 0.5
