@@ -63,45 +63,53 @@ class Descent:
         self, here: "_Part", c: Tensor, nearest: Nearest, missing: Missing, won: Tensor, broken: Tensor
     ) -> None:
         """Go down once with the constants `c` (n,), and note what was `won` and `broken` (N,)."""
-        w = _inside(here.x, self.variable)
-        adam, before = Adam(w, self.lr), torch.full_like(c, math.inf)
-        tenth, loss = max(self.steps // 10, 1), torch.zeros_like(c)
+        w, adam = _inside(here.x, self.variable), Adam(here.x, self.lr)
+        tenth = max(self.steps // 10, 1)
         # From black at w = -7.25 to where pixels move at all: a loss that stands still says nothing before.
         patience = 5 / self.lr if self.variable == "tanh" else 0
+        best, least = here.x, torch.full_like(c, math.inf)
+        before, loss, lasts, odd = least, torch.zeros_like(c), won[here.rows], broken[here.rows]
+
+        def settle() -> None:
+            nearest.offer(here.rows, best, least.isfinite())
+            won[here.rows], broken[here.rows] = lasts, odd
+
         for t in range(self.steps + 1):
             last = t == self.steps
             z, slope = _outside(w, self.variable)
             z.requires_grad_(not last)
             with torch.set_grad_enabled(not last):
                 lack, has = missing(here.view, z, here.y, here.rows)
-            nearest.offer(here.rows, z, has)
-            if t % tenth == 0 and t <= self.steps - tenth:
-                # Adam's first step is as long with any constant: a success that does not last shows nothing.
-                won[here.rows] = False
-            won[here.rows] |= has
-            if last:
-                return
-            (gradient,) = autograd.grad(lack.sum(), z)
             way = z.detach() - here.x
-            peak = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
-            broken[here.rows] |= ~peak.isfinite()
+            far = way.flatten(1).square().sum(1)
+            nearer = has & (far < least)
+            best = torch.where(_by_example(nearer), z.detach(), best)
+            least = torch.where(nearer, far, least)
+            # Adam's first step is as long with any constant: a success that does not last shows nothing.
+            lasts = has if t % tenth == 0 and t <= self.steps - tenth else lasts | has
+            if last:
+                break
+            (gradient,) = autograd.grad(lack.sum(), z)
+            odd = odd | ~gradient.flatten(1).sum(1).isfinite()
             gradient = 2 * way + _by_example(c) * torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
             # Adam's steps do not depend on the scale, but for the 1e-8 that it adds: at pixels that are black
             # a gradient by w is a millionth of that by z, and would be swallowed.
             w = w - adam.step(_by_example(1e5 / c.clamp_min(1)) * gradient * slope)
             if self.variable == "box":
                 w = w.clamp(0, 1)
-            loss = loss + way.flatten(1).square().sum(1) + c * lack.detach()
+            loss = loss + far + c * lack.detach()
             if self.abort and t % tenth == tenth - 1:
                 # False where it is NaN. The one place where a search waits for the device.
-                falling = (loss < 0.9999 * before) | (t < patience)
-                going = falling.nonzero().squeeze(1)
+                going = ((loss < 0.9999 * before) | (t < patience)).nonzero().squeeze(1)
                 before, loss = loss, torch.zeros_like(loss)
                 if len(going) == 0:
-                    return
+                    break
                 if len(going) < len(loss):
-                    here, c, before, loss = here.take(going), c[going], before[going], loss[going]
-                    w, adam = w[going], adam.take(going)
+                    settle()
+                    here, c, w, adam = here.take(going), c[going], w[going], adam.take(going)
+                    best, least, lasts, odd = best[going], least[going], lasts[going], odd[going]
+                    before, loss = before[going], loss[going]
+        settle()
 
 
 class _Part(NamedTuple):
@@ -130,4 +138,5 @@ def _outside(w: Tensor, variable: Variable) -> tuple[Images, Tensor | float]:
     if variable == "box":
         return w.detach(), 1.0
     # (tanh w + 1) / 2, whose slope written with tanh would be 0 to float32 beyond w = 9, for good.
-    return torch.sigmoid(2 * w), 2 * torch.sigmoid(2 * w) * torch.sigmoid(-2 * w)
+    z = torch.sigmoid(2 * w)
+    return z, 2 * z * torch.sigmoid(-2 * w)
