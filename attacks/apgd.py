@@ -110,7 +110,7 @@ class Record:
 
     def note(self, rows: Tensor, gradient: Tensor, *, first: bool) -> None:
         """Note gradients that say nothing."""
-        peak = gradient.flatten(1).abs().amax(1)
+        peak = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
         self.nonfinite[rows] |= ~peak.isfinite()
         if first:
             self.flat[rows] |= peak == 0
@@ -225,8 +225,8 @@ def climb(
         if t in marks:
             halved = progress.judge(t - mark)[:, None, None, None]
             z, uphill, mark = torch.where(halved, best, z), torch.where(halved, best_uphill, uphill), t
-        moved = threat.project(x, z + progress.length[:, None, None, None] * uphill)
+        moved = threat.project(x, z.addcmul(progress.length[:, None, None, None], uphill))
         if t > 0:
-            moved = threat.project(x, z + MOMENTUM * (moved - z) + (1 - MOMENTUM) * (z - old))
+            moved = threat.project(x, z.lerp(moved, MOMENTUM).add(z - old, alpha=1 - MOMENTUM))
         z, old = moved, z
     record.offer(rows, best, progress.best)

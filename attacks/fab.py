@@ -5,7 +5,6 @@ drawn towards the clean image, and back towards it from every success.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -209,34 +208,33 @@ def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm
     linearised, is nearest. What is not finite says nothing: a boundary that is out of reach.
     """
     z = z.detach().requires_grad_()
-    logits = view.logits(z)
+    margins = _margins(view, view.logits(z), y, classes)
     near = margin = z.new_full((len(z),), math.inf)
     slope = torch.zeros_like(z).flatten(1)
-    margins = _margins(view, logits, y, classes)
-    last = classes.shape[1] - 1
-    for place, each in enumerate(margins):
-        (gradient,) = autograd.grad(each.sum(), z, retain_graph=place < last)
+    last = margins.shape[1] - 1
+    for place, level in enumerate(margins.detach().unbind(1)):
+        # Towards one of them at a time: each example's gradient needs a backward pass for each class.
+        chosen = torch.zeros_like(margins)
+        chosen[:, place] = 1.0
+        (gradient,) = autograd.grad(margins, z, chosen, retain_graph=place < last)
         gradient = gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0)
-        level = each.detach()
-        size = torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
-        away = (level.abs() / size).nan_to_num(math.inf)
-        nearer = away < near
+        away = level.abs() / torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
+        nearer = away < near  # Never where it is not a number.
         near, margin = torch.where(nearer, away, near), torch.where(nearer, level, margin)
         slope = torch.where(nearer[:, None], gradient, slope)
     return margin.nan_to_num(0.0, 0.0, 0.0), slope
 
 
-def _margins(view: View, logits: Tensor, y: Labels, classes: Tensor) -> Iterator[Tensor]:
-    """Yield (N,) for each column of `classes`: its logit less the best of the answers that are no win."""
+def _margins(view: View, logits: Tensor, y: Labels, classes: Tensor) -> Tensor:
+    """Return (N, L): the logit of each of `classes` less the best of the answers that are no win."""
     if view.target is not None:
-        yield objective(view, logits, y, "margin")
-        return
-    for column in classes.T:
-        others = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-        others.scatter_(1, torch.stack([column, y], 1), False)
-        if view.refusal:
-            others[:, -1] = False
-        yield objective(view, logits.masked_fill(others, -math.inf), y, "margin")
+        return objective(view, logits, y, "margin")[:, None]
+    if logits.dim() == 3:
+        return torch.stack([_margins(view, each, y, classes) for each in logits]).mean(0)
+    held = logits.gather(1, y[:, None])
+    if view.refusal:
+        held = torch.maximum(held, logits[:, -1:])
+    return logits.gather(1, classes) - held
 
 
 def crossing(points: Tensor, slope: Tensor, missing: Tensor, norm: Norm) -> Tensor:
