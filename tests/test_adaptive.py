@@ -223,6 +223,18 @@ def test_a_refusal_is_no_class_to_be_matched() -> None:
     assert torch.equal(crafted.notes["guide"], far.argmin(0) + 1)
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+def test_steps_are_four_radii_over_their_number_unless_given(threat: Threat) -> None:
+    for attack in (feature_matching, logit_matching):
+        view = plain(target=torch.ones(3, dtype=torch.int64))
+        usual, same, other = (
+            attack(view, X, Y, threat, noise(X), steps=3, step=step).images
+            for step in (None, 4 * threat.radius / 3, threat.radius / 3)
+        )
+        assert torch.equal(usual, same)
+        assert not torch.equal(usual, other)
+
+
 # --- what is asked of the view and of the settings ------------------------------------------------------
 
 
