@@ -7,7 +7,7 @@ hold the same one: crafting depends on the view, evaluation on the read-out.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry
-from bench.spec import Filled, Planned, Suite, ViewUse, expanded, inner, named_files
+from bench.spec import ANSWERS, Filled, Planned, Suite, ViewUse, expanded, inner, named_files
 from bench.store import SCHEME as STORE_SCHEME
 
 SCHEME = 1
@@ -519,7 +519,8 @@ class Planner:
         if entry is not None and entry.access == "none":
             yield None, None
         elif entry is not None and entry.access == "decision":
-            yield ViewUse(use=f"decision:{readout}"), f"decision:{readout}"
+            answers = [each for each in asked or () if each.use.startswith(ANSWERS)]
+            yield from _named(answers or [ViewUse(use=f"{ANSWERS}{readout}")], readout)
         elif source is not None:
             yield source.view, f"{source.defense}:{source.view.use}"
         elif entry is None and asked is None:
@@ -531,12 +532,8 @@ class Planner:
                 for name, each in victim.views.items()
                 if entry is not None and each.space == entry.space
             ]
-            seen: set[str] = set()
-            for choice in asked or every:
-                view = expanded(choice, readout)
-                if view.label not in seen:
-                    seen.add(view.label)
-                    yield view, view.label
+            named = [each for each in asked or () if not each.use.startswith(ANSWERS)]
+            yield from _named(named or every, readout)
 
     def _cell(
         self,
@@ -595,7 +592,10 @@ class Planner:
             defense = looked_at.defense.entry
             assert isinstance(defense, DefenseEntry)
             if entry.access == "decision":
+                if (readout := choice.use.removeprefix(ANSWERS)) not in defense.readouts:
+                    return Skip(coordinates, f"{defense.name} has no read-out {readout!r}")
                 view, source = choice, self.served(looked_at, serve_there)
+                final = final and readout == coordinates["readout"]
             else:
                 found = defense.view(choice.use)
                 if found is None:
@@ -671,3 +671,13 @@ def _shards(attempt: Attempt, n: int) -> tuple[Craft, ...]:
 def make(suite: Suite, data_root: Path | None = None) -> Plan:
     """Cross a suite into cells and jobs."""
     return Planner(suite, data_root).plan()
+
+
+def _named(choices: Iterable[ViewUse], readout: str) -> Iterator[tuple[ViewUse, str]]:
+    """Yield each view once, with what it is called in a table."""
+    seen: set[str] = set()
+    for choice in choices:
+        view = expanded(choice, readout)
+        if view.label not in seen:
+            seen.add(view.label)
+            yield view, view.label

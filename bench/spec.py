@@ -93,6 +93,9 @@ def _view(value: object) -> object:
 ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
 
 
+ANSWERS = "decision:"
+"""The view of a read-out's answers, before its name: all that an attack by decisions sees."""
+
 AVERAGED = ("latent", "pixel")
 """Spaces where all that an attack asks for is logits, so that their loss can be averaged over draws."""
 
@@ -500,6 +503,12 @@ def _check_task(suite: Suite, position: int) -> None:
         known(suite.at(*place, "readouts"), "read-out", readout, readouts)
     for choice in task.views or ():
         for use in {expanded(choice, readout).use for readout in task.readouts or readouts}:
+            if use.startswith(ANSWERS):
+                where = suite.at(*place, "views")
+                known(where, "read-out", use.removeprefix(ANSWERS), readouts)
+                if choice.params or choice.draws > 1:
+                    raise InputError(f"{where}: {use}: answers have no parameters and are asked once")
+                continue
             find_view(suite, (*place, "views"), choice.model_copy(update={"use": use}), defenses)
     norm = task.threat.norm
     for name in task.attacks or list(suite.attacks):

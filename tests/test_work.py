@@ -237,6 +237,26 @@ def test_a_decision_attack_sees_the_readouts_answers_and_refusals(tmp_path: Path
     assert not rows.loc[moved, "rejected"].any()
 
 
+def test_a_task_may_name_the_read_out_whose_answers_a_decision_attack_sees(tmp_path: Path) -> None:
+    """Crafted on the answers that are never refused, and shown to the read-out that refuses."""
+    attacks = {"answers": {"use": "toy/answers"}, "fgsm": {"use": "fgsm"}}
+    task = {**TASK, "readouts": ["reject"], "threat": {"norm": "linf", "radius": 0.4}}
+    task["views"] = ["logits", "decision:plain", "decision:{readout}"]
+    ran = Ran(suite(tmp_path, LINEAR, attacks, [task]))
+    seen = {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in ran.plan.cells}
+    assert seen == {
+        ("answers", "decision:plain"),
+        ("answers", "decision:reject"),
+        ("fgsm", "logits"),
+    }
+    unaware, aware = (ran.outcomes(attack="answers", view=f"decision:{name}") for name in ("plain", "reject"))
+    assert unaware["rejected"].sum() > aware["rejected"].sum()
+    with pytest.raises(InputError, match="unknown read-out 'plan'; did you mean 'plain'"):
+        Ran(suite(tmp_path, LINEAR, attacks, [{**task, "views": ["decision:plan"]}]))
+    with pytest.raises(InputError, match="answers have no parameters and are asked once"):
+        Ran(suite(tmp_path, LINEAR, attacks, [{**task, "views": [{"use": "decision:plain", "draws": 2}]}]))
+
+
 def test_a_target_is_an_offset_from_the_truth_and_stands_in_the_rows(tmp_path: Path) -> None:
     attacks = {"towards": {"use": "toy/towards", "targets": "others"}}
     ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"], "views": ["logits"]}]))
