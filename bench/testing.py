@@ -29,6 +29,7 @@ from bench.protocols import (
     Inversion,
     Labels,
     Norm,
+    Prototypes,
     Shape,
     Split,
     Threat,
@@ -84,20 +85,11 @@ class Halfspace(nn.Module):
         """Return how far each image is from the nearest point on the plane, (N,); infinite where the
         box keeps it from there.
         """
-        margin, start = self.margin(x.double()), x.double().flatten(1)
-        weight = self.weight.detach().double().flatten().expand_as(start)
-        gain, need = weight.abs(), margin.abs()[:, None]
-        # The way to the box's side that every pixel has in the direction that helps.
-        room = torch.where((weight > 0) ^ (margin > 0)[:, None], 1 - start, start)
+        gain, need, room, _ = self._needs(x)
         match norm:
             case "linf" | "l2":
-                # The best move is min(t * speed, room) for some t, and what it gains is concave in t.
                 speed = torch.ones_like(gain) if norm == "linf" else gain
-                order = (room / speed).argsort(1)
-                gained = _before(_along(gain * room, order))
-                rate = _along(gain * speed, order).flip(1).cumsum(1).flip(1)
-                t = ((need - gained) / rate).amax(1, keepdim=True)
-                move = torch.minimum(t * speed, room)
+                move = torch.minimum(_duration(gain, need, room, speed) * speed, room)
                 distance = torch.linalg.vector_norm(move, math.inf if norm == "linf" else 2, dim=1)
             case "l1":
                 # The heaviest pixels first, each as far as it goes: what it costs is convex in the gain.
@@ -108,6 +100,27 @@ class Halfspace(nn.Module):
                 best = (gain * room).sort(1, descending=True).values.cumsum(1)
                 distance = (best < need).sum(1).double() + 1
         return torch.where((gain * room).sum(1) < need[:, 0], math.inf, distance)
+
+    @torch.no_grad()
+    def prototypes(self, x: Images) -> Tensor:
+        """Return what each class draws of images, (N, K, C, H, W): 0 and 1 the image itself on their own side
+        of the plane, and from the other side the nearest with a margin of 0.5; other classes the image.
+        """
+        gain, need, room, sign = self._needs(x)
+        move = sign * torch.minimum(_duration(gain, need + 0.5, room, gain) * gain, room)
+        across = x + move.view_as(x).to(x.dtype)
+        above = (self.margin(x) > 0)[:, None, None, None]
+        drawn = [torch.where(above, across, x), torch.where(above, x, across)]
+        return torch.stack([*drawn, *[x] * (self.classes - 2)], dim=1)
+
+    def _needs(self, x: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what each pixel gains by a move of 1 (N, D), what is needed in all (N, 1), how much room the
+        box leaves each, and to which side.
+        """
+        margin, start = self.margin(x.double())[:, None], x.double().flatten(1)
+        weight = self.weight.detach().double().flatten().expand_as(start)
+        up = (weight > 0) ^ (margin > 0)
+        return weight.abs(), margin.abs(), torch.where(up, 1 - start, start), torch.where(up, 1.0, -1.0)
 
     @torch.no_grad()
     def examples(self, n: int, *, seed: int = 0, margin: float = 3.0) -> tuple[Images, Labels]:
@@ -122,6 +135,17 @@ class Halfspace(nn.Module):
         missing = (labels * 2 - 1) * margin - self.margin(x)
         x = x + weight * (missing / weight.square().flatten(1).sum(1))[:, None, None, None]
         return x.clamp(0, 1), labels
+
+
+def _duration(gain: Tensor, need: Tensor, room: Tensor, speed: Tensor) -> Tensor:
+    """Return the t (N, 1) at which moves of min(t * speed, room) have gained what is needed.
+
+    For some t that is the best move, and what it gains is concave in t.
+    """
+    order = (room / speed).argsort(1)
+    gained = _before(_along(gain * room, order))
+    rate = _along(gain * speed, order).flip(1).cumsum(1).flip(1)
+    return ((need - gained) / rate).amax(1, keepdim=True)
 
 
 def _along(values: Tensor, order: Tensor) -> Tensor:
@@ -158,7 +182,8 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     )
     if entry.access != "none" and math.isfinite(within):
         trial.crosses(crafted, f"with {within:g} times the radius that is needed")
-        trial.crosses(trial.run(enough, towards=True), "towards a given label")
+        if entry.targeted:
+            trial.crosses(trial.run(enough, towards=True), "towards a given label")
         pushed = trial.run(enough, final=False)
         if entry.budget == "radius":
             trial.crosses(pushed, "where it may not stop early")
@@ -204,6 +229,13 @@ class _Trial:
                 features=lambda z: logits(z)[:, :2],
                 centres=torch.tensor([[6.0, -6.0], [-6.0, 6.0]]),
                 guides=self.plane.examples(2, margin=8.0)[0],
+            )
+        elif self.entry.space == "prototypes":
+            seen = Prototypes(logits, prototypes=self.plane.prototypes)
+        elif self.entry.space == "latent":
+            # Codes whose images cannot leave the box.
+            seen = View(
+                lambda z: logits(z.sigmoid()), encode=lambda x: x.logit(eps=1e-6), decode=torch.sigmoid
             )
         else:
             seen = View(logits)
@@ -266,7 +298,9 @@ class _Trial:
     def crosses(self, crafted: Crafted, when: str) -> None:
         """Expect every image beyond the plane, and no farther than it need be."""
         held = self.plane(crafted.images).argmax(1) == self.y
-        distance = Threat(self.norm).distance(self.x, crafted.images.double())
+        # From the images as they were given: to l0 a rounding is a change.
+        given = self.x.to(crafted.images.dtype).double()
+        distance = Threat(self.norm).distance(given, crafted.images.double())
         _expect(
             not held.any(),
             f"{self.name} left {int(held.sum())} of {len(held)} images on their side of the plane, {when}",
