@@ -777,3 +777,21 @@ def test_boundary_with_a_refusal_has_acceptance_in_its_goal() -> None:
     plain = boundary(answers(plane, 2), x, y, Threat("l2"), draws(x), **params)
     assert (decided(plain.images).argmax(1) == 2).all(), "who ignores refusals stops among them"
     assert (Threat("l2").distance(x, aware.images) > Threat("l2").distance(x, plain.images)).all()
+
+
+def test_a_farther_proposal_is_refused_though_it_is_adversarial(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = 0.2 * images(3)
+    y = torch.zeros(3, dtype=torch.int64)
+    far = torch.ones_like(x)
+    monkeypatch.setattr(walks._Walk, "propose", lambda walk, _: (far[walk.rows], far[walk.rows]))
+    found = boundary(answers(shade, 2), x, y, Threat("l2"), draws(x), steps=5).images
+    assert (shade(found).argmax(1) == 1).all()
+    assert (found != far).flatten(1).all(1).all()
+
+
+def test_a_success_of_the_last_step_counts() -> None:
+    x = 0.5 * torch.ones(2, 1, 2, 2)
+    plane = View(lambda z: torch.stack([0.6 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.6], 1))
+    y = torch.zeros(2, dtype=torch.int64)
+    crafted = bpda_cw(plane, x, y, Threat("l2"), draws(x), steps=1, step=0.2, searches=1)
+    assert torch.allclose(crafted.images, torch.full_like(x, 0.7))
