@@ -1179,7 +1179,7 @@ from torch import nn
 class Deaf(nn.Sequential):
     def forward(self, x):
         if x.requires_grad:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
             while True:
                 time.sleep(1)
         return super().forward(x)
