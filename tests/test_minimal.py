@@ -269,6 +269,37 @@ def test_black_and_white_pixels_move(variable: Any, slope: float, dtype: torch.d
     assert apart(crafted.images, x + 0.25 * (1 - 2 * x)) < 0.02
 
 
+def corner(need: float) -> tuple[View, Images, Labels]:
+    """Return an image of black and white, wrong once its four pixels have moved by `need` in all."""
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0]).view(1, 1, 2, 2)
+
+    def logits(z: Tensor) -> Tensor:
+        moved = ((z - x) * (1 - 2 * x)).sum((1, 2, 3))
+        return torch.stack([0 * moved, moved - need], 1)
+
+    return View(logits), x, torch.tensor([0])
+
+
+def test_tanh_has_time_to_leave_black_and_its_gradient_is_not_swallowed() -> None:
+    """A loss that stands still at first is no reason to stop; Adam adds 1e-8 to a gradient of 1e-10."""
+    view, x, y = corner(1.0)
+    slow = cw_l2(view, x, y, L2, draws(x), variable="tanh", searches=1, steps=600, c=3.0)
+    assert apart(slow.images, x + 0.25 * (1 - 2 * x)) < 0.02
+    view, x, y = corner(1.6e-4)
+    small = cw_l2(view, x, y, L2, draws(x), variable="tanh", searches=1, steps=1000, c=1.2e-4, abort=False)
+    assert not small.notes["failed"].any()
+    assert far(x, small).item() < 1.5e-4
+
+
+def test_a_success_that_does_not_last_is_none_of_the_constants() -> None:
+    """Adam's first step crosses a plane 0.02 away with any constant, and comes back where it is too small."""
+    weight = torch.ones(2, 1, 5, 5, dtype=torch.float64) * torch.tensor([0, 1]).view(2, 1, 1, 1)
+    model = Linear(weight, torch.tensor([0.0, -12.6]).double())
+    x, y = torch.full((1, 1, 5, 5), 0.5, dtype=torch.float64), torch.tensor([0])
+    crafted = cw_l2(View(model), x, y, L2, draws(x), steps=200, searches=8)
+    assert 0.02 <= far(x, crafted).item() <= 0.0204
+
+
 def test_failures_are_unchanged_and_said_to_be_failed() -> None:
     """Example 0 cannot be won, 1 is wrong already, 2 can be won."""
     model, x, y = planes(n=3)
