@@ -29,6 +29,7 @@ CODES = (
     "grows-with-radius",
     "unbounded-fails",
     "flat-gradient",
+    "attack-raised",
     "answers-differ",
     "void-moves",
     "not-finite",
@@ -89,7 +90,14 @@ def title(cell: Cell) -> str:
 
 def of_square(seen: Sequence[Seen]) -> list[Flag]:
     """Return what the outcomes of a square say against themselves."""
-    found = [*_void(seen), *_not_finite(seen), *_differs(seen), *_flat(seen), *_unbounded(seen)]
+    found = [
+        *_void(seen),
+        *_not_finite(seen),
+        *_differs(seen),
+        *_flat(seen),
+        *_raised(seen),
+        *_unbounded(seen),
+    ]
     doubts = dict.fromkeys(doubt for each in seen for doubt in each.cell["doubts"])
     return [*found, *(Flag("out-of-reach", doubt) for doubt in doubts)]
 
@@ -126,6 +134,12 @@ def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
         count = sum(int((each.rows[note] > 0).sum()) for each in noted)
         if count > FLAT * _count(noted):
             yield Flag("flat-gradient", f"the gradient {happened} on {count} of {_count(noted)} examples")
+
+
+def _raised(seen: Sequence[Seen]) -> Iterable[Flag]:
+    noted = [each for each in seen if "raised" in each.rows]
+    if count := sum(int((each.rows["raised"] > 0).sum()) for each in noted):
+        yield Flag("attack-raised", f"the attack broke down on {count} of {_count(noted)} examples")
 
 
 def _unbounded(seen: Sequence[Seen]) -> Iterable[Flag]:

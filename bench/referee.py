@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.protocols import Crafted, Images, Labels, Threat, View, distance, shrink
+from bench.protocols import Crafted, Images, Labels, Threat, View, distance, identity, shrink
 from bench.registry import Access
 
 ROUNDING = 1e-6
@@ -118,6 +118,7 @@ def watch(
 ) -> View:
     """Return a view that an attack may be handed."""
     rows = torch.arange(len(meter.forwards), device=meter.forwards.device)
+    kind = _counting(type(view))
     watched: dict[str, Any] = {
         name: Watched(
             getattr(view, name),
@@ -125,12 +126,21 @@ def watch(
             rows,
             access=access,
             centre=view.centred and name in ("logits", "classify"),
-            chunk=chunk,
-            recompute=recompute,
+            # Codes may be (N, K, D), which would be taken for logits of several draws.
+            chunk=chunk if name in view.answers else None,
+            recompute=recompute and name in view.answers,
         )
-        for name in view.answers
+        for name in kind.answers
+        if getattr(view, name) is not identity
     }
-    return replace(view, **watched, target=target, final=final)
+    given = {each.name: getattr(view, each.name) for each in fields(view)}
+    return kind(**{**given, **watched, "target": target, "final": final})
+
+
+def _counting(kind: type[View]) -> type[View]:
+    """Return a view of this kind whose maps between images and points are narrowed, and so counted, too."""
+    maps = [each.name for each in fields(kind) if each.name in ("encode", "decode", "invert")]
+    return type(kind.__name__, (kind,), {"answers": tuple(dict.fromkeys((*kind.answers, *maps)))})
 
 
 def blindfold(meter: Meter) -> View:

@@ -42,6 +42,9 @@ def _strict_int(value: object) -> object:
     return value
 
 
+RESERVED = frozenset({"use", "planned", "source", "targets", "time_limit"})
+"""Keys of a suite's attack that are not parameters of the registered one."""
+
 Check = Callable[[dict[str, Any], Shape], None]
 """``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
@@ -363,6 +366,9 @@ def attack(
     """
 
     def register(function: F) -> F:
+        taken = sorted(RESERVED & set(inspect.signature(function).parameters))
+        if taken:
+            raise InputError(f"attack {name!r}: {', '.join(taken)}: a suite says something else by this name")
         ATTACKS.add(
             AttackEntry(
                 name=name,

@@ -75,6 +75,14 @@ def test_more_than_one_in_a_hundred_without_a_gradient(note, count, found):
     assert codes(flags)["pgd, first"] == found
 
 
+def test_examples_on_which_a_library_broke_down_are_said_whatever_their_number():
+    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), raised=first(N, 1))})
+    assert flags["pgd, first"][0].code == "attack-raised"
+    assert flags["pgd, first"][0].message == f"the attack broke down on 1 of {N} examples"
+    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), raised=first(N, 0))})
+    assert flags["pgd, first"] == ()
+
+
 def test_an_attack_that_cannot_reach_its_radius():
     doubt = "7 steps of 0.01 cannot cross a radius of 0.1"
     cells = [cell(f"a{seed}", seed=seed, doubts=[doubt]) for seed in (0, 1)]

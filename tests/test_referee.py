@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.protocols import Threat, View
+from bench.protocols import Inversion, Threat, View
 from bench.referee import Meter, centred, judge, undisturbed, watch
 
 X = torch.full((4, 1, 2, 2), 0.5)
@@ -129,6 +129,30 @@ def test_passes_are_counted_by_example_through_narrowing_and_copies() -> None:
     some.take(torch.tensor([1])).logits(X[:1])
     assert meter.forwards.tolist() == [1, 6, 1, 7]
     assert meter.backwards.tolist() == [1, 1, 1, 1]
+
+
+def test_maps_between_images_and_codes_are_passes_too() -> None:
+    # Codes of three axes must not be taken for logits of several draws.
+    view = Inversion(
+        lambda z: z.flatten(1)[:, :2],
+        encode=lambda x: x.flatten(2),
+        decode=lambda z: z.view(-1, 1, 2, 2),
+        invert=lambda x: x.flatten(2),
+        energy=lambda z, x: z.flatten(1).sum(1),
+        classify=lambda z, x: z.flatten(1)[:, :2],
+    )
+    meter = Meter.of(4, torch.device("cpu"))
+    seen = watch(view, meter, "gradient", target=None, final=True, chunk=2)
+    assert isinstance(seen, Inversion)
+    z = seen.invert(X)
+    assert torch.equal(z, X.flatten(2))
+    some = seen.take(torch.tensor([3, 1]))
+    some.encode(X[:2])
+    some.decode(z[:2])
+    assert meter.forwards.tolist() == [1, 3, 1, 3]
+    plain = watch(View(lambda z: z.flatten(1)), meter, "score", target=None, final=True)
+    assert plain.encode(X) is X
+    assert meter.forwards.tolist() == [1, 3, 1, 3]
 
 
 def test_rows_that_nobody_can_name_are_shared_out() -> None:

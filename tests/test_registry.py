@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import ATTACKS, DEFENSES, Registry, arguments, fraction
+from bench.registry import ATTACKS, DEFENSES, Registry, arguments, attack, fraction
 
 ATTACK = '''
 from bench import attack
@@ -90,6 +90,14 @@ def test_a_closed_registry_takes_no_more() -> None:
     assert isinstance(ATTACKS, Registry)
     with pytest.raises(InputError, match="closed"):
         ATTACKS.add(ATTACKS["pgd"])
+
+
+@pytest.mark.parametrize("word", ["targets", "use", "time_limit"])
+def test_a_parameter_may_not_have_the_name_of_a_suites_own_key(word: str) -> None:
+    space: dict[str, object] = {}
+    exec(f"def function(view, x, y, threat, noise, *, {word}: int = 1): ...", space)
+    with pytest.raises(InputError, match=f"{word}: a suite says something else"):
+        attack("mine/own", norms={"linf"}, version=1)(space["function"])
 
 
 def test_fractions_are_numbers_wherever_a_float_is_asked_for() -> None:

@@ -220,8 +220,8 @@ def test_an_inversion_is_searched_by_the_attacks_that_ask_for_it(tmp_path: Path)
     ran = Ran(suite(tmp_path, LINEAR, {**CLEAN, "code": {"use": "toy/code"}}, [task]))
     rows, clean = ran.outcomes(attack="code"), ran.outcomes(attack="clean")
     assert (rows["label"] == rows["truth"]).sum() < (clean["label"] == clean["truth"]).sum()
-    # One pass of classify and one of energy for each image.
-    assert (rows["forwards"] == 2).all()
+    # One pass of invert, classify, energy and decode for each image.
+    assert (rows["forwards"] == 4).all()
     assert (rows["backwards"] == 2).all()
 
 
