@@ -302,7 +302,7 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise `OvertimeError` in the block once it has taken so long, and every second after.
+    """Raise `OvertimeError` in the block once it has taken so long, every second after, and at its end.
 
     By a signal of the main thread, where jobs run; what a signal cannot interrupt, `execute` ends from
     outside.
@@ -311,18 +311,31 @@ def limited(seconds: float | None) -> Iterator[None]:
     if seconds is None or not alarm:
         yield
         return
+    rang: list[OvertimeError] = []
 
     def over(*_: object) -> None:
-        raise OvertimeError(f"its shard took longer than its limit of {seconds:g} s")
+        rang.append(OvertimeError(f"its shard took longer than its limit of {seconds:g} s"))
+        raise rang[-1]
 
     before = signal.signal(signal.SIGALRM, over)
-    # Again and again: a library that swallows an exception swallows one.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
-        yield
+        try:
+            # Again and again: a library that swallows an exception swallows one.
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Exception as error:
+        if rang and not isinstance(error, OvertimeError):
+            raise rang[-1] from error
+        raise
     finally:
+        # Once more: an alarm may ring on the way out of the block, before it is off.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if rang:
+        # Swallowed: what was returned is what there was by then.
+        raise rang[-1]
 
 
 @dataclass(frozen=True)

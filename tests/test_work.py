@@ -1,6 +1,10 @@
 """Training, crafting and asking, with small defenses and attacks that do everything there is to do."""
 
 import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from bench.data import DataSpec, load
-from bench.errors import InputError
+from bench.errors import InputError, OvertimeError
 from bench.plan import Craft, Evaluate, Train
-from bench.work import Desk, prepare, unchanged
+from bench.work import Desk, limited, prepare, unchanged
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}
@@ -497,3 +501,31 @@ def test_a_process_computes_repeatably_and_in_full_float32(
         monkeypatch.setattr(torch.backends.cudnn, name, not value)
     prepare(Desk(store=tmp_path, folder=tmp_path, data_root=None, device="cpu", sources={}))
     assert {name: getattr(torch.backends.cudnn, name) for name in wanted} == wanted
+
+
+def _swallowed() -> None:
+    with suppress(Exception):
+        time.sleep(5)
+
+
+def _renamed() -> None:
+    try:
+        time.sleep(5)
+    except OvertimeError as error:
+        raise ValueError("something broke") from error
+
+
+@pytest.mark.parametrize("block", [_swallowed, _renamed, lambda: time.sleep(5)])
+def test_what_took_too_long_never_looks_done_and_no_alarm_stays_on(block: Callable[[], None]) -> None:
+    before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+    with pytest.raises(OvertimeError, match=r"longer than its limit of 0\.1 s"), limited(0.1):
+        block()
+    assert time.monotonic() - began < 2
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_an_error_within_the_limit_is_its_own() -> None:
+    with pytest.raises(ValueError, match="own"), limited(5):
+        raise ValueError("own")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
