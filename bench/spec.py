@@ -133,7 +133,7 @@ class AttackUse(BaseModel):
         | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     ) = "none"
     """The labels to reach: offsets from the true class, or a word for them."""
-    time_limit: Annotated[Number, Field(gt=0)] | None = None
+    time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that one shard may take; then it is stopped, and leaves a hole."""
 
 

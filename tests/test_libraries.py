@@ -1078,6 +1078,12 @@ def refused(answer: Answer, *words: str) -> None:
         ({"use": "torchattacks/PGD", "eps": 0.1}, ["suite.yaml", "eps"]),
         ({"use": "torchattacks/PGD", "steps": "many"}, ["suite.yaml", "steps", "'many'"]),
         ({"use": "torchattacks/PGD", "steps": 0}, ["suite.yaml", "steps must be 1 or more, not 0"]),
+        ({"use": "torchattacks/PGD", "alpha": math.nan}, ["suite.yaml", "alpha must be", "not nan"]),
+        ({"use": "torchattacks/EADL1", "kappa": -1}, ["suite.yaml", "kappa must be a number of 0 or more"]),
+        (
+            {"use": "foolbox/EADAttack", "confidence": -1},
+            ["confidence must be a number of 0 or more, not -1"],
+        ),
         ({"use": "torchattacks/UPGD", "loss": "dlrr"}, ["suite.yaml", "loss", "'dlrr'"]),
         ({"use": "foolbox/LinfPGD", "rel_stepsiez": 0.1}, ["did you mean 'rel_stepsize'"]),
         ({"use": "foolbox/LinfPGD", "random_start": 3}, ["suite.yaml", "random_start", "3"]),

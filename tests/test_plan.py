@@ -1,6 +1,7 @@
 """Cells, jobs and keys: what is shared, what is skipped, what a name depends on."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -154,6 +155,14 @@ def test_an_attack_that_images_do_not_fit_is_skipped_with_its_reason(tmp_path: P
     assert {cell.coordinates["attack"] for cell in plan.cells} == {"square"}
 
 
+def test_gradients_are_not_asked_of_a_view_that_has_none(tmp_path: Path) -> None:
+    attacks = {"climbs": {"use": "pgd"}, "samples": {"use": "spsa"}}
+    task = {**BASE["tasks"][0], "readouts": ["plain"], "views": ["opaque"]}
+    plan = made(tmp_path, defenses={"net": {"use": "toy/opaque"}}, attacks=attacks, tasks=[task])
+    assert {skip.reason for skip in plan.skips} == {"pgd needs gradients, view 'opaque' has none"}
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"samples"}
+
+
 def test_a_time_limit_is_the_suites_or_the_attacks_and_no_part_of_a_key(tmp_path: Path) -> None:
     def limits(**attack: Any) -> tuple[set[float | None], set[str]]:
         plan = made(tmp_path, attacks={"it": attack})
@@ -164,8 +173,9 @@ def test_a_time_limit_is_the_suites_or_the_attacks_and_no_part_of_a_key(tmp_path
     assert limits(use="pgd", time_limit="1/2") == ({0.5}, keys)
     assert limits(use="toy/square")[0] == {7.0}
     assert limits(use="toy/square", time_limit=9)[0] == {9.0}
-    with pytest.raises(InputError, match="time_limit"):
-        limits(use="pgd", time_limit=0)
+    for never in (0, -1, math.inf, math.nan):
+        with pytest.raises(InputError, match="time_limit"):
+            limits(use="pgd", time_limit=never)
 
 
 def test_a_limit_takes_a_prefix_and_a_second_way_to_ask_is_refused(tmp_path: Path) -> None:

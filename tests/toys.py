@@ -187,6 +187,15 @@ class Files(nn.Module):
         return View(self.logits)
 
 
+@defense("toy/opaque", readouts=("plain",), version=1)
+class Opaque(Linear):
+    """A linear classifier that can also be looked at without gradients."""
+
+    @view("opaque", reads=("plain",), gradient=False)
+    def _opaque(self) -> View:
+        return View(lambda z: self.logits(z).detach())
+
+
 @defense("toy/random", readouts=("plain",), version=1, random=True)
 class Coin(nn.Module):
     """Answers differ from one ask to the next, and may be no number at all."""

@@ -6,6 +6,7 @@ the box in float64, and asked again; where a whole batch brings it down, each ex
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ TIME_LIMIT = 3600.0
 
 ROUNDING = 1e-6
 """How far, per value, images may lie outside the box."""
+
+SIGNED = {"theta"}
+"""Numbers that may be below 0: JSMA's pixels may become darker."""
 
 LOWEST = 1e4
 """How far below a row's highest logit others may stay above 0: a larger lift would round margins (T2)."""
@@ -312,4 +316,7 @@ class Adapter:
         for name, value in params.items():
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}")
+            if isinstance(value, float) and not (math.isfinite(value) and (value >= 0 or name in SIGNED)):
+                # A confidence, a step, a share: the libraries take any, and do as it says.
+                raise InputError(f"{name} must be a number of 0 or more, not {value:g}")
         self.check(self.name, params)
