@@ -62,7 +62,9 @@ def spent(
         if cell["access"] != "none" and (jobs is None or cell["job"] in jobs):
             at = {name: value for name, value in _coordinates(cell).items() if name not in SHARED}
             # One evaluation of each attempt: the others are asked about the same images.
-            groups[json.dumps(at, sort_keys=True)].setdefault(cell["attempt"], cell)
+            # A manifest of an older version does not name it.
+            attempt = cell.get("attempt") or f"{cell['seed']}, {cell['target']}"
+            groups[json.dumps(at, sort_keys=True)].setdefault(attempt, cell)
     found = [_cost(list(cells.values()), outcomes, receipt) for cells in groups.values()]
     order = {name: place for place, name in enumerate(manifest["data"])}
     return sorted(

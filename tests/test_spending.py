@@ -64,6 +64,14 @@ def test_passes_are_those_of_each_image_and_target(ran: Ran) -> None:
     assert next(iter(found)) == "spsa"  # The dearest first.
 
 
+def test_a_manifest_that_names_no_attempts_yet_tells_the_same(ran: Ran) -> None:
+    manifest = ran.plan.manifest()
+    cells = [{name: value for name, value in cell.items() if name != "attempt"} for cell in manifest["cells"]]
+    old = spending.spent({**manifest, "cells": cells}, Outcomes(ran.store.root), lambda _: None)
+    now = spending.spent(manifest, Outcomes(ran.store.root), lambda _: None)
+    assert old == now
+
+
 def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:
     crafts = [job for job in ran.plan.graph() if job.kind == "craft"]
     pgd = [job for job in crafts if job.attempt.attack.name == "pgd"]
