@@ -58,8 +58,10 @@ def deepfool(
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
             logits = here.logits(z)
-        # At a tie the arg-max may be either.
-        won = succeeded(here, logits, labels) & (objective(here, logits.detach(), labels, "margin") > 0)
+        won = succeeded(here, logits, labels)
+        if t > 0:
+            # At a tie the arg-max may be either; only the image itself may be wrong by one.
+            won &= objective(here, logits.detach(), labels, "margin") > 0
         nearest.offer(rows, z, won)
         if last or won.all():
             break

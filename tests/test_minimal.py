@@ -485,6 +485,14 @@ def test_without_overshoot_a_linear_classifier_is_a_tie_and_no_success() -> None
     assert not deepfool(View(logits), x, y, L2, draws(x)).notes["failed"].any()
 
 
+def test_an_image_that_is_wrong_by_a_tie_is_wrong_already() -> None:
+    """Logits that are all the same, as of a dead network: the arg-max is the first label."""
+    x, y = torch.full((2, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([1, 0])
+    crafted = deepfool(View(lambda z: z.flatten(1) * torch.zeros(1, 3, dtype=z.dtype)), x, y, L2, draws(x))
+    assert crafted.notes["failed"].tolist() == [False, True]
+    assert torch.equal(crafted.images, x)
+
+
 def test_every_step_overshoots_on_a_parabola() -> None:
     """Newton's steps on z^2 = 0.04 from 0.8, worked out by hand."""
     x, y = torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), torch.tensor([0])
