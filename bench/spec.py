@@ -379,10 +379,10 @@ def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | Attack
 
 def _check_inner(doc: Document, place: Place, value: Mapping[str, Any]) -> None:
     try:
-        inner = ATTACKS[str(value.get("use"))]
+        schema = ATTACKS[str(value.get("use"))].schema
     except InputError as error:
         raise InputError(f"{doc.at(*place, 'use')}: {error}") from None
-    doc.check(inner.schema, {k: v for k, v in value.items() if k != "use"}, *place)
+    doc.check(schema, {k: v for k, v in value.items() if k != "use"}, *place)
 
 
 def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any], ...]:

@@ -1103,6 +1103,9 @@ def test_a_library_that_is_not_installed_says_what_to_install(
     for use in ("torchattacks/PGD", "foolbox/LinfPGD"):
         suite(tmp_path, CNN, {"it": {"use": use}}, [TASK])
         refused(bench("plan", "suite.yaml"), "suite.yaml", "pip install 'crossfire-bench[libraries]'")
+    within = {"it": {"use": "madry", "inner": {"use": "torchattacks/PGD"}}}
+    suite(tmp_path, within, {"it": {"use": "pgd"}}, [TASK])
+    refused(bench("plan", "suite.yaml"), "suite.yaml", "defenses.it.inner.use: torchattacks is not installed")
     suite(tmp_path, CNN, {"it": {"use": "pgd"}}, [TASK])
     assert bench("plan", "suite.yaml").code == 0
     listed = " ".join(bench("list", "attacks").out.split())
