@@ -175,9 +175,9 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first line of the docstring of its module, or its own."""
+        """The first paragraph of its docstring, or of its module's."""
         text = inspect.getdoc(self.make) or inspect.getdoc(inspect.getmodule(self.make)) or ""
-        return text.partition("\n")[0]
+        return " ".join(text.partition("\n\n")[0].split())
 
     def parameters(self, mark: str) -> list[str]:
         """Return the names of the parameters that carry `mark` (``content``, ``code``, ``part``)."""

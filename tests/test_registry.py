@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import ATTACKS, DEFENSES, Registry, arguments, attack, fraction
+from bench.registry import ATTACKS, DEFENSES, SOURCES, Registry, arguments, attack, discover, fraction
 
 ATTACK = '''
 from bench import attack
@@ -111,3 +111,12 @@ def test_an_inner_attack_reaches_the_constructor_as_a_use() -> None:
     assert given["inner"].use == "pgd"
     assert given["inner"].params == {"steps": 3}
     assert DEFENSES["cnn"].make(Shape(1, 8, 8, 10), **{**given, "width": 0.25}) is not None
+
+
+def test_no_summary_ends_in_the_middle_of_a_sentence() -> None:
+    discover()
+    entries = [registry[name] for registry in (ATTACKS, DEFENSES, SOURCES) for name in registry]
+    ends = {
+        each.summary[-1:] for each in entries if each.module.startswith(("attacks.", "defenses.", "bench."))
+    }
+    assert ends <= {".", "`"}
