@@ -154,10 +154,13 @@ def _unbounded(seen: Sequence[Seen]) -> Iterable[Flag]:
 
 def _limitless(cell: Cell) -> bool:
     """Return whether nothing but itself keeps an attack from winning."""
-    if cell["access"] != "gradient" or not cell["final"] or cell["source"] is not None:
+    if cell["access"] == "none" or not cell["final"] or cell["source"] is not None:
         return False
     if cell["budget"] == "distance":
+        # A blind one that found no start, or ran out of queries, reads as robustness.
         return True
+    if cell["access"] != "gradient":
+        return False
     return cell["norm"] == "linf" and cell["radius"] is not None and cell["radius"] >= 1
 
 

@@ -94,6 +94,8 @@ def test_an_attack_that_cannot_reach_its_radius():
     ("changes", "found"),
     [
         ({"radius": None, "budget": "distance"}, ["unbounded-fails"]),
+        ({"radius": None, "budget": "distance", "access": "decision"}, ["unbounded-fails"]),
+        ({"radius": None, "budget": "distance", "access": "none"}, []),
         ({"radius": 1.0}, ["unbounded-fails"]),
         ({"radius": 1.0, "norm": "l2"}, []),
         ({"radius": 0.5}, []),
