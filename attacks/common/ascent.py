@@ -36,8 +36,9 @@ def ascend(
 
     Where winning here is winning (``view.final``), an example is dropped at its first adversarial
     iterate (the image itself, where that and its start are wrong), and further restarts see the
-    survivors only; ``drop=False`` goes on to the end, and no failure replaces a success. Otherwise the iterate with
-    the highest loss is kept, the start and the last included; with ``keep="last"``, each restart's last.
+    survivors only; ``drop=False`` goes on to the end, and no failure replaces a success. Otherwise the
+    iterate with the highest loss is kept, the start and the last included; with ``keep="last"``, each
+    restart's last.
 
     Notes: ``flat``, where the gradient at the first step of a restart was exactly zero, and
     ``nonfinite``, where a gradient was not finite; neither moves a pixel.
