@@ -108,10 +108,7 @@ def _cost(
 
 # --- how it is written ---------------------------------------------------------------------------------
 
-_SAYS = (
-    "Passes by image and target: forwards and backwards are means, most is the largest number of forwards. "
-    "Seconds by image are those of the crafting, on one slot."
-)
+_SAYS = "Passes by image and target, the mean over n; s: seconds of crafting by image, on one slot."
 
 
 def written(costs: Sequence[Cost], form: Literal["text", "markdown", "csv", "json"]) -> str:
@@ -140,21 +137,26 @@ def written(costs: Sequence[Cost], form: Literal["text", "markdown", "csv", "jso
 
 
 def text(costs: Sequence[Cost]) -> "Group":
-    """Return what rich prints on a terminal of 80 columns."""
+    """Return what rich prints on a terminal of 80 columns: a table for each data set."""
     from rich import box
     from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for position, heading in enumerate(_HEADS):
-        table.add_column(heading, justify="left" if position < 4 else "right", overflow="fold")
-    for cost in costs:
-        table.add_row(*map(Text, _line(cost)))
-    return Group(table, Text(" ".join([_SAYS, *_devices(costs)]), style="dim"))
+    parts: list[Padding | Table | Text] = []
+    for data in dict.fromkeys(each.at["data"] for each in costs):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for position, heading in enumerate(_HEADS[1:]):
+            table.add_column(heading, justify="left" if position < 3 else "right", overflow="fold")
+        for cost in costs:
+            if cost.at["data"] == data:
+                table.add_row(*map(Text, _line(cost)[1:]))
+        parts += [Padding(Text(data, style="bold"), (1, 0, 1, 0)), table]
+    return Group(*parts, Text(" ".join([_SAYS, *_devices(costs)]), style="dim"))
 
 
-_HEADS = ("data", "defense", "attack", "view", "n", "forwards", "most", "backwards", "s")
+_HEADS = ("data", "defense", "attack", "view", "n", "forward", "backward", "s")
 
 
 def _line(cost: Cost) -> list[str]:
@@ -169,7 +171,7 @@ def _line(cost: Cost) -> list[str]:
         at["attack"] + radius,
         at["view"] or "",
         str(cost.n),
-        *(_count(each) for each in (cost.forwards, cost.most, cost.backwards)),
+        *(_count(each) for each in (cost.forwards, cost.backwards)),
         DASH if cost.seconds is None else f"{cost.seconds:.2g}",
     ]
 

@@ -111,6 +111,6 @@ def test_the_command_writes_every_form(
     assert [line.split(",")[4] for line in out.splitlines()] == ["attack", "fgsm"]
     assert "| digits | net | fgsm linf 0.1 |" in report("--format", "markdown")[1]
     assert report("--out", tmp_path / "cost.txt")[0] == 0
-    assert "backwards" in (tmp_path / "cost.txt").read_text()
+    assert "backward" in (tmp_path / "cost.txt").read_text()
     code, _, err = report("--format", "latex")
     assert (code, "costs are written as text, markdown, csv or json" in err) == (2, True)
