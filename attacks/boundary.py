@@ -6,6 +6,7 @@ The rules are those of foolbox 3, or of foolbox 1 and 2; written anew, because a
 a whole where one example has no start, and shares its draws.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bench import (
     Crafted,
+    Features,
     Images,
     InputError,
     Labels,
@@ -71,9 +73,10 @@ def boundary(
     lengths are relative to the distance, and are multiplied or divided by `step_adaptation` where too many
     or too few succeed. With `conditional`, steps towards the image are measured, and asked for, only where
     the move on the sphere is adversarial (foolbox 1 and 2). The walk starts from a blend with the first
-    of `starts` uniform draws that is adversarial.
+    of `starts` uniform draws that is adversarial. Where none is, as with a read-out that refuses noise, it
+    starts from a blend with the nearest of the view's guides that is: accepted images, one of each class.
 
-    Note: ``failed``, where no draw was adversarial: those images are returned unchanged.
+    Note: ``failed``, where no start was adversarial: those images are returned unchanged.
     """
     images = x.clone()
     right = (~_won(view, x, y)).nonzero().squeeze(1)
@@ -105,7 +108,7 @@ def _won(view: View, z: Images, y: Labels) -> Tensor:
 
 
 def _start(view: View, x: Images, y: Labels, noise: Randomness, starts: int) -> tuple[Tensor, Images]:
-    """Return whether an adversarial draw was found, (n,), and its blend with `x` that is nearest to `x`."""
+    """Return whether an adversarial start was found, (n,), and its blend with `x` that is nearest to `x`."""
     far, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(starts):
         rows = (~found).nonzero().squeeze(1)
@@ -113,6 +116,9 @@ def _start(view: View, x: Images, y: Labels, noise: Randomness, starts: int) -> 
             break
         far[rows] = noise.take(rows).uniform(tuple(x.shape[1:])).to(x.dtype)
         found[rows] = _won(view.take(rows), far[rows], y[rows])
+    rows = (~found).nonzero().squeeze(1)
+    if len(rows) and isinstance(view, Features) and view.guides is not None:
+        found[rows], far[rows] = _guided(view.take(rows), x[rows], y[rows], view.guides.to(x))
     near, done = far.clone(), ~found
     for share in torch.linspace(0, 1, BLENDS + 1)[1:-1].tolist():
         rows = (~done).nonzero().squeeze(1)
@@ -122,6 +128,17 @@ def _start(view: View, x: Images, y: Labels, noise: Randomness, starts: int) -> 
         done[rows] = won = _won(view.take(rows), blend, y[rows])
         near[rows[won]] = blend[won]
     return found, near
+
+
+def _guided(view: View, x: Images, y: Labels, guides: Images) -> tuple[Tensor, Images]:
+    """Return whether a guide (K, C, H, W) is adversarial, (n,), and the nearest that is, else `x`."""
+    far, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+    for guide in guides:
+        length = _length(guide - x)
+        nearer = _won(view, guide.expand_as(x), y) & (length < least)
+        far = torch.where(nearer[:, None, None, None], guide, far)
+        least = torch.where(nearer, length, least)
+    return least.isfinite(), far
 
 
 @dataclass

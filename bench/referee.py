@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.protocols import Crafted, Images, Labels, Threat, View, distance, identity, shrink
+from bench.protocols import (
+    Crafted,
+    Features,
+    Images,
+    Labels,
+    Threat,
+    View,
+    distance,
+    identity,
+    shrink,
+)
 from bench.registry import Access
 
 ROUNDING = 1e-6
@@ -152,8 +162,11 @@ def blindfold(meter: Meter) -> View:
     return View(logits=refuse)
 
 
-def answers_only(decide: Callable[[Images], Any], classes: int) -> View:
-    """Return the read-out itself as a view: one-hot answers, the last column a refusal."""
+def answers_only(decide: Callable[[Images], Any], classes: int, guides: Images | None = None) -> View:
+    """Return the read-out itself as a view: one-hot answers, the last column a refusal.
+
+    `guides` (K, C, H, W) are images that it accepts, for attacks that need a place to start from.
+    """
 
     def logits(z: Images) -> Tensor:
         with torch.no_grad():
@@ -161,7 +174,28 @@ def answers_only(decide: Callable[[Images], Any], classes: int) -> View:
         answer = torch.where(decision.rejected, classes, decision.label)
         return torch.nn.functional.one_hot(answer, classes + 1).to(z.dtype)
 
-    return View(logits=logits, refusal=True, centred=False)
+    return Features(logits=logits, refusal=True, centred=False, guides=guides)
+
+
+GUIDES = 32
+"""How many images of a class are asked about, at most, for one that is accepted."""
+
+
+@torch.no_grad()
+def guides(decide: Callable[[Images], Any], images: Images, labels: Labels, classes: int) -> Images:
+    """Return of each class the first of `images` that a read-out gets right and accepts, (K, C, H, W).
+
+    A black one where there is none among the class's first `GUIDES`.
+    """
+    found = images.new_zeros(classes, *images.shape[1:])
+    for label in range(classes):
+        own = images[labels == label][:GUIDES]
+        if len(own):
+            decision = decide(own)
+            right = ((decision.label == label) & ~decision.rejected).nonzero().flatten().cpu()
+            if len(right):
+                found[label] = own[right[0]]
+    return found
 
 
 class Judged(NamedTuple):

@@ -30,7 +30,7 @@ from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS, schema
 from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.protocols import Crafted, Images, Labels, Split, View, distance
-from bench.referee import Meter, answers_only, blindfold, judge, undisturbed, watch
+from bench.referee import Meter, answers_only, blindfold, guides, judge, undisturbed, watch
 from bench.registry import AttackEntry, DefenseEntry, arguments
 from bench.spec import Filled, named_files
 from bench.store import ARTEFACTS, Store
@@ -272,7 +272,7 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     split = load(attempt.data, desk)
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(desk.device), split.labels[rows].to(desk.device)
-    made = attack(job, model, x, y, split.index[rows], desk)
+    made = attack(job, model, x, y, split, desk)
     judged = judge(x, made.images, attempt.threat)
     moved = (judged.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
@@ -349,13 +349,13 @@ class Made:
     chunk: int | None
 
 
-def attack(job: Craft, model: Any, x: Images, y: Labels, index: Tensor, desk: Desk) -> Made:
+def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Desk) -> Made:
     """Run an attack on a shard; where it does not fit in memory, in smaller chunks, recomputed."""
     chunk: int | None = CHUNK[torch.device(desk.device).type]
     recompute = False
     while True:
         try:
-            return _attack(job, model, x, y, index, chunk, recompute)
+            return _attack(job, model, x, y, split, chunk, recompute)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or chunk is None or chunk <= 1:
                 raise
@@ -369,9 +369,9 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _attack(
-    job: Craft, model: Any, x: Images, y: Labels, index: Tensor, chunk: int | None, recompute: bool
+    job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
 ) -> Made:
-    attempt = job.attempt
+    attempt, index = job.attempt, split.index[job.start : job.stop]
     entry = attempt.attack.entry
     assert isinstance(entry, AttackEntry)
     meter = Meter.of(len(y), x.device)
@@ -381,7 +381,7 @@ def _attack(
         view = blindfold(meter)
         if attempt.source is not None and attempt.view is not None:
             view = watch(
-                look(attempt, model),
+                look(attempt, model, split, x.device),
                 meter,
                 entry.access,
                 target=target,
@@ -422,7 +422,7 @@ def _targets(attempt: Attempt, y: Labels, index: Tensor) -> Labels | None:
     return (y + attempt.target) % classes
 
 
-def look(attempt: Attempt, model: Any) -> View:
+def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> View:
     """Return the view that an attempt looks through."""
     assert attempt.source is not None
     assert attempt.view is not None
@@ -430,7 +430,12 @@ def look(attempt: Attempt, model: Any) -> View:
     assert isinstance(entry, DefenseEntry)
     if attempt.view.use.startswith("decision:"):
         readout = attempt.view.use.removeprefix("decision:")
-        return answers_only(lambda z: model.decide(z, readout), attempt.source.train.data.shape.classes)
+        classes = attempt.source.train.data.shape.classes
+
+        def decide(z: Images) -> Any:
+            return model.decide(z.to(device), readout)
+
+        return answers_only(decide, classes, guides(decide, split.images, split.labels, classes).to(device))
     found = entry.view(attempt.view.use)
     assert found is not None
     seen = getattr(model, found.method)(**arguments(found, attempt.view.params))

@@ -22,8 +22,8 @@ from attacks.square import square
 from bench.errors import InputError
 from bench.losses import objective
 from bench.noise import Noise
-from bench.protocols import Images, Labels, Shape, Threat, View
-from bench.referee import Meter, watch
+from bench.protocols import Decision, Images, Labels, Shape, Threat, View
+from bench.referee import Meter, answers_only, watch
 from bench.registry import ATTACKS, Access
 from bench.testing import Halfspace
 
@@ -795,3 +795,32 @@ def test_a_success_of_the_last_step_counts() -> None:
     y = torch.zeros(2, dtype=torch.int64)
     crafted = bpda_cw(plane, x, y, Threat("l2"), draws(x), steps=1, step=0.2, searches=1)
     assert torch.allclose(crafted.images, torch.full_like(x, 0.7))
+
+
+def test_boundary_starts_from_a_guide_where_noise_is_refused() -> None:
+    def decide(z: Images) -> Decision:
+        # Noise has a spread within an image of about 0.3; images here are even.
+        label = (z.flatten(1).mean(1) > 0.5).long()
+        spread = z.flatten(1).std(1)
+        return Decision(label, spread > 0.2, -spread)
+
+    y = torch.arange(6) % 2
+    x = torch.where(y == 1, 0.8, 0.3)[:, None, None, None].expand(-1, 1, 6, 6).clone().double()
+    x += 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # The black and the white image are both wrong for someone; the white one is farther from class 0.
+    guides = torch.stack([torch.full((1, 6, 6), level) for level in (0.1, 0.9)])
+    found = {}
+    for name, given in (("none", None), ("both", guides)):
+        asked = answers_only(decide, 2, given)
+        view = watch(asked, Meter.of(6, torch.device("cpu")), "decision", target=None, final=True)
+        noise = Noise("guided", torch.arange(6), dtype=torch.float64)
+        found[name] = boundary(view, x, y, Threat("l2"), noise, steps=200, starts=5)
+    assert found["none"].notes["failed"].all()
+    assert torch.equal(found["none"].images, x)
+    answer = decide(found["both"].images)
+    assert not found["both"].notes["failed"].any()
+    assert (answer.label != y).all()
+    assert not answer.rejected.any()
+    # It went on from the guide, towards the image.
+    far = Threat("l2").distance(x, guides[1 - y].double())
+    assert (Threat("l2").distance(x, found["both"].images) < 0.95 * far).all()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.protocols import Inversion, Threat, View
-from bench.referee import Meter, centred, judge, undisturbed, watch
+from bench.protocols import Decision, Features, Inversion, Threat, View
+from bench.referee import Meter, answers_only, centred, guides, judge, undisturbed, watch
 
 X = torch.full((4, 1, 2, 2), 0.5)
 
@@ -254,3 +254,22 @@ def test_every_librarys_draws_go_on_outside_as_if_nothing_had_been() -> None:
         draw()
         raise KeyError
     assert draw() == plain
+
+
+def test_guides_are_the_first_images_of_their_classes_that_are_right_and_accepted() -> None:
+    images = torch.linspace(0, 1, 10).view(10, 1, 1, 1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
+
+    def decide(z: Tensor) -> Decision:
+        # Right from 0.2 on, and nothing of label 2; refused below 0.4.
+        label = torch.where(z.flatten() < 0.2, 2, torch.where(z.flatten() < 0.3, 0, 1))
+        return Decision(label, z.flatten() < 0.4, z.flatten())
+
+    found = guides(decide, images, labels, 4)
+    assert found.flatten().tolist() == pytest.approx([0, 4 / 9, 0, 0])
+    seen = answers_only(decide, 4, found)
+    assert isinstance(seen, Features)
+    assert torch.equal(seen.guides, found)
+    watched = watch(seen, Meter.of(2, torch.device("cpu")), "decision", target=None, final=True)
+    assert isinstance(watched, Features)
+    assert torch.equal(watched.guides, found)
