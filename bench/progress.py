@@ -20,6 +20,9 @@ from bench.plan import Craft, Evaluate, Job, Train
 SHOWN = 8
 """How many finished cells stay in sight."""
 
+QUIET = 15
+"""Seconds without a line after which a shard of an attack is worth one."""
+
 
 def title(job: Job) -> str:
     """Return a job in a few words."""
@@ -48,6 +51,7 @@ class Display:
         self._ended: set[Job] = set()
         self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
         self._begun = time.monotonic()
+        self._spoken = 0.0
         self._progress = Progress(
             TextColumn("[bold]jobs"),
             BarColumn(bar_width=24),
@@ -104,15 +108,20 @@ class Display:
             first = str(done.error).partition("\n")[0]
             text = persons(done.error) or f"{type(done.error).__name__}: {first}"
             self._line(f"failed: {title(done.job)}: {text}")
-        elif not self._live and isinstance(done.job, Evaluate):
+        elif not self._live and (
+            isinstance(done.job, Evaluate)
+            # A shard of an attack is no news in itself, but an hour without a line is a worry.
+            or (isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET)
+        ):
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            self._line(f"{count} {self._cells.get(done.job.key, '')}; {self._left()}")
+            self._line(f"{count} {self._cells.get(done.job.key) or title(done.job)}; {self._left()}")
 
     def seconds(self) -> float:
         """Return the seconds since the run began."""
         return time.monotonic() - self._begun
 
     def _line(self, text: str) -> None:
+        self._spoken = self.seconds()
         self._console.print(Text(text), soft_wrap=True)
 
     def _left(self) -> str:

@@ -45,6 +45,9 @@ def _strict_int(value: object) -> object:
 RESERVED = frozenset({"use", "planned", "source", "targets", "time_limit"})
 """Keys of a suite's attack that are not parameters of the registered one."""
 
+RESERVED_BY_VIEWS = frozenset({"use", "draws"})
+"""The same of a view."""
+
 Check = Callable[[dict[str, Any], Shape], None]
 """``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
@@ -408,6 +411,9 @@ def view(
     """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters."""
 
     def mark(method: F) -> F:
+        taken = sorted(RESERVED_BY_VIEWS & set(inspect.signature(method).parameters))
+        if taken:
+            raise InputError(f"view {name!r}: {', '.join(taken)}: a suite says something else by this name")
         method.__view__ = {  # type: ignore[attr-defined]
             "name": name,
             "space": space,

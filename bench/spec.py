@@ -30,6 +30,7 @@ from bench.registry import (
     Number,
     UseModel,
     ViewEntry,
+    Whole,
     discover,
 )
 
@@ -69,7 +70,7 @@ class ViewUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
-    draws: Annotated[int, Field(ge=1)] = 1
+    draws: Annotated[Whole, Field(ge=1)] = 1
     """How often each point is asked; losses are averaged over the answers (EOT)."""
 
     @property
@@ -109,7 +110,7 @@ class Origin(Model):
 
     defense: str
     view: ViewChoice
-    seed: Literal["same"] | int = "same"
+    seed: Literal["same"] | Whole = "same"
 
 
 class DefenseUse(BaseModel):
@@ -130,7 +131,7 @@ class AttackUse(BaseModel):
     source: Origin | None = None
     targets: (
         Literal["none", "others", "next", "random"]
-        | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+        | Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)]
     ) = "none"
     """The labels to reach: offsets from the true class, or a word for them."""
     time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -147,8 +148,8 @@ class Task(Model):
     attacks: Several[str] | None = None
     views: Several[ViewChoice] | None = None
     readouts: Several[str] | None = None
-    limit: int | None = Field(default=None, ge=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    limit: Annotated[Whole, Field(ge=1)] | None = None
+    seeds: list[Annotated[Whole, Field(ge=0)]] = Field(default=[0], min_length=1)
 
 
 class SuiteModel(Model):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from bench import cli
+from bench import cli, progress
 from suites import TASK, suite
 
 BENCH = [sys.executable, "-m", "bench.cli"]
@@ -89,6 +90,20 @@ def test_a_run_prints_its_tables_and_writes_them(bench: Bench, tmp_path: Path) -
     out = bench("report", "suite.yaml", "--format", "csv", "--out", "t.csv")
     assert out.code == 0
     assert (tmp_path / "t.csv").read_text() == (tables / "table-3.csv").read_text()
+
+
+def test_a_log_hears_of_shards_of_an_attack_only_after_some_silence(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path)
+    monkeypatch.setattr(progress, "QUIET", 0)
+    told = bench("run", "suite.yaml", "--executor", "inline", "--results", "told").out.splitlines()
+    monkeypatch.setattr(progress, "QUIET", 3600)
+    silent = bench("run", "suite.yaml", "--executor", "inline", "--results", "silent").out.splitlines()
+    shards = [line for line in told if "pgd on cnn/first [0:" in line]
+    assert len(shards) == 1
+    assert re.match(r"\d+/\d+ pgd on cnn/first \[0:\d+\]; about \d+ s left", shards[0])
+    assert not [line for line in silent if "on cnn/first [" in line]
 
 
 def test_results_names_the_folder_itself_and_a_slash_becomes_a_dash(bench: Bench, tmp_path: Path) -> None:

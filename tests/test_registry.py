@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import ATTACKS, DEFENSES, SOURCES, Registry, arguments, attack, discover, fraction
+from bench.registry import ATTACKS, DEFENSES, SOURCES, Registry, arguments, attack, discover, fraction, view
 
 ATTACK = '''
 from bench import attack
@@ -98,6 +98,14 @@ def test_a_parameter_may_not_have_the_name_of_a_suites_own_key(word: str) -> Non
     exec(f"def function(view, x, y, threat, noise, *, {word}: int = 1): ...", space)
     with pytest.raises(InputError, match=f"{word}: a suite says something else"):
         attack("mine/own", norms={"linf"}, version=1)(space["function"])
+
+
+@pytest.mark.parametrize("word", ["draws", "use"])
+def test_nor_may_a_parameter_of_a_view(word: str) -> None:
+    space: dict[str, object] = {}
+    exec(f"def method(self, *, {word}: int = 1): ...", space)
+    with pytest.raises(InputError, match=f"view 'mine': {word}: a suite says something else"):
+        view("mine")(space["method"])
 
 
 def test_fractions_are_numbers_wherever_a_float_is_asked_for() -> None:
