@@ -24,6 +24,7 @@ from bench import (
     Threat,
     View,
     attack,
+    lengths,
     objective,
     succeeded,
 )
@@ -110,8 +111,8 @@ class Record:
 
     def note(self, rows: Tensor, gradient: Tensor, *, first: bool) -> None:
         """Note gradients that say nothing."""
-        peak = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
-        self.nonfinite[rows] |= ~peak.isfinite()
+        peak = lengths(gradient, "linf")
+        self.nonfinite[rows] |= ~(peak < math.inf)
         if first:
             self.flat[rows] |= peak == 0
 

@@ -24,6 +24,7 @@ from bench import (
     Threat,
     View,
     attack,
+    lengths,
     objective,
     succeeded,
 )
@@ -33,7 +34,7 @@ SLACK = 1e-3
 the last bit is an adversarial image in one batch and none in another."""
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
-DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 def _check(params: dict[str, Any], shape: Shape) -> None:
@@ -171,7 +172,7 @@ class _Hunt:
         missing = torch.cat([-margin, -margin - (slope * (clean - points)).sum(1)])
         moves = crossing(torch.cat([points, clean]), torch.cat([slope, slope]), missing, norm)
         here, there = moves.chunk(2)
-        length, least = (torch.linalg.vector_norm(move, ORDER[norm], dim=1) for move in (here, there))
+        length, least = (lengths(move, norm) for move in (here, there))
         share = (length / (length + least).clamp_min(1e-12)).clamp_max(self.alpha_max)[:, None]
         moved: Tensor = (1 - share) * (points + self.eta * here) + share * (clean + self.eta * there)
         return moved.clamp_(0, 1).view_as(z)
@@ -218,7 +219,7 @@ def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm
         chosen[:, place] = 1.0
         (gradient,) = autograd.grad(margins, z, chosen, retain_graph=place < last)
         gradient = gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0)
-        away = level.abs() / torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
+        away = level.abs() / lengths(gradient, DUAL[norm])
         nearer = away < near  # Never where it is not a number.
         near, margin = torch.where(nearer, away, near), torch.where(nearer, level, margin)
         slope = torch.where(nearer[:, None], gradient, slope)

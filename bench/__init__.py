@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Threat,
         Use,
         View,
+        lengths,
     )
     from bench.registry import CodePath, ContentPath, attack, defense, source, view, view_of
 
@@ -56,6 +57,7 @@ _HOME = {
         "Threat",
         "Use",
         "View",
+        "lengths",
     ),
     "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view", "view_of"),
 }
@@ -92,6 +94,7 @@ __all__ = [
     "attack",
     "defense",
     "eot",
+    "lengths",
     "objective",
     "source",
     "succeeded",

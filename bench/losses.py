@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.protocols import Labels, Narrowing, View
+from bench.protocols import Labels, Narrowing, View, lengths
 
 Loss: TypeAlias = Literal["ce", "margin", "dlr"]
 
@@ -29,7 +29,7 @@ def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
     won = label != _copied(y, logits) if view.target is None else label == _copied(view.target, logits)
     if view.refusal:
         won &= label != logits.shape[1] - 1
-    return won & logits.isfinite().all(1)
+    return won & (lengths(logits, "linf") < math.inf)
 
 
 def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tensor:

@@ -56,15 +56,25 @@ class Threat:
 
 def distance(x: Images, z: Images, norm: Norm) -> Tensor:
     """Return the distance between `x` and `z` per example, (N,); `l0` counts values that differ."""
-    order: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}
-    lengths: Tensor = torch.linalg.vector_norm((z - x).flatten(1), order[norm], dim=1)
-    return lengths
+    return lengths(z - x, norm)
+
+
+def lengths(moves: Tensor, norm: Norm) -> Tensor:
+    """Return the length of each of `moves` (N, ...), (N,); `l0` counts values that are not 0."""
+    flat = moves.flatten(1)
+    if norm == "linf":
+        # vector_norm takes 13 to 20 times as long for the same bits.
+        return flat.abs().amax(1)
+    order: dict[Norm, float] = {"l2": 2, "l1": 1, "l0": 0}
+    found: Tensor = torch.linalg.vector_norm(flat, order[norm], dim=1)
+    return found
 
 
 def shrink(x: Images, z: Images, norm: Norm, radius: float) -> Images:
     """Return `z` drawn towards `x` on a straight line until it is within `radius`."""
-    length = distance(x, z, norm).clamp_min(torch.finfo(z.dtype).tiny)
-    return x + (z - x) * (radius / length).clamp_max(1).view(-1, *[1] * (x.dim() - 1))
+    move = z - x
+    length = lengths(move, norm).clamp_min(torch.finfo(z.dtype).tiny)
+    return x + move * (radius / length).clamp_max(1).view(-1, *[1] * (x.dim() - 1))
 
 
 def identity(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, autograd
 
-from bench import Crafted, Images, Labels, Randomness, Threat, View, succeeded
+from bench import Crafted, Images, Labels, Norm, Randomness, Threat, View, lengths, succeeded
 
 Ask: TypeAlias = Callable[[View, Images, Labels, Tensor], tuple[Tensor, Tensor]]
 """``ask(view, z, y, rows)``: the losses (copies * n,), larger is nearer to success, and the logits of points
@@ -107,7 +107,7 @@ def _start(x: Images, threat: Threat, noise: Randomness, start: str) -> Images:
     normal = noise.normal(shape)
     # The volume within r grows with r to the power of the dimension.
     share = noise.uniform(()) ** (1 / math.prod(shape))
-    length = torch.linalg.vector_norm(normal.flatten(1), dim=1).clamp_min(1e-12)
+    length = lengths(normal, "l2").clamp_min(1e-12)
     return threat.project(x, x + normal * (radius * share / length)[:, None, None, None])
 
 
@@ -118,8 +118,9 @@ def direction(gradient: Tensor, threat: Threat) -> Tensor:
     if threat.norm == "linf":
         return gradient.sign()
     # Twice, because the squares of a saturated softmax's gradient are smaller than any float.
-    for order in (math.inf, 2):
-        size = torch.linalg.vector_norm(gradient.flatten(2), order, dim=2)
+    norms: tuple[Norm, ...] = ("linf", "l2")
+    for norm in norms:
+        size = lengths(gradient.flatten(0, 1), norm).view(gradient.shape[:2])
         gradient = gradient / size.clamp_min(torch.finfo(size.dtype).tiny)[..., None, None, None]
     return gradient
 
@@ -146,8 +147,8 @@ class _Record:
 
     def note(self, rows: Tensor, gradient: Tensor, *, first: bool) -> None:
         """Note gradients (copies, n, ...) that say nothing."""
-        peak = torch.linalg.vector_norm(gradient.flatten(2), math.inf, dim=2)
-        self.nonfinite[rows] |= ~peak.isfinite().all(0)
+        peak = lengths(gradient.flatten(0, 1), "linf").view(gradient.shape[:2])
+        self.nonfinite[rows] |= ~(peak < math.inf).all(0)
         if first:
             self.flat[rows] |= (peak == 0).any(0)
 

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from attacks.common.nearest import Constant, Nearest
-from bench import Crafted, Images, InputError, Labels, Randomness, Threat, View, objective, succeeded
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Randomness,
+    Threat,
+    View,
+    lengths,
+    objective,
+    succeeded,
+)
 
 Schedule: TypeAlias = Literal["growing", "falling"]
 
@@ -75,7 +86,7 @@ def descend(
             gradient, won = ask(here, z, labels, draws)
             nearest.offer(rows, z, won)
             ever |= won
-            peak = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)
+            peak = lengths(gradient, "linf")
             nonfinite[rows] |= ~peak.isfinite()
             if search == 0 and t == 1:
                 flat[rows] = peak == 0

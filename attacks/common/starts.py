@@ -1,11 +1,9 @@
 """Random points to start from."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from bench import Images, Norm, Randomness
+from bench import Images, Norm, Randomness, lengths
 
 
 def surface(x: Images, norm: Norm, noise: Randomness) -> Tensor:
@@ -14,6 +12,4 @@ def surface(x: Images, norm: Norm, noise: Randomness) -> Tensor:
     """
     shape = tuple(x.shape[1:])
     move = noise.uniform(shape, -1, 1) if norm == "linf" else noise.normal(shape)
-    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-    length: Tensor = torch.linalg.vector_norm(move.flatten(1), order, dim=1)
-    return move / length.clamp_min(torch.finfo(move.dtype).tiny)[:, None, None, None]
+    return move / lengths(move, norm).clamp_min(torch.finfo(move.dtype).tiny)[:, None, None, None]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.work import keep_buffers
+
 Race = Callable[..., dict[str, float]]
 
 LINES = pytest.StashKey[list[str]]()
@@ -23,6 +25,12 @@ def interleaved(contenders: Mapping[str, Callable[[], object]]) -> dict[str, flo
         run()
         seconds[name] = time.perf_counter() - begun
     return seconds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_a_run_does() -> None:
+    """Keep freed buffers, for all contenders: otherwise memory that is cleared anew decides many a race."""
+    keep_buffers()
 
 
 @pytest.fixture

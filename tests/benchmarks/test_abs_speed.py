@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 
 from bench.protocols import Images, Shape
-from bench.work import keep_buffers
 from defenses.abs import CPU_ROWS, Abs, clipped, latents
 
 CLASSES, GRID = 10, 1000
@@ -21,7 +20,6 @@ SHAPE = Shape(1, 28, 28, CLASSES)
 @pytest.fixture(scope="module")
 def model() -> Abs:
     """Return ABS at the released settings, but for a smaller grid, with fresh weights."""
-    keep_buffers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = Abs(SHAPE, grid=GRID)

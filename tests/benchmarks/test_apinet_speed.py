@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 
 from bench.protocols import Images, Shape
 from bench.registry import DEFENSES, arguments
-from bench.work import keep_buffers
 from defenses.apinet import ROWS, ApiNet
 
 STEPS, CLASSES = 8, 10
@@ -22,7 +21,6 @@ SHAPE = Shape(1, 28, 28, CLASSES)
 @pytest.fixture(scope="module")
 def model() -> ApiNet:
     """Return API-Net at the paper's settings for MNIST, on SmallCNN with fresh weights."""
-    keep_buffers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = DEFENSES["madry"].make(SHAPE, net="smallcnn")

@@ -9,6 +9,7 @@ import torchattacks
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy
 
+from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.noise import Noise
@@ -96,6 +97,81 @@ def test_pgd_on_examples_that_break_early_against_libraries(net: nn.Module, race
     assert 0.8 < wins["ours"].double().mean() < 1
     for name in ("torchattacks", "foolbox"):
         assert (wins["ours"] | ~wins[name]).all(), f"{name} broke an example that we did not"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_where_nothing_breaks_against_libraries(norm: Any, net: nn.Module, race: Any) -> None:
+    x, y = batch(net, 64)
+    radius = 1e-5
+    step = 2.5 * radius / STEPS
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    theirs = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
+    other = theirs(abs_stepsize=step, steps=STEPS, random_start=False)
+    kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
+    library = kind(net, eps=radius, alpha=step, steps=STEPS, random_start=False)
+    race(
+        {
+            "ours": lambda: pgd(
+                View(net), x, y, Threat(norm, radius), draws(x), steps=STEPS, step=step, start="zero"
+            ),
+            "torchattacks": lambda: library(x, y),
+            "foolbox": lambda: other(model, x, y, epsilons=radius),
+        },
+        over={
+            f"torchattacks' PGD-40 over ours, {norm}, nothing breaks": ("torchattacks", "ours"),
+            f"foolbox's PGD-40 over ours, {norm}, nothing breaks": ("foolbox", "ours"),
+        },
+    )
+
+
+def test_fgsm_against_libraries(net: nn.Module, race: Any) -> None:
+    x, y = batch(net, 64)
+    radius = 0.02
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    other, library = foolbox.attacks.LinfFastGradientAttack(), torchattacks.FGSM(net, eps=radius)
+    found: dict[str, Tensor] = {}
+
+    def ours() -> None:
+        found["ours"] = fgsm(View(net), x, y, Threat("linf", radius), draws(x)).images
+
+    def torchattacks_() -> None:
+        found["torchattacks"] = library(x, y)
+
+    def foolbox_() -> None:
+        found["foolbox"] = other(model, x, y, epsilons=radius)[1]
+
+    race(
+        {"ours": ours, "torchattacks": torchattacks_, "foolbox": foolbox_},
+        over={
+            "torchattacks' FGSM over ours": ("torchattacks", "ours"),
+            "foolbox's FGSM over ours": ("foolbox", "ours"),
+        },
+        rounds=15,
+    )
+    for name in ("torchattacks", "foolbox"):
+        torch.testing.assert_close(found[name], found["ours"])
+
+
+def test_spsa_against_torchattacks(net: nn.Module, race: Any) -> None:
+    """Nothing breaks, and both ask as many pairs; ours looks at each iterate besides."""
+    x, y = batch(net, 16)
+    other = torchattacks.SPSA(net, eps=1e-5, delta=0.01, lr=1e-6, nb_iter=3, nb_sample=128)
+
+    def theirs() -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            found: Tensor = other(x, y)
+        return found
+
+    race(
+        {
+            "ours": lambda: spsa(
+                View(net), x, y, Threat("linf", 1e-5), draws(x), steps=3, samples=128, delta=0.01, lr=1e-6
+            ),
+            "torchattacks": theirs,
+        },
+        over={"torchattacks' SPSA over ours, 3 steps of 128 pairs": ("torchattacks", "ours")},
+        rounds=3,
+    )
 
 
 def test_spsa_costs_its_forward_passes_and_little_more(net: nn.Module, race: Any) -> None:

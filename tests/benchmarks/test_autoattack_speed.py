@@ -138,7 +138,7 @@ def test_apgd_where_nothing_breaks_against_torchattacks(norm: str, robust: Setti
             "torchattacks": lambda: library(other, held),
         },
         over={f"torchattacks' apgd over ours, {norm}, where nothing breaks": ("torchattacks", "ours")},
-        rounds=3,
+        rounds=15,
     )
 
 
