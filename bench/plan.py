@@ -532,8 +532,9 @@ class Planner:
                 for name, each in victim.views.items()
                 if entry is not None and each.space == entry.space
             ]
+            # A task may name views for several attacks; where none is of this one's kind, it says so.
             named = [each for each in asked or () if not each.use.startswith(ANSWERS)]
-            yield from _named(named or every, readout)
+            yield from _named(named or asked or every, readout)
 
     def _cell(
         self,
@@ -597,6 +598,11 @@ class Planner:
                 view, source = choice, self.served(looked_at, serve_there)
                 final = final and readout == coordinates["readout"]
             else:
+                if choice.use.startswith(ANSWERS):
+                    wanted = "gradients" if entry.access == "gradient" else "scores"
+                    return Skip(
+                        coordinates, f"{entry.name} needs {wanted}, view {choice.use!r} shows answers alone"
+                    )
                 found = defense.view(choice.use)
                 if found is None:
                     return Skip(coordinates, f"{defense.name} has no view {choice.use!r}")

@@ -163,6 +163,24 @@ def test_gradients_are_not_asked_of_a_view_that_has_none(tmp_path: Path) -> None
     assert {cell.coordinates["attack"] for cell in plan.cells} == {"samples"}
 
 
+def test_nor_is_anything_but_answers_asked_of_answers(tmp_path: Path) -> None:
+    task = {**BASE["tasks"][0], "threat": {"norm": "l2", "radius": 1}, "readouts": ["plain"]}
+    attacks = {"climbs": {"use": "pgd"}, "samples": {"use": "square"}, "walks": {"use": "boundary"}}
+    given: dict[str, Any] = {"defenses": {"net": {"use": "toy/opaque"}}, "attacks": attacks}
+    plan = made(tmp_path, **given, tasks=[{**task, "views": ["decision:plain"]}])
+    assert {skip.reason for skip in plan.skips} == {
+        "pgd needs gradients, view 'decision:plain' shows answers alone",
+        "square needs scores, view 'decision:plain' shows answers alone",
+    }
+    assert {cell.coordinates["attack"] for cell in plan.cells} == {"walks"}
+    # Beside a view of their own kind, answers are for others.
+    plan = made(tmp_path, **given, tasks=[{**task, "views": ["decision:plain", "opaque"]}])
+    assert {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in plan.cells} == {
+        ("samples", "opaque"),
+        ("walks", "decision:plain"),
+    }
+
+
 def test_a_time_limit_is_the_suites_or_the_attacks_and_no_part_of_a_key(tmp_path: Path) -> None:
     def limits(**attack: Any) -> tuple[set[float | None], set[str]]:
         plan = made(tmp_path, attacks={"it": attack})
