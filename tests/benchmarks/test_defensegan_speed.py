@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor, autograd
 from torch.nn.functional import conv_transpose2d, cross_entropy
 from torch.optim import SGD
 
-from bench.protocols import Images, Shape
+from attacks.latent_backtracking import latent_backtracking
+from bench.noise import Noise
+from bench.protocols import Images, Shape, Threat
 from bench.registry import DEFENSES
 from defenses.defensegan import DefenseGan
 from defenses.nets.projection import ROWS, project
@@ -133,6 +136,37 @@ def test_views_cost(race: Any) -> None:
         },
         rounds=3,
     )
+
+
+def test_codes_that_follow_their_images_against_inverting_anew(race: Any) -> None:
+    model, x, threat = defense(0.25, 20), batch(4), Threat("l2")
+    y = model.decide(x, "label").label
+    found: dict[int, Mapping[str, Tensor]] = {}
+
+    def walk(refresh: int) -> None:
+        found[refresh] = latent_backtracking(
+            model.inversion(),
+            x,
+            y,
+            threat,
+            Noise("speed", torch.arange(len(x))),
+            backtracks=5,
+            steps=20,
+            searches=1,
+            lr=1e-5,  # Nothing breaks: a success is another inversion.
+            abort=False,
+            refresh=refresh,
+        ).notes
+
+    race(
+        {"every image": lambda: walk(1), "every tenth": lambda: walk(10)},
+        over={
+            "20 steps of backtracking: an inversion each over one each tenth": ("every image", "every tenth")
+        },
+        rounds=3,
+    )
+    assert all(notes["failed"].all() for notes in found.values())
+    assert (found[1]["inversions"] > 5 * found[10]["inversions"]).all()
 
 
 PEAK = """
