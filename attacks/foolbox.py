@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.common.wrapped import Adapter, Needs, parameter, reach
-from bench import Images, InputError, Labels, Norm, Shape, Threat
+from bench import Images, InputError, Labels, Norm, Threat
 
 LINF: frozenset[Norm] = frozenset({"linf"})
 L2: frozenset[Norm] = frozenset({"l2"})
@@ -203,14 +203,6 @@ def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _check(name: str, params: Mapping[str, Any]) -> None:
-    return None
-
-
-def _unfit(name: str, params: Mapping[str, Any], shape: Shape) -> str | None:
-    return None
-
-
 for _name, _needs in TABLE.items():
     Adapter(
         library="foolbox",
@@ -220,7 +212,5 @@ for _name, _needs in TABLE.items():
         signature=_signature,
         call=_call,
         doubts=_doubts,
-        check=_check,
-        unfit=_unfit,
         lift=False,
     ).register()

@@ -275,10 +275,10 @@ class Adapter:
     call: Callable[..., Tensor]
     """``call(name, threat, params, model, x, y, target, seed)``: see `Call`."""
     doubts: Callable[[str, Threat, Mapping[str, Any]], str | None]
-    check: Callable[[str, Mapping[str, Any]], None]
-    unfit: Callable[[str, Mapping[str, Any], Shape], str | None]
     lift: bool
     """Whether logits must be above 0 (T1)."""
+    check: Callable[[str, Mapping[str, Any]], None] | None = None
+    unfit: Callable[[str, Mapping[str, Any], Shape], str | None] | None = None
 
     def register(self) -> None:
         """Register it."""
@@ -309,7 +309,7 @@ class Adapter:
             signature=partial(self.signature, self.name),
             doubts=lambda threat, **params: self.doubts(self.name, threat, params),
             check=self._checked,
-            unfit=partial(self.unfit, self.name),
+            unfit=partial(self.unfit, self.name) if self.unfit else None,
         )(adapted)
 
     def _checked(self, params: dict[str, Any], shape: Shape) -> None:
@@ -319,4 +319,5 @@ class Adapter:
             if isinstance(value, float) and not (math.isfinite(value) and (value >= 0 or name in SIGNED)):
                 # A confidence, a step, a share: the libraries take any, and do as it says.
                 raise InputError(f"{name} must be a number of 0 or more, not {value:g}")
-        self.check(self.name, params)
+        if self.check:
+            self.check(self.name, params)

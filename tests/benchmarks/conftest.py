@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
 
+from bench.protocols import Shape
+from bench.registry import DEFENSES
 from bench.work import keep_buffers
 
 Race = Callable[..., dict[str, float]]
@@ -31,6 +35,16 @@ def interleaved(contenders: Mapping[str, Callable[[], object]]) -> dict[str, flo
 def _as_a_run_does() -> None:
     """Keep freed buffers, for all contenders: otherwise memory that is cleared anew decides many a race."""
     keep_buffers()
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """Return net B.2 with fresh weights: its passes cost what a trained one's cost."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DEFENSES["cnn"].make(Shape(1, 28, 28, 10))
+    network: nn.Module = model.network.eval().requires_grad_(False)
+    return network
 
 
 @pytest.fixture

@@ -6,37 +6,17 @@ import foolbox
 import pytest
 import torch
 import torchattacks
+from scenes import batch, draws
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy
 
 from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import spsa
-from bench.noise import Noise
-from bench.protocols import Images, Labels, Shape, Threat, View
+from bench.protocols import Threat, View
 from bench.referee import Meter, watch
-from bench.registry import DEFENSES
 
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    """Return net B.2 with fresh weights: its passes cost what a trained one's cost."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DEFENSES["cnn"].make(Shape(1, 28, 28, 10))
-    network: nn.Module = model.network.eval().requires_grad_(False)
-    return network
-
-
-def batch(net: nn.Module, n: int) -> tuple[Images, Labels]:
-    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    return x, net(x).argmax(1)
-
-
-def draws(x: Images) -> Noise:
-    return Noise("speed", torch.arange(len(x)))
 
 
 def test_pgd_costs_its_forward_and_backward_passes_and_little_more(net: nn.Module, race: Any) -> None:

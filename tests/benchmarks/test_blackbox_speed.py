@@ -6,34 +6,14 @@ import foolbox
 import pytest
 import torch
 import torchattacks
+from scenes import batch, draws
 from torch import Tensor, nn
 
 from attacks.boundary import boundary
 from attacks.localsearch import localsearch
 from attacks.nes import nes
 from attacks.square import square
-from bench.noise import Noise
-from bench.protocols import Images, Labels, Shape, Threat, View
-from bench.registry import DEFENSES
-
-
-@pytest.fixture(scope="module")
-def net() -> nn.Module:
-    """Return net B.2 with fresh weights: its passes cost what a trained one's cost."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DEFENSES["cnn"].make(Shape(1, 28, 28, 10))
-    network: nn.Module = model.network.eval().requires_grad_(False)
-    return network
-
-
-def batch(net: nn.Module, n: int) -> tuple[Images, Labels]:
-    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    return x, net(x).argmax(1)
-
-
-def draws(x: Images) -> Noise:
-    return Noise("speed", torch.arange(len(x)))
+from bench.protocols import Images, Threat, View
 
 
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.02), ("l2", 0.5)])

@@ -1,0 +1,18 @@
+"""What several benchmarks attack."""
+
+import torch
+from torch import nn
+
+from bench.noise import Noise
+from bench.protocols import Images, Labels
+
+
+def batch(net: nn.Module, n: int) -> tuple[Images, Labels]:
+    """Return noise of 28x28, and what the network says of it."""
+    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return x, net(x).argmax(1)
+
+
+def draws(x: Images) -> Noise:
+    """Return the draws of an attack on these images."""
+    return Noise("speed", torch.arange(len(x)))
