@@ -3,16 +3,26 @@
 import contextlib
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.protocols import Decision, Features, Inversion, Threat, View
+from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
 from bench.referee import Meter, answers_only, centred, guides, judge, undisturbed, watch
 
 X = torch.full((4, 1, 2, 2), 0.5)
+
+
+@pytest.mark.parametrize(("norm", "order"), [("linf", math.inf), ("l2", 2), ("l1", 1), ("l0", 0)])
+def test_lengths_are_those_of_numpy(norm: Any, order: float) -> None:
+    moves = torch.randn(6, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moves[0], moves[1, 0], moves[2, 1, 2, 3], moves[3, 1, 1, 1] = 0, 0, math.inf, math.nan
+    expected = np.linalg.norm(moves.flatten(1).numpy(), order, axis=1)
+    np.testing.assert_allclose(lengths(moves, norm).numpy(), expected, rtol=1e-14)
+    assert len(lengths(moves[:0], norm)) == 0
 
 
 def test_a_lawful_move_is_shown_as_it_is() -> None:
