@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer.main
 
 from bench import cli
 
 ROOT = Path(__file__).parent.parent
+FINDINGS = ROOT / "docs" / "findings.md"
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -134,3 +136,74 @@ def test_committed_tables_are_current() -> None:
         assert name.with_suffix(".csv").read_text() == render.csv(grid)
         assert name.with_suffix(".md").read_text() == render.markdown(grid)
         assert not [square for row in grid.rows for square in row.squares if square.hole == "not run"]
+
+
+def test_what_is_said_of_mnist_is_what_its_results_say() -> None:
+    """Sentences with numbers in the README and docs/findings.md are written anew from committed results."""
+    root = ROOT / "results" / "mnist"
+    rows = pd.concat(map(pd.read_csv, sorted((root / "tables").glob("*.csv"))))
+    value = rows.set_index(["table", "row", "column"])["value"].to_dict()
+    said = {path.name: " ".join(path.read_text().split()) for path in (ROOT / "README.md", FINDINGS)}
+
+    gan, bpda = (value["breakdgm", "Defense-GAN", each] for each in ("Backtracking", "BPDA"))
+    kept, descent = (value["breakdgm", "ABS", each] for each in ("Backtracking", "Latent descent"))
+    assert f"median l2 distance of {gan:.1f}, identity BPDA {bpda:.1f} (n = 20)" in said["README.md"]
+    assert f"on ABS {kept:.1f}, latent descent {descent:.1f}." in said["README.md"]
+    assert f"| Defense-GAN | MNIST, 20 | {gan:.2f} (T' = 20) | {bpda:.2f} | - |" in said["findings.md"]
+    assert f"| ABS | MNIST, 20 | {kept:.2f} (T' = 1) | - | {descent:.2f} |" in said["findings.md"]
+    ratio, nearer, of = _nearer("defensegan", "backtracking", "bpda-cw")
+    assert f"{nearer} of {of} images against BPDA (median ratio {ratio:.2f}" in said["findings.md"]
+    ratio, nearer, of = _nearer("abs", "backtracking-1", "latent-descent")
+    assert (
+        f"{nearer} of the {of} that ABS has right against latent descent ({ratio:.2f}" in said["findings.md"]
+    )
+
+    plain, scaled = (value["sdim", "SDIM", each] for each in ("PGD", "PGD (ll/64)"))
+    assert f"log-likelihoods leaves {plain:.1f} % of MNIST" in said["README.md"]
+    assert f"over 64 it leaves {scaled:.0f} %" in said["README.md"]
+    doubts = rows.query("table == 'sdim' and row == 'SDIM' and column == 'PGD'")["flags"].item()
+    assert re.sub(r".*vanished on (\d+ of \d+) .*", r"vanished on \1 images", doubts) in said["README.md"]
+
+    def refused(column: str) -> tuple[float, ...]:
+        return tuple(value["sdim-adaptive", f"SDIM ({nth} Per.)", column] for nth in ("1st", "2nd"))
+
+    for name, column in {
+        "DeepFool": "DeepFool",
+        "CW-L2, kappa 0": "CW-L2 (kappa 0)",
+        "CW-L2, kappa 500 nats": "CW-L2 (kappa 500)",
+        "threshold-aware CW": "Threshold CW",
+    }.items():
+        first, second = refused(column)
+        assert f"| {name} | {first:.0f}, {second:.0f} % |" in said["findings.md"]
+    first, second = refused("PGD (refusal)")
+    assert f"is refused in {first:.0f} and {second:.0f} % of its successes" in said["findings.md"]
+    first, second = refused("Feature matching")
+    assert f"feature matching in {first:.0f} and {second:.0f} %" in said["findings.md"]
+
+    names = ("Standard", "Madry", "Trades")
+    auto, pgd = ([value["apinet", row, each] for row in names] for each in ("Auto Attack", "PGD (base)"))
+    left = "leaves {:.0f} % (standard training), {:.0f} % (Madry) and {:.0f} % (TRADES)".format(*auto)
+    assert left in said["findings.md"]
+    assert "leaves {:.1f}, {:.1f} and {:.1f} % of 250".format(*pgd) in said["findings.md"]
+
+
+def _nearer(defense: str, one: str, other: str) -> tuple[float, int, int]:
+    """Return the median ratio of two attacks' distances on MNIST, on how many images the first is the nearer,
+    and of how many that are right unmoved.
+    """
+    root = ROOT / "results" / "mnist"
+    cells = json.loads((root / "manifest.json").read_text())["cells"]
+    distances = []
+    for attack in (one, other):
+        (job,) = {
+            cell["job"]
+            for cell in cells
+            if (cell["defense"], cell["attack"], cell["norm"], cell["radius"])
+            == (defense, attack, "l2", None)
+        }
+        rows = pd.read_parquet(root / "evaluate" / job / "outcomes.parquet").set_index("index")
+        assert ((rows["label"] != rows["truth"]) & ~rows["void"]).all()
+        distances.append(rows["l2"])
+    first, second = distances[0].align(distances[1], join="outer")
+    right = (first > 0) | (second > 0)
+    return float((first / second)[right].median()), int((first < second).sum()), int(right.sum())
