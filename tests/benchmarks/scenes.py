@@ -1,5 +1,7 @@
 """What several benchmarks attack."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
@@ -16,3 +18,17 @@ def batch(net: nn.Module, n: int) -> tuple[Images, Labels]:
 def draws(x: Images) -> Noise:
     """Return the draws of an attack on these images."""
     return Noise("speed", torch.arange(len(x)))
+
+
+def keeping(
+    found: dict[str, Images], makers: Mapping[str, Callable[[], Images]]
+) -> dict[str, Callable[[], None]]:
+    """Return contenders of a race that leave in `found` what they found last, to be compared afterwards."""
+
+    def contender(name: str) -> Callable[[], None]:
+        def run() -> None:
+            found[name] = makers[name]()
+
+        return run
+
+    return {name: contender(name) for name in makers}

@@ -6,14 +6,14 @@ import foolbox
 import pytest
 import torch
 import torchattacks
-from scenes import batch, draws
+from scenes import batch, draws, keeping
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy
 
 from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import spsa
-from bench.protocols import Threat, View
+from bench.protocols import Images, Threat, View
 from bench.referee import Meter, watch
 
 STEPS = 40
@@ -52,24 +52,19 @@ def test_pgd_on_examples_that_break_early_against_libraries(net: nn.Module, race
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     other = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=STEPS, random_start=False)
     library = torchattacks.PGD(net, eps=radius, alpha=step, steps=STEPS, random_start=False)
-    found: dict[str, Tensor] = {}
-
-    def ours() -> None:
-        found["ours"] = pgd(
-            View(net), x, y, Threat("linf", radius), draws(x), steps=STEPS, start="zero"
-        ).images
-
-    def torchattacks_() -> None:
-        found["torchattacks"] = library(x, y)
-
-    def foolbox_() -> None:
-        found["foolbox"] = other(model, x, y, epsilons=radius)[1]
-
+    threat, found = Threat("linf", radius), dict[str, Images]()
     race(
-        {"ours": ours, "torchattacks": torchattacks_, "foolbox": foolbox_},
+        keeping(
+            found,
+            {
+                "ours": lambda: pgd(View(net), x, y, threat, draws(x), steps=STEPS, start="zero").images,
+                "torchattacks": lambda: library(x, y),
+                "foolbox": lambda: other(model, x, y, epsilons=radius)[1],
+            },
+        ),
         over={
             "torchattacks' PGD-40 over ours, most examples break early": ("torchattacks", "ours"),
-            "foolbox's PGD-40 over ours, most examples break early": ("foolbox", "ours"),
+            "foolbox' PGD-40 over ours, most examples break early": ("foolbox", "ours"),
         },
         rounds=3,
     )
@@ -92,13 +87,18 @@ def test_pgd_where_nothing_breaks_against_libraries(norm: Any, net: nn.Module, r
     library = kind(net, eps=radius, alpha=step, steps=STEPS, random_start=False)
     threat = Threat(norm, radius)
     same: dict[str, Any] = {"steps": STEPS, "step": step, "start": "zero"}
+    last: dict[str, Any] = {**same, "keep": "last", "drop": False}
+    found: dict[str, Images] = {}
     race(
-        {
-            "ours": lambda: pgd(View(net), x, y, threat, draws(x), **same),
-            "ours, the last": lambda: pgd(View(net), x, y, threat, draws(x), **same, keep="last", drop=False),
-            "torchattacks": lambda: library(x, y),
-            "foolbox": lambda: other(model, x, y, epsilons=radius),
-        },
+        keeping(
+            found,
+            {
+                "ours": lambda: pgd(View(net), x, y, threat, draws(x), **same).images,
+                "ours, the last": lambda: pgd(View(net), x, y, threat, draws(x), **last).images,
+                "torchattacks": lambda: library(x, y),
+                "foolbox": lambda: other(model, x, y, epsilons=radius)[1],
+            },
+        ),
         over={
             f"{who}' PGD-40 over ours{how}, {norm}, nothing breaks": (who, f"ours{how}")
             for who in ("torchattacks", "foolbox")
@@ -106,6 +106,8 @@ def test_pgd_where_nothing_breaks_against_libraries(norm: Any, net: nn.Module, r
         },
         rounds=9,
     )
+    for name, images in found.items():
+        assert torch.equal(net(images).argmax(1), y), f"{name} broke an example: there was less to do"
 
 
 def test_fgsm_against_libraries(net: nn.Module, race: Any) -> None:
@@ -113,22 +115,19 @@ def test_fgsm_against_libraries(net: nn.Module, race: Any) -> None:
     radius = 0.02
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     other, library = foolbox.attacks.LinfFastGradientAttack(), torchattacks.FGSM(net, eps=radius)
-    found: dict[str, Tensor] = {}
-
-    def ours() -> None:
-        found["ours"] = fgsm(View(net), x, y, Threat("linf", radius), draws(x)).images
-
-    def torchattacks_() -> None:
-        found["torchattacks"] = library(x, y)
-
-    def foolbox_() -> None:
-        found["foolbox"] = other(model, x, y, epsilons=radius)[1]
-
+    found: dict[str, Images] = {}
     race(
-        {"ours": ours, "torchattacks": torchattacks_, "foolbox": foolbox_},
+        keeping(
+            found,
+            {
+                "ours": lambda: fgsm(View(net), x, y, Threat("linf", radius), draws(x)).images,
+                "torchattacks": lambda: library(x, y),
+                "foolbox": lambda: other(model, x, y, epsilons=radius)[1],
+            },
+        ),
         over={
             "torchattacks' FGSM over ours": ("torchattacks", "ours"),
-            "foolbox's FGSM over ours": ("foolbox", "ours"),
+            "foolbox' FGSM over ours": ("foolbox", "ours"),
         },
         rounds=15,
     )
@@ -141,21 +140,26 @@ def test_spsa_against_torchattacks(net: nn.Module, race: Any) -> None:
     x, y = batch(net, 16)
     other = torchattacks.SPSA(net, eps=1e-5, delta=0.01, lr=1e-6, nb_iter=3, nb_sample=128)
 
-    def theirs() -> Tensor:
+    def theirs() -> Images:
         with torch.random.fork_rng(devices=[]):
-            found: Tensor = other(x, y)
-        return found
+            images: Images = other(x, y)
+        return images
 
+    threat, found = Threat("linf", 1e-5), dict[str, Images]()
+    given: dict[str, Any] = {"steps": 3, "samples": 128, "delta": 0.01, "lr": 1e-6}
     race(
-        {
-            "ours": lambda: spsa(
-                View(net), x, y, Threat("linf", 1e-5), draws(x), steps=3, samples=128, delta=0.01, lr=1e-6
-            ),
-            "torchattacks": theirs,
-        },
+        keeping(
+            found,
+            {
+                "ours": lambda: spsa(View(net), x, y, threat, draws(x), **given).images,
+                "torchattacks": theirs,
+            },
+        ),
         over={"torchattacks' SPSA over ours, 3 steps of 128 pairs": ("torchattacks", "ours")},
         rounds=3,
     )
+    for name, images in found.items():
+        assert torch.equal(net(images).argmax(1), y), f"{name} broke an example: there was less to do"
 
 
 def test_spsa_costs_its_forward_passes_and_little_more(net: nn.Module, race: Any) -> None:

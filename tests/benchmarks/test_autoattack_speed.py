@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torchattacks
+from scenes import keeping
 from sklearn.datasets import load_digits
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy
@@ -132,14 +133,20 @@ def test_apgd_where_nothing_breaks_against_torchattacks(norm: str, robust: Setti
     held = robust._replace(x=robust.x[kept], y=robust.y[kept], radius=robust.radius / 1e4)
     threat = held.threat(norm)
     other = torchattacks.APGD(held.net, norm=THEIRS[norm], eps=threat.radius, steps=100)
+    found: dict[str, Images] = {}
     race(
-        {
-            "ours": lambda: apgd(held.view(), held.x, held.y, threat, held.draws()),
-            "torchattacks": lambda: library(other, held),
-        },
+        keeping(
+            found,
+            {
+                "ours": lambda: apgd(held.view(), held.x, held.y, threat, held.draws()).images,
+                "torchattacks": lambda: library(other, held),
+            },
+        ),
         over={f"torchattacks' apgd over ours, {norm}, where nothing breaks": ("torchattacks", "ours")},
         rounds=15,
     )
+    for name, images in found.items():
+        assert held.standing(images).all(), f"{name} broke an example: there was less to do"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
