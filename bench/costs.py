@@ -1,5 +1,6 @@
 """How long jobs take, learned from receipts: for the order of jobs, and the time left."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import median
@@ -78,7 +79,7 @@ def passes(job: Job) -> int:
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
             params = job.attempt.attack.params
-            return _count(params, "steps") * _count(params, "restarts") * _count(params, "samples")
+            return math.prod(_count(params, name) for name in ("steps", "restarts", "samples", "searches"))
         case Evaluate():
             return 1
 
@@ -104,6 +105,8 @@ def _names(job: Job) -> list[tuple[str, ...]]:
             return [
                 ("craft", str(attempt.attack.identity), seen, looked),
                 ("craft", attempt.attack.name, seen),
+                # What a pass takes is the defense's doing before it is the attack's.
+                ("craft on", seen),
                 ("craft", attempt.attack.name),
                 ("craft",),
             ]
