@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Threat,
         Use,
         View,
+        answered,
         lengths,
     )
     from bench.registry import CodePath, ContentPath, attack, defense, source, view, view_of
@@ -57,6 +58,7 @@ _HOME = {
         "Threat",
         "Use",
         "View",
+        "answered",
         "lengths",
     ),
     "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view", "view_of"),
@@ -91,6 +93,7 @@ __all__ = [
     "TrainingError",
     "Use",
     "View",
+    "answered",
     "attack",
     "defense",
     "eot",

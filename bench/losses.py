@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.protocols import Labels, Narrowing, View, lengths
+from bench.protocols import Labels, Narrowing, View, answered
 
 Loss: TypeAlias = Literal["ce", "margin", "dlr"]
 
 
 def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
-    """Return bool (copies * N,): whether each answer is a win. Logits that are not finite are none."""
+    """Return bool (copies * N,): whether each answer is a win. What is not `answered` is none."""
     if logits.dim() == 3:
         logits = logits.mean(0)
     label = logits.argmax(1)
     won = label != _copied(y, logits) if view.target is None else label == _copied(view.target, logits)
     if view.refusal:
         won &= label != logits.shape[1] - 1
-    return won & (lengths(logits, "linf") < math.inf)
+    return won & answered(logits)
 
 
 def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tensor:

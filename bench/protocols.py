@@ -77,6 +77,13 @@ def shrink(x: Images, z: Images, norm: Norm, radius: float) -> Images:
     return x + move * (radius / length).clamp_max(1).view(-1, *[1] * (x.dim() - 1))
 
 
+def answered(logits: Tensor) -> Tensor:
+    """Return bool (N,): whether each row of logits (N, K) is an answer. Minus infinity is a class that cannot
+    be; NaN, plus infinity, or minus infinity for every class are none.
+    """
+    return logits.amax(-1).isfinite()
+
+
 def identity(x: Tensor) -> Tensor:
     """Return `x`."""
     return x

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from bench.losses import Loss, objective, succeeded
-from bench.protocols import View, identity
+from bench.protocols import View, answered, identity
 
 LOSSES: tuple[Loss, ...] = ("ce", "margin", "dlr")
 
@@ -162,9 +162,20 @@ def test_margin_and_dlr_are_positive_exactly_on_success(
         assert (objective(seen, z, y, loss).item() > 0) == won
 
 
-def test_logits_that_are_not_finite_are_no_success() -> None:
-    z = torch.tensor([[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [0.0, 2.0, -math.inf], [0.0, 2.0, 1.0]])
-    assert succeeded(view(), z, torch.zeros(4, dtype=torch.int64)).tolist() == [False, False, False, True]
+def test_a_class_may_be_minus_infinity_and_nothing_else_may_be_infinite() -> None:
+    inf, nan = math.inf, math.nan
+    lawful = torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, -inf], [-inf, 0.0, -inf], [0.0, -inf, -inf]])
+    lawless = torch.tensor([[0.0, nan, 1.0], [0.0, inf, 1.0], [-inf, -inf, -inf], [-inf, nan, 0.0]])
+    assert answered(lawful).all()
+    assert not answered(lawless).any()
+    y = torch.zeros(4, dtype=torch.int64)
+    assert succeeded(view(), lawful, y).tolist() == [True, True, True, False]
+    assert not succeeded(view(), lawless, y).any()
+    # Of several answers the mean decides; one draw's NaN is the example's.
+    draws = torch.stack([lawful, lawful.flip(1)])
+    assert succeeded(view(), draws, y).tolist() == answered(draws.mean(0)).tolist()
+    draws[1, 0, 0] = nan
+    assert not succeeded(view(), draws, y)[0]
 
 
 def test_one_example_s_nan_is_nobody_else_s() -> None:
