@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +17,13 @@ import typer
 from bench.errors import BenchError, InputError, persons
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from bench.execute import State
+    from bench.execute import Done, State
     from bench.manifest import Outcomes
     from bench.plan import Plan
+    from bench.pools import Pool
+    from bench.progress import Display
     from bench.store import Store
     from bench.tables import Grid
 
@@ -65,11 +69,8 @@ def run(
     ] = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
-    from bench import execute, pools, tables
-    from bench.costs import Costs
+    from bench import pools, tables
     from bench.manifest import Outcomes, aged
-    from bench.progress import Display
-    from bench.work import Desk
 
     begun = time.monotonic()
     console = _console()
@@ -79,39 +80,13 @@ def run(
     devices = pools.slots(device, executor)
     store.open()
     store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    costs = Costs()
-    ended: list[execute.Done] = []
-    failures: list[execute.Done] = []
-    # Once more where weights came out different from those that stored results were made from.
-    for again in (False, True):
-        state = execute.examine(plan, store, wanted, trust=trust_cache)
-        if not again or state.todo:
-            _say_state(console, plan, store, state)
-        if not state.todo:
-            break
-        execute.fetch(state, plan.suite.folder, data_root)
-        _learn(costs, plan, store)
-        cells = {cell.job.key: _cell_name(cell.coordinates) for cell in plan.cells}
-        with Display(console, state, costs, devices, cells) as display:
-            code = manifest["sources"]
-            desk = Desk(store.root, plan.suite.folder, data_root, devices[0], code, _commit())
-            pool: pools.Pool
-            if executor == "inline":
-                pool = pools.Inline(desk, devices, display.said)
-            else:
-                pool = pools.Process(desk, devices, display.said)
-            try:
-                for done in execute.run(state, store, pool, costs, display.started):
-                    display.ended(done)
-                    (ended if done.error is None else failures).append(done)
-            except KeyboardInterrupt:
-                pool.stop()
-                _say_stopped(console, plan, store, wanted)
-                raise typer.Exit(130) from None
-            finally:
-                pool.stop()
-        if failures:
-            break
+    work = _Work(console, plan, store, manifest, devices, executor, data_root, wanted, trust_cache)
+    try:
+        with _terminable():
+            work.do()
+    except KeyboardInterrupt as stop:
+        _say_stopped(console, plan, store, wanted)
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
     outcomes = Outcomes(store.root)
     for grid in _write_tables(manifest, store, outcomes, keys):
         _print(console, grid)
@@ -119,8 +94,106 @@ def run(
         # With --trust-cache, or where a job of today's code failed.
         _say(_console(stderr=True), f"note: {aged(outcomes.changed, suite)}", "yellow")
     took = _duration(time.monotonic() - begun)
-    _say(console, f"{_count(len(ended), 'job')} done in {took}; tables in {store.root / 'tables'}")
-    _exit_for(console, store, failures)
+    _say(console, f"{_count(len(work.ended), 'job')} done in {took}; tables in {store.root / 'tables'}")
+    _exit_for(console, plan, store, wanted, work.failures)
+
+
+class _Work:
+    """What `bench run` does: jobs, until nothing is left that can be done."""
+
+    def __init__(
+        self,
+        console: Any,
+        plan: Plan,
+        store: Store,
+        manifest: Mapping[str, Any],
+        devices: tuple[str, ...],
+        executor: str,
+        data_root: Path | None,
+        wanted: set[str] | None,
+        trust: bool,
+    ) -> None:
+        from bench.costs import Costs
+        from bench.work import Desk
+
+        self.console, self.plan, self.store, self.devices = console, plan, store, devices
+        self.data_root, self.wanted, self.trust, self.executor = data_root, wanted, trust, executor
+        self.limit = plan.suite.model.time_limit
+        self.desk = Desk(
+            store.root, plan.suite.folder, data_root, devices[0], manifest["sources"], _commit(), self.limit
+        )
+        self.costs = Costs()
+        self.ended: list[Done] = []
+        self.failures: list[Done] = []
+        self._display: Display | None = None
+
+    def do(self) -> None:
+        """Do what is to do, twice where weights came out other than those that results were made from."""
+        from bench import execute
+        from bench.plan import Train
+
+        others: dict[Train, str] = {}
+        if any(isinstance(job, Train) and job.foreign for job in self.plan.graph(self.wanted)):
+            with self._pool() as pool:
+                others = execute.ask_again(self.plan, self.store, pool, self.wanted)
+        for again in (False, True):
+            state = execute.examine(
+                self.plan, self.store, self.wanted, trust=self.trust, others={} if again else others
+            )
+            if not again or state.todo:
+                _say_state(self.console, self.plan, self.store, state)
+            if not state.todo:
+                return
+            execute.fetch(state, self.plan.suite.folder, self.data_root)
+            self._run(state)
+            if self.failures:
+                return
+
+    def _run(self, state: State) -> None:
+        from bench import execute
+        from bench.progress import Display
+
+        _learn(self.costs, self.plan, self.store)
+        cells = {cell.job.key: _cell_name(cell.coordinates) for cell in self.plan.cells}
+        with Display(self.console, state, self.costs, self.devices, cells) as display, self._pool() as pool:
+            self._display = display
+            for done in execute.run(state, self.store, pool, self.costs, display.started, self.limit):
+                display.ended(done)
+                (self.ended if done.error is None else self.failures).append(done)
+
+    @contextlib.contextmanager
+    def _pool(self) -> Iterator[Pool]:
+        """Start what runs jobs; end it whatever happens."""
+        from bench import pools
+
+        kind = pools.Inline if self.executor == "inline" else pools.Process
+        pool = kind(self.desk, self.devices, self._said)
+        try:
+            yield pool
+        finally:
+            pool.stop()
+
+    def _said(self, slot: int, facts: Mapping[str, Any]) -> None:
+        if self._display is not None:
+            self._display.said(slot, facts)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody sent SIGTERM."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C: processes ended, the terminal as it was."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -255,16 +328,16 @@ def main() -> None:
     except BenchError as error:
         _say(_console(stderr=True), f"error: {error}", "red")
         sys.exit(2)
+    except BrokenPipeError:
+        # `bench report | head`: the reader has seen enough.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
         # A folder that may not be written, a name that is a file, a disk that is full.
         what = persons(error) or f"{error.filename or 'a file'}: {error.strerror or error}"
         _say(_console(stderr=True), f"error: {what}", "red")
         sys.exit(2)
-    except BrokenPipeError:
-        # `bench report | head`: the reader has seen enough.
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        sys.exit(0)
 
 
 def _report_cost(
@@ -300,7 +373,13 @@ def _report_cost(
 def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    class Unbroken(Console):
+        def on_broken_pipe(self) -> None:
+            """Go on unheard: whoever read has seen enough, and the exit status is still to come."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Unbroken(stderr=stderr)
 
 
 def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
@@ -389,17 +468,25 @@ def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None
     _say(console, f"stopped; {kept} kept in {store.root}. Go on with: {join(['bench', *sys.argv[1:]])}")
 
 
-def _exit_for(console: Any, store: Store, failures: list[Any]) -> None:
-    if not failures:
-        return
-    messages = [persons(done.error) for done in failures]
-    for message in dict.fromkeys(each for each in messages if each):
-        _say(_console(stderr=True), f"error: {message}", "red")
-    if any(messages):
-        raise typer.Exit(2)
-    failed = _count(len(failures), "job")
-    _say(console, f'{failed} failed: what needs them reads "not run"; tracebacks in {store.root / "failed"}')
-    raise typer.Exit(4)
+def _exit_for(console: Any, plan: Plan, store: Store, wanted: set[str] | None, failures: list[Done]) -> None:
+    """End with 0 only if every condition that was asked for has its number."""
+    from bench import execute
+
+    holes = sum(
+        (wanted is None or cell.job.key in wanted) and cell.job not in state.done
+        for state in [execute.examine(plan, store, wanted, trust=True, verify=False)]
+        for cell in plan.cells
+    )
+    if failures:
+        failed = _count(len(failures), "job")
+        _say(
+            console,
+            f'{failed} failed: what needs them reads "not run"; tracebacks in {store.root / "failed"}',
+        )
+        raise typer.Exit(2 if all(persons(done.error) for done in failures if done.error) else 4)
+    if holes:
+        _say(console, f"{_count(holes, 'cell')} of those that were asked for have no number")
+        raise typer.Exit(4)
 
 
 def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: float | None) -> None:

@@ -2,8 +2,10 @@
 
 BenchError
 ├── InputError      what a person gave cannot be used: one message, exit status 2, no traceback
+│   └── OtherNetworkError  a network that was built again answers otherwise than it did
 ├── DamagedError    a stored file is not what its receipt says: the work is done again
-├── OvertimeError   a shard took longer than its limit: the job fails
+├── OvertimeError   a job took longer than its limit: the job fails
+├── DisturbedError  a job changed what the whole process shares, or tried to end it: the job fails
 └── TrainingError   a training left the rails (a loss that is not finite): the job fails
 
 Everything else that an attack or a defense raises is theirs: it fails its job, leaves a hole in
@@ -23,12 +25,20 @@ class InputError(BenchError):
     """What a person gave cannot be used; the message says where, what was found and what fits."""
 
 
+class OtherNetworkError(InputError):
+    """A network that was built again answers otherwise than it did."""
+
+
 class DamagedError(BenchError):
     """A stored file is cut short or altered."""
 
 
 class OvertimeError(BenchError):
-    """A shard took longer than its limit."""
+    """A job took longer than its limit."""
+
+
+class DisturbedError(BenchError):
+    """A job changed what the whole process shares, or tried to end it."""
 
 
 class TrainingError(BenchError):
@@ -50,8 +60,11 @@ def persons(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, DamagedError):
         return f"{error}; the next run makes it again"
+    return "no space left on the disk; what is finished is kept" if disk_full(error) else None
+
+
+def disk_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors and pyarrow say it in words of their own.
-    if full or "No space left on device" in str(error):
-        return "no space left on the disk; what is finished is kept"
-    return None
+    return full or "No space left on device" in str(error)

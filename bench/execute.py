@@ -3,15 +3,17 @@
 A failed job is never marked done, so that nothing behind it becomes ready; the rest goes on.
 """
 
-import heapq
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from bench import data as datasets
 from bench import sources
 from bench.costs import Costs
 from bench.data import DataSpec
-from bench.errors import OvertimeError
+from bench.errors import OvertimeError, disk_full
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
-from bench.pools import Pool, Process
+from bench.pools import Pool
 from bench.store import ARTEFACTS, Store
-from bench.work import describe
+from bench.work import Recheck, describe
 
 GRACE = 60.0
 """Seconds beyond its limit after which a shard's process is killed: time to start, and to be told."""
@@ -53,13 +55,20 @@ class State:
 
 
 def examine(
-    plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
+    plan: Plan,
+    store: Store,
+    wanted: set[str] | None = None,
+    *,
+    trust: bool = False,
+    verify: bool = True,
+    others: Mapping[Train, str] | None = None,
 ) -> State:
     """Return what is done and what is to do, from the evaluations down.
 
     A stored result counts if its files are what its receipt says (`verify`) and the code that made it
-    is what it was (unless `trust`).
+    is what it was (unless `trust`). `others` are trainings whose networks are others by now, with a sentence.
     """
+    others = others or {}
     state = State()
     verdicts: dict[Job, bool] = {}
 
@@ -73,6 +82,8 @@ def examine(
                 reason = _changed(receipt, job)
             if receipt is not None and reason is None:
                 reason = _other_inputs(receipt, store)
+            if receipt is not None and reason is None:
+                reason = next((others[each] for each in trainings(job) if each in others), None)
             if reason is not None:
                 state.redo[job] = reason
             verdicts[job] = receipt is not None and reason is None
@@ -92,6 +103,13 @@ def examine(
         if (wanted is None or cell.job.key in wanted) and not need(cell.job):
             state.done.add(cell.job)
     return state
+
+
+@cache
+def trainings(job: Job) -> frozenset[Train]:
+    """Return the trainings that a job's result comes from, itself included."""
+    own = frozenset({job}) if isinstance(job, Train) else frozenset()
+    return own.union(*(trainings(need) for need in job.needs))
 
 
 def fetch(state: State, folder: Path, data_root: Path | None) -> None:
@@ -136,26 +154,30 @@ def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
     return None
 
 
-def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = None) -> Iterator[Done]:
-    """Do what is to do; yield each job as it ends, with its error if it failed."""
+def run(
+    state: State,
+    store: Store,
+    pool: Pool,
+    costs: Costs,
+    started: Callable[[Job, int], None] | None = None,
+    limit: float | None = None,
+) -> Iterator[Done]:
+    """Do what is to do; yield each job as it ends, with its error if it failed.
+
+    `limit` is the seconds that any job may take. A full disk ends the run: no other job could keep a result.
+    """
     sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
     sorter.prepare()
-    ways = costs.paths(state.todo)
-    ready: list[tuple[float, str, Job]] = []
+    queue = _Queue(costs.paths(state.todo), pool)
     running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
-    deadlines: dict[Future[dict[str, Any]], float] = {}
-    overdue: set[Future[dict[str, Any]]] = set()
-    free = list(range(len(pool.devices)))
+    deadlines = _Deadlines(limit)
     tried: set[Job] = set()
-
-    def push(job: Job) -> None:
-        heapq.heappush(ready, (-ways[job], job.key, job))
-
+    full = False
     while sorter.is_active():
         for job in sorter.get_ready():
-            push(job)
-        while ready and free:
-            job, slot = heapq.heappop(ready)[2], free.pop(0)
+            queue.push(job)
+        while not full and (chosen := queue.pop()) is not None:
+            job, slot = chosen
             if started is not None:
                 started(job, slot)
             if job in state.redo:
@@ -163,48 +185,122 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
                 store.discard(job.kind, job.key)
             future = pool.submit(slot, job)
             running[future] = job, slot
-            if (limit := _limit(job)) is not None:
-                deadlines[future] = time.monotonic() + limit + GRACE
+            deadlines.begin(future, job)
         if not running:
             return
-        left = min(deadlines.values(), default=math.inf) - time.monotonic()
-        timeout = None if math.isinf(left) else max(left, 0.0)
-        ended = wait(running, timeout=timeout, return_when=FIRST_COMPLETED).done
-        late = [each for each, end in deadlines.items() if end <= time.monotonic() and not each.done()]
-        for future in late:
+        for future in deadlines.wait(running):
             # Its own alarm did not wake it: it hangs in code that no signal interrupts.
-            overdue.add(future)
-            del deadlines[future]
             pool.kill(running[future][1])
-        for future in ended:
+        for future in [each for each in running if each.done()]:
             job, slot = running.pop(future)
-            deadlines.pop(future, None)
-            free.append(slot)
+            queue.free.append(slot)
+            deadlines.end(future)
             error = future.exception()
-            if isinstance(error, BrokenProcessPool) and isinstance(pool, Process):
+            if isinstance(error, BrokenProcessPool):
                 pool.restart(slot)
-                if future in overdue:
-                    error = OvertimeError(
-                        f"its shard took longer than its limit of {_limit(job):g} s; its process was killed"
-                    )
+                if (late := deadlines.overdue(future, job)) is not None:
+                    error = late
                 elif job not in tried:
                     # Killed from outside, perhaps for memory: once more, on a new process.
                     tried.add(job)
-                    push(job)
+                    queue.push(job)
                     continue
                 else:
-                    error = RuntimeError("its process was killed twice (out of memory?)")
+                    error = RuntimeError("its process ended twice without a word (killed? out of memory?)")
             if error is None:
                 costs.learn(job, future.result())
                 sorter.done(job)
                 yield Done(job, future.result(), slot=slot)
             else:
+                full = full or disk_full(error)
                 _note(store, job, error)
                 yield Done(job, None, error, slot)
 
 
-def _limit(job: Job) -> float | None:
-    return job.attempt.time_limit if isinstance(job, Craft) else None
+SWITCH = 10.0
+"""Seconds of work that are no reason to start another process where one is there for another job."""
+
+
+class _Queue:
+    """Jobs that may begin, and the slots that are free."""
+
+    def __init__(self, ways: Mapping[Job, float], pool: Pool) -> None:
+        self._ways, self._pool = ways, pool
+        self._ready: list[Job] = []
+        self.free = list(range(len(pool.devices)))
+
+    def push(self, job: Job) -> None:
+        """Add a job."""
+        insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
+
+    def pop(self) -> tuple[Job, int] | None:
+        """Take the job with the longest way behind it, and a slot; None where either is missing.
+
+        Of jobs that are about equal, one goes first for which a slot has a process.
+        """
+        if not self._ready or not self.free:
+            return None
+        longest = self._ways[self._ready[0]]
+        near = takewhile(lambda job: self._ways[job] >= longest - SWITCH, self._ready)
+        warm = ((job, slot) for job in near for slot in self.free if self._pool.warm(slot, job))
+        job, slot = next(warm, (self._ready[0], self.free[0]))
+        self._ready.remove(job)
+        self.free.remove(slot)
+        return job, slot
+
+
+class _Deadlines:
+    """When the processes of jobs with a limit are killed."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._ends: dict[Future[dict[str, Any]], float] = {}
+        self._killed: set[Future[dict[str, Any]]] = set()
+
+    def of(self, job: Job) -> float | None:
+        """Return the seconds that a job may take."""
+        own = job.attempt.time_limit if isinstance(job, Craft) else None
+        return min((each for each in (own, self._limit) if each is not None), default=None)
+
+    def begin(self, future: Future[dict[str, Any]], job: Job) -> None:
+        """Note that a job begins."""
+        if (limit := self.of(job)) is not None:
+            self._ends[future] = time.monotonic() + limit + GRACE
+
+    def end(self, future: Future[dict[str, Any]]) -> None:
+        """Forget a job."""
+        self._ends.pop(future, None)
+
+    def wait(self, running: Iterable[Future[dict[str, Any]]]) -> list[Future[dict[str, Any]]]:
+        """Wait until a job ends, or is too late; return those that are."""
+        left = min(self._ends.values(), default=math.inf) - time.monotonic()
+        wait(running, timeout=None if math.isinf(left) else max(left, 0.0), return_when=FIRST_COMPLETED)
+        late = [each for each, end in self._ends.items() if end <= time.monotonic() and not each.done()]
+        for each in late:
+            self._killed.add(each)
+            del self._ends[each]
+        return late
+
+    def overdue(self, future: Future[dict[str, Any]], job: Job) -> OvertimeError | None:
+        """Return what to say of a job whose process was killed for its limit."""
+        if future not in self._killed:
+            return None
+        return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
+
+
+def ask_again(plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None) -> dict[Train, str]:
+    """Return the stored trainings that run other people's code and answer otherwise now, and how.
+
+    What such code reads or imports beside the suite's folder is in no key, so that nothing but its answers
+    tells whether it is what it was.
+    """
+    found: dict[Train, str] = {}
+    for job in plan.graph(wanted):
+        if isinstance(job, Train) and job.foreign and store.damage("train", job.key) is None:
+            said = pool.submit(0, Recheck(job)).result()
+            if said["different"] is not None:
+                found[job] = said["different"]
+    return found
 
 
 def _note(store: Store, job: Job, error: BaseException) -> None:

@@ -18,11 +18,11 @@ from bench import sources
 from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
-from bench.registry import AttackEntry, DefenseEntry
+from bench.registry import AttackEntry, DefenseEntry, Entry
 from bench.spec import ANSWERS, Filled, Planned, Suite, ViewUse, expanded, inner, named_files
 from bench.store import SCHEME as STORE_SCHEME
 
-SCHEME = 1
+SCHEME = 2
 """Number of the key scheme; part of every key."""
 
 Target: TypeAlias = int | Literal["random"] | None
@@ -101,6 +101,17 @@ class Train(Keyed):
     def needs(self) -> tuple["Job", ...]:
         """The jobs that come first."""
         return tuple(part for _, part in self.parts)
+
+    @cached_property
+    def foreign(self) -> frozenset[str]:
+        """The packages and modules of other people that this defense and its parts run.
+
+        What they keep in their process, and what they read beside their weights, nobody has looked at.
+        """
+        entry = self.defense.entry
+        named = [self.defense.params[name] for name in entry.parameters("code")]
+        own = {str(path).partition(":")[0] for path in named if path is not None}
+        return frozenset(own).union(_foreign(entry), *(part.foreign for _, part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +214,24 @@ class Evaluate(Keyed):
 Job: TypeAlias = Train | Craft | Evaluate
 
 
+def _foreign(entry: Entry) -> frozenset[str]:
+    """Return the package that a registered thing comes from, if it is not one of ours."""
+    return frozenset({entry.module.partition(".")[0]}) - sources.OURS
+
+
+def foreign(job: Job) -> frozenset[str]:
+    """Return the packages and modules of other people that a job runs in its process."""
+    match job:
+        case Train():
+            inside = (_foreign(entry) for entry, _ in inner(job.defense))
+            return job.foreign.union(*inside)
+        case Craft():
+            source = job.attempt.source
+            return _foreign(job.attempt.attack.entry) | (source.train.foreign if source else frozenset())
+        case Evaluate():
+            return job.victim.train.foreign
+
+
 @dataclass(frozen=True)
 class Cell:
     """A point of the benchmark."""
@@ -229,10 +258,10 @@ class Plan:
     cells: tuple[Cell, ...]
     skips: tuple[Skip, ...]
 
-    def graph(self) -> dict[Job, tuple[Job, ...]]:
-        """Return every job below the cells, with those it needs."""
+    def graph(self, wanted: set[str] | None = None) -> dict[Job, tuple[Job, ...]]:
+        """Return every job below the cells (those whose jobs are `wanted`), with those it needs."""
         graph: dict[Job, tuple[Job, ...]] = {}
-        todo: list[Job] = [cell.job for cell in self.cells]
+        todo: list[Job] = [cell.job for cell in self.cells if wanted is None or cell.job.key in wanted]
         while todo:
             job = todo.pop()
             if job not in graph:

@@ -1,5 +1,6 @@
 """Where a job runs: in this process, or in one spawned process for each slot of a device."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -13,13 +14,14 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+import psutil
 import torch
 
-from bench import sources
+from bench import isolation, sources
 from bench.errors import InputError, did_you_mean
-from bench.plan import Job
+from bench.plan import Job, foreign
 from bench.registry import discover
-from bench.work import Desk, do, free_cores, prepare
+from bench.work import Desk, Recheck, do, free_cores, prepare
 
 Listener = Callable[[int, Mapping[str, Any]], None]
 """Told what a slot's job says of itself."""
@@ -31,8 +33,16 @@ class Pool(Protocol):
     devices: tuple[str, ...]
     """The device of each slot."""
 
-    def submit(self, slot: int, job: Job) -> "Future[dict[str, Any]]":
+    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
         """Run a job in a free slot."""
+        ...
+
+    def warm(self, slot: int, job: Job) -> bool:
+        """Return whether a slot can begin a job at once, without a new process."""
+        ...
+
+    def restart(self, slot: int) -> None:
+        """Forget the process that died in a slot."""
         ...
 
     def kill(self, slot: int) -> None:
@@ -53,7 +63,7 @@ class Inline:
         self._listener = listener
         prepare(self._desk)
 
-    def submit(self, slot: int, job: Job) -> "Future[dict[str, Any]]":
+    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
         """Run a job; the future is done."""
         future: Future[dict[str, Any]] = Future()
         try:
@@ -62,6 +72,13 @@ class Inline:
             future.set_exception(error)
         return future
 
+    def warm(self, slot: int, job: Job) -> bool:
+        """Return True: there is one process."""
+        return True
+
+    def restart(self, slot: int) -> None:
+        """Do nothing: there is one process."""
+
     def kill(self, slot: int) -> None:
         """Do nothing: nothing is running."""
 
@@ -69,51 +86,76 @@ class Inline:
         """Do nothing: nothing is running."""
 
 
+HELD = 2
+"""How many processes a slot holds at the most: one for our own code, and one for a module of a user."""
+
+
 class Process:
-    """A spawned worker for each slot, replaced when it dies."""
+    """Spawned workers for each slot, one at work; replaced when it dies.
+
+    Jobs that run other people's code (`plan.foreign`) have a worker of their own for each such module, so
+    that nothing that it does to its process reaches another's jobs.
+    """
 
     def __init__(self, desk: Desk, devices: tuple[str, ...], listener: Listener) -> None:
         self.devices = devices
         self._desk = desk
         self._listener = listener
         self._context = get_context("spawn")
-        self._executors: list[ProcessPoolExecutor | None] = [None] * len(devices)
+        self._held: list[dict[frozenset[str], ProcessPoolExecutor]] = [{} for _ in devices]
+        self._at_work: list[frozenset[str] | None] = [None] * len(devices)
         self._ears: dict[Connection, int] = {}
+        self._others = isolation.children()
+        isolation.adopt_orphans()
         self._changed, self._wake = self._context.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def submit(self, slot: int, job: Job) -> "Future[dict[str, Any]]":
-        """Run a job in a slot's process."""
+    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
+        """Run a job in one of a slot's processes."""
+        home = _home(job)
+        self._at_work[slot] = home
         for _ in range(2):
-            executor = self._executors[slot] or self._start(slot)
+            executor = self._held[slot].pop(home, None) or self._start(slot)
+            # The last used comes last.
+            self._held[slot][home] = executor
             try:
                 return executor.submit(_work, job)
             except BrokenProcessPool:
                 # A process that died while idle: the standard library's pool is gone for good.
-                self._executors[slot] = None
+                del self._held[slot][home]
         raise BrokenProcessPool(f"no process can be started for {self.devices[slot]}")
 
+    def warm(self, slot: int, job: Job) -> bool:
+        """Return whether the slot holds a process for what the job runs."""
+        return _home(job) in self._held[slot]
+
     def restart(self, slot: int) -> None:
-        """Forget a slot's process; the next job gets a new one."""
-        executor, self._executors[slot] = self._executors[slot], None
-        if executor is not None:
-            executor.shutdown(wait=False, cancel_futures=True)
+        """Forget the process that was at work; the next job gets a new one."""
+        home = self._at_work[slot]
+        if home is not None and (executor := self._held[slot].pop(home, None)) is not None:
+            _end(executor)
 
     def kill(self, slot: int) -> None:
-        """Kill a slot's process."""
-        executor = self._executors[slot]
-        for process in list((executor._processes or {}).values()) if executor is not None else []:
-            process.kill()
+        """Kill the process that is at work, and what it started."""
+        home = self._at_work[slot]
+        if home is not None and home in self._held[slot]:
+            _kill(self._held[slot][home])
 
     def stop(self) -> None:
         """Kill the processes; what they had finished is stored."""
-        for slot in range(len(self._executors)):
-            self.kill(slot)
-            self.restart(slot)
+        for held in self._held:
+            for executor in held.values():
+                _end(executor)
+            held.clear()
+        # What they started and left behind is ours by now.
+        isolation.end(isolation.children() - self._others)
         self._wake.send(None)
 
     def _start(self, slot: int) -> ProcessPoolExecutor:
+        held = self._held[slot]
+        while len(held) >= HELD:
+            _end(held.pop(next((home for home in held if home), frozenset())))
         ear, mouth = self._context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             max_workers=1,
@@ -121,7 +163,6 @@ class Process:
             initializer=_begin,
             initargs=(replace(self._desk, device=self.devices[slot]), mouth),
         )
-        self._executors[slot] = executor
         self._ears[ear] = slot
         self._wake.send(True)
         return executor
@@ -143,6 +184,25 @@ class Process:
                     self._listener(self._ears[ready], said)
 
 
+def _home(job: Job | Recheck) -> frozenset[str]:
+    """Return whose code a job runs beside ours: it has a process of its own."""
+    return foreign(job.train if isinstance(job, Recheck) else job)
+
+
+def _kill(executor: ProcessPoolExecutor) -> None:
+    """Kill an executor's process, and what it started."""
+    for process in list((executor._processes or {}).values()):
+        with contextlib.suppress(psutil.Error):
+            below = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            isolation.end(below)
+
+
+def _end(executor: ProcessPoolExecutor) -> None:
+    _kill(executor)
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
 _DESK: Desk | None = None
 _MOUTH: Connection | None = None
 _CHANGED: list[str] = []
@@ -154,6 +214,7 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     global _DESK, _MOUTH
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    isolation.adopt_orphans()
     prepare(desk)
     discover()
     now = sources.digests(desk.sources)
@@ -162,14 +223,16 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     _DESK, _MOUTH = desk, mouth
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
+    """End, with all that was started here, when the parent ends. A job may not call `os._exit`; this may."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os._exit(1)
+        isolation.end(isolation.children())
+        end(1)
 
 
-def _work(job: Job) -> dict[str, Any]:
+def _work(job: Job | Recheck) -> dict[str, Any]:
     assert _DESK is not None
     assert _MOUTH is not None
     if _CHANGED:

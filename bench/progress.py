@@ -20,6 +20,9 @@ from bench.plan import Craft, Evaluate, Job, Train
 SHOWN = 8
 """How many finished cells stay in sight."""
 
+HEARTBEAT = 60.0
+"""Seconds without a line after which one says what is at work."""
+
 QUIET = 15
 """Seconds without a line after which a shard of an attack is worth one."""
 
@@ -52,6 +55,8 @@ class Display:
         self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
         self._begun = time.monotonic()
         self._spoken = 0.0
+        self._told: set[str] = set()
+        self._over = threading.Event()
         self._progress = Progress(
             TextColumn("[bold]jobs"),
             BarColumn(bar_width=24),
@@ -70,9 +75,12 @@ class Display:
     def __enter__(self) -> "Display":
         if self._live:
             self._live.start()
+        else:
+            threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         if self._live:
             self._live.stop()
 
@@ -84,7 +92,12 @@ class Display:
             self._line(f"{self._devices[slot]}: {title(job)}")
 
     def said(self, slot: int, facts: Mapping[str, Any]) -> None:
-        """Note how far a slot's job says it is."""
+        """Note how far a slot's job says it is, or what should be known of it."""
+        if "note" in facts:
+            with self._lock:
+                of = title(self._now[slot][0]) if slot in self._now else self._devices[slot]
+            self._once(f"note: {of}: {facts['note']}")
+            return
         with self._lock:
             if slot not in self._now:
                 return
@@ -107,7 +120,7 @@ class Display:
         if done.error is not None:
             first = str(done.error).partition("\n")[0]
             text = persons(done.error) or f"{type(done.error).__name__}: {first}"
-            self._line(f"failed: {title(done.job)}: {text}")
+            self._once(text, f"failed: {title(done.job)}: {text}")
         elif not self._live and (
             isinstance(done.job, Evaluate)
             # A shard of an attack is no news in itself, but an hour without a line is a worry.
@@ -119,6 +132,21 @@ class Display:
     def seconds(self) -> float:
         """Return the seconds since the run began."""
         return time.monotonic() - self._begun
+
+    def _once(self, what: str, line: str | None = None) -> None:
+        """Print a line, unless the same was said before: many jobs may fail for one reason."""
+        if what not in self._told:
+            self._told.add(what)
+            self._line(line or what)
+
+    def _beat(self) -> None:
+        """Say now and then what is at work, where nothing else was said."""
+        while not self._over.wait(1.0):
+            if self.seconds() - self._spoken >= HEARTBEAT:
+                with self._lock:
+                    now = [(title(job), time.monotonic() - begun) for job, begun, _ in self._now.values()]
+                if now:
+                    self._line("at work: " + "; ".join(f"{name} ({took:.0f} s)" for name, took in now))
 
     def _line(self, text: str) -> None:
         self._spoken = self.seconds()

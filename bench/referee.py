@@ -7,7 +7,7 @@ gradients and torch's random state are left as they were found.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bench.errors import InputError
 from bench.protocols import (
     Crafted,
     Features,
@@ -251,24 +252,42 @@ def _nothing(x: Images, reason: str) -> Judged:
 
 
 @contextmanager
-def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
-    """Fork the global random states (torch, numpy, Python) under `seed`, freeze parameters, and put
-    everything back.
+def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
+    """Fork the global random states (torch's, numpy's, Python's) under `seed`, and put them back."""
+    states = np.random.get_state(), random.getstate()
+    cuda = sorted({each.index or 0 for each in devices if each.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        reseed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
 
-    An attack that changes a weight fails: its later numbers would be another network's.
+
+def reseed(seed: int) -> None:
+    """Seed every global source of random numbers: torch's, numpy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = None) -> Iterator[None]:
+    """Fork the global random states under `seed`, freeze parameters, and put everything back.
+
+    What changes a weight or a buffer fails: its later numbers would be another network's. With `ask`, which
+    asks the network and nothing else, an attack that did is told from a network that does so itself;
+    without it, nobody but the network was at work.
     """
     every = [module for each in modules for module in each.modules()]
     modes = [(module, module.training) for module in every]
-    tensors = [tensor for each in modules for tensor in (*each.parameters(), *each.buffers())]
+    named = [pair for each in modules for pair in (*each.named_parameters(), *each.named_buffers())]
+    tensors = [tensor for _, tensor in named]
     flags = [(tensor, tensor.requires_grad) for tensor in tensors]
     # Compared by value: a write through `.data` leaves no other trace.
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
-    states = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+    before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
+    with seeded(seed, *(tensor.device for tensor in tensors)):
         for tensor, _ in flags:
             tensor.requires_grad_(False)
         for module in modules:
@@ -276,16 +295,37 @@ def undisturbed(*modules: nn.Module, seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
+            changed = _put_back(before)
+            own = changed
+            if changed and ask is not None:
+                with torch.no_grad():
+                    ask()
+                own = _put_back(before)
             for module, mode in modes:
                 module.training = mode
-            changed = [(tensor, value) for tensor, value in before if not torch.equal(tensor, value)]
-            for tensor, value in changed:
-                # Other jobs of this process look at the same network.
-                tensor.data.copy_(value)
             for tensor, flag in flags:
                 tensor.requires_grad_(flag)
                 tensor.grad = None
+    if own:
+        raise InputError(
+            f"the network changes its own weights or buffers ({', '.join(own[:4])}) whenever it is asked, so "
+            "that its answers depend on what was asked before; they must stay as they are in evaluation mode"
+        )
     if changed:
-        raise RuntimeError("the attack changed the weights or buffers of the network it looked at")
+        raise RuntimeError(
+            f"the attack changed the weights or buffers of the network it looked at ({', '.join(changed[:4])})"
+        )
+
+
+def _put_back(before: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
+    """Undo what was written into tensors; return the names of those that were."""
+    changed = [(name, tensor, value) for name, tensor, value in before if not _equal(tensor, value)]
+    for _, tensor, value in changed:
+        # Other jobs of this process may look at the same network.
+        tensor.data.copy_(value)
+    return [name for name, _, _ in changed]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same; what is not a number equals itself."""
+    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

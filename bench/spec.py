@@ -160,6 +160,8 @@ class SuiteModel(Model):
     attacks: dict[str, AttackUse]
     tasks: list[Task] = Field(min_length=1)
     tables: dict[Annotated[str, BeforeValidator(str)], Table] = {}
+    time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,15 @@
 A job is done from its description alone, wherever it runs, and leaves one file and a receipt.
 """
 
+import hashlib
+import json
 import os
 import platform
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -23,14 +26,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench import data as datasets
-from bench import sources
-from bench.errors import InputError, OvertimeError, TrainingError
+from bench import probes, sources
+from bench.errors import InputError, OtherNetworkError, OvertimeError, TrainingError
+from bench.isolation import building, isolated
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS, schema
 from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
-from bench.protocols import Crafted, Images, Labels, Split, View, distance
-from bench.referee import Meter, answers_only, blindfold, guides, judge, undisturbed, watch
+from bench.protocols import Crafted, Decision, Images, Labels, Split, View, answered, distance
+from bench.referee import Meter, answers_only, blindfold, guides, judge, reseed, seeded, undisturbed, watch
 from bench.registry import AttackEntry, DefenseEntry, arguments
 from bench.spec import Filled, named_files
 from bench.store import ARTEFACTS, Store
@@ -39,8 +43,15 @@ from bench.training import Progress, Trainer
 CHUNK = {"cpu": 256, "cuda": 4096}
 """Images that are computed at once: what fits a processor's cache, and what fills a GPU."""
 
-ASKED_TWICE = 64
-"""How many examples of an evaluation are asked a second time, to see whether answers differ."""
+ASKED_TWICE = 32
+"""How many examples of a shard are asked a second time, in another order and in other batches."""
+
+ROUNDING = 1e-4
+"""How far logits may be from those of the first ask, as a share of what they spread over, for an answer that
+changed with them to count as a tie: in another batch, sums are taken in another order."""
+
+DRIFT = 0.01
+"""How far they may be for an answer to be the same that it was, on the same scale."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +66,44 @@ class Desk:
     sources: Mapping[str, str] = field(hash=False)
     """Digests of the code that the plan was made with: what runs must be the same."""
     commit: str | None = None
+    time_limit: float | None = None
+    """Seconds that any job may take; None: any time."""
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """Ask a stored network again whether it is the one that was stored; leaves no result."""
+
+    train: Train
+
+    kind = "recheck"
+
+    @property
+    def key(self) -> str:
+        """That of the training."""
+        return self.train.key
 
 
 def prepare(desk: Desk) -> None:
-    """Set up this process: one thread on a CPU, deterministic kernels, big buffers kept."""
+    """Set up this process: settings of torch, the suite's folder on the import path, big buffers kept."""
     sources.importable(desk.folder)
+    settle(desk)
+    if torch.device(desk.device).type == "cpu":
+        keep_buffers()
+
+
+def settle(desk: Desk) -> None:
+    """Set what holds for the whole process and decides numbers, before each job."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell. Of matrix
-    # products torch's default is full float32.
+    # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell.
     torch.backends.cudnn.allow_tf32 = False
     if torch.device(desk.device).type == "cpu":
         # Sums must not depend on how many cores the machine has.
         torch.set_num_threads(1)
-        keep_buffers()
 
 
 @cache
@@ -94,8 +129,10 @@ def keep_buffers() -> bool:
     )
 
 
-def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
+def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
     """Do a job and store its result; return its receipt."""
+    if isinstance(job, Recheck):
+        return recheck(job, desk)
     store = Store(desk.store)
     if store.damage(job.kind, job.key) is None:
         # Another run was first.
@@ -103,21 +140,27 @@ def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]
     code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
-    match job:
-        case Train():
-            write, facts = train(job, desk, store, code, progress)
-        case Craft():
-            write, facts = craft(job, desk, store)
-        case Evaluate():
-            write, facts = evaluate(job, desk, store)
-        case _:
-            assert_never(job)
-    device = torch.device(desk.device)
+    settle(desk)
+    forget_modules(job, desk)
+    with isolated() as ground, limited(desk.time_limit):
+        match job:
+            case Train():
+                write, facts = train(job, desk, store, code, progress)
+            case Craft():
+                write, facts = craft(job, desk, store)
+            case Evaluate():
+                write, facts = evaluate(job, desk, store)
+            case _:
+                assert_never(job)
+    for note in ground.notes:
+        if progress is not None:
+            progress({"note": note})
     receipt = {
         "seconds": round(time.perf_counter() - begun, 3),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "device": device_name(desk),
+        "threads": torch.get_num_threads() if torch.device(desk.device).type == "cpu" else None,
         **facts,
+        "notes": [*facts.get("notes", []), *ground.notes],
         "versions": versions(),
         "commit": desk.commit,
         **inherited(job, store, code),
@@ -125,6 +168,60 @@ def do(job: Job, desk: Desk, progress: Progress | None = None) -> dict[str, Any]
     }
     store.keep(job.kind, job.key, describe(job), receipt, write)
     return receipt
+
+
+def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
+    """Return ``{"different": sentence}`` where a stored network is no longer what it was, else None there."""
+    settle(desk)
+    forget_modules(job.train, desk)
+    try:
+        with isolated(), limited(desk.time_limit):
+            restored(Served(job.train), desk)
+    except OtherNetworkError as error:
+        return {"different": str(error)}
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the code is not ours; the training will say more
+        return {"different": f"it cannot be built any more ({type(error).__name__}: {error})"}
+    return {"different": None}
+
+
+def forget_modules(job: Job, desk: Desk) -> None:
+    """Take the user's own modules off the list of those that are imported, so that each job begins anew.
+
+    What such a module keeps at its top level would go from job to job, and the order of jobs would matter.
+    Installed packages stay: few can be imported twice.
+    """
+    for name in named_modules(job):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if (
+            file is None
+            or not Path(file).is_relative_to(desk.folder)
+            or Path(file).is_relative_to(sys.prefix)
+        ):
+            continue
+        del sys.modules[name]
+
+
+def named_modules(job: Job) -> set[str]:
+    """Return the modules that the parameters of a job's defenses name, with what those import."""
+    todo = [job if isinstance(job, Train) else need for need in (job, *job.needs) if isinstance(need, Train)]
+    found: set[str] = set()
+    while todo:
+        train = todo.pop()
+        assert isinstance(train, Train)
+        named = train.defense.identity["params"]
+        for parameter in train.defense.entry.parameters("code"):
+            if named.get(parameter) is not None:
+                found.update(named[parameter][1])
+        todo += [part for _, part in train.parts]
+    return found
+
+
+def device_name(desk: Desk) -> str:
+    """Return the name of the device that a desk computes on."""
+    device = torch.device(desk.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -193,11 +290,10 @@ def versions() -> dict[str, str]:
 def train(
     job: Train, desk: Desk, store: Store, code: Mapping[str, str], progress: Progress | None
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """Fit a defense."""
+    """Fit a defense; see that it can be built again from what is stored of it."""
     device = torch.device(desk.device)
     split = load(job.data, desk)
-    cuda = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with seeded(seed_of(job.key, "initial"), device):
         model = build(job, desk, fitted_parts=True)
         parts = {name: restored(Served(part), desk) for name, part in job.parts}
         trainer = Trainer(
@@ -208,22 +304,50 @@ def train(
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise TrainingError(f"the training ended with {name} not finite")
-    facts = {"examples": len(split), "resumed_from_epoch": trainer.resumed}
-    return lambda path: save_file(weights, path), facts
+    answers = _answers(job, model.eval(), desk)
+    again = _built(Served(job), desk)
+    as_built = _same_state(again, weights)
+    again.load_state_dict(weights, strict=True)
+    if (other := probes.difference(answers, _answers(job, again, desk), alike=False)) is not None:
+        raise OtherNetworkError(
+            f"defense {job.defense.name}: built a second time, with the weights of the first, it is another "
+            f"network: {other}. Whatever it learns or draws must be a parameter or a buffer of it, and "
+            "whatever it reads must be named in the suite"
+        )
+    facts = {
+        "examples": len(split),
+        "resumed_from_epoch": trainer.resumed,
+        "answers": answers,
+        "as_built": as_built,
+        "notes": trainer.notes,
+    }
+    # Part of the file, so that its digest tells networks apart that have the same weights.
+    told = {"answers": hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()}
+    return lambda path: save_file(weights, path, told), facts
+
+
+def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
+    entry = job.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    return probes.answers(model, entry, job.data.shape, desk.device)
 
 
 def build(
     job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False
 ) -> Any:
-    """Construct a defense, untrained, on the desk's device; the parts it names are passed to it."""
+    """Construct a defense, untrained, on the desk's device; the parts it names are passed to it.
+
+    The random states are left as the construction left them.
+    """
     entry = job.defense.entry
     assert isinstance(entry, DefenseEntry)
     unchanged(job.defense, desk.folder)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
         given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
-    torch.manual_seed(seed_of(job.key, "initial"))
-    model = entry.make(job.data.shape, **given)
+    reseed(seed_of(job.key, "initial"))
+    with building():
+        model = entry.make(job.data.shape, **given)
     if not isinstance(model, nn.Module):
         raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
     return model.to(desk.device)
@@ -243,16 +367,57 @@ def unchanged(filled: Filled, folder: Path) -> None:
 
 
 def restored(served: Served, desk: Desk) -> Any:
-    """Return a fitted defense of the caller's own, which may go on training it."""
-    with torch.random.fork_rng(devices=[]):
-        model = build(served.train, desk, serve=dict(served.serve))
-    weights = Store(desk.store).artefact("train", served.train.key)
-    model.load_state_dict(load_file(weights, device=desk.device), strict=True)
-    return model.eval()
+    """Return a fitted defense of the caller's own, which may go on training it.
+
+    Raises `OtherNetworkError` where it answers otherwise than when it was stored.
+    """
+    store, train, plain = Store(desk.store), served.train, Served(served.train)
+    weights = load_file(store.artefact("train", train.key), device=desk.device)
+    receipt = store.receipt("train", train.key) or {}
+    here = receipt.get("device") == device_name(desk) and receipt.get("versions") == versions()
+    model = _built(plain, desk)
+
+    def compare(when: str) -> None:
+        now = _answers(train, model, desk)
+        if (other := probes.difference(receipt["answers"], now, alike=not here)) is not None:
+            raise OtherNetworkError(
+                f"defense {train.defense.name}: {when}, it is another network than the one that was stored: "
+                f"{other}. Something that decides its answers is neither in its weights nor named in the "
+                "suite (a file that it reads, code elsewhere, a draw)"
+            )
+
+    if receipt["as_built"]:
+        # Nothing was learned: the weights are what the constructor makes or reads.
+        compare("as it is built now")
+    model.load_state_dict(weights, strict=True)
+    compare("with its stored weights")
+    if served == plain:
+        return model
+    model = _built(served, desk)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def _built(served: Served, desk: Desk) -> Any:
+    """Build a defense anew, as it is asked, untrained and in evaluation mode."""
+    with seeded(seed_of(served.train.key, "initial"), torch.device(desk.device)):
+        return build(served.train, desk, serve=dict(served.serve)).eval()
+
+
+def _same_state(model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a network has these weights already."""
+    state = model.state_dict()
+    return all(name in state and torch.equal(state[name].cpu(), value) for name, value in weights.items())
 
 
 def fitted(served: Served, desk: Desk, store: Store) -> Any:
-    """Return a fitted defense, frozen, to be looked at and asked; shared by the jobs of a process."""
+    """Return a fitted defense, frozen, to be looked at and asked.
+
+    One of ours is shared by the jobs of a process. Of other people's code each job has an instance of its
+    own: what such a network remembers must not go from job to job.
+    """
+    if served.train.foreign:
+        return restored(served, desk).requires_grad_(False)
     weights = store.folder("train", served.train.key) / "weights.safetensors"
     return _fitted(served, desk, weights.stat().st_mtime_ns if weights.exists() else 0)
 
@@ -305,18 +470,20 @@ def limited(seconds: float | None) -> Iterator[None]:
     """Raise `OvertimeError` in the block once it has taken so long, every second after, and at its end.
 
     By a signal of the main thread, where jobs run; what a signal cannot interrupt, `execute` ends from
-    outside.
+    outside. Inside another limit the nearer one counts.
     """
     alarm = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
-    if seconds is None or not alarm:
+    outer = signal.getitimer(signal.ITIMER_REAL)[0] if alarm else 0.0
+    if seconds is None or not alarm or 0 < outer <= seconds:
         yield
         return
     rang: list[OvertimeError] = []
 
     def over(*_: object) -> None:
-        rang.append(OvertimeError(f"its shard took longer than its limit of {seconds:g} s"))
+        rang.append(OvertimeError(f"it took longer than its limit of {seconds:g} s"))
         raise rang[-1]
 
+    begun = time.monotonic()
     before = signal.signal(signal.SIGALRM, over)
     try:
         try:
@@ -333,6 +500,8 @@ def limited(seconds: float | None) -> Iterator[None]:
         # Once more: an alarm may ring on the way out of the block, before it is off.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - (time.monotonic() - begun), 0.01), 1.0)
     if rang:
         # Swallowed: what was returned is what there was by then.
         raise rang[-1]
@@ -356,7 +525,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
     while True:
         try:
             return _attack(job, model, x, y, split, chunk, recompute)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or chunk is None or chunk <= 1:
                 raise
             chunk, recompute = max(min(chunk, len(x)) // 2, 1), True
@@ -365,7 +534,8 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)
 
 
 def _attack(
@@ -377,11 +547,18 @@ def _attack(
     meter = Meter.of(len(y), x.device)
     target = _targets(attempt, y, index)
     modules = [model] if model is not None else []
-    with undisturbed(*modules, seed=seed_of(job.key)):
+    seen: list[View] = []
+
+    def ask() -> None:
+        for each in seen:
+            each.logits(each.encode(x[:2]))
+
+    with undisturbed(*modules, seed=seed_of(job.key), ask=ask):
         view = blindfold(meter)
         if attempt.source is not None and attempt.view is not None:
+            seen.append(look(attempt, model, split, x.device))
             view = watch(
-                look(attempt, model, split, x.device),
+                seen[0],
                 meter,
                 entry.access,
                 target=target,
@@ -432,8 +609,8 @@ def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> Vi
         readout = attempt.view.use.removeprefix("decision:")
         classes = attempt.source.train.data.shape.classes
 
-        def decide(z: Images) -> Any:
-            return model.decide(z.to(device), readout)
+        def decide(z: Images) -> Decision:
+            return _decided(model, z, readout, device)
 
         return answers_only(decide, classes, guides(decide, split.images, split.labels, classes).to(device))
     found = entry.view(attempt.view.use)
@@ -454,7 +631,7 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     columns: list[dict[str, Any]] = []
     with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
         for craft_job in job.crafts:
-            columns.append(_outcomes(job, craft_job, model, split, desk, store, twice=not columns))
+            columns.append(_outcomes(job, craft_job, model, split, desk, store))
     table = pa.concat_tables([_table(each) for each in columns], promote_options="default")
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
@@ -469,7 +646,7 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
 
 
 def _outcomes(
-    job: Evaluate, craft_job: Craft, model: Any, split: Split, desk: Desk, store: Store, *, twice: bool
+    job: Evaluate, craft_job: Craft, model: Any, split: Split, desk: Desk, store: Store
 ) -> dict[str, Any]:
     crafted = load_file(store.artefact("craft", craft_job.key))
     rows = slice(craft_job.start, craft_job.stop)
@@ -479,13 +656,6 @@ def _outcomes(
     z = x.clone()
     z[crafted["moved"]] = crafted["images"]
     answers = ask(model, z, job.readout, desk)
-    differs: list[bool | None] = [None] * len(truth)
-    if twice:
-        again = ask(model, z[:ASKED_TWICE], job.readout, desk)
-        changed = (again["label"] != answers["label"][:ASKED_TWICE]) | (
-            again["rejected"] != answers["rejected"][:ASKED_TWICE]
-        )
-        differs[: len(changed)] = changed.tolist()
     wide = x.double(), z.double()
     target = crafted["target"].tolist()
     return {
@@ -504,7 +674,7 @@ def _outcomes(
         "void": crafted["void"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
-        "differs": differs,
+        "differs": _asked_again(model, z, answers, job, craft_job, desk),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
     }
@@ -516,31 +686,106 @@ def _listed(values: Tensor | None) -> list[list[float]] | None:
 
 
 def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
-    """Return a read-out's answers in a fixed layout of chunks, on the CPU."""
-    parts = []
-    for chunk in images.split(CHUNK[torch.device(desk.device).type]):
-        decision = model.decide(chunk.to(desk.device), readout)
+    """Return a read-out's answers in a fixed layout of chunks, on the CPU, each as a table keeps it."""
+    decision = _decided(model, images, readout, torch.device(desk.device))
+    # A defense that answers NaN to a lawful image has not held; -1 is nobody's label.
+    lost = decision.score.isnan()
+    if decision.logits is not None:
+        lost = lost | ~answered(decision.logits)
+    found = {
+        "label": decision.label.long().masked_fill(lost, -1),
+        "rejected": decision.rejected.bool(),
+        "score": decision.score.float(),
+    }
+    if decision.logits is not None:
+        found["logits"] = decision.logits.float()
+    if decision.thresholds is not None:
+        found["thresholds"] = decision.thresholds.float()
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def _decided(model: Any, images: Images, readout: str, device: torch.device) -> Decision:
+    """Return a read-out's answers, chunk by chunk; where a chunk does not fit in memory, by smaller ones."""
+    size, parts, start = CHUNK[device.type], [], 0
+    while start < len(images):
+        chunk = images[start : start + size].to(device)
+        try:
+            decision = model.decide(chunk, readout)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(chunk) == 1:
+                raise
+            size = max(len(chunk) // 2, 1)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
         if decision.label.shape != (len(chunk),):
             raise ValueError(
                 f"read-out {readout!r} gave {tuple(decision.label.shape)} labels for {len(chunk)} images"
             )
-        lost = decision.score.isnan()
-        if decision.logits is not None:
-            lost = lost | decision.logits.isnan().any(1)
-        # A defense that answers NaN to a lawful image has not held; -1 is nobody's label.
-        parts.append(decision._replace(label=decision.label.masked_fill(lost, -1)))
-    found = {
-        "label": torch.cat([each.label for each in parts]).cpu(),
-        "rejected": torch.cat([each.rejected for each in parts]).cpu(),
-        "score": torch.cat([each.score for each in parts]).cpu(),
-    }
-    if all(each.logits is not None for each in parts):
-        found["logits"] = torch.cat([each.logits for each in parts if each.logits is not None]).cpu()
-    if all(each.thresholds is not None for each in parts):
+        parts.append(decision)
+        start += len(chunk)
+    return Decision(
+        label=torch.cat([each.label for each in parts]),
+        rejected=torch.cat([each.rejected for each in parts]),
+        score=torch.cat([each.score for each in parts]),
+        logits=_joined([each.logits for each in parts]),
         # One row of thresholds for each image, so that a row of outcomes can be judged alone.
-        rows = [each.thresholds.expand(len(each.label), -1) for each in parts if each.thresholds is not None]
-        found["thresholds"] = torch.cat(rows).cpu()
+        thresholds=_joined(
+            [
+                None if each.thresholds is None else each.thresholds.expand(len(each.label), -1)
+                for each in parts
+            ]
+        ),
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [each for each in parts if each is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
+
+
+def _asked_again(
+    model: Any, images: Images, first: Mapping[str, Tensor], job: Evaluate, craft_job: Craft, desk: Desk
+) -> list[bool | None]:
+    """Return of each example whether its answer differed at a second ask, None where it was asked once.
+
+    Asked in another order and in other company: one image alone, the others in two batches. Where a network
+    cannot answer so at all, its answers depend on company. A tie that rounding decides is no difference.
+    """
+    found: list[bool | None] = [None] * len(images)
+    draw = torch.Generator().manual_seed(seed_of(craft_job.key, job.readout, "again"))
+    rows = torch.randperm(len(images), generator=draw)[:ASKED_TWICE]
+    # A lone image is asked beside itself: alone is how it was asked before.
+    rest = len(rows) - 1
+    batches = rows.split([1, rest * 2 // 5, rest - rest * 2 // 5]) if rest else [rows.repeat(2)]
+    for batch in batches:
+        if len(batch) == 0:
+            continue
+        before = {name: values[batch] for name, values in first.items()}
+        try:
+            changed = _changed(before, ask(model, images[batch], job.readout, desk)).tolist()
+        except OvertimeError:
+            raise
+        except Exception:  # noqa: BLE001 - it could answer before
+            changed = [True] * len(batch)
+        for row, differs in zip(batch.tolist(), changed, strict=True):
+            found[row] = differs
     return found
+
+
+def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
+    """Return bool (N,): which answers are not the same: another label or refusal, or logits far from before.
+
+    Ties that rounding decides are left out.
+    """
+    changed = (before["label"] != now["label"]) | (before["rejected"] != now["rejected"])
+    one, other = (each.get("logits", each["score"][:, None]).double() for each in (before, now))
+    one, other = (each.nan_to_num(0.0, 0.0, 0.0) for each in (one, other))
+    spread = (one.amax(1) - one.amin(1)).maximum(
+        one.abs().amax(1) if one.shape[1] == 1 else one.new_zeros(())
+    )
+    apart = (one - other).abs().amax(1)
+    return (changed & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:
