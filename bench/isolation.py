@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import BuiltinFunctionType, BuiltinMethodType, FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -153,7 +153,6 @@ SETTINGS = (
 
 # --- functions that numbers are made of --------------------------------------------------------------
 
-_CODE = (FunctionType, BuiltinFunctionType, BuiltinMethodType, classmethod, staticmethod, property, type)
 _PACKAGES = ("bench", "attacks", "defenses")
 
 
@@ -214,7 +213,7 @@ def _put_functions_back(before: Iterable[_Owner]) -> Iterator[str]:
     for each in before:
         now, had = dict(vars(each.owner)), each.had
         for name in [name for name, value in had.items() if now.get(name) is not value]:
-            if isinstance(had[name], _CODE) and not _torchs_own(now.get(name)):
+            if _runs(had[name]) and not _torchs_own(now.get(name)):
                 setattr(each.owner, name, had[name])
                 yield f"{each.title}.{name}"
         if isinstance(each.owner, type):
@@ -224,6 +223,10 @@ def _put_functions_back(before: Iterable[_Owner]) -> Iterator[str]:
                 if hides and not _torchs_own(now[name]):
                     delattr(each.owner, name)
                     yield f"{each.title}.{name}"
+
+
+def _runs(value: object) -> bool:
+    return callable(value) or isinstance(value, classmethod | staticmethod | property)
 
 
 def _torchs_own(value: object) -> bool:
@@ -291,7 +294,8 @@ class _Streams:
             if file is not None and getattr(file, "closed", False) and number in self.copies:
                 mode = "r" if name == "stdin" else "w"
                 # Line by line, as a person sees it: the old one's buffer is gone with it.
-                setattr(sys, name, os.fdopen(os.dup(self.copies[number]), mode, buffering=1))
+                self.files[name] = os.fdopen(os.dup(self.copies[number]), mode, buffering=1)
+                setattr(sys, name, self.files[name])
                 yield f"sys.{name}"
             elif getattr(sys, name) is not file:
                 setattr(sys, name, file)
@@ -327,11 +331,12 @@ def children() -> set[psutil.Process]:
 def end(processes: Iterable[psutil.Process]) -> list[str]:
     """Kill processes; return their names."""
     names = []
-    for each in processes:
+    for each in (alive := list(processes)):
         with contextlib.suppress(psutil.Error):
             name = each.name()
             each.kill()
             names.append(name)
+    psutil.wait_procs(alive, timeout=3)
     return sorted(names)
 
 
@@ -387,9 +392,7 @@ class Ground:
             self.notes.append(f"changed what the whole process shares, which was put back: {'; '.join(mild)}")
         if grave:
             shown = "; ".join(grave[:6]) + (f"; and {len(grave) - 6} more" if len(grave) > 6 else "")
-            raise DisturbedError(
-                f"changed what the whole process shares: {shown}. It was put back, nothing kept"
-            )
+            raise DisturbedError(f"changed what the whole process shares: {shown}; no result was kept")
 
 
 def _difference(before: Any, now: Any) -> str:

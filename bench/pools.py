@@ -61,6 +61,7 @@ class Inline:
         self.devices = devices[:1]
         self._desk = replace(desk, device=devices[0])
         self._listener = listener
+        isolation.adopt_orphans()
         prepare(self._desk)
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":

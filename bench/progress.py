@@ -119,8 +119,10 @@ class Display:
                 )
         if done.error is not None:
             first = str(done.error).partition("\n")[0]
-            text = persons(done.error) or f"{type(done.error).__name__}: {first}"
-            self._once(text, f"failed: {title(done.job)}: {text}")
+            mendable = persons(done.error)
+            text = mendable or f"{type(done.error).__name__}: {first}"
+            head = "failed" if mendable is None else "error"
+            self._once(text, f"{head}: {title(done.job)}: {text}", error=mendable is not None)
         elif not self._live and (
             isinstance(done.job, Evaluate)
             # A shard of an attack is no news in itself, but an hour without a line is a worry.
@@ -133,10 +135,15 @@ class Display:
         """Return the seconds since the run began."""
         return time.monotonic() - self._begun
 
-    def _once(self, what: str, line: str | None = None) -> None:
+    def _once(self, what: str, line: str | None = None, *, error: bool = False) -> None:
         """Print a line, unless the same was said before: many jobs may fail for one reason."""
-        if what not in self._told:
-            self._told.add(what)
+        if what in self._told:
+            return
+        self._told.add(what)
+        if error:
+            # What a person can mend; in a terminal it stands above the bars all the same.
+            Console(stderr=True).print(Text(line or what, style="red"), soft_wrap=True)
+        else:
             self._line(line or what)
 
     def _beat(self) -> None:

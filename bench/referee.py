@@ -313,7 +313,7 @@ def undisturbed(*modules: nn.Module, seed: int, ask: Callable[[], object] | None
         )
     if changed:
         raise RuntimeError(
-            f"the attack changed the weights or buffers of the network it looked at ({', '.join(changed[:4])})"
+            f"the attack changed weights or buffers of the network it looked at ({', '.join(changed[:4])})"
         )
 
 

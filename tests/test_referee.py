@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
 from bench.referee import Meter, answers_only, centred, guides, judge, undisturbed, watch
 
@@ -235,9 +236,47 @@ def test_flags_are_put_back_after_a_crash_too() -> None:
 def test_an_attack_that_changes_a_weight_fails(way: str) -> None:
     net = nn.Linear(2, 2)
     before = net.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="changed the weights"), undisturbed(net, seed=1):
+    looks = undisturbed(net, seed=1, ask=lambda: net(torch.ones(1, 2)))
+    with pytest.raises(RuntimeError, match=r"attack changed weights .*\(weight\)"), looks:
         (net.weight if way == "weight" else net.weight.data).add_(1)
     assert torch.equal(net.weight, before)
+
+
+class Counting(nn.Module):
+    """Counts how often it was asked, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        return x
+
+
+@pytest.mark.parametrize("network", [Counting(), nn.BatchNorm1d(2)], ids=["counts", "statistics"])
+@pytest.mark.parametrize("attacked", [True, False])
+def test_a_network_that_changes_its_own_buffers_is_not_called_an_attack(
+    network: nn.Module, attacked: bool
+) -> None:
+    x = torch.rand(3, 2)
+
+    def ask() -> None:
+        network.train(isinstance(network, nn.BatchNorm1d))
+        network(x)
+
+    before = [each.clone() for each in network.buffers()]
+    looks = undisturbed(network, seed=1, ask=ask if attacked else None)
+    with pytest.raises(InputError, match="the network changes its own weights or buffers"), looks:
+        ask()
+    assert all(map(torch.equal, network.buffers(), before))
+
+
+def test_what_is_no_number_equals_itself() -> None:
+    net = Counting()
+    net.asked.fill_(float("nan"))
+    with undisturbed(net, seed=1):
+        pass
 
 
 def test_the_seed_decides_every_librarys_draws_inside() -> None:

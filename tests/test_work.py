@@ -176,11 +176,11 @@ def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
 
 
 def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path: Path) -> None:
-    defenses = {"linear": {"use": "toy/linear", "threshold": 0.5}}
+    defenses = {"linear": {"use": "toy/linear", "threshold": 0.8}}
     attacks = {"pgd": {"use": "pgd", "steps": 20, "loss": "margin"}}
     task = {
         **TASK,
-        "threat": {"norm": "linf", "radius": 0.05},
+        "threat": {"norm": "linf", "radius": 0.08},
         "readouts": ["reject"],
         "views": ["reject", "logits"],
     }
@@ -294,9 +294,10 @@ def test_an_attack_without_a_radius_is_read_at_every_radius(tmp_path: Path) -> N
 def test_answers_that_differ_between_two_asks_are_seen(tmp_path: Path) -> None:
     ran = Ran(suite(tmp_path, {"coin": {"use": "toy/random"}, **LINEAR}, CLEAN, [TASK]))
     coin = ran.outcomes(defense="coin")["differs"]
-    assert coin.iloc[:25].astype(bool).mean() > 0.5
-    assert coin.iloc[25:].isna().all()
-    assert not ran.outcomes(defense="linear", readout="plain")["differs"].iloc[:25].astype(bool).any()
+    # Every shard is asked again: 25, 25 and 10 images.
+    for shard in (coin.iloc[:25], coin.iloc[25:50], coin.iloc[50:]):
+        assert shard.astype(bool).mean() > 0.4
+    assert not ran.outcomes(defense="linear", readout="plain")["differs"].astype(bool).any()
 
 
 def test_an_answer_that_is_no_number_is_nobodys_label(tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_training_goes_on_from_its_last_epoch_and_ends_the_same(
     def dies(self: Any, done: int, *rest: Any) -> None:
         save(self, done, *rest)
         if done == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(training.Trainer, "_save", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -411,7 +412,7 @@ def test_a_training_of_two_phases_goes_on_in_the_phase_it_was_in(
     def dies(self: Any, number: int, *rest: Any) -> None:
         save(self, number, *rest)
         if (self._phase, number) == (phase, done):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(training.Trainer, "_save", dies)
     with pytest.raises(KeyboardInterrupt):
