@@ -5,7 +5,7 @@ The checks look at the outcomes behind squares, whatever metric a table prints, 
 pairwise (`metrics.beats`), and chance would do it with a probability below `CHANCE`.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bench.metrics import Scored, beats, holds, reached
+from bench.metrics import Metric, Scored, beats, holds, reached
 from bench.outcomes import Rows
 
 CHANCE = 0.01
@@ -31,6 +31,7 @@ CODES = (
     "flat-gradient",
     "attack-raised",
     "answers-differ",
+    "unluckiest-answer",
     "void-moves",
     "not-finite",
     "out-of-reach",
@@ -41,7 +42,9 @@ CODES = (
 Cell: TypeAlias = Mapping[str, Any]
 """A cell of the manifest: its coordinates and what is known of its attack."""
 
-FACTS = frozenset({"job", "attempt", "use", "access", "budget", "source", "final", "n", "doubts", "reason"})
+FACTS = frozenset(
+    {"job", "attempt", "use", "access", "budget", "source", "final", "n", "random", "doubts", "reason"}
+)
 """What a cell says beside its coordinates."""
 
 
@@ -122,10 +125,15 @@ def _not_finite(seen: Sequence[Seen]) -> Iterable[Flag]:
 
 
 def _differs(seen: Sequence[Seen]) -> Iterable[Flag]:
-    answers = np.concatenate([each.rows["differs"] for each in seen]) if seen else np.empty(0)
-    asked = answers[~np.isnan(answers)]
-    if count := int(asked.sum()):
-        yield Flag("answers-differ", f"{count} of {len(asked)} answers differed when asked again")
+    count, asked = _differed([each.rows for each in seen])
+    if count:
+        yield Flag("answers-differ", f"{count} of {asked} answers differed when asked again")
+
+
+def _differed(every: Sequence[Rows]) -> tuple[int, int]:
+    """Return how many answers differed, and of how many that were asked again."""
+    answers = np.concatenate([rows["differs"] for rows in every]) if every else np.empty(0)
+    return int(np.nansum(answers)), int((~np.isnan(answers)).sum())
 
 
 def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
@@ -164,6 +172,56 @@ def _limitless(cell: Cell) -> bool:
     return cell["norm"] == "linf" and cell["radius"] is not None and cell["radius"] >= 1
 
 
+# --- doubts about answers that are joined ------------------------------------------------------------
+
+
+def of_union(unions: Sequence[Sequence[Seen]], metric: Metric) -> Iterable[Flag]:
+    """Doubt a number in which an example's value is the worst of several answers that chance had a part in.
+
+    `unions` are the cells that are settled example by example, one union for each seed and target that is
+    averaged.
+    """
+    joined = [_answers(seen, metric) for seen in unions]
+    most = max(map(len, joined), default=0)
+    every = [rows for answers in joined for rows in answers]
+    differed, asked = _differed(every)
+    declared = any(each.cell.get("random") for seen in unions for each in seen)
+    unasked = any(np.isnan(rows["differs"]).all() for rows in every)
+    if most < 2 or not (differed or (declared and unasked)):
+        return
+    said = f"an example counts by the unluckiest of {most} answers"
+    said += f", and {differed} of {asked} differed when asked again" if asked else " of a random defense"
+    if metric.name in ("accuracy", "robust") and not unasked:
+        points = 100 * float(np.mean([_luck(answers) for answers in joined]))
+        if points < 0.05:
+            return
+        said += f": chance alone may take up to {points:.1f} points"
+    yield Flag("unluckiest-answer", said)
+
+
+def _answers(seen: Sequence[Seen], metric: Metric) -> list[Rows]:
+    """Return the rows that are joined, each job's once: of attacks, and of unmoved images if they count."""
+    found = {each.cell["job"]: each.judged for each in seen}
+    if metric.clean != "unused":
+        known = {id(each.rows) for each in seen}
+        still = {id(each.clean): each.clean for each in seen if each.clean is not None}
+        return [*found.values(), *(rows for name, rows in still.items() if name not in known)]
+    return list(found.values())
+
+
+def _luck(answers: Sequence[Rows]) -> float:
+    """Return by how much joining answers may fall below the best choice of one of them for each example.
+
+    With p_j the chance that answer j holds, that is the mean of min p_j - product of p_j. It is at most
+    the sum of p_j (1 - p_j), which is how often an answer that held does not when it is asked again, and
+    at most what the least of the means is above the product's.
+    """
+    index = reduce(np.intersect1d, [rows["index"] for rows in answers])
+    held = np.stack([holds(rows)[np.searchsorted(rows["index"], index)] for rows in answers])
+    fell = sum(float((holds(rows) * rows["differs"])[~np.isnan(rows["differs"])].mean()) for rows in answers)
+    return min(fell, float(held.mean(1).min() - held.all(0).mean()))
+
+
 # --- doubts from comparing squares -------------------------------------------------------------------
 
 
@@ -180,6 +238,17 @@ class _Attack:
     @property
     def seeds(self) -> set[int]:
         return {each.cell["seed"] for each in self.seen}
+
+    @property
+    def asks(self) -> int:
+        """How many answers an example is judged by: one for each target."""
+        return max(Counter(each.cell["seed"] for each in self.seen).values())
+
+    @property
+    def drawn(self) -> bool:
+        """Whether another answer could have come, by what is declared or was seen."""
+        declared = any(each.cell.get("random") for each in self.seen)
+        return declared or _differed([each.rows for each in self.seen])[0] > 0
 
     def broken(self, seeds: set[int]) -> Scored:
         """Return how often each example was broken: by any target, averaged over seeds."""
@@ -259,7 +328,9 @@ def _blind(cell: Cell) -> bool:
 
 
 def _blind_beats(attack: _Attack, seeing: Sequence[_Attack]) -> Iterable[Flag]:
-    duels = [(duel, each) for each in seeing if (duel := _duel(attack, each)) is not None]
+    # Where answers are drawn, more of them break more examples by themselves.
+    fair = [each for each in seeing if attack.asks <= each.asks or not attack.drawn]
+    duels = [(duel, each) for each in fair if (duel := _duel(attack, each)) is not None]
     if not duels:
         return
     # Against the strongest of them, on the examples that both saw.

@@ -678,11 +678,10 @@ class Planner:
         doubts = [entry.doubts(threat, **filled.params)] if entry.doubts else []
         guard = train.defense.entry
         assert isinstance(guard, DefenseEntry)
-        if view is not None and view.draws > 1 and source is not None:
-            asked = source.train.defense
-            assert isinstance(asked.entry, DefenseEntry)
-            if not asked.entry.draws({**asked.params, **dict(source.serve)}):
-                doubts.append(f"{view.draws} draws of {asked.name}, whose answers do not differ, are one")
+        draws = 1 if view is None else view.draws
+        if draws > 1 and source is not None and not _draws(source.train, dict(source.serve)):
+            name = source.train.defense.name
+            doubts.append(f"{draws} draws of {name}, whose answers do not differ, are one")
         if guard.doubts and (doubt := guard.doubts(**{**train.defense.params, **serve})):
             doubts.append(f"{coordinates['defense']}: {doubt}")
         facts = {
@@ -693,9 +692,18 @@ class Planner:
             "source": origin.defense if origin else None,
             "final": final,
             "n": n,
+            "random": _draws(train, serve),
             "doubts": [each for each in doubts if each],
         }
         return Cell(coordinates, job, facts)
+
+
+def _draws(train: Train, serve: Mapping[str, Any]) -> bool:
+    """Return whether two asks of a defense may differ, as it is served: by itself or by one of its parts."""
+    entry = train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    own = entry.draws({**train.defense.params, **serve})
+    return own or any(_draws(part, {}) for _, part in train.parts)
 
 
 def _shards(attempt: Attempt, n: int) -> tuple[Craft, ...]:

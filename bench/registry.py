@@ -7,6 +7,7 @@ installed plug-ins, then closes the registries.
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ def _strict_int(value: object) -> object:
     return value
 
 
+def _text(path: object) -> object:
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+
 RESERVED = frozenset({"use", "planned", "source", "targets", "time_limit"})
 """Keys of a suite's attack that are not parameters of the registered one."""
 
@@ -56,8 +61,10 @@ Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float
 
 Whole = Annotated[int, BeforeValidator(_strict_int)]
 
-ContentPath = Annotated[str, "content"]
+ContentPath = Annotated[str, BeforeValidator(_text), "content"]
 """A parameter that names a file, relative to the suite's folder; its content enters the keys.
+
+A `pathlib.Path` is as good as text.
 
 Several: ``tuple[ContentPath, ...]``.
 """

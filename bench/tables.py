@@ -244,7 +244,7 @@ def _square(place: Place, table: Table, book: _Book) -> tuple[Square, tuple[Seen
             square,
             void=checks.voids(seen),
             notes=(*square.notes, *reasons),
-            flags=tuple(checks.of_square(seen)),
+            flags=(*checks.of_square(seen), *square.flags),
         ),
         seen,
     )
@@ -294,7 +294,8 @@ def _settled(
         )
         hole = NOT_RUN if not reasons or any(each.startswith(NOT_RUN) for each in reasons) else DASH
         return Square(None, hole, notes=tuple(each for each in reasons if each != hole)), seen
-    scored = {seed: _scored(there[seed], metric, mean_over) for seed in usable}
+    unions = {seed: _unions(there[seed], mean_over) for seed in usable}
+    scored = {seed: [_scored(union, metric) for union in parts_] for seed, parts_ in unions.items()}
     estimate = metrics.estimate(metric, scored)
     notes = [f"{len(usable)} of {len(seeds)} seeds"] if len(usable) < len(seeds) else []
     if not complete:
@@ -306,20 +307,24 @@ def _settled(
         shares = [np.isfinite(each.values).mean() for parts_ in scored.values() for each in parts_]
         notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")
     bound: Literal["", "≤", "≥"] = "" if complete else _bound(metric)
-    return Square(estimate, bound=bound, notes=tuple(notes)), seen
+    flags = checks.of_union([union for parts_ in unions.values() for union in parts_], metric)
+    return Square(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags)), seen
 
 
 def _bound(metric: Metric) -> Literal["≤", "≥"]:
     return "≥" if metric.worst == "greatest" else "≤"
 
 
-def _scored(seen: Iterable[Seen], metric: Metric, mean_over: Sequence[str]) -> list[Scored]:
-    """Return the settled values of one seed; one for each target, where targets are averaged."""
-    groups: dict[Any, list[Scored]] = defaultdict(list)
+def _unions(seen: Iterable[Seen], mean_over: Sequence[str]) -> list[list[Seen]]:
+    """Return what is settled together of one seed; each target by itself, where targets are averaged."""
+    groups: dict[Any, list[Seen]] = defaultdict(list)
     for each in seen:
-        target = each.cell["target"] if "target" in mean_over else None
-        groups[target].append(metrics.score(metric, each.judged, each.clean))
-    return [metrics.settle(metric, group) for group in groups.values()]
+        groups[each.cell["target"] if "target" in mean_over else None].append(each)
+    return list(groups.values())
+
+
+def _scored(union: Iterable[Seen], metric: Metric) -> Scored:
+    return metrics.settle(metric, [metrics.score(metric, each.judged, each.clean) for each in union])
 
 
 def _weakest(metric: Metric, squares: Sequence[Square]) -> float:
@@ -345,7 +350,9 @@ def _best(metric: Metric, columns: Mapping[str, Square]) -> Square:
     best = min(there, key=value)
     notes = [*best.notes, *([f"without {', '.join(missing)} ({NOT_RUN})"] if missing else [])]
     bound = _bound(metric) if missing or any(square.bound for square in there) else ""
-    return Square(best.estimate, bound=bound, notes=tuple(notes))
+    # Doubts about its attacks stand on the column; that it joins answers goes with the number.
+    flags = tuple(flag for flag in best.flags if flag.code == "unluckiest-answer")
+    return Square(best.estimate, bound=bound, notes=tuple(notes), flags=flags)
 
 
 # --- the table as a whole ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,13 +57,8 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     for name, value in (("architecture", "official"), ("latent", vae.LATENT), ("width", 1)):
         if params[name] != value:
             raise InputError(f"decoders: the released files need {name}: {value}, found {params[name]}")
-    if len(params["decoders"]) != shape.classes:
-        raise InputError(
-            f"decoders: expected a file for each of {shape.classes} classes, in their order, "
-            f"found {len(params['decoders'])}"
-        )
-    for file in params["decoders"]:
-        vae.decoder_state(Path(file), shape.channels)
+    for file in vae.released(params["decoders"], shape.classes):
+        vae.decoder_state(file, shape.channels)
 
 
 class Found(NamedTuple):
@@ -141,7 +135,7 @@ class Abs(nn.Module):
         )
         self.classes, self.latent = shape.classes, latent
         self.epochs, self.batch, self.lr, self.beta = epochs, batch, lr, beta
-        self.decoders = decoders
+        self.decoders = None if decoders is None else vae.released(decoders, shape.classes)
         self.grid, self.steps, self.rate, self.radius = grid, steps, rate, radius
         self.clip, self.keep, self.objective, self.binary = clip, keep, objective, binary
         self.rows: int | None = None
@@ -159,7 +153,7 @@ class Abs(nn.Module):
         An epoch shows every image once; a class with fewer images than the largest shows some again.
         """
         if self.decoders is not None:
-            self.networks.fill([Path(file) for file in self.decoders])
+            self.networks.fill(self.decoders)
             self.eval()
             return
         members = [(train.labels == number).nonzero().flatten() for number in range(self.classes)]

@@ -46,6 +46,7 @@ EXACT = 1 - 1e-6
 """Of a radius: what is nearer is there."""
 
 Surrogate: TypeAlias = Literal["straight-through", "tanh"]
+Order: TypeAlias = Literal["after", "before"]
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
@@ -89,7 +90,7 @@ def doubts(
     readouts=("label",),
     served=("eps_ap", "inner_steps", "inner_step", "start"),
     random=lambda params: bool(params["start"] == "noise"),
-    version=1,
+    version=2,
     check=fits,
     doubts=doubts,
 )
@@ -108,9 +109,10 @@ class ApiNet(nn.Module):
     adversarial training: images are attacked by `inner` on the base within `radius`, each class's z is
     found for them, and the cross-entropy of l follows with the z held fixed (D-40). With `epochs: 0`
     the base stays as it is. `class_batches`: each class's points are a batch to batch normalisation, as
-    released, else all classes' together. `extra_forwards`: as released, clean and attacked images pass
-    in training mode before them, which moves batch normalisation's running statistics and nothing else
-    (D-22).
+    released, else all classes' together. `extra_forwards`: as released, clean and then attacked images
+    pass in training mode too, which moves batch normalisation's running statistics and nothing else
+    (D-22). They pass `after` the classes, as released, so that the last updates are those of images as
+    they come, or `before` them (D-50).
 
     Defaults are the paper's for CIFAR-10. SVHN: `eps_ap` 12/255. MNIST: `eps_ap` 12/255, `inner_step`
     0.01, `radius` 0.3, 40 inner attack steps of 0.01. CIFAR-10 and SVHN: `augment`.
@@ -137,6 +139,7 @@ class ApiNet(nn.Module):
         inner: Use = PGD,
         class_batches: bool = True,
         extra_forwards: bool = True,
+        extra_order: Order = "after",
     ) -> None:
         super().__init__()
         assert isinstance(base, nn.Module)
@@ -156,7 +159,8 @@ class ApiNet(nn.Module):
             weight_decay=weight_decay,
         )
         self.radius, self.inner = radius, inner
-        self.class_batches, self.extra_forwards = class_batches, extra_forwards
+        self.class_batches = class_batches
+        self.extra_forwards, self.extra_order = extra_forwards, extra_order
         self.rows: int | None = None
         """Points that are computed at once; None: what `ROWS` says for the device."""
         self._surface()
@@ -321,15 +325,22 @@ class ApiNet(nn.Module):
     def loss(self, clean: Images, attacked: Images, y: Labels) -> Tensor:
         """Return the cross-entropy of l, with each class's z found for the attacked images and held fixed."""
         z = self.solve(attacked)
-        if self.extra_forwards:
-            with torch.no_grad():
-                for each in (clean, attacked):
-                    self._logits(each)
+        if self.extra_order == "before":
+            self._pass(clean, attacked)
         classes = torch.arange(self.shape.classes, device=z.device).repeat_interleave(len(y))
         size = len(y) if self.class_batches else len(z)
         batches = zip(z.split(size), classes.split(size), strict=True)
         values = torch.cat([self.log_p(*each) for each in batches])
+        if self.extra_order == "after":
+            self._pass(clean, attacked)
         return cross_entropy(values.view(self.shape.classes, -1).T, y)
+
+    @torch.no_grad()
+    def _pass(self, *batches: Images) -> None:
+        """Show the base images that have no weight in the loss (D-22)."""
+        if self.extra_forwards:
+            for each in batches:
+                self._logits(each)
 
 
 class _Answers(autograd.Function):

@@ -48,6 +48,8 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     "module",
     readouts=("label",),
     version=1,
+    random=lambda params: bool(params["random"]),
+    neutral={"random": False},
     aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
     check=fits,
     learns=False,
@@ -60,7 +62,8 @@ class Module(nn.Module):
     tensors and plain values in it (a state dict, or one under ``state_dict``, ``model_state_dict`` or
     ``model``); with `prefix`, the weights are those whose names begin so, less the prefix. Without
     `weights` the network stays as `build` returns it, which may have loaded its own. Images are shown to
-    it as ``(x - mean) / std``, one number or one for each channel, in [0, 1] units.
+    it as ``(x - mean) / std``, one number or one for each channel, in [0, 1] units. `random` says that it
+    draws when it is asked, so that two answers may differ.
     """
 
     mean: Tensor
@@ -76,12 +79,14 @@ class Module(nn.Module):
         prefix: str = "",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
+        random: bool = False,
     ) -> None:
         super().__init__()
         self.shape = shape
         self.build = build
         self.weights = weights
         self.prefix = prefix
+        self.random = random
         for name, values in zip(("mean", "std"), _normalisation(mean, std, shape.channels), strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.network = _built(build, arguments or {})

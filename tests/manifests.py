@@ -28,6 +28,7 @@ def cell(job: str, **changes: Any) -> dict[str, Any]:
         "source": None,
         "final": True,
         "n": 10,
+        "random": False,
         "doubts": [],
     }
     assert set(changes) <= set(given) | {name for name in changes if "." in name}

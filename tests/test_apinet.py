@@ -67,6 +67,19 @@ class Blind(Plane):
         return super().forward(x.detach()).detach()
 
 
+class Raw(nn.Module):
+    """Normalises the pixels themselves: its running statistics are those of the images that passed."""
+
+    def __init__(self, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, momentum=momentum)
+        self.plane = Plane(classes=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.plane(self.norm(x))
+        return 50 * logits
+
+
 class _Once(autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -574,8 +587,8 @@ def literal_loss(net: nn.Module, clean: Images, attacked: Images, y: Labels, mod
     """Return the loss of 1.6.4, a class at a time, with the forwards that have no weight."""
     with frozen(net):
         points = [ascend(net, attacked, c, model, 14 / 255) for c in range(5)]
-    weightless = 0 * (net(clean).sum() + net(attacked).sum())
     columns = [net(z).log_softmax(1)[:, c] for c, z in enumerate(points)]
+    weightless = 0 * net(clean).sum() + 0 * net(attacked).sum()
     return cross_entropy(torch.stack(columns, 1), y) + weightless
 
 
@@ -621,6 +634,55 @@ def test_batch_normalisation_is_updated_as_often_as_is_said(params: dict[str, An
     loss = model.loss(x, x, torch.arange(6) % 5)
     assert int(counter) - before == updates
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+@pytest.mark.parametrize("class_batches", [True, False])
+def test_the_running_statistics_end_as_in_the_released_order(
+    momentum: float | None, class_batches: bool
+) -> None:
+    """D-50: the classes' points, then the clean images, then the attacked ones; by hand, in float64."""
+    inner = {"use": "pgd", "steps": 2, "step": 0.1, "start": "zero", "keep": "last", "drop": False}
+    given = FEW | {"epochs": 1, "batch": 12, "inner": inner, "radius": 0.15, "start": "zero"}
+    given |= {"eps_ap": 0.2, "inner_steps": 3, "inner_step": 0.1, "class_batches": class_batches}
+    ended = {}
+    for order in ("after", "before"):
+        model = api(own("Raw", momentum=momentum), extra_order=order, **given)
+        alone, seen = copy.deepcopy(model.base).eval().requires_grad_(False), []
+        loss = model.loss
+
+        def watched(
+            clean: Images,
+            attacked: Images,
+            y: Labels,
+            loss: Callable[..., Tensor] = loss,
+            seen: list[Images] = seen,
+        ) -> Tensor:
+            seen += [clean.clone(), attacked.clone()]
+            return loss(clean, attacked, y)
+
+        model.loss = watched  # type: ignore[method-assign]
+        model.fit(split(), trainer())
+        clean, attacked = seen
+        classes = [ascend(alone, attacked, c, model, 0.2) for c in range(5)]
+        passes = classes if class_batches else [torch.cat(classes)]
+        passes = [*passes, clean, attacked] if order == "after" else [clean, attacked, *passes]
+        norm, own_ = alone.network.norm, model.base.network.norm
+        mean, var = norm.running_mean.double(), norm.running_var.double()
+        for number, batch in enumerate(passes, 1):
+            weight = 1 / number if momentum is None else momentum
+            mean = (1 - weight) * mean + weight * batch.double().mean()
+            var = (1 - weight) * var + weight * batch.double().var()
+        assert own_.num_batches_tracked == len(passes)
+        assert torch.allclose(own_.running_mean.double(), mean, rtol=1e-6, atol=0)
+        assert torch.allclose(own_.running_var.double(), var, rtol=1e-6, atol=0)
+        ended[order] = (float(own_.running_mean), float(own_.running_var))
+    if momentum is None:
+        # A mean of all passes does not know their order.
+        assert ended["after"] == pytest.approx(ended["before"], rel=1e-6)
+    else:
+        # A hundred times what the transcription may be off.
+        assert abs(ended["after"][1] / ended["before"][1] - 1) > 1e-4
 
 
 def test_training_mode_sees_a_class_s_points_or_all_as_a_batch() -> None:

@@ -18,6 +18,7 @@ from defenses.nets import weights as files
 from defenses.nets.chains import scaled_width
 
 Architecture: TypeAlias = Literal["official", "supplement"]
+FilePaths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class Plan(NamedTuple):
@@ -370,10 +371,10 @@ class Autoencoders(nn.Module):
         return Folded(tuple(weights), tuple(biases), stack.plans, stack.activation, self.gain, phases)
 
     @torch.no_grad()
-    def fill(self, released: Sequence[Path]) -> None:
+    def fill(self, decoders: FilePaths) -> None:
         """Load decoders from the authors' files, one for each class in its order."""
         own = self.decoder.state_dict()
-        for number, file in enumerate(released):
+        for number, file in enumerate(released(decoders, self.classes)):
             for name, value in decoder_state(file, self.channels).items():
                 own[name].unflatten(0, (self.classes, -1))[number].copy_(value)
 
@@ -388,7 +389,17 @@ LATENT = 8
 _LAYER = re.compile(r"(conv|bn)_?(\d+)\.(weight|bias|running_mean|running_var)")
 
 
-def decoder_state(file: Path, channels: int) -> dict[str, Tensor]:
+def released(decoders: FilePaths, classes: int) -> list[Path]:
+    """Return the authors' files; raise `InputError` where there is not one for each class."""
+    given = [decoders] if isinstance(decoders, str | Path) else decoders
+    if len(given) != classes:
+        raise InputError(
+            f"decoders: expected a file for each of {classes} classes, in their order, found {len(given)}"
+        )
+    return [Path(each) for each in given]
+
+
+def decoder_state(file: Path | str, channels: int) -> dict[str, Tensor]:
     """Return the decoder in one of the authors' files, by the names that it has in a `Stack`.
 
     The file is a plain state dict with keys ``Encoder.*`` and ``Decoder.conv_i.*``, ``Decoder.bn_i.*``,

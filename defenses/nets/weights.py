@@ -22,12 +22,13 @@ LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """How `torch.save` began its files before they were zip archives: a pickled magic number."""
 
 
-def check(file: Path) -> Literal["safetensors", "checkpoint"]:
+def check(file: Path | str) -> Literal["safetensors", "checkpoint"]:
     """Return what kind of file it is, from its headers; raise `InputError` where it is not to be read.
 
     A checkpoint is a file of `torch.save` that holds nothing but tensors and plain values. Of its pickle
     nothing is run here.
     """
+    file = Path(file)
     try:
         with file.open("rb") as opened:
             head = opened.read(64)
@@ -58,7 +59,7 @@ def check(file: Path) -> Literal["safetensors", "checkpoint"]:
     )
 
 
-def fill(network: nn.Module, file: Path, prefix: str = "") -> None:
+def fill(network: nn.Module, file: Path | str, prefix: str = "") -> None:
     """Load a file's weights into a network; every name and shape must fit.
 
     With a prefix, only the names that begin with it count, less the prefix.
@@ -82,7 +83,7 @@ def fill(network: nn.Module, file: Path, prefix: str = "") -> None:
         raise InputError(f"weights: {file} does not fit the network: {said}{_advice(own, state)}")
 
 
-def read(file: Path) -> dict[str, Tensor]:
+def read(file: Path | str) -> dict[str, Tensor]:
     """Return the tensors of a file by name: a state dict, or the one in a checkpoint (`NESTED`)."""
     if check(file) == "safetensors":
         try:
@@ -100,7 +101,7 @@ def read(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path | str) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError:
@@ -133,7 +134,7 @@ def _check_archive(file: Path) -> None:
         raise _pickled(file, f"a pickle of more than tensors ({_few(sorted(unsafe))})")
 
 
-def _pickled(file: Path, what: str) -> InputError:
+def _pickled(file: Path | str, what: str) -> InputError:
     return InputError(
         f"weights: {file} is {what}, which may run any code when it is read. If you trust it, convert it "
         "where it was made: safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
