@@ -132,14 +132,13 @@ class _Work:
         from bench import execute
         from bench.plan import Train
 
-        others: dict[Train, str] = {}
         if any(isinstance(job, Train) and job.foreign for job in self.plan.graph(self.wanted)):
             with self._pool() as pool:
                 others = execute.ask_again(self.plan, self.store, pool, self.wanted)
+            for reason, count in others.items():
+                _say(self.console, f"again: {_count(count, 'stored result')}: {reason}")
         for again in (False, True):
-            state = execute.examine(
-                self.plan, self.store, self.wanted, trust=self.trust, others={} if again else others
-            )
+            state = execute.examine(self.plan, self.store, self.wanted, trust=self.trust)
             if not again or state.todo:
                 _say_state(self.console, self.plan, self.store, state)
             if not state.todo:

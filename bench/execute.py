@@ -55,20 +55,13 @@ class State:
 
 
 def examine(
-    plan: Plan,
-    store: Store,
-    wanted: set[str] | None = None,
-    *,
-    trust: bool = False,
-    verify: bool = True,
-    others: Mapping[Train, str] | None = None,
+    plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
 ) -> State:
     """Return what is done and what is to do, from the evaluations down.
 
     A stored result counts if its files are what its receipt says (`verify`) and the code that made it
-    is what it was (unless `trust`). `others` are trainings whose networks are others by now, with a sentence.
+    is what it was (unless `trust`).
     """
-    others = others or {}
     state = State()
     verdicts: dict[Job, bool] = {}
 
@@ -82,8 +75,6 @@ def examine(
                 reason = _changed(receipt, job)
             if receipt is not None and reason is None:
                 reason = _other_inputs(receipt, store)
-            if receipt is not None and reason is None:
-                reason = next((others[each] for each in trainings(job) if each in others), None)
             if reason is not None:
                 state.redo[job] = reason
             verdicts[job] = receipt is not None and reason is None
@@ -288,18 +279,26 @@ class _Deadlines:
         return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
 
 
-def ask_again(plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None) -> dict[Train, str]:
-    """Return the stored trainings that run other people's code and answer otherwise now, and how.
+def ask_again(plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None) -> dict[str, int]:
+    """Discard the results of networks that are others by now; return why, and how many each time.
 
-    What such code reads or imports beside the suite's folder is in no key, so that nothing but its answers
-    tells whether it is what it was.
+    Asked are those that run other people's code. What such code reads or imports beside the suite's folder
+    is in no key, so that nothing but its answers tells whether it is what it was.
     """
-    found: dict[Train, str] = {}
-    for job in plan.graph(wanted):
+    graph = plan.graph(wanted)
+    others: dict[Train, str] = {}
+    for job in graph:
         if isinstance(job, Train) and job.foreign and store.damage("train", job.key) is None:
             said = pool.submit(0, Recheck(job)).result()
             if said["different"] is not None:
-                found[job] = said["different"]
+                others[job] = said["different"]
+    found: dict[str, int] = {}
+    for job in graph:
+        reason = next((others[each] for each in trainings(job) if each in others), None)
+        if reason is not None and store.folder(job.kind, job.key).exists():
+            # At once: it must not stand in a table, even if it cannot be made again.
+            store.discard(job.kind, job.key)
+            found[reason] = found.get(reason, 0) + 1
     return found
 
 

@@ -96,9 +96,8 @@ def difference(kept: Answers, now: Answers, *, alike: bool) -> str | None:
 def _sizes(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
     """Return how large the numbers of each column are; those of logits count together."""
     sizes: NDArray[np.float64] = np.nan_to_num(np.abs(values)).max(0)
-    together = slice(3, None) if name.startswith("read-out") else slice(None)
-    if sizes[together].size:
-        sizes[together] = sizes[together].max()
-    # A label and a refusal are the same or not, whatever their number.
-    sizes[: together.start and 2] = 0.0
+    # A label and a refusal are the same or not, whatever their number; a score is on a scale of its own.
+    exact, own = (2, 3) if name.startswith("read-out") else (0, 0)
+    sizes[:exact] = 0.0
+    sizes[own:] = sizes[own:].max(initial=0.0)
     return sizes

@@ -141,7 +141,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     begun = time.perf_counter()
     facts: dict[str, Any]
     settle(desk)
-    forget_modules(job, desk)
+    forget_modules(job)
     with isolated() as ground, limited(desk.time_limit):
         match job:
             case Train():
@@ -173,7 +173,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
 def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     """Return ``{"different": sentence}`` where a stored network is no longer what it was, else None there."""
     settle(desk)
-    forget_modules(job.train, desk)
+    forget_modules(job.train)
     try:
         with isolated(), limited(desk.time_limit):
             restored(Served(job.train), desk)
@@ -186,7 +186,7 @@ def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     return {"different": None}
 
 
-def forget_modules(job: Job, desk: Desk) -> None:
+def forget_modules(job: Job) -> None:
     """Take the user's own modules off the list of those that are imported, so that each job begins anew.
 
     What such a module keeps at its top level would go from job to job, and the order of jobs would matter.
@@ -194,13 +194,9 @@ def forget_modules(job: Job, desk: Desk) -> None:
     """
     for name in named_modules(job):
         file = getattr(sys.modules.get(name), "__file__", None)
-        if (
-            file is None
-            or not Path(file).is_relative_to(desk.folder)
-            or Path(file).is_relative_to(sys.prefix)
-        ):
-            continue
-        del sys.modules[name]
+        installed = any(Path(file or "").is_relative_to(each) for each in (sys.prefix, sys.base_prefix))
+        if file is not None and not installed:
+            del sys.modules[name]
 
 
 def named_modules(job: Job) -> set[str]:
@@ -778,14 +774,14 @@ def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
 
     Ties that rounding decides are left out.
     """
-    changed = (before["label"] != now["label"]) | (before["rejected"] != now["rejected"])
-    one, other = (each.get("logits", each["score"][:, None]).double() for each in (before, now))
-    one, other = (each.nan_to_num(0.0, 0.0, 0.0) for each in (one, other))
-    spread = (one.amax(1) - one.amin(1)).maximum(
-        one.abs().amax(1) if one.shape[1] == 1 else one.new_zeros(())
-    )
-    apart = (one - other).abs().amax(1)
-    return (changed & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
+    relabelled, refused = (before[name] != now[name] for name in ("label", "rejected"))
+    if "logits" not in before:
+        # A score says how near a refusal was, and nothing of labels.
+        one, other = before["score"], now["score"]
+        return relabelled | (refused & ((one - other).abs() > ROUNDING * one.abs()))
+    one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
+    apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
+    return ((relabelled | refused) & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:

@@ -341,3 +341,19 @@ def towards(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness)
 def common(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Add one random sign pattern to the whole shard."""
     return threat.project(x, x + threat.radius * noise.shared().signs(tuple(x.shape[1:])))
+
+
+@defense("toy/forgets", readouts=("plain",), version=1)
+class Forgets(nn.Module):
+    """A linear classifier that keeps what it learned of the images in a plain attribute."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.channels * shape.height * shape.width, shape.classes)
+        self.mean = 0.0
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        self.mean = float(train.images.mean())
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        return Decision.of(self.linear((x - self.mean).flatten(1)))
