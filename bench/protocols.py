@@ -332,6 +332,10 @@ class Fitting(Protocol):
         """Return how many batches of `size` an epoch has."""
         ...
 
+    def note(self, sentence: str) -> None:
+        """Say what a reader of the numbers should know of the training; it is kept in the receipt."""
+        ...
+
 
 class Defense(Protocol):
     """A network that can be fitted, looked through and asked; an `nn.Module` with three more methods.

@@ -95,6 +95,7 @@ class Trainer:
         self.stream: tuple[object, ...] = (key,)
         self._progress = progress or (lambda _: None)
         self.resumed = 0
+        self.notes: list[str] = []
 
     def attack(self, use: Use) -> Attack:
         """Return a registered attack with its parameters bound."""
@@ -106,6 +107,11 @@ class Trainer:
         """Return how many batches an epoch has; at least one, however small the split."""
         whole = len(self.split) // size if drop_last else math.ceil(len(self.split) / size)
         return max(whole, 1)
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for the receipt, and say it."""
+        self.notes.append(sentence)
+        self._progress({"note": sentence})
 
     def epochs(self, count: int, model: nn.Module, *optimisers: Optimizer) -> Iterator[Epoch]:
         """Yield the epochs still to do; after each, what is needed to go on is saved.

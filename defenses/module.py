@@ -40,8 +40,10 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     _look_for(params["build"])
     if params["weights"] is not None:
         files.check(Path(params["weights"]))
-    elif params["prefix"]:
-        raise InputError(f"prefix: {params['prefix']!r} is for weights:, and there are none")
+        return
+    for name in ("prefix", "key"):
+        if params[name]:
+            raise InputError(f"{name}: {params[name]!r} is for weights:, and there are none")
 
 
 @defense(
@@ -51,16 +53,18 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
     check=fits,
     learns=False,
+    neutral={"key": ""},
 )
 class Module(nn.Module):
     """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.
 
     `build` is ``package.module:function``, called with the keyword `arguments`; the suite's folder is
     on the import path. `weights` is a safetensors file, or a checkpoint of `torch.save` with nothing but
-    tensors and plain values in it (a state dict, or one under ``state_dict``, ``model_state_dict`` or
-    ``model``); with `prefix`, the weights are those whose names begin so, less the prefix. Without
-    `weights` the network stays as `build` returns it, which may have loaded its own. Images are shown to
-    it as ``(x - mean) / std``, one number or one for each channel, in [0, 1] units.
+    tensors and plain values in it: a state dict, or the only one in it that fits the network; of several,
+    the one under `key` (``ema.shadow``: under ``shadow`` in ``ema``). With `prefix`, the weights are those
+    whose names begin so, less the prefix. Without `weights` the network stays as `build` returns it, which
+    may have loaded its own. Images are shown to it as ``(x - mean) / std``, one number or one for each
+    channel, in [0, 1] units.
     """
 
     mean: Tensor
@@ -74,6 +78,7 @@ class Module(nn.Module):
         arguments: dict[str, Any] | None = None,
         weights: ContentPath | None = None,
         prefix: str = "",
+        key: str = "",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
     ) -> None:
@@ -82,6 +87,7 @@ class Module(nn.Module):
         self.build = build
         self.weights = weights
         self.prefix = prefix
+        self.key = key
         for name, values in zip(("mean", "std"), _normalisation(mean, std, shape.channels), strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.network = _built(build, arguments or {})
@@ -94,7 +100,8 @@ class Module(nn.Module):
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Load the weights, and try the network on two images; nothing is learned."""
         if self.weights is not None:
-            files.fill(self.network, Path(self.weights), self.prefix)
+            for sentence in files.fill(self.network, Path(self.weights), self.prefix, self.key):
+                fitting.note(sentence)
         for name, value in self.network.state_dict().items():
             if not isinstance(value, Tensor):
                 raise InputError(

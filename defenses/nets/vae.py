@@ -415,6 +415,10 @@ def decoder_state(file: Path, channels: int) -> dict[str, Tensor]:
                 f"decoders: {file}: {name} has the shape {tuple(named[name].shape)}, in the official "
                 f"decoder for {channels}-channel images it has {shape}"
             )
+        try:
+            named[name] = files.cast(file, name, named[name], torch.empty(shape))
+        except InputError as error:
+            raise InputError(f"decoders: {str(error).removeprefix('weights: ')}") from None
     return named
 
 
