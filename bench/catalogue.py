@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.errors import InputError
+from bench.names import Sentence
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
 from bench.spec import AttackUse, DefenseUse, SuiteModel
 
@@ -185,7 +186,7 @@ _PLANNED = {
     "type": "object",
     "title": "planned",
     "description": "An attack that is not there yet: its cells are skipped, with this reason.",
-    "properties": {"use": {"type": "string"}, "planned": {"type": "string", "minLength": 1}},
+    "properties": {"use": {"type": "string"}, "planned": TypeAdapter(Sentence).json_schema()},
     "required": ["use", "planned"],
 }
 """The alternative to everything registered: whatever its parameters will be."""

@@ -305,6 +305,8 @@ def _console(*, stderr: bool = False) -> Any:
 
 def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
     """Read and check a suite and its tables; return its plan, its store and its manifest."""
+    from unicodedata import normalize
+
     from bench import plan as planning
     from bench import spec, tables
     from bench.store import Store
@@ -314,7 +316,9 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
     manifest = crossed.manifest()
     names: dict[str, str] = {}
     for key in manifest["tables"]:
-        if (other := names.setdefault(_file_name(key), key)) != key:
+        # Some file systems take letters of either case for one, and an accent for its letter's part.
+        folded = normalize("NFC", normalize("NFKD", _file_name(key)).casefold())
+        if (other := names.setdefault(folded, key)) != key:
             where = suite.document.line("tables", key)
             raise InputError(f"{where}: tables {other!r} and {key!r} would be written to one file")
         try:

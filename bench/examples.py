@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bench.errors import InputError
 from bench.noise import mix, seed_of
 from bench.protocols import Shape
+from bench.sources import located
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,16 +89,14 @@ class Places:
 
     def find(self, path: str) -> Path:
         """Return a folder that a suite names, relative to the suite's folder or else to the root."""
-        given = Path(path).expanduser()
-        if given.is_absolute():
-            candidates = [given]
-        else:
-            candidates = [base / given for base in (self.folder, self.root) if base is not None]
+        bases = [base for base in (self.folder, self.root) if base is not None]
+        # What is absolute is one place, whatever it is relative to.
+        candidates = list(dict.fromkeys(located(path, base) for base in bases))
         for candidate in candidates:
-            if candidate.is_dir():
+            if os.path.isdir(candidate):
                 return candidate
         for candidate in candidates:
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 raise InputError(f"expected a folder, found a file: {candidate}")
         looked = " and ".join(str(each) for each in candidates)
         raise InputError(

@@ -6,6 +6,7 @@ follows from a suite (cells, jobs, keys) is `plan.py`'s.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
 from bench.layout import Table
+from bench.names import FileName, Name, Sentence
 from bench.protocols import Norm
 from bench.registry import (
     ATTACKS,
@@ -126,7 +128,7 @@ class AttackUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
-    planned: Annotated[str, Field(min_length=1)] | None = None
+    planned: Sentence | None = None
     """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
     source: Origin | None = None
     targets: (
@@ -155,11 +157,11 @@ class Task(Model):
 class SuiteModel(Model):
     """A task file as it is written."""
 
-    data: dict[str, Any]
-    defenses: dict[str, DefenseUse]
-    attacks: dict[str, AttackUse]
+    data: dict[Name, Any]
+    defenses: dict[Name, DefenseUse]
+    attacks: dict[Name, AttackUse]
     tasks: list[Task] = Field(min_length=1)
-    tables: dict[Annotated[str, BeforeValidator(str)], Table] = {}
+    tables: dict[FileName, Table] = {}
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,9 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     for name in entry.parameters("content"):
         if plain[name] is not None:
             several = isinstance(plain[name], list)
-            paths = [folder / Path(each).expanduser() for each in named_files(plain[name])]
+            paths = [sources.located(each, folder) for each in named_files(plain[name])]
             for path in paths:
-                if not path.is_file():
+                if not os.path.isfile(path):
                     raise InputError(f"{name}: no such file: {path}")
             digests = ["sha256:" + sources.file_digest(path) for path in paths]
             resolved = [str(path.resolve()) for path in paths]

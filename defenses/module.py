@@ -7,7 +7,6 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench import (
     Split,
     View,
     defense,
+    module_file,
     view,
 )
 from defenses.nets import weights as files
@@ -203,29 +203,15 @@ def _nearest(name: str, known: Any) -> str:
 def _look_for(build: str) -> None:
     """Raise where the module of `build` cannot define it, as far as its source tells."""
     name, _, attribute = build.partition(":")
-    spec = _found(name)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    source = module_file(name)
+    if source is None or source.suffix != ".py":
         return
-    source = Path(spec.origin)
     try:
         names = set(_bound(ast.parse(source.read_bytes(), str(source)).body))
     except SyntaxError as error:
         raise InputError(f"build: {source}:{error.lineno}: {error.msg}") from None
     if attribute not in names and not names & {"*", "__getattr__"}:
         raise InputError(f"build: {source} defines no {attribute!r}{_nearest(attribute, names)}")
-
-
-def _found(name: str) -> ModuleSpec | None:
-    """Return where a module lies, importing nothing, not even the packages that it lies in."""
-    importlib.invalidate_caches()
-    path: list[str] | None = None
-    spec = None
-    for part in name.split("."):
-        spec = PathFinder.find_spec(part, path)
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or ())
-    return spec
 
 
 def _bound(statements: Sequence[ast.stmt]) -> Iterator[str]:
