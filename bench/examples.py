@@ -144,11 +144,13 @@ def checksum(files: Sequence[Path]) -> str:
     """
     listing = hashlib.sha256()
     newest = 0
+    # A link's own name is enough: what it leads to has a number.
+    homes = {folder: os.fsencode(folder.resolve()) for folder in {file.parent for file in files}}
     for file in files:
         stat = file.stat()
         newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
-        listing.update(os.fsencode(file.resolve()) + f"\0{state}\0".encode())
+        listing.update(homes[file.parent] + b"\0" + os.fsencode(file.name) + f"\0{state}\0".encode())
     note = cache_folder() / "checksums" / listing.hexdigest()
     with suppress(OSError, UnicodeDecodeError):
         known = note.read_text("ascii")
