@@ -126,9 +126,8 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
             table.add_column("kind")
             table.add_column("default")
             for name, info in entry["parameters"].items():
-                table.add_row(
-                    name, info["type"], "(required)" if info["required"] else _written(info["default"])
-                )
+                default = "(required)" if info["required"] else _written(info["default"])
+                table.add_row(*map(Text, (name, info["type"], default)))
             body.append(table)
         console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, InputError, persons
+from bench.names import readable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -250,6 +251,8 @@ def schema(
 
 def main() -> None:
     """Run the command line: what a person can mend ends with one message and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        readable(stream)
     try:
         app()
     except BenchError as error:
@@ -300,7 +303,8 @@ def _report_cost(
 def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    # What is printed are names and messages of other people's: none is markup.
+    return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
@@ -355,7 +359,7 @@ def _cell_name(coordinates: Mapping[str, Any]) -> str:
 
 def _say(console: Any, text: str, style: str = "") -> None:
     """Print a sentence as it is, however long."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
