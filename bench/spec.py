@@ -21,7 +21,7 @@ from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
 from bench.layout import Table
-from bench.names import FileName, Name, Sentence
+from bench.names import FileName, Name, Sentence, named
 from bench.protocols import Norm
 from bench.registry import (
     ATTACKS,
@@ -127,7 +127,7 @@ class AttackUse(BaseModel):
     """An attack with its parameters; crafted on the victim unless it has a source."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    use: str
+    use: Name
     planned: Sentence | None = None
     """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
     source: Origin | None = None
@@ -408,8 +408,18 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
                 text = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise InputError(f"{doc.at(*place)}: {text[0].lower()}{text[1:]}, found {value!r}") from None
             filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
+            _check_shown(doc.at(*place), filled[-1])
         choices = [{**choice, parameter: value} for choice in choices for value in filled]
     return tuple(choices)
+
+
+def _check_shown(place: str, value: object) -> None:
+    """Raise where a parameter that tables show could not be shown."""
+    if isinstance(value, str):
+        try:
+            named(value)
+        except ValueError as error:
+            raise InputError(f"{place}: {error}") from None
 
 
 def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
@@ -476,6 +486,8 @@ def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[st
             f"{suite.at(*place)}: no view {choice.use!r} in {', '.join(defenses)}"
             f"{did_you_mean(choice.use, set(names))}"
         )
+    for value in choice.params.values():
+        _check_shown(suite.at(*place), value)
     for found, params in offers:
         suite.document.check(found.schema, params, *place)
         if choice.draws > 1 and found.space not in AVERAGED:

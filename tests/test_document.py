@@ -236,6 +236,18 @@ def test_names_are_checked_when_the_file_is_read(place: str, tmp_path: Path) -> 
         assert len(found) < 300
 
 
+def test_values_that_tables_show_are_names(tmp_path: Path) -> None:
+    for old, new, line in (
+        ("views: [logits]", "views: [{use: logits, a: NAME}]", 12),
+        ("use: pgd,", "use: NAME, planned: it comes,", 8),
+    ):
+        for name, said in NASTY.items():
+            with pytest.raises(InputError) as caught:
+                spec.load(write(tmp_path, GOOD.replace(old, new.replace("NAME", name))))
+            assert str(caught.value).startswith(f"suite.yaml:{line}: ")
+            assert said in str(caught.value)
+
+
 def test_sentences_are_one_line_and_not_endless(tmp_path: Path) -> None:
     text = GOOD.replace("title: A table", "title: >\n      A table\n      of two lines")
     assert spec.load(write(tmp_path, text)).model.tables["1"].title == "A table of two lines"

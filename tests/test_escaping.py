@@ -215,7 +215,7 @@ def test_nothing_unprintable_leaves_in_any_form(text: str, tmp_path: Path) -> No
         found.encode()
     (document,) = json.loads(render.joined([grid], "json"))
     assert document["squares"][0]["defense"] == text
-    with pytest.raises(InputError, match="^table 'T': "):
+    with pytest.raises(InputError, match=r"^table 'T': "):
         grid_of(text)
 
 
