@@ -159,7 +159,8 @@ class Abs(nn.Module):
         An epoch shows every image once; a class with fewer images than the largest shows some again.
         """
         if self.decoders is not None:
-            self.networks.fill([Path(file) for file in self.decoders])
+            for sentence in self.networks.fill([Path(file) for file in self.decoders]):
+                fitting.note(sentence)
             self.eval()
             return
         members = [(train.labels == number).nonzero().flatten() for number in range(self.classes)]

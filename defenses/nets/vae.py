@@ -370,12 +370,15 @@ class Autoencoders(nn.Module):
         return Folded(tuple(weights), tuple(biases), stack.plans, stack.activation, self.gain, phases)
 
     @torch.no_grad()
-    def fill(self, released: Sequence[Path]) -> None:
-        """Load decoders from the authors' files, one for each class in its order."""
-        own = self.decoder.state_dict()
+    def fill(self, released: Sequence[Path]) -> list[str]:
+        """Load decoders from the authors' files, one for each class in its order; say what was converted."""
+        own, said = self.decoder.state_dict(), []
         for number, file in enumerate(released):
-            for name, value in decoder_state(file, self.channels).items():
+            state = decoder_state(file, self.channels)
+            said += files.conversions(file, state, own)
+            for name, value in state.items():
                 own[name].unflatten(0, (self.classes, -1))[number].copy_(value)
+        return said
 
 
 def _widened(plans: Sequence[Plan], width: float) -> list[Plan]:
@@ -416,7 +419,7 @@ def decoder_state(file: Path, channels: int) -> dict[str, Tensor]:
                 f"decoder for {channels}-channel images it has {shape}"
             )
         try:
-            named[name] = files.cast(file, name, named[name], torch.empty(shape))
+            files.cast(file, name, named[name], torch.empty(shape))
         except InputError as error:
             raise InputError(f"decoders: {str(error).removeprefix('weights: ')}") from None
     return named

@@ -90,7 +90,7 @@ def fill(network: nn.Module, file: Path, prefix: str = "", key: str = "") -> lis
     trouble = {"missing": missing, "unexpected": unexpected}
     if said := "; ".join(f"{kind} {_few(names)}" for kind, names in trouble.items() if names):
         raise InputError(f"weights: {file} does not fit the network: {said}{_advice(own, state)}")
-    return _conversions(file, state, own)
+    return conversions(file, state, own)
 
 
 def cast(file: Path, name: str, value: Tensor, own: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def cast(file: Path, name: str, value: Tensor, own: Tensor) -> Tensor:
     return value
 
 
-def _conversions(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+def conversions(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each kind of number that was converted."""
     found: dict[str, list[str]] = {}
     for name, value in state.items():
