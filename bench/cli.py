@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, InputError, persons
-from bench.names import readable, shown
+from bench.escaping import readable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

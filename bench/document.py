@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bench.errors import InputError, did_you_mean
-from bench.names import LONGEST, shown
+from bench.escaping import shown
+from bench.names import LONGEST
 
 Place = tuple[str | int, ...]
 """The way to a value: keys and list positions."""

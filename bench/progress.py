@@ -14,8 +14,8 @@ from rich.text import Text
 
 from bench.costs import Costs
 from bench.errors import persons
+from bench.escaping import shown
 from bench.execute import Done, State
-from bench.names import shown
 from bench.plan import Craft, Evaluate, Job, Train
 
 SHOWN = 8

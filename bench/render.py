@@ -13,8 +13,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.checks import Flag
+from bench.escaping import in_csv, in_markdown, shown
 from bench.metrics import CONFIDENCE, Estimate
-from bench.names import in_csv, in_markdown, shown
 from bench.quantities import DASH
 from bench.tables import Grid, Quote, Row, Square, position
 

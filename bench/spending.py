@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from bench.escaping import in_csv, in_markdown, shown
 from bench.layout import COORDINATES
-from bench.names import in_csv, in_markdown, shown
 from bench.outcomes import Frame
 from bench.quantities import DASH, spell
 

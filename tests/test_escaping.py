@@ -17,7 +17,7 @@ from manifests import cell, clean, manifest, rows
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from bench import cli, names, render, spending, tables
+from bench import cli, escaping, render, spending, tables
 from bench.costs import Costs
 from bench.errors import InputError
 from bench.progress import Display
@@ -113,9 +113,9 @@ def test_a_spreadsheet_runs_no_name(name: str) -> None:
 
 def test_numbers_in_a_spreadsheet_stay_numbers() -> None:
     for value in (-1, -0.5, None, True, "-1", "+2.5e3", "-inf"):
-        assert names.in_csv(value) is value
+        assert escaping.in_csv(value) is value
     for text in ("-1+1", "=1", " =1", "\t=1", "\r@x", "--1", "+a"):
-        assert str(names.in_csv(text))[0] == "'"
+        assert str(escaping.in_csv(text))[0] == "'"
 
 
 LATEX = {
@@ -231,7 +231,7 @@ def test_messages_show_what_they_quote(
     with pytest.raises(SystemExit):
         cli.main()
     said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
-    assert said == f"error: weights: {names.shown(text)}: no such file\n"
+    assert said == f"error: weights: {escaping.shown(text)}: no such file\n"
     assert said.strip().isprintable()
 
 
@@ -255,7 +255,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     console.print(display._picture())
     display.ended(cast(Any, SimpleNamespace(job=job, slot=0, error=ValueError(text))))
     said = out.getvalue()
-    assert said.count(names.shown(text)) == 4
+    assert said.count(escaping.shown(text)) == 4
     assert said.replace("\n", "").isprintable()
 
 
@@ -274,7 +274,7 @@ def test_what_a_terminal_lacks_is_spelled_and_no_footnote_becomes_a_digit() -> N
     ):
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding)
-        names.readable(stream)
+        escaping.readable(stream)
         stream.write(text)
         stream.flush()
         assert raw.getvalue().decode(encoding) == expected
