@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         lengths,
     )
     from bench.registry import CodePath, ContentPath, attack, defense, source, view, view_of
+    from bench.sources import module_file
 
 _HOME = {
     "errors": ("BenchError", "InputError", "TrainingError"),
@@ -62,6 +63,7 @@ _HOME = {
         "lengths",
     ),
     "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view", "view_of"),
+    "sources": ("module_file",),
 }
 
 __all__ = [
@@ -98,6 +100,7 @@ __all__ = [
     "defense",
     "eot",
     "lengths",
+    "module_file",
     "objective",
     "source",
     "succeeded",

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.errors import InputError
+from bench.names import Sentence
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
 from bench.spec import AttackUse, DefenseUse, SuiteModel
 
@@ -125,9 +126,8 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
             table.add_column("kind")
             table.add_column("default")
             for name, info in entry["parameters"].items():
-                table.add_row(
-                    name, info["type"], "(required)" if info["required"] else _written(info["default"])
-                )
+                default = "(required)" if info["required"] else _written(info["default"])
+                table.add_row(*map(Text, (name, info["type"], default)))
             body.append(table)
         console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
 
@@ -185,7 +185,7 @@ _PLANNED = {
     "type": "object",
     "title": "planned",
     "description": "An attack that is not there yet: its cells are skipped, with this reason.",
-    "properties": {"use": {"type": "string"}, "planned": {"type": "string", "minLength": 1}},
+    "properties": {"use": {"type": "string"}, "planned": TypeAdapter(Sentence).json_schema()},
     "required": ["use", "planned"],
 }
 """The alternative to everything registered: whatever its parameters will be."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bench.errors import BenchError, InputError, persons
+from bench.escaping import readable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -322,6 +323,8 @@ def schema(
 
 def main() -> None:
     """Run the command line: what a person can mend ends with one message and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        readable(stream)
     try:
         app()
     except BenchError as error:
@@ -378,11 +381,14 @@ def _console(*, stderr: bool = False) -> Any:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return Unbroken(stderr=stderr)
+    # What is printed are names and messages of other people's: none is markup.
+    return Unbroken(stderr=stderr, markup=False, emoji=False)
 
 
 def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[Plan, Store, dict[str, Any]]:
     """Read and check a suite and its tables; return its plan, its store and its manifest."""
+    from unicodedata import normalize
+
     from bench import plan as planning
     from bench import spec, tables
     from bench.store import Store
@@ -392,7 +398,9 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
     manifest = crossed.manifest()
     names: dict[str, str] = {}
     for key in manifest["tables"]:
-        if (other := names.setdefault(_file_name(key), key)) != key:
+        # Some file systems take letters of either case for one, and an accent for its letter's part.
+        folded = normalize("NFC", normalize("NFKD", _file_name(key)).casefold())
+        if (other := names.setdefault(folded, key)) != key:
             where = suite.document.line("tables", key)
             raise InputError(f"{where}: tables {other!r} and {key!r} would be written to one file")
         try:
@@ -429,7 +437,7 @@ def _cell_name(coordinates: Mapping[str, Any]) -> str:
 
 def _say(console: Any, text: str, style: str = "") -> None:
     """Print a sentence as it is, however long."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:

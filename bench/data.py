@@ -7,6 +7,7 @@ the published order is asked for.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
@@ -124,7 +125,10 @@ def digest(spec: DataSpec, root: Path | None = None, folder: Path | None = None)
 
     The content is known by its declared checksums, or else by those of the files.
     """
-    source = _source(spec, root, folder)
+    return _digest_of(spec, _source(spec, root, folder))
+
+
+def _digest_of(spec: DataSpec, source: Source) -> str:
     identity = {
         "name": spec.name,
         "version": SOURCES[spec.name].version,
@@ -176,7 +180,14 @@ def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split
             f"{where}: image {index[first]}: expected a label below {form.classes}, found {labels[first]}"
         )
     chosen = _chosen(examples, spec, _count(spec, source), where)
-    images = torch.empty(len(chosen), *form[:3])
+    try:
+        images = torch.empty(len(chosen), *form[:3])
+    except RuntimeError:
+        size = 4 * len(chosen) * math.prod(form[:3]) / 2**30
+        raise InputError(
+            f"{where}: {len(chosen)} images of {_text(form[:3])} are {size:,.0f} GiB, more than there is; "
+            "resize: or size: makes it less"
+        ) from None
     # Images are read in the published order, and each written where the order wants it.
     places = np.argsort(index[chosen])
     ascending = index[chosen][places]
@@ -186,6 +197,9 @@ def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split
         images[torch.from_numpy(places[done:stop])] = _formed(pixels, ascending[done:stop], spec, form, where)
         done = stop
     assert done == len(chosen), "a source yields the images it is asked for"
+    # Read meanwhile were files that somebody may have written to.
+    if _digest_of(spec, _source(spec, root, folder)) != digest:
+        raise InputError(f"{where}: the files changed while they were read; start again")
     return Split(
         images=images,
         labels=torch.from_numpy(labels[chosen]),

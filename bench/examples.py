@@ -5,9 +5,8 @@ The sources themselves are in `imagesets.py` and `imagefiles.py`; how a suite as
 
 import hashlib
 import os
-import struct
 import time
-import zlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,11 +21,18 @@ from numpy.typing import NDArray
 from bench.errors import InputError
 from bench.noise import mix, seed_of
 from bench.protocols import Shape
+from bench.sources import located
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SplitName: TypeAlias = Literal["train", "test"]
+
+LARGEST = 1 << 25
+"""Pixels that an image may have: 5792 x 5792."""
+
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a change would have another time: file systems count in steps of up to 2 s."""
 
 ORDER = 1
 """Version of the rule `stratified`; it enters the digest of every data set."""
@@ -88,16 +94,14 @@ class Places:
 
     def find(self, path: str) -> Path:
         """Return a folder that a suite names, relative to the suite's folder or else to the root."""
-        given = Path(path).expanduser()
-        if given.is_absolute():
-            candidates = [given]
-        else:
-            candidates = [base / given for base in (self.folder, self.root) if base is not None]
+        bases = [base for base in (self.folder, self.root) if base is not None]
+        # What is absolute is one place, whatever it is relative to.
+        candidates = list(dict.fromkeys(located(path, base) for base in bases))
         for candidate in candidates:
-            if candidate.is_dir():
+            if os.path.isdir(candidate):
                 return candidate
         for candidate in candidates:
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 raise InputError(f"expected a folder, found a file: {candidate}")
         looked = " and ".join(str(each) for each in candidates)
         raise InputError(
@@ -135,14 +139,18 @@ def cache_folder() -> Path:
 def checksum(files: Sequence[Path]) -> str:
     """Return the sha256 of the files' contents, in their order.
 
-    It is remembered in the user's cache folder under the files' paths, sizes and times of change.
+    It is remembered in the user's cache folder under the files' paths and what the file system tells of them:
+    sizes, numbers, and times of change, of which one can be set to any value and the other cannot.
     """
     listing = hashlib.sha256()
     newest = 0
+    # A link's own name is enough: what it leads to has a number.
+    homes = {folder: os.fsencode(folder.resolve()) for folder in {file.parent for file in files}}
     for file in files:
         stat = file.stat()
-        newest = max(newest, stat.st_mtime_ns)
-        listing.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        listing.update(homes[file.parent] + b"\0" + os.fsencode(file.name) + f"\0{state}\0".encode())
     note = cache_folder() / "checksums" / listing.hexdigest()
     with suppress(OSError, UnicodeDecodeError):
         known = note.read_text("ascii")
@@ -153,7 +161,7 @@ def checksum(files: Sequence[Path]) -> str:
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     # A file that is still being written may change again without a new time of change.
-    if time.time_ns() - newest > 2_000_000_000:
+    if time.time_ns() - newest > SETTLED:
         with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
             scratch = note.with_name(f"{note.name}.{os.getpid()}")
@@ -171,18 +179,27 @@ def decode(file: Path | bytes, name: str) -> NDArray[Any]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+        # What is too large is said here, before anything is decoded, and not by a warning.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+        with opened as image:
+            if image.width * image.height > LARGEST:
+                size = f"{image.width} x {image.height}"
+                raise InputError(f"{name}: the image is too large: at most {LARGEST:,} pixels, found {size}")
             # An MPO is a camera's JPEG with previews behind it.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise InputError(f"{name}: holds several images; expected one")
             image.load()
             return _pixels(ImageOps.exif_transpose(image) if image.getexif() else image, name)
     except UnidentifiedImageError:
         raise InputError(f"{name}: not an image that Pillow knows") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except Image.DecompressionBombError:
+        raise InputError(f"{name}: the image is too large: expected at most {LARGEST:,} pixels") from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything on what is no image
         raise InputError(f"{name}: the image cannot be read: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: the image is too large: {error}") from None
 
 
 def _pixels(image: "Image", name: str) -> NDArray[Any]:

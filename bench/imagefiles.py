@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +24,36 @@ from bench.registry import source
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+"""Endings of the images that a folder is looked through for."""
+
+UNREAD = frozenset(
+    {".apng", ".avif", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jxl", ".npy"}
+    | {".pfm", ".psd", ".svg", ".tga"}
+)
+"""Endings of images that are not read: what has them is not passed over in silence."""
+
+CLASSES = 1_000_000
+"""Classes that a file may be said to have."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in the order in which people count: 2 before 10, and ``a2`` before ``a10``."""
+    return sorted(names, key=lambda name: (_counted(name), name))
+
+
+def _counted(name: str) -> list[tuple[bool, int, str]]:
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(not each[0].isdigit(), int(each) if each[0].isdigit() else 0, each) for each in parts]
 
 
 @source("parquet", version=1)
 class Parquet:
     """Parquet files in the layout of Hugging Face: a column of encoded images, and one of labels.
 
-    `path` is a folder; `train` and `test` are the patterns of a split's files in it. `image` and
-    `label` name columns: unless said, those named ``image`` or ``img`` and ``label`` or ``labels``, or
-    the only ones of a fitting type. The number of classes is that of the label's names, where the file
-    has them, or else follows from the largest label of both splits.
+    `path` is a folder; `train` and `test` are the patterns of a split's files in it: one, or the numbered
+    parts of one set. `image` and `label` name columns: unless said, those named ``image`` or ``img`` and
+    ``label`` or ``labels``, or the only ones of a fitting type. The number of classes is that of the label's
+    names, where the file has them, or else follows from the largest label of both splits.
     """
 
     def __init__(
@@ -51,6 +73,8 @@ class Parquet:
         self.patterns: dict[SplitName, str] = {"train": train, "test": test}
         self.given = {"image": image, "label": label}
         self.classes = classes
+        if classes is not None and not 0 < classes <= CLASSES:
+            raise InputError(f"classes: expected a number from 1 to {CLASSES:,}, found {classes}")
 
     @cached_property
     def files(self) -> list[Path]:
@@ -70,11 +94,13 @@ class Parquet:
             )
         if both := set(self._matching("train")) & set(self._matching("test")):
             raise InputError(f"{min(both)}: matches train: and test:; give each split its own files")
+        _check_parts(files, f"{self.split}: {pattern!r}")
         return files
 
     def _matching(self, split: SplitName) -> list[Path]:
         try:
-            return sorted(each for each in self.folder.glob(self.patterns[split]) if each.is_file())
+            found = [str(each) for each in self.folder.glob(self.patterns[split]) if each.is_file()]
+            return list(map(Path, in_order(found)))
         except (ValueError, NotImplementedError) as error:
             raise InputError(
                 f"{split}: {self.patterns[split]!r} is no pattern below a folder: {error}"
@@ -105,13 +131,17 @@ class Parquet:
 
     def _column(self, kind: str, usual: Sequence[str], able: Sequence[str]) -> str:
         given = self.given[kind]
+        named = [name for name in usual if name in self._schema.names]
         if given is not None:
             if given in able:
                 return given
             found = f"{kind}: column {given!r} is not there or cannot hold it{did_you_mean(given, able)}"
+        elif len(named) == 1 and named[0] not in able:
+            # Another column that happens to fit is not what is called so.
+            found = f"{named[0]} cannot hold it; say which column is {kind}:"
+        elif len(named) == 1 or (not named and len(able) == 1):
+            return (named or able)[0]
         else:
-            if names := [name for name in usual if name in able] or (able if len(able) == 1 else []):
-                return names[0]
             found = f"say which column is {kind}:"
         columns = ", ".join(f"{each.name} ({each.type})" for each in self._schema)
         raise InputError(f"{self.files[0]}: {found}; its columns are {columns}")
@@ -129,10 +159,20 @@ class Parquet:
         if self.classes is not None:
             return self.classes
         with suppress(ValueError, KeyError, TypeError):
-            described = json.loads(self._schema.metadata[b"huggingface"])
-            return len(described["info"]["features"][self.label]["names"])
+            names = json.loads(self._schema.metadata[b"huggingface"])["info"]["features"][self.label]["names"]
+            if isinstance(names, list) and names:
+                return len(names)
         files = {*self._matching("train"), *self._matching("test")}
-        return int(max(self._labels(file).max(initial=-1) for file in files)) + 1
+        labels = {file: self._labels(file) for file in sorted(files)}
+        examples = sum(map(len, labels.values()))
+        for file, each in labels.items():
+            if len(wrong := np.flatnonzero((each < 0) | (each >= examples))):
+                row = wrong[0]
+                raise InputError(
+                    f"{file}, row {row}: label {each[row]} is no class: expected a number from 0, below that "
+                    f"of examples ({examples}); classes: says how many there are"
+                )
+        return int(max(each.max(initial=-1) for each in labels.values())) + 1
 
     @cached_property
     def count(self) -> int:
@@ -156,7 +196,10 @@ class Parquet:
         column = _read(file, self.label)
         if column.null_count:
             raise InputError(f"{file}: {self.label} is empty in {column.null_count} rows")
-        return np.asarray(column.to_numpy(), dtype=np.int64)
+        try:
+            return np.asarray(column.cast("int64").to_numpy(), dtype=np.int64)
+        except ArrowException as error:
+            raise InputError(f"{file}: {self.label}: a label is no class: {error}") from None
 
     def images(self, index: NDArray[np.int64]) -> Iterator[Pixels]:
         """Yield the images one by one, reading only the row groups that hold some of them."""
@@ -177,6 +220,28 @@ class Parquet:
         if encoded is None:
             raise InputError(f"{name}: {self.image} holds no bytes")
         return Pixels(name, decode(encoded, name)[None])
+
+
+_PART = re.compile(r"(?P<set>.*?)[-_.]?[0-9]+(?:-of-(?P<of>[0-9]+))?(?:-[0-9a-f]+)?")
+"""How files are named that are parts of one: ``train-00000-of-00002``, with a digest behind it or not."""
+
+
+def _check_parts(files: Sequence[Path], what: str) -> None:
+    """Raise unless files are one, or the numbered parts of one set, none missing."""
+    parts = [re.fullmatch(r"(.*?)[-_.]?([0-9]+)(?:-of-([0-9]+))?(-[0-9a-f]+)?", each.stem) for each in files]
+    sets = {
+        (part[1], part[3]) if part else (file.stem, None) for part, file in zip(parts, files, strict=True)
+    }
+    if len(sets) > 1:
+        names = ", ".join(each.name for each in files[:4])
+        raise InputError(
+            f"{what} matches {len(files)} files that are no numbered parts of one set: {names}; narrow it"
+        )
+    ((_, whole),) = sets
+    if whole is not None and int(whole) != len(files):
+        raise InputError(
+            f"{what}: {files[0].name} is one of {int(whole)} parts, found {len(files)}; get the others"
+        )
 
 
 def _opened(file: Path) -> parquet.ParquetFile:
@@ -201,12 +266,21 @@ def _read(file: Path, column: str, group: int | None = None) -> Any:
 class ImageFolder:
     """A folder of images for each split, in it one for each class: ``train/cat/1.png``.
 
-    `path` holds the folders that `train` and `test` name. Classes are numbered by the names of the
-    folders in either split; other files, and hidden ones, are passed over.
+    `path` holds the folders that `train` and `test` name. Classes are numbered by the names of the folders in
+    either split: as numbers where all of them are whole numbers, else by their letters, or as `names` lists
+    them. Folders in a class's folder belong to it, links are followed; other files, and hidden ones, are
+    passed over.
     """
 
     def __init__(
-        self, split: SplitName, places: Places, *, path: str, train: str = "train", test: str = "test"
+        self,
+        split: SplitName,
+        places: Places,
+        *,
+        path: str,
+        train: str = "train",
+        test: str = "test",
+        names: tuple[str, ...] | None = None,
     ) -> None:
         if train == test:
             raise InputError(f"train: and test: are both {train!r}; give each split its own folder")
@@ -216,26 +290,41 @@ class ImageFolder:
             there = [each.name for each in self.folder.iterdir() if each.is_dir()]
             raise InputError(f"{split}: no such folder: {self.home}{did_you_mean(self.home.name, there)}")
         self.homes = (self.folder / train, self.folder / test)
+        one, other = (each.resolve() for each in self.homes)
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise InputError(f"{one} and {other}: train: and test: must lie beside each other")
+        self.given = names
 
     @cached_property
-    def _found(self) -> dict[Path, list[Path]]:
+    def _found(self) -> dict[Path, dict[str, list[Path]]]:
+        """The images of each split by class."""
         return {home: _images_in(home) for home in self.homes}
 
     @cached_property
     def files(self) -> list[Path]:
         """The split's images, by their paths."""
-        files = self._found[self.home]
+        files = [file for images in self._found[self.home].values() for file in images]
         if not files:
             raise InputError(
                 f"{self.home}: no image in a sub-folder; expected files such as cat/1.png "
                 f"({', '.join(sorted(SUFFIXES))})"
             )
-        return files
+        return sorted(files, key=lambda file: file.relative_to(self.home).as_posix())
 
     @cached_property
     def names(self) -> list[str]:
         """The classes: those of both splits, so that a class has one number."""
-        return sorted({_class_of(file, home) for home, files in self._found.items() for file in files})
+        images = [classes for classes in self._found.values()]
+        there = sorted({name for classes in images for name in classes})
+        if self.given is not None:
+            return _listed(self.given, there, self.folder)
+        for name in there:
+            if not any(classes.get(name) for classes in images):
+                raise InputError(
+                    f"{self.folder}: the folder {name} holds no image in either split, and would shift the "
+                    "numbers of the classes after it; take it away, or list the classes: names: [...]"
+                )
+        return _numbered(there, self.folder)
 
     @cached_property
     def shape(self) -> Shape:
@@ -254,7 +343,7 @@ class ImageFolder:
         names = "\n".join(file.relative_to(self.home).as_posix() for file in self.files)
         return {
             "sha256": checksum(self.files),
-            "files": hashlib.sha256(names.encode()).hexdigest(),
+            "files": hashlib.sha256(os.fsencode(names)).hexdigest(),
             "classes": self.names,
         }
 
@@ -274,16 +363,86 @@ class ImageFolder:
             yield Pixels(file.relative_to(self.folder).as_posix(), decode(file, str(file))[None])
 
 
-def _images_in(home: Path) -> list[Path]:
-    """Return the images below a folder's sub-folders, by their paths, wherever the folder lies."""
-    found = [
-        file
-        for file in home.glob("*/**/*")
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(home).parts)
-    ]
-    return sorted(found, key=lambda file: file.relative_to(home).as_posix())
+def _numbered(names: Sequence[str], folder: Path) -> list[str]:
+    """Return names of classes in the order of their numbers; raise where that is not plain."""
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        if len({int(name) for name in names}) < len(names):
+            raise InputError(f"{folder}: two folders are one number: {', '.join(names)}; keep one of them")
+        return sorted(names, key=int)
+    if list(names) != in_order(names):
+        raise InputError(
+            f"{folder}: nobody knows whether {_first_swapped(names)}: list the classes in the order of their "
+            f"numbers: names: [{', '.join(in_order(names)[:3])}, ...]"
+        )
+    return list(names)
+
+
+def _first_swapped(names: Sequence[str]) -> str:
+    """Return the first two names whose order by letters is not that by counting."""
+    counted = in_order(names)
+    one = next(name for name, other in zip(names, counted, strict=True) if name != other)
+    later = [name for name in names if names.index(name) > names.index(one)]
+    other = next(name for name in later if counted.index(name) < counted.index(one))
+    return f"{one} or {other} comes first"
+
+
+def _listed(given: Sequence[str], there: Sequence[str], folder: Path) -> list[str]:
+    """Return the classes that a suite lists: all that are there, and each once."""
+    if len(set(given)) < len(given):
+        raise InputError(f"names: {next(name for name in given if given.count(name) > 1)!r} stands twice")
+    for name in there:
+        if name not in given:
+            raise InputError(f"names: {folder} has a folder {name!r}, which is not listed")
+    if not set(given) & set(there):
+        raise InputError(f"names: {folder} has no folder of these names")
+    return list(given)
+
+
+def _images_in(home: Path) -> dict[str, list[Path]]:
+    """Return the images of each class, wherever in its folder they lie."""
+    if not home.is_dir():
+        return {}
+    classes = {}
+    for entry in sorted(home.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            classes[entry.name] = list(_images_below(entry))
+        elif _is_image(entry):
+            raise InputError(f"{entry}: an image beside the folders of classes; nobody knows its class")
+    return classes
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and below, links followed, each folder once."""
+    seen = {os.path.realpath(folder)}
+
+    def first(place: str) -> bool:
+        real = os.path.realpath(place)
+        new = real not in seen
+        seen.add(real)
+        return new
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be looked through: {error.strerror}")
+
+    for place, below, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        named = sorted(name for name in below if not name.startswith("."))
+        below[:] = [name for name in named if first(os.path.join(place, name))]
+        for file in (Path(place, name) for name in sorted(files) if not name.startswith(".")):
+            if _is_image(file):
+                yield file
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a file is an image; raise where it is one that would be passed over."""
+    if file.suffix.lower() in UNREAD:
+        raise InputError(f"{file}: images of this kind are not read; expected {', '.join(sorted(SUFFIXES))}")
+    if file.suffix.lower() not in SUFFIXES:
+        return False
+    if not file.is_file():
+        raise InputError(f"{file}: expected an image, found a link to nothing, or no file")
+    return True
 
 
 def _class_of(file: Path, home: Path) -> str:

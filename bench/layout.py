@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bench.checks import FACTS, Cell
 from bench.errors import InputError, did_you_mean
 from bench.metrics import METRICS, Metric, Unit
+from bench.names import Name, Sentence
 from bench.quantities import fraction, spell
 
 QUESTION = ("data", "norm", "radius")
@@ -47,10 +48,11 @@ Selection = Annotated[dict[str, Scalar | list[Scalar]], BeforeValidator(_selecti
 def _axis(value: object) -> object:
     if isinstance(value, str):
         return [value]
+    # From Python code headings may be numbers.
     return {str(heading): each for heading, each in value.items()} if isinstance(value, Mapping) else value
 
 
-_Axis: TypeAlias = list[str] | dict[str, Selection]
+_Axis: TypeAlias = list[str] | dict[Name, Selection]
 Axis = Annotated[_Axis, BeforeValidator(_axis, json_schema_input_type=_Axis | str)]
 """Names of coordinates (a row for each combination), or headings and what each selects."""
 
@@ -72,7 +74,7 @@ class Comparison(Model):
     """Our headings and theirs, where they are called otherwise."""
     rows: dict[str, str] = {}
     """Our rows (``cnnf, last``) and theirs, where they are called otherwise."""
-    differences: list[str] = []
+    differences: list[Sentence] = []
     """What is known to be different, in sentences."""
 
 
@@ -81,14 +83,14 @@ class Figure(Model):
 
     x: str
     """A coordinate of the columns (a curve for each row), or of the rows (a curve for each column)."""
-    xlabel: str | None = None
-    ylabel: str | None = None
+    xlabel: Sentence | None = None
+    ylabel: Sentence | None = None
 
 
 class Table(Model):
     """How a numbered table is cut."""
 
-    title: str
+    title: Sentence
     where: Selection = {}
     rows: Axis
     columns: Axis

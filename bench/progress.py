@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bench.costs import Costs
 from bench.errors import persons
+from bench.escaping import shown
 from bench.execute import Done, State
 from bench.plan import Craft, Evaluate, Job, Train
 
@@ -157,7 +158,7 @@ class Display:
 
     def _line(self, text: str) -> None:
         self._spoken = self.seconds()
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(shown(text)), soft_wrap=True)
 
     def _left(self) -> str:
         """Return the time left, by what jobs like those to come have taken."""
@@ -183,12 +184,12 @@ class Display:
                         if facts.get("of")
                         else ""
                     )
-                    slots.add_row(device, title(job), far, f"{time.monotonic() - begun:.0f} s")
+                    slots.add_row(device, Text(shown(title(job))), far, f"{time.monotonic() - begun:.0f} s")
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
             table.add_column("finished cells")
             table.add_column("after", justify="right")
             for name, after in self._finished:
-                table.add_row(name, after)
+                table.add_row(Text(shown(name)), after)
             return Group(self._progress, slots, table) if self._finished else Group(self._progress, slots)

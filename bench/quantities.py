@@ -1,6 +1,7 @@
 """Numbers as a suite writes them, ``8/255``, and as a table prints them."""
 
 import math
+import re
 from fractions import Fraction
 
 DASH = "\N{EN DASH}"
@@ -24,7 +25,8 @@ def fraction(value: object) -> object:
 
 
 def _decimal(text: str) -> Fraction:
-    if "/" in text:
+    # A fraction is exact: 1e999999999 would be a number of a billion digits.
+    if "/" in text or len(text) > 50 or re.search(r"[eE][-+]?[0-9_]{4}", text):
         raise ValueError(text)
     return Fraction(text.replace(" ", ""))
 

@@ -1,6 +1,7 @@
 """Squares to text, markdown, CSV, LaTeX, JSON and figures. No number is made here."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from csv import DictWriter
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.checks import Flag
+from bench.escaping import in_csv, in_markdown, shown
 from bench.metrics import CONFIDENCE, Estimate
 from bench.quantities import DASH
 from bench.tables import Grid, Quote, Row, Square, position
@@ -196,12 +198,12 @@ def text(grid: Grid) -> "Group":
             table.add_row("published", *quotes, style="dim italic")
         table.add_section()
     table.add_row("n", *counts(grid), style="dim")
-    below = [Text(" ".join([*caption(grid, "below"), *published(grid)]), style="dim")]
-    below += [Text(each, style="yellow") for each in doubts(grid)]
-    below += [Text(f"{raised([mark])} {each}") for mark, each in enumerate(notes.texts, 1)]
+    below = [Text(shown(" ".join([*caption(grid, "below"), *published(grid)])), style="dim")]
+    below += [Text(shown(each), style="yellow") for each in doubts(grid)]
+    below += [Text(f"{raised([mark])} {shown(each)}") for mark, each in enumerate(notes.texts, 1)]
     if any("-" in each.partition(":")[0] for each in (*notes.texts, *doubts(grid))):
         below.append(Text("What each doubt means, and what to do: docs/flags.md", style="dim"))
-    title = Text(f"Table {grid.key}: {grid.table.title}", style="bold")
+    title = Text(shown(f"Table {grid.key}: {grid.table.title}"), style="bold")
     return Group(Padding(title, (1, 0, 1, 0)), table, *below)
 
 
@@ -209,7 +211,7 @@ def _narrow(parts: Iterable[str], width: int) -> "Text":
     """Return headings below each other, broken between words."""
     from rich.text import Text
 
-    broken = (wrap(each, width, break_long_words=False, break_on_hyphens=False) for each in parts)
+    broken = (wrap(shown(each), width, break_long_words=False, break_on_hyphens=False) for each in parts)
     return Text("\n".join(line for lines in broken for line in lines))
 
 
@@ -223,7 +225,7 @@ def markdown(grid: Grid) -> str:
     def square_text(square: Square, unit: str) -> str:
         marks = raised(notes.marks(square))
         if square.estimate is None:
-            return square.hole + marks
+            return in_markdown(square.hole) + marks
         value = f"{square.bound}{number(square.estimate.value, unit)}"
         if square.estimate.std is not None:
             value += f" {PLUS_MINUS} {number(square.estimate.std, unit)}"
@@ -232,22 +234,22 @@ def markdown(grid: Grid) -> str:
         return f"{value}{marks}<br>[{ends}]" if ends else f"{value}{marks}"
 
     lines = [
-        [*_heads(grid), *grid.columns],
+        [*map(in_markdown, (*_heads(grid), *grid.columns))],
         [":--"] * len(grid.heads) + ["--:"] * len(grid.columns),
     ]
     for row in grid.rows:
-        lines.append([*row.label, *map(square_text, row.squares, grid.units)])
+        lines.append([*map(in_markdown, row.label), *map(square_text, row.squares, grid.units)])
         if row.published:
             quotes = (f"*{' '.join(each)}*" if each else DASH for each in _quotes(grid, row))
             lines.append(["*published*", *[""] * (len(row.label) - 1), *quotes])
     lines.append(["n", *[""] * (len(grid.heads) - 1), *counts(grid)])
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
     parts = [
-        f"### Table {grid.key}: {grid.table.title}",
+        f"### {in_markdown(f'Table {grid.key}: {grid.table.title}')}",
         "\n".join(rows),
-        " ".join([*caption(grid), *published(grid)]),
-        "\n".join(f"- {each}" for each in doubts(grid)),
-        "\n".join(f"{mark}. {each}" for mark, each in enumerate(notes.texts, 1)),
+        in_markdown(" ".join([*caption(grid), *published(grid)])),
+        "\n".join(f"- {in_markdown(each)}" for each in doubts(grid)),
+        "\n".join(f"{mark}. {in_markdown(each)}" for mark, each in enumerate(notes.texts, 1)),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -302,7 +304,7 @@ def csv(grid: Grid) -> str:
     out = StringIO()
     writer = DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: in_csv(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 
@@ -315,12 +317,13 @@ def _document(grid: Grid) -> dict[str, Any]:
         "question": dict(grid.question),
         "void": grid.void,
         "flags": [{"code": flag.code, "message": flag.message, "advice": flag.advice} for flag in grid.flags],
-        # JSON knows no infinity: fewer than half broken.
-        "squares": [
-            {name: "inf" if value == math.inf else value for name, value in record.items()}
-            for record in records(grid)
-        ],
+        "squares": [{name: _lawful(each) for name, each in record.items()} for record in records(grid)],
     }
+
+
+def _lawful(value: Any) -> Any:
+    """Return a value that JSON knows: it knows no infinity, which is fewer than half broken."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- LaTeX -------------------------------------------------------------------------------------------
@@ -331,6 +334,14 @@ _LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "`": r"\textasciigrave{}",
+        # After a line's end, these would be its arguments.
+        "[": "{[}",
+        "*": "{*}",
         DASH: "--",
         PLUS_MINUS: r"$\pm$",
         "≤": r"$\leq$",
@@ -339,6 +350,10 @@ _LATEX = str.maketrans(
         "∞": r"$\infty$",
     }
 )
+
+
+def _latex(text: str) -> str:
+    return shown(text, keep="").translate(_LATEX)
 
 
 def latex(grid: Grid) -> str:
@@ -354,7 +369,7 @@ def latex(grid: Grid) -> str:
             value = f"{square.bound}{number(square.estimate.value, unit)}"
             if square.estimate.std is not None:
                 value += f" {PLUS_MINUS} {number(square.estimate.std, unit)}"
-        return value.translate(_LATEX) + (f"\\textsuperscript{{{marks}}}" if marks else "")
+        return _latex(value) + (f"\\textsuperscript{{{marks}}}" if marks else "")
 
     headings = [*_heads(grid), *grid.columns]
     lines: list[list[str]] = []
@@ -363,13 +378,13 @@ def latex(grid: Grid) -> str:
         bold += [
             (len(lines), len(grid.heads) + at) for at, square in enumerate(row.squares) if square.weakest
         ]
-        labels = [each.translate(_LATEX) for each in row.label]
+        labels = [_latex(each) for each in row.label]
         lines.append([*labels, *map(square_text, row.squares, grid.units)])
         if row.published:
             quotes = (" ".join(each) if each else DASH for each in _quotes(grid, row))
             blank = [""] * (len(row.label) - 1)
-            lines.append([r"\quad published", *blank, *(each.translate(_LATEX) for each in quotes)])
-    frame = pd.DataFrame(lines, columns=pd.Index([each.translate(_LATEX) for each in headings]))
+            lines.append([r"\quad published", *blank, *(_latex(each) for each in quotes)])
+    frame = pd.DataFrame(lines, columns=pd.Index([_latex(each) for each in headings]))
     # Cells are escaped where they are made: marks and signs are LaTeX already.
     css = pd.DataFrame("", index=frame.index, columns=frame.columns)
     for line, at in bold:
@@ -378,16 +393,14 @@ def latex(grid: Grid) -> str:
     said = [grid.table.title.rstrip(".") + ".", *caption(grid, None), *published(grid)]
     shown = styled.to_latex(
         hrules=True,
-        caption=" ".join(said).translate(_LATEX),
-        label=f"tab:{grid.key}",
+        caption=_latex(" ".join(said)),
+        label="tab:" + re.sub("[^A-Za-z0-9./:_-]", "-", grid.key),
         position="t",
         position_float="centering",
         column_format="l" * len(grid.heads) + "r" * len(grid.columns),
     )
-    below = [each.translate(_LATEX) for each in doubts(grid)]
-    below += [
-        f"\\textsuperscript{{{mark}}} {each.translate(_LATEX)}" for mark, each in enumerate(notes.texts, 1)
-    ]
+    below = [_latex(each) for each in doubts(grid)]
+    below += [f"\\textsuperscript{{{mark}}} {_latex(each)}" for mark, each in enumerate(notes.texts, 1)]
     if not below:
         return shown
     tail = "\\par\\smallskip\\raggedright\\footnotesize\n" + "\\\\\n".join(below)
@@ -403,7 +416,12 @@ def joined(grids: Sequence[Grid], form: Literal["text", "markdown", "csv", "late
         case "text":
             return "".join(map(_plain, grids))
         case "json":
-            return dumps([_document(grid) for grid in grids], indent=1, ensure_ascii=False) + "\n"
+            text = dumps([_document(grid) for grid in grids], indent=1, ensure_ascii=False, allow_nan=False)
+            # JSON would leave some of what cannot be seen as it is.
+            return (
+                "".join(each if each.isprintable() or each == "\n" else dumps(each)[1:-1] for each in text)
+                + "\n"
+            )
         case "markdown":
             return "\n".join(map(markdown, grids))
         case "csv":
@@ -439,14 +457,18 @@ def figure(grid: Grid, path: Path) -> None:
         axes = page.subplots()
         for curve, style in zip(_curves(grid), _styles(), strict=False):
             _draw(axes, curve, style)
-        axes.set_title("\n".join(wrap(grid.table.title, 60)), fontsize="medium")
-        axes.set_xlabel(drawn.xlabel or _axis_label(grid, drawn.x))
+        axes.set_title("\n".join(wrap(shown(grid.table.title), 60)), fontsize="medium", parse_math=False)
+        axes.set_xlabel(drawn.xlabel or _axis_label(grid, drawn.x), parse_math=drawn.xlabel is None)
         unit = grid.metric.unit
-        axes.set_ylabel(drawn.ylabel or grid.metric.name + _LABELS.get(unit, ""))
+        axes.set_ylabel(drawn.ylabel or grid.metric.name + _LABELS.get(unit, ""), parse_math=False)
         if unit == "percent":
             axes.set_ylim(0, 100)
         axes.grid(alpha=0.25, linewidth=0.5)
-        axes.legend(fontsize="small", frameon=False)
+        # Of matplotlib's own making, a legend would leave out names that begin with _.
+        drawn_lines = axes.get_lines()
+        legend = axes.legend(drawn_lines, ["curve"] * len(drawn_lines), fontsize="small", frameon=False)
+        for line, label in zip(drawn_lines, legend.get_texts(), strict=True):
+            label.set(text=shown(str(line.get_label())), parse_math=False)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         try:
             page.savefig(path, dpi=200, metadata=metadata)

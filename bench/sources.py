@@ -6,12 +6,15 @@ imports nothing, so that `bench report` can use it.
 
 import ast
 import hashlib
-import importlib.util
+import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 from bench.errors import InputError
 
@@ -28,14 +31,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def located(path: str, folder: Path) -> Path:
+    """Return the place of a file or folder that a suite names, relative to the suite's."""
+    try:
+        return folder / Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"there is no user of that name: {path}") from None
+
+
 def code_digest(path: Path) -> str:
     """Return the sha256 of a Python file's syntax tree, its docstrings left out."""
     stat = path.stat()
-    return _code_digest(path, stat.st_size, stat.st_mtime_ns)
+    return _code_digest(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
 
 @cache
-def _code_digest(path: Path, size: int, changed: int) -> str:
+def _code_digest(path: Path, state: tuple[int, ...]) -> str:
     tree = parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -68,16 +79,75 @@ def parsed(path: Path) -> ast.Module:
         raise InputError(f"{path}:{getattr(error, 'lineno', 1)}: not Python: {error}") from None
 
 
+class _SuiteFinder(MetaPathFinder):
+    """Finds modules in the suite's folder, for those who may mean them, where nobody else has found any.
+
+    Asked by what a defense names, and by modules of the folder for each other, it answers. A library that
+    tries whether it can import ``uarray`` does not mean the user's file of that name, and runs none.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.named: set[str] = set()
+        """Modules that a defense's code is made of."""
+        self.given: set[str] = set()
+        """Modules that were found here."""
+
+    def move(self, folder: Path) -> None:
+        """Serve a suite's folder; the modules of another suite's are forgotten."""
+        if folder != self.folder:
+            for name in [each for each in sys.modules if each.partition(".")[0] in self.given]:
+                del sys.modules[name]
+            self.folder, self.named, self.given = folder, set(), set()
+
+    def look(self, name: str) -> ModuleSpec | None:
+        """Return where a module lies in the folder, whoever asks."""
+        return None if self.folder is None else PathFinder.find_spec(name, [str(self.folder)])
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return where a module lies for `import`; what lies in a package, its own path tells."""
+        if path is not None or not (fullname in self.named or _importer() in self.given):
+            return None
+        if (spec := self.look(fullname)) is not None:
+            self.given.add(fullname)
+        return spec
+
+
+def _importer() -> str:
+    """Return the top-level name of the module that is importing another one."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and _importing(str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _importing(name: str) -> bool:
+    return name.partition(".")[0] in ("importlib", "_frozen_importlib", "_frozen_importlib_external")
+
+
+_SUITE = _SuiteFinder()
+
+
 def importable(folder: Path) -> None:
-    """Put a suite's folder on the import path: at the end, so that no file in it hides a module."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    """Make the modules of a suite's folder importable, so that no file in it hides a module."""
+    _SUITE.move(folder)
+    if sys.meta_path[-1] is not _SUITE:
+        sys.meta_path[:] = [*(each for each in sys.meta_path if each is not _SUITE), _SUITE]
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    """Return where a top-level module lies, importing nothing."""
+    if top in sys.modules and top not in _SUITE.given:
+        return getattr(sys.modules[top], "__spec__", None)
+    finders = (each for each in sys.meta_path if each is not _SUITE)
+    found = (each.find_spec(top, None) for each in finders)
+    return next(filter(None, found), None) or _SUITE.look(top)
 
 
 def module_file(module: str) -> Path | None:
     """Return the file of a module, without importing it or its parents."""
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
+    spec = _spec(top)
     if spec is None:
         return None
     if not rest:
@@ -98,12 +168,20 @@ def code_digests(path: str, folder: Path) -> dict[str, str]:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
         raise InputError(f"expected 'package.module:function', found {path!r}")
     importable(folder)
+    importlib.invalidate_caches()
     start = path.partition(":")[0]
     if module_file(start) is None:
         raise InputError(f"module {start!r} is neither in {folder} nor installed")
     top = start.partition(".")[0]
-    made_of = _reached(start, lambda name, file: name.partition(".")[0] == top or file.is_relative_to(folder))
+    made_of = _reached(start, lambda name, file: name.partition(".")[0] == top or _written_in(folder, file))
+    _SUITE.named |= {name.partition(".")[0] for name in made_of}
     return {name: code_digest(file) for name, file in sorted(made_of.items())}
+
+
+def _written_in(folder: Path, file: Path) -> bool:
+    """Return whether a file is of a folder's own: a virtual environment in it is not."""
+    installed = {"site-packages", "dist-packages"}
+    return file.is_relative_to(folder) and installed.isdisjoint(file.relative_to(folder).parts)
 
 
 def _imports(module: str, file: Path) -> Iterator[str]:

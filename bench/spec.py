@@ -6,6 +6,7 @@ follows from a suite (cells, jobs, keys) is `plan.py`'s.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
 from bench.layout import Table
+from bench.names import FileName, Name, Sentence, named
 from bench.protocols import Norm
 from bench.registry import (
     ATTACKS,
@@ -125,8 +127,8 @@ class AttackUse(BaseModel):
     """An attack with its parameters; crafted on the victim unless it has a source."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    use: str
-    planned: Annotated[str, Field(min_length=1)] | None = None
+    use: Name
+    planned: Sentence | None = None
     """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
     source: Origin | None = None
     targets: (
@@ -155,11 +157,11 @@ class Task(Model):
 class SuiteModel(Model):
     """A task file as it is written."""
 
-    data: dict[str, Any]
-    defenses: dict[str, DefenseUse]
-    attacks: dict[str, AttackUse]
+    data: dict[Name, Any]
+    defenses: dict[Name, DefenseUse]
+    attacks: dict[Name, AttackUse]
     tasks: list[Task] = Field(min_length=1)
-    tables: dict[Annotated[str, BeforeValidator(str)], Table] = {}
+    tables: dict[FileName, Table] = {}
     time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
     """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
 
@@ -204,9 +206,9 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
     for name in entry.parameters("content"):
         if plain[name] is not None:
             several = isinstance(plain[name], list)
-            paths = [folder / Path(each).expanduser() for each in named_files(plain[name])]
+            paths = [sources.located(each, folder) for each in named_files(plain[name])]
             for path in paths:
-                if not path.is_file():
+                if not os.path.isfile(path):
                     raise InputError(f"{name}: no such file: {path}")
             digests = ["sha256:" + sources.file_digest(path) for path in paths]
             resolved = [str(path.resolve()) for path in paths]
@@ -408,8 +410,18 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
                 text = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise InputError(f"{doc.at(*place)}: {text[0].lower()}{text[1:]}, found {value!r}") from None
             filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
+            _check_shown(doc.at(*place), filled[-1])
         choices = [{**choice, parameter: value} for choice in choices for value in filled]
     return tuple(choices)
+
+
+def _check_shown(place: str, value: object) -> None:
+    """Raise where a parameter that tables show could not be shown."""
+    if isinstance(value, str):
+        try:
+            named(value)
+        except ValueError as error:
+            raise InputError(f"{place}: {error}") from None
 
 
 def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
@@ -476,6 +488,8 @@ def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[st
             f"{suite.at(*place)}: no view {choice.use!r} in {', '.join(defenses)}"
             f"{did_you_mean(choice.use, set(names))}"
         )
+    for value in choice.params.values():
+        _check_shown(suite.at(*place), value)
     for found, params in offers:
         suite.document.check(found.schema, params, *place)
         if choice.draws > 1 and found.space not in AVERAGED:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from bench.escaping import in_csv, in_markdown, shown
 from bench.layout import COORDINATES
 from bench.outcomes import Frame
 from bench.quantities import DASH, spell
@@ -127,13 +128,14 @@ def written(costs: Sequence[Cost], form: Literal["text", "markdown", "csv", "jso
             names = list(dict.fromkeys(name for each in costs for name in (*each.at, *_facts(each))))
             writer = csv.DictWriter(out, fieldnames=names, lineterminator="\n")
             writer.writeheader()
-            writer.writerows({**each.at, **_facts(each)} for each in costs)
+            facts = ({**each.at, **_facts(each)} for each in costs)
+            writer.writerows({name: in_csv(value) for name, value in each.items()} for each in facts)
             return out.getvalue()
         case "markdown":
-            heads = [*_HEADS]
-            lines = [heads, [":--"] * 4 + ["--:"] * (len(heads) - 4), *map(_line, costs)]
-            rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            return "\n".join([*rows, "", " ".join([_SAYS, *_devices(costs)]), ""])
+            heads, rule = _HEADS, [":--"] * 4 + ["--:"] * (len(_HEADS) - 4)
+            cells = (map(in_markdown, _line(each)) for each in costs)
+            rows = [f"| {' | '.join(line)} |" for line in (heads, rule, *cells)]
+            return "\n".join([*rows, "", " ".join([_SAYS, *map(in_markdown, _devices(costs))]), ""])
 
 
 def text(costs: Sequence[Cost]) -> "Group":
@@ -151,9 +153,9 @@ def text(costs: Sequence[Cost]) -> "Group":
             table.add_column(heading, justify="left" if position < 3 else "right", overflow="fold")
         for cost in costs:
             if cost.at["data"] == data:
-                table.add_row(*map(Text, _line(cost)[1:]))
-        parts += [Padding(Text(data, style="bold"), (1, 0, 1, 0)), table]
-    return Group(*parts, Text(" ".join([_SAYS, *_devices(costs)]), style="dim"))
+                table.add_row(*(Text(shown(each)) for each in _line(cost)[1:]))
+        parts += [Padding(Text(shown(data), style="bold"), (1, 0, 1, 0)), table]
+    return Group(*parts, Text(" ".join([_SAYS, *map(shown, _devices(costs))]), style="dim"))
 
 
 _HEADS = ("data", "defense", "attack", "view", "n", "forward", "backward", "s")

@@ -153,7 +153,8 @@ class Abs(nn.Module):
         An epoch shows every image once; a class with fewer images than the largest shows some again.
         """
         if self.decoders is not None:
-            self.networks.fill(self.decoders)
+            for sentence in self.networks.fill(self.decoders):
+                fitting.note(sentence)
             self.eval()
             return
         members = [(train.labels == number).nonzero().flatten() for number in range(self.classes)]

@@ -7,7 +7,6 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench import (
     Split,
     View,
     defense,
+    module_file,
     view,
 )
 from defenses.nets import weights as files
@@ -40,8 +40,10 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     _look_for(params["build"])
     if params["weights"] is not None:
         files.check(Path(params["weights"]))
-    elif params["prefix"]:
-        raise InputError(f"prefix: {params['prefix']!r} is for weights:, and there are none")
+        return
+    for name in ("prefix", "key"):
+        if params[name]:
+            raise InputError(f"{name}: {params[name]!r} is for weights:, and there are none")
 
 
 @defense(
@@ -49,20 +51,21 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     readouts=("label",),
     version=1,
     random=lambda params: bool(params["random"]),
-    neutral={"random": False},
     aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
     check=fits,
     learns=False,
+    neutral={"key": "", "random": False},
 )
 class Module(nn.Module):
     """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.
 
     `build` is ``package.module:function``, called with the keyword `arguments`; the suite's folder is
     on the import path. `weights` is a safetensors file, or a checkpoint of `torch.save` with nothing but
-    tensors and plain values in it (a state dict, or one under ``state_dict``, ``model_state_dict`` or
-    ``model``); with `prefix`, the weights are those whose names begin so, less the prefix. Without
-    `weights` the network stays as `build` returns it, which may have loaded its own. Images are shown to
-    it as ``(x - mean) / std``, one number or one for each channel, in [0, 1] units. `random` says that it
+    tensors and plain values in it: a state dict, or the only one in it that fits the network; of several,
+    the one under `key` (``ema.shadow``: under ``shadow`` in ``ema``). With `prefix`, the weights are those
+    whose names begin so, less the prefix. Without `weights` the network stays as `build` returns it, which
+    may have loaded its own. Images are shown to it as ``(x - mean) / std``, one number or one for each
+    channel, in [0, 1] units. `random` says that it
     draws when it is asked, so that two answers may differ.
     """
 
@@ -77,6 +80,7 @@ class Module(nn.Module):
         arguments: dict[str, Any] | None = None,
         weights: ContentPath | None = None,
         prefix: str = "",
+        key: str = "",
         mean: float | tuple[float, ...] = 0.0,
         std: float | tuple[float, ...] = 1.0,
         random: bool = False,
@@ -87,6 +91,7 @@ class Module(nn.Module):
         self.weights = weights
         self.prefix = prefix
         self.random = random
+        self.key = key
         for name, values in zip(("mean", "std"), _normalisation(mean, std, shape.channels), strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self.network = _built(build, arguments or {})
@@ -99,7 +104,8 @@ class Module(nn.Module):
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Load the weights, and try the network on two images; nothing is learned."""
         if self.weights is not None:
-            files.fill(self.network, Path(self.weights), self.prefix)
+            for sentence in files.fill(self.network, Path(self.weights), self.prefix, self.key):
+                fitting.note(sentence)
         for name, value in self.network.state_dict().items():
             if not isinstance(value, Tensor):
                 raise InputError(
@@ -201,29 +207,15 @@ def _nearest(name: str, known: Any) -> str:
 def _look_for(build: str) -> None:
     """Raise where the module of `build` cannot define it, as far as its source tells."""
     name, _, attribute = build.partition(":")
-    spec = _found(name)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    source = module_file(name)
+    if source is None or source.suffix != ".py":
         return
-    source = Path(spec.origin)
     try:
         names = set(_bound(ast.parse(source.read_bytes(), str(source)).body))
     except SyntaxError as error:
         raise InputError(f"build: {source}:{error.lineno}: {error.msg}") from None
     if attribute not in names and not names & {"*", "__getattr__"}:
         raise InputError(f"build: {source} defines no {attribute!r}{_nearest(attribute, names)}")
-
-
-def _found(name: str) -> ModuleSpec | None:
-    """Return where a module lies, importing nothing, not even the packages that it lies in."""
-    importlib.invalidate_caches()
-    path: list[str] | None = None
-    spec = None
-    for part in name.split("."):
-        spec = PathFinder.find_spec(part, path)
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or ())
-    return spec
 
 
 def _bound(statements: Sequence[ast.stmt]) -> Iterator[str]:

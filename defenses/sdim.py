@@ -66,7 +66,7 @@ def _thresholds_of(file: Path, classes: int) -> Tensor:
             f"weights: {file}: expected finite thresholds of shape {(len(SHARES), classes)}, "
             f"found shape {tuple(found.shape)}"
         )
-    return found
+    return files.cast(file, "thresholds", found, torch.empty(found.shape))
 
 
 @defense(
@@ -151,7 +151,7 @@ class Sdim(nn.Module):
         if self.thresholds_from == "fit":
             self._expect_every_class(train.labels)
         if self.weights is not None:
-            self._load(Path(self.weights))
+            self._load(Path(self.weights), fitting)
         keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
         self.eval()
         if self.thresholds_from == "fit":
@@ -166,14 +166,15 @@ class Sdim(nn.Module):
                 "the class out"
             )
 
-    def _load(self, file: Path) -> None:
+    def _load(self, file: Path, fitting: Fitting) -> None:
         prefix = "network." if any(name.startswith("network.") for name in files.read(file)) else ""
-        files.fill(self.network, file, prefix)
+        for sentence in files.fill(self.network, file, prefix):
+            fitting.note(sentence)
         if self.thresholds_from == "weights":
             self.thresholds.copy_(_thresholds_of(file, self.thresholds.shape[1]))
             guides = files.read(file).get("guides")
             if guides is not None and guides.shape == self.guides.shape:
-                self.guides.copy_(guides)
+                self.guides.copy_(files.cast(file, "guides", guides, self.guides))
             self.calibrated.fill_(True)
 
     def loss(self, x: Images, y: Labels) -> Tensor:

@@ -931,6 +931,17 @@ def test_released_decoders_load_in_the_order_of_the_classes(
     assert torch.equal(again.eval().decide(x, "label").logits, model.decide(x, "label").logits)
 
 
+def test_decoders_in_other_floats_are_converted_and_said(tmp_path: Path) -> None:
+    half = torch.ones(1, dtype=torch.float16)
+    files = [release(tmp_path / f"{each}.net", each, Decoder__conv_3__bias=half) for each in range(3)]
+    trainer = Trainer(drawings((1, 0, 0)), "key", torch.device("cpu"))
+    model = Abs(GREY, **given(files))
+    model.fit(drawings((1, 0, 0)), trainer)
+    assert trainer.notes == [
+        f"weights: {each}.net: converted from float16 to float32: convs.3.bias" for each in range(3)
+    ]
+
+
 def check(name: str, shape: Shape, **params: Any) -> None:
     """Ask the plan's check about parameters."""
     discover()
@@ -962,6 +973,11 @@ def test_files_that_are_no_decoders(tmp_path: Path) -> None:
     other = tmp_path / "other.net"
     torch.save(nn.Linear(2, 2).state_dict(), other)
     assert "expected the state dict of a released ABS autoencoder" in said(other)
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e5m2):
+        cast = release(tmp_path / "cast.net", 0, Decoder__conv_3__bias=torch.zeros(1, dtype=dtype))
+        assert "expected float32" in said(cast)
+    endless = release(tmp_path / "endless.net", 0, Decoder__conv_3__bias=torch.tensor([torch.inf]))
+    assert "convs.3.bias is not finite" in said(endless)
     tensor = tmp_path / "tensor.net"
     torch.save(torch.zeros(2), tensor)
     assert "expected a state dict" in said(tensor)

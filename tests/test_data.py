@@ -6,7 +6,11 @@ import io
 import json
 import os
 import pickle
+import resource
+import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from bench import data
+from bench import data, examples, imagefiles
 from bench.data import DataSpec
 from bench.errors import InputError
 from bench.examples import Examples, Pixels, Places, checksum, decode, stratified
@@ -650,24 +656,91 @@ def test_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     assert data.digest(spec("parquet", path="two"), tmp_path) != one
 
 
-def test_checksum_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"one")
-    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"one").digest()).hexdigest()
-    # A file of this moment may still be written to: nothing is remembered.
-    assert not (tmp_path / "cache").exists()
+def alike(file: Path, content: bytes) -> None:
+    """Write a file, and set the time of its change to what it always is."""
+    file.write_bytes(content)
     os.utime(file, ns=(10**18, 10**18))
-    first = checksum([file])
-    (note,) = (tmp_path / "cache" / "checksums").iterdir()
-    assert note.read_text() == first
-    file.write_bytes(b"two")
-    os.utime(file, ns=(10**18, 10**18))
-    assert checksum([file]) == first
-    os.utime(file, ns=(10**18 + 1, 10**18 + 1))
-    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"two").digest()).hexdigest()
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
+
+
+def test_checksum_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, notes = tmp_path / "file", tmp_path / "cache" / "checksums"
+    alike(file, b"one")
+    assert checksum([file]) == sha(b"one")
+    # A file of this moment may still be written to, whatever time it bears: nothing is remembered.
+    assert not notes.exists()
+    monkeypatch.setattr(examples, "SETTLED", -1)
+    assert checksum([file]) == sha(b"one")
+    (note,) = notes.iterdir()
+    assert note.read_text() == sha(b"one")
+    note.write_text("0" * 64)
+    assert checksum([file]) == "0" * 64
     note.write_text("cut sh")
-    os.utime(file, ns=(10**18, 10**18))
-    assert checksum([file]) == hashlib.sha256(hashlib.sha256(b"two").digest()).hexdigest()
+    assert checksum([file]) == sha(b"one")
+
+
+@pytest.mark.parametrize("how", ["written over", "moved in", "copied with its times", "swapped", "linked"])
+def test_other_content_of_equal_size_and_time_is_noticed(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "SETTLED", -1)
+    file, other, third = (tmp_path / name for name in ("file", "other", "third"))
+    for each, content in ((file, b"one"), (other, b"two"), (third, b"six")):
+        alike(each, content)
+    if how == "linked":
+        file.unlink()
+        file.symlink_to(third)
+    before = checksum([file]), checksum([other])
+    match how:
+        case "written over":
+            alike(file, b"two")
+        case "moved in":
+            other.rename(file)
+        case "copied with its times":
+            shutil.copy2(other, file)
+        case "swapped":
+            file.rename(third)
+            other.rename(file)
+            third.rename(other)
+        case "linked":
+            file.unlink()
+            file.symlink_to(other)
+    assert file.stat().st_mtime_ns == 10**18
+    assert file.stat().st_size == 3
+    assert checksum([file]) == sha(b"two") != before[0]
+    assert other.exists() is False or checksum([other]) == sha(other.read_bytes())
+
+
+def test_replaced_images_make_another_data_set(tmp_path: Path) -> None:
+    asked, file = spec("image-folder", path=str(tmp_path)), tmp_path / "test" / "a" / "1.bmp"
+    write_folder(tmp_path, {"test/a/1.bmp": png(gray(1), format="BMP")})
+    alike(file, png(gray(1), format="BMP"))
+    size, before, first = file.stat().st_size, data.digest(asked), data.load(asked)
+    alike(file, png(gray(200), format="BMP"))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (size, 10**18)
+    assert data.digest(asked) != before
+    assert not torch.equal(data.load(asked).images, first.images)
+
+
+def test_files_that_change_while_they_are_read_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, {"test/a/1.png": png(gray(1)), "test/a/2.png": png(gray(2))})
+
+    def meddling(file: Any, name: str) -> np.ndarray:
+        asked.append(name)
+        if len(asked) == 3:
+            # Twice the first image was looked at for its form.
+            alike(tmp_path / "test/a/2.png", png(gray(3)))
+        return decode(file, name)
+
+    asked: list[str] = []
+    monkeypatch.setattr(imagefiles, "decode", meddling)
+    with pytest.raises(InputError, match="the files changed while they were read; start again"):
+        data.load(spec("image-folder", path=str(tmp_path)))
 
 
 def test_checksum_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,14 +794,78 @@ def test_bad_parquet_is_refused(tmp_path: Path) -> None:
     write_parquet(file, [png(gray(1))] * 2, [0, None])
     assert parquet_trouble(tmp_path) == f"{file}: label is empty in 1 rows"
     write_parquet(file, [png(gray(1))] * 2, [0, -1])
-    assert "image 1: expected a label below 1, found -1" in parquet_trouble(tmp_path)
-    write_parquet(file, [png(gray(1))] * 2, ["cat", "dog"])
-    assert "say which column is label:; its columns are image (" in parquet_trouble(tmp_path)
-    write_parquet(file, [], [])
+    assert parquet_trouble(tmp_path).startswith(
+        f"{file}, row 1: label -1 is no class: expected a number from 0"
+    )
+    assert "image 1: expected a label below 3, found -1" in parquet_trouble(tmp_path, classes=3)
     file.unlink()
     for folder in ("plain", "other"):
         write_parquet(tmp_path / folder / "test.parquet", [png(gray(1))], [0])
     assert "narrow path: to one of them" in parquet_trouble(tmp_path)
+
+
+@pytest.mark.parametrize("label", [2**40, 2**62, 100, -(2**40), -1])
+def test_a_label_that_is_no_class_is_refused_with_its_row(label: int, tmp_path: Path) -> None:
+    file = tmp_path / "test.parquet"
+    write_parquet(file, [png(gray(1))] * 4, [0, 1, label, 1])
+    assert parquet_trouble(tmp_path) == (
+        f"{file}, row 2: label {label} is no class: expected a number from 0, below that of examples (4); "
+        "classes: says how many there are"
+    )
+    said = f"expected a label below 3, found {label}"
+    assert said in parquet_trouble(tmp_path, classes=3)
+    if label == 100:
+        assert data.shape(spec("parquet", path=str(tmp_path), classes=101)).classes == 101
+    for classes in (0, -1, 2**40):
+        assert "classes: expected a number from 1 to 1,000,000" in parquet_trouble(tmp_path, classes=classes)
+
+
+def test_labels_beyond_64_bits_do_not_wrap(tmp_path: Path) -> None:
+    images = pa.array([png(gray(1))] * 2)
+    labels = pa.array([0, 2**64 - 1], type=pa.uint64())
+    pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "test.parquet")
+    assert f"{tmp_path / 'test.parquet'}: label: a label is no class: " in parquet_trouble(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"image": b"", "label": 0, "labels": 1}, "say which column is label:"),
+        ({"image": b"", "img": b"", "label": 0}, "say which column is image:"),
+        ({"image": b"", "label": "cat", "id": 0}, "label cannot hold it; say which column is label:"),
+        ({"image": b"", "label": 0.0, "id": 0}, "label cannot hold it; say which column is label:"),
+        ({"image": b"", "label": True, "id": 0}, "label cannot hold it; say which column is label:"),
+        ({"image": "path", "thumbnail": b"", "label": 0}, "image cannot hold it; say which column is image:"),
+        ({"a": b"", "b": b"", "label": 0}, "say which column is image:"),
+        ({"image": b"", "coarse": 0, "fine": 1}, "say which column is label:"),
+    ],
+)
+def test_of_two_columns_none_is_chosen_in_silence(columns: dict[str, Any], said: str, tmp_path: Path) -> None:
+    given = {name: [png(gray(1)) if each == b"" else each] for name, each in columns.items()}
+    pq.write_table(pa.table(given), tmp_path / "test.parquet")
+    assert f"test.parquet: {said}; its columns are " in parquet_trouble(tmp_path)
+
+
+def test_several_files_are_parts_of_one_set_or_refused(tmp_path: Path) -> None:
+    for case, (names, said) in enumerate(
+        [
+            (["test.parquet", "test_old.parquet"], "2 files that are no numbered parts of one set"),
+            (["test-a.parquet", "test-b.parquet"], "2 files that are no numbered parts of one set"),
+            (["test-00000-of-00002.parquet", "test-0.parquet"], "no numbered parts of one set"),
+            (["test-00000-of-00003.parquet", "test-00002-of-00003.parquet"], "one of 3 parts, found 2"),
+            (["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"], ""),
+            (["test-00000-of-00002-0a1b.parquet", "test-00001-of-00002-77ff.parquet"], ""),
+            ([f"test_{number}.parquet" for number in range(11)], ""),
+        ]
+    ):
+        home = tmp_path / str(case)
+        for number, name in enumerate(names):
+            write_parquet(home / name, [png(gray(number))], [0])
+        if said:
+            assert said in parquet_trouble(home)
+        else:
+            loaded = data.load(spec("parquet", path=str(home), order="published"))
+            assert (loaded.images[:, 0, 0, 0] * 255).round().tolist() == list(range(len(names)))
 
 
 def test_empty_parquet_is_refused(tmp_path: Path) -> None:
@@ -812,6 +949,105 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     assert "train: and test: are both 'all'" in folder_trouble(tmp_path, train="all", test="all")
 
 
+def classes(tmp_path: Path, names: list[str], listed: list[str] | None = None) -> list[int]:
+    """Return the labels of folders of these names, in the order in which they are given."""
+    for number, name in enumerate(names):
+        write_folder(tmp_path, {f"test/{name}/1.png": png(gray(number))})
+    loaded = data.load(spec("image-folder", path=str(tmp_path), names=listed))
+    values = (loaded.images[:, 0, 0, 0] * 255).round().int().tolist()
+    return [label for _, label in sorted(zip(values, loaded.labels.tolist(), strict=True))]
+
+
+@pytest.mark.parametrize("form", ["{}", "{:02}", "{:03}", "1{:03}"])
+def test_folders_that_are_numbers_are_counted(form: str, tmp_path: Path) -> None:
+    assert classes(tmp_path, [form.format(number) for number in range(12)]) == list(range(12))
+
+
+def test_folders_with_letters_are_ordered_by_them_where_that_is_plain(tmp_path: Path) -> None:
+    assert classes(tmp_path, ["owl", "cat", "Dog", "class_2", "n01440764"]) == [4, 1, 0, 2, 3]
+
+
+@pytest.mark.parametrize("names", [["class_2", "class_10"], ["2", "10", "other"], ["a2b", "a10b", "a1b"]])
+def test_folders_whose_order_is_not_plain_are_to_be_listed(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        classes(tmp_path, names)
+    assert "nobody knows whether" in str(caught.value)
+    assert "list the classes in the order of their numbers: names: [" in str(caught.value)
+    assert classes(tmp_path, names, listed=[*names, "nothing"]) == list(range(len(names)))
+    asked = spec("image-folder", path=str(tmp_path), names=[*names, "nothing"])
+    assert data.shape(asked).classes == len(names) + 1
+    other = spec("image-folder", path=str(tmp_path), names=[*names[::-1], "nothing"])
+    assert data.digest(other) != data.digest(asked)
+    assert "which is not listed" in folder_trouble(tmp_path, names=names[1:])
+    assert "stands twice" in folder_trouble(tmp_path, names=[*names, names[0]])
+
+
+def test_folders_that_are_one_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two folders are one number: 01, 1, 2"):
+        classes(tmp_path, ["1", "01", "2"])
+
+
+def test_an_empty_class_does_not_shift_the_others_in_silence(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"test/cat/1.png": png(gray(1)), "test/dog/1.png": png(gray(2))})
+    (tmp_path / "test" / "bird").mkdir()
+    said = (
+        "the folder bird holds no image in either split, and would shift the numbers of the classes after it"
+    )
+    assert said in folder_trouble(tmp_path)
+    write_folder(tmp_path, {"test/bird/readme.txt": b"", "test/bird/.1.png": png(gray(1))})
+    assert said in folder_trouble(tmp_path)
+    assert data.shape(spec("image-folder", path=str(tmp_path), names=["bird", "cat", "dog"])).classes == 3
+    write_folder(tmp_path, {"train/bird/1.png": png(gray(1))})
+    assert sorted(data.load(spec("image-folder", path=str(tmp_path))).labels.tolist()) == [1, 2]
+
+
+def test_what_would_be_passed_over_in_silence_is_said(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"test/cat/1.PNG": png(gray(1)), "test/cat/.2.png": b"", "test/notes.txt": b""})
+    (tmp_path / "test" / ".cache").mkdir()
+    assert data.count(spec("image-folder", path=str(tmp_path))) == 1
+    for name, said in (
+        ("test/loose.png", "an image beside the folders of classes; nobody knows its class"),
+        ("test/cat/2.avif", "images of this kind are not read; expected .bmp, "),
+        ("test/cat/deep/3.HEIC", "images of this kind are not read; expected .bmp, "),
+    ):
+        write_folder(tmp_path, {name: b""})
+        assert folder_trouble(tmp_path) == f"{tmp_path / name}: {said}" or said in folder_trouble(tmp_path)
+        (tmp_path / name).unlink()
+    (tmp_path / "test" / "cat" / "4.png").symlink_to(tmp_path / "nowhere")
+    assert "4.png: expected an image, found a link to nothing, or no file" in folder_trouble(tmp_path)
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"away/1.png": png(gray(1)), "away/deep/2.png": png(gray(2))})
+    write_folder(tmp_path, {"set/test/dog/3.png": png(gray(3))})
+    (tmp_path / "set/test/cat").symlink_to(tmp_path / "away")
+    (tmp_path / "set/test/dog/more").symlink_to(tmp_path / "away")
+    # Round in a circle, and a second way to the same place.
+    (tmp_path / "away/deep/round").symlink_to(tmp_path / "away")
+    (tmp_path / "away/twice").symlink_to(tmp_path / "away" / "deep")
+    asked = spec("image-folder", path=str(tmp_path / "set"), order="published")
+    loaded = data.load(asked)
+    values = (loaded.images[:, 0, 0, 0] * 255).round().int().tolist()
+    assert list(zip(values, loaded.labels.tolist(), strict=True)) == [(1, 0), (2, 0), (3, 1), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(("train", "test"), [(".", "test"), ("test", "./test"), ("test/cat", "test")])
+def test_splits_do_not_lie_in_each_other(train: str, test: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, {"test/cat/1.png": png(gray(1))})
+    assert "train: and test: must lie beside each other" in folder_trouble(tmp_path, train=train, test=test)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name files in Unicode alone")
+def test_names_that_are_no_unicode_are_names(tmp_path: Path) -> None:
+    home = os.fsencode(tmp_path / "test") + b"/x\xe9y"
+    os.makedirs(home)
+    with open(home + b"/\xff.png", "wb") as file:
+        file.write(png(gray(1)))
+    asked = spec("image-folder", path=str(tmp_path))
+    assert len(data.digest(asked)) == 64
+    assert data.load(asked).labels.tolist() == [0]
+
+
 # Decoding ------------------------------------------------------------------------------------------
 
 
@@ -859,6 +1095,72 @@ def test_float_images_are_taken_as_they_are(tmp_path: Path) -> None:
         assert folder_trouble(tmp_path) == (
             f"image-folder test: image 0 (test/a/1.tif): expected values in [0, 1], found {said}"
         )
+
+
+def header(width: int, height: int) -> bytes:
+    """Return a PNG that says how large it is, and holds nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    described = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", described)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "size", [(11_000, 11_000), (5793, 5793), (1 << 26, 1), (40_000, 40_000), (65_535, 65_535)]
+)
+def test_images_that_are_too_large_are_refused_by_their_header(
+    size: tuple[int, int], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    write_folder(tmp_path / "set", {"test/a/1.png": header(*size)})
+    write_parquet(tmp_path / "test.parquet", [header(*size)], [0])
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for said in (folder_trouble(tmp_path / "set"), parquet_trouble(tmp_path)):
+        assert "the image is too large: " in said
+        assert "at most 33,554,432 pixels" in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun < 200_000
+    assert not recwarn.list
+    assert "the image cannot be read" in trouble_of(header(5792, 5792))
+
+
+def trouble_of(content: bytes) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(content, "a.png")
+    return str(caught.value)
+
+
+def test_colour_spaces_become_rgb_and_pages_are_refused() -> None:
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    image = Image.fromarray(colour)
+    for mode, form in (("CMYK", "TIFF"), ("LAB", "TIFF"), ("YCbCr", "TIFF")):
+        file = io.BytesIO()
+        image.convert(mode).save(file, form)
+        expected = np.asarray(image.convert(mode).convert("RGB")).transpose(2, 0, 1)
+        assert (decode(file.getvalue(), "x") == expected).all()
+    for form in ("TIFF", "GIF", "PNG", "WEBP"):
+        file = io.BytesIO()
+        image.save(file, form, save_all=True, append_images=[Image.fromarray(255 - colour)])
+        assert trouble_of(file.getvalue()) == "a.png: holds several images; expected one"
+
+
+@settings(max_examples=150, deadline=5000)
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]), st.data())
+def test_any_damaged_image_is_read_or_refused(form: str, draw: st.DataObject) -> None:
+    content = bytearray(png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3), format=form))
+    for place in draw.draw(st.lists(st.integers(0, len(content) - 1), max_size=8)):
+        content[place] = draw.draw(st.integers(0, 255))
+    try:
+        found = decode(bytes(content[: draw.draw(st.integers(0, len(content)))]), "a.png")
+    except InputError as error:
+        found = str(error)
+    assert isinstance(found, np.ndarray) or found.startswith("a.png: ")
 
 
 def test_images_that_cannot_be_used_are_refused_by_name() -> None:

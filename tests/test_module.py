@@ -106,10 +106,10 @@ def make(shape: Shape = SHAPE, **params: Any) -> Any:
     return entry.make(shape, **arguments(entry, {"build": "mylab.models:build", **params}))
 
 
-def fit(model: Any, device: str = "cpu") -> Any:
+def fit(model: Any, device: str = "cpu", note: Callable[[str], None] = lambda _: None) -> Any:
     images = torch.rand(6, *model.shape[:3])
     split = Split(images, torch.zeros(6, dtype=torch.int64), torch.arange(6), "digest")
-    model.fit(split, SimpleNamespace(device=torch.device(device)))
+    model.fit(split, SimpleNamespace(device=torch.device(device), note=note))
     return model
 
 
@@ -294,8 +294,8 @@ def test_checkpoints_without_a_state_dict_are_refused(package: Path, tmp_path: P
     file = tmp_path / "model.pt"
     torch.save({"epoch": 3, "loss": 0.5}, file)
     assert trouble(fit, make(weights=str(file))) == (
-        f"weights: {file}: expected a state dict, or one under state_dict or model_state_dict or model, "
-        "found the keys epoch, loss"
+        f"weights: {file}: expected a state dict, or one under a key such as state_dict or "
+        "model_state_dict or model, found the keys epoch, loss"
     )
     torch.save([torch.zeros(1)], file)
     assert trouble(fit, make(weights=str(file))).endswith("found a list")
@@ -316,6 +316,115 @@ def test_names_and_shapes_that_do_not_fit_are_named(network: nn.Module, tmp_path
     save_file({"a.weight": torch.zeros(1)}, file)
     said = trouble(fit, make(weights=str(file)))
     assert "missing norm.weight, norm.bias, norm.running_mean, norm.running_var and 4 more" in said
+
+
+# Which weights -------------------------------------------------------------------------------------
+
+
+def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights that fit as well, and are others."""
+    return {name: value + 1 for name, value in state.items()}
+
+
+TWO = {
+    "model_state_dict, ema_model_state_dict": lambda a, b: {"model_state_dict": a, "ema_model_state_dict": b},
+    "state_dict, state_dict_ema": lambda a, b: {"state_dict": a, "state_dict_ema": b, "epoch": 3},
+    "model, ema.shadow": lambda a, b: {"model": a, "ema": {"decay": 0.9, "shadow": b}},
+    "params, params_ema": lambda a, b: {"params": a, "params_ema": {f"module.{k}": v for k, v in b.items()}},
+    "one at the top, ema": lambda a, b: {**a, "ema": b, "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("named", TWO)
+def test_of_two_state_dicts_none_is_chosen_in_silence(named: str, network: nn.Module, tmp_path: Path) -> None:
+    state, file = dict(network.state_dict()), tmp_path / "two.pt"
+    torch.save(TWO[named](other(state), state), file)
+    last = named.split(", ")[1]
+    said = trouble(fit, make(weights=str(file)))
+    assert f"{file} holds several state dicts: {named}; say which: key: " in said
+    prefix = "module." if last == "params_ema" else ""
+    assert same(fit(make(weights=str(file), key=last, prefix=prefix)), network)
+    said = trouble(fit, make(weights=str(file), key=last[:-1]))
+    assert said == f"key: {file} holds no state dict under {last[:-1]!r}; did you mean {last!r}?"
+    # The same twice is no choice, and neither is what cannot fit.
+    torch.save(TWO[named](state, state), file)
+    if not prefix:
+        assert same(fit(make(weights=str(file))), network)
+    torch.save(TWO[named](state, {"head.weight": torch.zeros(2)}), file)
+    assert same(fit(make(weights=str(file))), network)
+
+
+def test_the_only_state_dict_is_found_under_any_key(network: nn.Module, tmp_path: Path) -> None:
+    file, state = tmp_path / "model.pt", dict(network.state_dict())
+    optimiser = torch.optim.Adam(network.parameters())
+    sum(each.sum() for each in network.parameters()).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for content in (
+        {"net": state, "acc": torch.tensor(0.9), "epoch": 3, "optimizer": optimiser.state_dict()},
+        {"runs": {"best": {"weights": state}}, "scaler": {"scale": torch.ones(1)}},
+    ):
+        torch.save(content, file)
+        assert same(fit(make(weights=str(file))), network)
+    assert trouble(plan, key="net") == "key: 'net' is for weights:, and there are none"
+    save_file(state, file)
+    assert trouble(fit, make(weights=str(file), key="net")).endswith("there is one state dict, at the top")
+
+
+def test_of_two_prefixes_both_are_named(network: nn.Module, tmp_path: Path) -> None:
+    state, file = network.state_dict(), tmp_path / "model.safetensors"
+    both = {f"module.{name}": value for name, value in state.items()}
+    save_file({**both, **{f"ema.{name}": value for name, value in other(dict(state)).items()}}, file)
+    said = trouble(fit, make(weights=str(file)))
+    assert said.endswith("; with prefix: 'ema.' or 'module.' it fits")
+    assert same(fit(make(weights=str(file), prefix="module.")), network)
+
+
+FOREIGN = ["int64", "uint8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("dtype", FOREIGN)
+def test_weights_of_another_kind_of_number_are_refused(
+    dtype: str, network: nn.Module, tmp_path: Path
+) -> None:
+    file, state = tmp_path / "model.pt", dict(network.state_dict())
+    state["head.weight"] = state["head.weight"].to(getattr(torch, dtype))
+    torch.save(state, file)
+    assert trouble(fit, make(weights=str(file))) == (
+        f"weights: {file}: head.weight is {dtype}, expected float32 (or float16 or bfloat16 or float32 or "
+        "float64)"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_are_converted_and_said(dtype: str, network: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    # The count of batches becomes a float with all the others.
+    state = {name: value.to(getattr(torch, dtype)) for name, value in network.state_dict().items()}
+    torch.save(state, file)
+    notes: list[str] = []
+    model = fit(make(weights=str(file)), note=notes.append)
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype)), name
+    assert notes[0].startswith(f"weights: model.pt: converted from {dtype} to float32: norm.weight, ")
+    assert notes[1:] == [f"weights: model.pt: converted from {dtype} to int64: norm.num_batches_tracked"]
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_numbers_that_a_conversion_would_change_are_refused(network: nn.Module, tmp_path: Path) -> None:
+    file, state = tmp_path / "model.pt", dict(network.state_dict())
+    for name, value, said in (
+        ("norm.num_batches_tracked", torch.tensor(2.5), "is float32, expected int64, which cannot hold its"),
+        ("norm.num_batches_tracked", torch.tensor(3, dtype=torch.int32), ""),
+        ("norm.bias", torch.full((3,), 1e300, dtype=torch.float64), "norm.bias is not finite as float32"),
+        ("norm.bias", torch.tensor([0.0, torch.nan, 0.0]), "norm.bias is not finite"),
+        ("norm.bias", torch.ones(3).to_sparse(), "norm.bias is float32 and sparse"),
+    ):
+        torch.save({**state, name: value}, file)
+        if said:
+            assert said in trouble(fit, make(weights=str(file)))
+        else:
+            assert fit(make(weights=str(file))).network.norm.num_batches_tracked == 3
 
 
 # Networks that do not fit the data -----------------------------------------------------------------

@@ -54,6 +54,9 @@ BAD = [
     ),
     ("radius: 8/255", "radius: -1", ["suite.yaml:11", "tasks[0].threat.radius", "above 0", "-1"]),
     ("radius: 8/255", "radius: 8/0", ["suite.yaml:11", "8/0", "fraction"]),
+    ("radius: 8/255", "radius: 1e999999999", ["suite.yaml:11", "expected a number", "1e999999999"]),
+    ("radius: 8/255", "radius: 1/1e-99999999", ["suite.yaml:11", "expected a number", "1/1e-99999999"]),
+    ("radius: 8/255", "radius: 1_0e0_999999999", ["suite.yaml:11", "expected a number", "1_0e0_999999999"]),
     ("radius: 8/255", "radius: true", ["suite.yaml:11", "number"]),
     ("views: [logits]", "views: [logit]", ["suite.yaml:12", "no view 'logit'", "did you mean 'logits'"]),
     ("    views: [logits]", "    veiws: [logits]", ["suite.yaml:12", "did you mean 'views'"]),
@@ -68,6 +71,22 @@ BAD = [
     ("tasks:\n", "tasks: []\nother:\n", ["suite.yaml"]),
     ("epochs: 1}", "epochs: 1, serve: {treshold: 1}}", ["suite.yaml:5", "did you mean 'threshold'"]),
     ("epochs: 1}", "epochs: 1, serve: {threshold: much}}", ["suite.yaml:5", "much"]),
+    (
+        "use: toy/linear, epochs: 1",
+        "use: module, build: 'a:b', weights: ~nosuch/x.pt",
+        ["suite.yaml:5", "no user of th"],
+    ),
+    (
+        "use: toy/linear, epochs: 1",
+        f"use: module, build: 'a:b', weights: {'x' * 300}",
+        ["suite.yaml:5", "no such file"],
+    ),
+    (
+        "name: digits",
+        "name: image-folder, path: ~nosuch/x",
+        ["suite.yaml:3", "no user of that name: ~nosuch/x"],
+    ),
+    ("name: digits", f"name: image-folder, path: {'x' * 300}", ["suite.yaml:3", "no such folder"]),
     ("columns: [attack]", "columns: [atack]", ["atack", "did you mean 'attack'"]),
     (
         "defenses:\n  linear",

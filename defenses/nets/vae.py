@@ -371,12 +371,15 @@ class Autoencoders(nn.Module):
         return Folded(tuple(weights), tuple(biases), stack.plans, stack.activation, self.gain, phases)
 
     @torch.no_grad()
-    def fill(self, decoders: FilePaths) -> None:
-        """Load decoders from the authors' files, one for each class in its order."""
-        own = self.decoder.state_dict()
+    def fill(self, decoders: FilePaths) -> list[str]:
+        """Load decoders from the authors' files, one for each class in its order; say what was converted."""
+        own, said = self.decoder.state_dict(), []
         for number, file in enumerate(released(decoders, self.classes)):
-            for name, value in decoder_state(file, self.channels).items():
+            state = decoder_state(file, self.channels)
+            said += files.conversions(Path(file), state, own)
+            for name, value in state.items():
                 own[name].unflatten(0, (self.classes, -1))[number].copy_(value)
+        return said
 
 
 def _widened(plans: Sequence[Plan], width: float) -> list[Plan]:
@@ -426,6 +429,10 @@ def decoder_state(file: Path | str, channels: int) -> dict[str, Tensor]:
                 f"decoders: {file}: {name} has the shape {tuple(named[name].shape)}, in the official "
                 f"decoder for {channels}-channel images it has {shape}"
             )
+        try:
+            files.cast(Path(file), name, named[name], torch.empty(shape))
+        except InputError as error:
+            raise InputError(f"decoders: {str(error).removeprefix('weights: ')}") from None
     return named
 
 

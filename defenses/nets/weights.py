@@ -1,7 +1,7 @@
 """Weights from files that others made: safetensors, or checkpoints that need no code to be read."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +16,13 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from bench import InputError
 
 NESTED = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts keep the weights in a checkpoint."""
+"""Keys under which training scripts keep the weights in a checkpoint, for a message: any key will do."""
+
+NESTING = 6
+"""How many keys deep a state dict is looked for."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Kinds of numbers that weights are published in, and that become each other."""
 
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """How `torch.save` began its files before they were zip archives: a pickled magic number."""
@@ -59,49 +65,162 @@ def check(file: Path | str) -> Literal["safetensors", "checkpoint"]:
     )
 
 
-def fill(network: nn.Module, file: Path | str, prefix: str = "") -> None:
-    """Load a file's weights into a network; every name and shape must fit.
+def fill(network: nn.Module, file: Path | str, prefix: str = "", key: str = "") -> list[str]:
+    """Load a file's weights into a network; every name, shape and kind of number must fit.
 
-    With a prefix, only the names that begin with it count, less the prefix.
+    With a prefix, only the names that begin with it count, less the prefix; with a key, only the state dict
+    under it. Returns a sentence for each thing that a reader of the numbers should know.
     """
-    state = read(file)
-    if prefix:
-        under = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
-        if not under:
-            raise InputError(f"prefix: no name in {file} begins with {prefix!r}; there are {_few(state)}")
-        state = under
+    file = Path(file)
     own = network.state_dict()
+    state = _chosen(file, own, prefix, key)
     for name, value in own.items():
         if name in state and isinstance(value, Tensor) and value.shape != state[name].shape:
             raise InputError(
                 f"weights: {file}: {name} has the shape {tuple(state[name].shape)}, "
                 f"in the network it has {tuple(value.shape)}"
             )
-    missing, unexpected = network.load_state_dict(state, strict=False)
+    whole = {
+        name: cast(file, name, value, own[name]) if isinstance(own.get(name), Tensor) else value
+        for name, value in state.items()
+    }
+    try:
+        missing, unexpected = network.load_state_dict(whole, strict=False)
+    except RuntimeError as error:
+        reason = str(error).split("\n\t")[-1]
+        raise InputError(f"weights: {file} does not fit the network: {reason}") from None
     trouble = {"missing": missing, "unexpected": unexpected}
     if said := "; ".join(f"{kind} {_few(names)}" for kind, names in trouble.items() if names):
         raise InputError(f"weights: {file} does not fit the network: {said}{_advice(own, state)}")
+    return conversions(file, state, own)
+
+
+def cast(file: Path, name: str, value: Tensor, own: Tensor) -> Tensor:
+    """Return a tensor of a file as the network has it; raise where that would be another number.
+
+    Floats of 16, 32 and 64 bits become each other. Everything else keeps its value or is refused.
+    """
+    where = f"weights: {file}: {name} is {_kind(value)}"
+    if value.layout != torch.strided:
+        raise InputError(f"{where} and sparse, expected every value of it")
+    if value.dtype in FLOATS and own.dtype in FLOATS:
+        converted = value.to(own.dtype)
+        if not converted.isfinite().all():
+            fits = "" if not value.isfinite().all() else f" as {_kind(own)}"
+            raise InputError(f"weights: {file}: {name} is not finite{fits}")
+        return converted
+    if own.dtype in FLOATS:
+        raise InputError(f"{where}, expected {_kind(own)} (or {' or '.join(map(_short, FLOATS))})")
+    if value.dtype != own.dtype:
+        converted = value.to(own.dtype)
+        if not torch.equal(converted.to(value.dtype), value):
+            raise InputError(f"{where}, expected {_kind(own)}, which cannot hold its values")
+        return converted
+    return value
+
+
+def conversions(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each kind of number that was converted."""
+    found: dict[str, list[str]] = {}
+    for name, value in state.items():
+        if value.dtype != own[name].dtype:
+            found.setdefault(f"{_kind(value)} to {_kind(own[name])}", []).append(name)
+    return [f"weights: {file.name}: converted from {how}: {_few(names)}" for how, names in found.items()]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(value: Tensor) -> str:
+    return _short(value.dtype)
 
 
 def read(file: Path | str) -> dict[str, Tensor]:
-    """Return the tensors of a file by name: a state dict, or the one in a checkpoint (`NESTED`)."""
+    """Return the tensors of a file by name: a state dict, or the only one in a checkpoint."""
+    found = _states(Path(file))
+    if len(found) > 1:
+        raise InputError(
+            f"weights: {file} holds several state dicts: {_few(found)}; expected one: keep it in a file of "
+            "its own"
+        )
+    return next(iter(found.values()))
+
+
+def _chosen(file: Path, own: Mapping[str, Any], prefix: str, key: str) -> dict[str, Tensor]:
+    """Return the state dict that is asked for; where several would do, none is chosen in silence."""
+    states = _states(file)
+    if key:
+        if key not in states:
+            near = get_close_matches(key, states, n=1)
+            there = f"did you mean {near[0]!r}?" if near else f"there are {_few(filter(None, states))}"
+            if not any(states):
+                there = "there is one state dict, at the top"
+            raise InputError(f"key: {file} holds no state dict under {key!r}; {there}")
+        states = {key: states[key]}
+    if prefix:
+        under = {at: _under(prefix, state) for at, state in states.items()}
+        if not any(under.values()):
+            names = [name for state in states.values() for name in state]
+            raise InputError(f"prefix: no name in {file} begins with {prefix!r}; there are {_few(names)}")
+        states = {at: state for at, state in under.items() if state}
+    able = {at: state for at, state in states.items() if _prefixes(own, state)} or states
+    first, *others = able.values()
+    if any(not _alike(first, each) for each in others):
+        named = ", ".join(at or "one at the top" for at in able)
+        raise InputError(
+            f"weights: {file} holds several state dicts: {named}; say which: key: {next(filter(None, able))}"
+        )
+    return first
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Return whether two state dicts are the same to the last bit."""
+    return one.keys() == other.keys() and all(
+        each.dtype == other[name].dtype and torch.equal(each, other[name]) for name, each in one.items()
+    )
+
+
+def _states(file: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the state dicts of a file by the dotted keys that lead to them; at the top: an empty key."""
     if check(file) == "safetensors":
         try:
-            return load_file(file)
+            return {"": load_file(file)}
         except SafetensorError as error:
             raise InputError(f"weights: {file} is damaged: {error}") from None
     content = _read(file)
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
-        found = f"the keys {_few(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    found = dict(_mappings(content, ()))
+    if not found:
+        kind = f"the keys {_few(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise InputError(
-            f"weights: {file}: expected a state dict, or one under {' or '.join(NESTED)}, found {found}"
+            f"weights: {file}: expected a state dict, or one under a key such as {' or '.join(NESTED)}, "
+            f"found {kind}"
         )
-    return dict(content)
+    return found
 
 
-def _read(file: Path | str) -> Any:
+def _mappings(content: Any, way: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the mappings of names to tensors, and the keys that lead to them.
+
+    Where the keys are no text, an optimiser counts parameters; below, nobody keeps a network. Tensors beside
+    other values are a state dict if their names are those of modules.
+    """
+    if not isinstance(content, Mapping) or len(way) > NESTING:
+        return
+    if not all(isinstance(name, str) for name in content):
+        return
+    tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)}
+    if tensors and (len(tensors) == len(content) or any("." in name for name in tensors)):
+        yield ".".join(way), tensors
+    for name, value in content.items():
+        yield from _mappings(value, (*way, name))
+
+
+def _read(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError:
@@ -134,7 +253,7 @@ def _check_archive(file: Path) -> None:
         raise _pickled(file, f"a pickle of more than tensors ({_few(sorted(unsafe))})")
 
 
-def _pickled(file: Path | str, what: str) -> InputError:
+def _pickled(file: Path, what: str) -> InputError:
     return InputError(
         f"weights: {file} is {what}, which may run any code when it is read. If you trust it, convert it "
         "where it was made: safetensors.torch.save_file(network.state_dict(), 'weights.safetensors')"
@@ -142,13 +261,22 @@ def _pickled(file: Path | str, what: str) -> InputError:
 
 
 def _advice(own: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """Return the prefix that would make names fit, if there is one."""
+    """Return the prefixes that would make names fit, if there are any."""
+    found = [repr(each) for each in _prefixes(own, state) if each]
+    return f"; with prefix: {' or '.join(found)} it fits" if found else ""
+
+
+def _prefixes(own: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
+    """Return what may stand before every name of the network in a state dict, shapes considered; nothing
+    (an empty text) included.
+    """
     first = next(iter(own), "")
-    for name in state:
-        prefix = name.removesuffix(f".{first}") + "."
-        if name.endswith(f".{first}") and all(prefix + each in state for each in own):
-            return f"; with prefix: {prefix!r} it fits"
-    return ""
+    found = [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
+    return [each for each in found if all(_same_form(state.get(each + name), own[name]) for name in own)]
+
+
+def _same_form(value: Tensor | None, own: Any) -> bool:
+    return value is not None and (not isinstance(own, Tensor) or value.shape == own.shape)
 
 
 def _few(names: Iterable[Any]) -> str:
