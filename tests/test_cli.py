@@ -333,7 +333,7 @@ def wait_for(pattern: str, folder: Path, process: "subprocess.Popen[str]") -> No
 
 def living(group: int) -> list[str]:
     """Return the processes of a group that are left after a moment."""
-    for _ in range(100):
+    for _ in range(300):
         found = subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True, check=False)
         if not found.stdout:
             return []
