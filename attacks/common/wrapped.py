@@ -72,6 +72,9 @@ class Seen(nn.Module):
                 classes, refusal = logits[:, :-1], logits[:, -1:]
                 own = torch.arange(classes.shape[1], device=z.device) == self._label
                 logits = torch.where(own, torch.maximum(classes, refusal), classes)
+            # Of a class that cannot be, at minus infinity, libraries make 0 times infinity (T22, F14).
+            high = logits.detach().amax(1, keepdim=True)
+            logits = torch.where(logits.isneginf(), high - LOWEST, logits)
             if self._lift:
                 # torchattacks' margins take a masked 0 for a logit (T1).
                 low = logits.detach().amin(1, keepdim=True)
