@@ -173,7 +173,9 @@ class _Hunt:
         margin, slope = _nearest_plane(view, z, y, classes, norm)
         points, clean = z.flatten(1), x.flatten(1)
         # What is missing at either point: the plane through both is the one linearised at `z`.
-        missing = torch.cat([_lacking(margin, slope, norm, push), -margin - (slope * (clean - points)).sum(1)])
+        missing = torch.cat(
+            [_lacking(margin, slope, norm, push), -margin - (slope * (clean - points)).sum(1)]
+        )
         moves = crossing(torch.cat([points, clean]), torch.cat([slope, slope]), missing, norm)
         here, there = moves.chunk(2)
         length, least = (lengths(move, norm) for move in (here, there))

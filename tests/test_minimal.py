@@ -13,12 +13,14 @@ from torch.nn.functional import one_hot
 from attacks.common.margins import lack
 from attacks.common.rivals import nearest_rival, rivals
 from attacks.common.weighing import Descent
+from attacks.bpda_cw import bpda_cw
 from attacks.cw_l2 import cw_l2
 from attacks.cw_linf import cw_linf
 from attacks.deepfool import deepfool
 from attacks.fab import fab, fab_t
 from attacks.jsma import best_pair, jsma
 from attacks.pgd import pgd
+from attacks.threshold_cw import threshold_cw
 from bench.errors import InputError
 from bench.losses import eot, objective
 from bench.noise import Noise
@@ -499,7 +501,9 @@ class Rounded(nn.Module):
         return exact + (exact.round() - exact).detach()
 
 
-@pytest.mark.parametrize("attack", [deepfool, fab, fab_t, cw_l2], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "attack", [deepfool, fab, fab_t, cw_l2, threshold_cw, bpda_cw], ids=lambda each: each.__name__
+)
 @pytest.mark.parametrize("kind", ["whole numbers", "float32", "beyond the boundary by a bit"])
 def test_no_attack_stands_still_on_a_tie_or_in_the_last_bit(attack: Any, kind: str) -> None:
     """Ties are where a gradient ends, and the last bit is where steps of the rest of a way do."""
@@ -518,11 +522,17 @@ def test_no_attack_stands_still_on_a_tie_or_in_the_last_bit(attack: Any, kind: s
         fab: {"steps": 30},
         fab_t: {"steps": 30},
         cw_l2: {"steps": 200, "searches": 4, "c": 0.1},
+        threshold_cw: {"steps": 200, "searches": 4, "c": 0.1},
+        bpda_cw: {"steps": 60, "searches": 4, "step": 0.02},
     }[attack]
     crafted = attack(View(model), x, y, L2, draws(x), **brief)
     assert not crafted.notes["failed"].any()
     assert (model(crafted.images).argmax(1) != y).all()
-    if kind == "beyond the boundary by a bit" and attack is not cw_l2:  # Whose steps are of one length.
+    if kind == "beyond the boundary by a bit" and attack in (
+        deepfool,
+        fab,
+        fab_t,
+    ):  # Others' steps are of one length.
         assert far(x, crafted).max() < 1e-4
 
 
