@@ -211,8 +211,8 @@ class _Hunt:
 
 
 def _lacking(margin: Tensor, slope: Tensor, norm: Norm, push: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return what margins (N,) lack to 0, or to where the least move that gets on leads: what has not won does
-    not stand still on the boundary.
+    """Return what margins (N,) lack to 0, or to where the least move leads that gets on: what has not won
+    does not stand still on the boundary.
     """
     size = lengths(slope, DUAL[norm])
     away = (-margin / size).masked_fill(margin > 0, math.inf)

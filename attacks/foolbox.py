@@ -128,7 +128,7 @@ SOFTMAX = frozenset(
     )
     or name == "VirtualAdversarialAttack"
 )
-"""Those that look at float32 probabilities, by a cross-entropy most of them (F15); DeepFool, if it is told to."""
+"""Those that look at float32 probabilities, by a cross-entropy most of them (F15); DeepFool if told to."""
 
 BLACK = {"EADAttack", "L2CarliniWagnerAttack"}
 """They return a black image where they found nothing; it may happen to be wrong, far away (F6)."""

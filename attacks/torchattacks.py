@@ -90,10 +90,20 @@ TABLE: dict[str, Needs] = {
 SET_ELSEWHERE = {"self", "model", "eps", "max_epsilon", "norm", "n_classes", "seed", "verbose"}
 """By the threat, the view and the shard."""
 
-SOFTMAX = frozenset(
-    "APGD BIM DIFGSM EOTPGD FFGSM FGSM MIFGSM NIFGSM OnePixel PGD PGDL2 PGDRS PGDRSL2 PIFGSM PIFGSMPP Pixle RFGSM "
-    "SINIFGSM Square TIFGSM TPGD UPGD VMIFGSM VNIFGSM".split()
-)
+SOFTMAX = frozenset(TABLE) - {
+    "APGDT",
+    "AutoAttack-10",
+    "CW",
+    "DeepFool",
+    "EADEN",
+    "EADL1",
+    "FAB",
+    "GN",
+    "JSMA",
+    "Jitter",
+    "SPSA",
+    "SparseFool",
+}
 """Those that look at float32 probabilities, by a cross-entropy most of them (T23)."""
 
 REAL = {"c", "kappa", "lam", "scale"}

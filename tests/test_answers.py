@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_attacks import ROWS
 from torch import Tensor, nn
 
 from attacks.common.rivals import rivals
@@ -14,7 +15,6 @@ from bench.protocols import Images, Shape, Threat, View
 from bench.referee import Meter, watch
 from bench.registry import ATTACKS, arguments
 from bench.testing import Halfspace, _Trial
-from test_attacks import ROWS
 
 SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}
 """The first row of each attack and norm."""

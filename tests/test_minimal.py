@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from attacks.bpda_cw import bpda_cw
 from attacks.common.margins import lack
 from attacks.common.rivals import nearest_rival, rivals
 from attacks.common.weighing import Descent
-from attacks.bpda_cw import bpda_cw
 from attacks.cw_l2 import cw_l2
 from attacks.cw_linf import cw_linf
 from attacks.deepfool import deepfool

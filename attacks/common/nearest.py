@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bench import Crafted, Images, Threat
 
-
 LEAST = 1e-6
 """The first push: a few units of a pixel's last place."""
 
