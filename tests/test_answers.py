@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attacks.common.rivals import rivals
 from attacks.pgd import pgd
+from attacks.spsa import spsa
 from bench.noise import Noise
 from bench.protocols import Images, Shape, Threat, View
 from bench.referee import Meter, watch
@@ -129,3 +130,16 @@ def test_cross_entropy_breaks_what_the_margin_breaks_however_far_the_truth_leads
         assert scale == 1 or (lead > 16.7).float().mean() > 0.7
         assert 5 < broken["margin"].sum() < 40
         assert (broken["ce"] != broken["margin"]).sum() <= 2
+
+
+def test_estimates_by_cross_entropy_move_however_far_the_truth_leads() -> None:
+    """Adam adds 1e-8 to its steps' denominators, beside which a gradient of 1e-20 is nothing."""
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    net = leading(1000.0)
+    y = net(x).argmax(1)
+    lead = net(x).sort(1).values.diff(dim=1)[:, -1]
+    behind = (lead > 20) & (lead < 80)
+    draws = Noise("test", torch.arange(12))
+    z = spsa(View(net), x, y, Threat("linf", 0.1), draws, steps=20, samples=16, loss="ce").images
+    assert behind.sum() > 3
+    assert ((z - x).flatten(1).abs().mean(1)[behind] > 0.01).all()
