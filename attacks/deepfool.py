@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.common.nearest import Nearest
+from attacks.common.nearest import Nearest, Push
 from attacks.common.rivals import nearest_rival, rivals
 from bench import (
     Crafted,
@@ -46,11 +46,12 @@ def deepfool(
     """Go straight to the nearest of the other classes, as if logits were linear, until the label changes.
 
     `candidates` are the likeliest wrong classes of the image itself (null: all). Each step is made longer
-    by `overshoot` and cut to the box.
+    by `overshoot` and cut to the box; one that is too short to arrive beyond the boundary, as at a tie, is
+    made as long as it takes (`Push`).
 
     Notes: ``failed``, where the label did not change; the image is the clean one.
     """
-    nearest = Nearest(x, threat)
+    nearest, push = Nearest(x, threat), Push(x)
     rows, here, labels, z = torch.arange(len(x), device=x.device), view, y, x
     classes: Tensor | None = None
     for t in range(steps + 1):
@@ -69,7 +70,8 @@ def deepfool(
             classes = rivals(here, logits, labels, candidates)
         step = nearest_rival(here, z, logits, labels, classes)
         going = (~won & step.length.isfinite()).nonzero().squeeze(1)
-        z = (z.detach() + (1 + overshoot) * step.move).clamp(0, 1)
+        length = push(rows, (1 + overshoot) * step.length).to(z.dtype)
+        z = (z.detach() + length[:, None, None, None] * step.unit).clamp(0, 1)
         if len(going) == 0:
             break
         if len(going) < len(rows):

@@ -5,12 +5,14 @@ drawn towards the clean image, and back towards it from every success.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Nearest
+from attacks.common.nearest import Nearest, Push
 from attacks.common.rivals import rivals
 from attacks.common.starts import surface
 from bench import (
@@ -135,12 +137,12 @@ class _Hunt:
         everyone = (self.nearest.distance > enough).nonzero().squeeze(1)
         if len(everyone) == 0:
             return
-        found = Nearest(self.x[everyone], self.threat)
+        found, push = Nearest(self.x[everyone], self.threat), Push(everyone)
         rows, here = everyone, torch.arange(len(everyone), device=everyone.device)
         view, x, y, classes = self.view.take(rows), self.x[rows], self.y[rows], classes[rows]
         z = self._start(rows) if wander else x
         for _ in range(self.steps):
-            z = self._step(view, x, z, y, classes)
+            z = self._step(view, x, z, y, classes, partial(push, here))
             with torch.no_grad():
                 won = succeeded(view, view.logits(z), y)
             found.offer(here, z, won)
@@ -161,7 +163,9 @@ class _Hunt:
         move = surface(x, self.threat.norm, self.noise.take(rows))
         return (x + reach[:, None, None, None] / 2 * move).clamp(0, 1)
 
-    def _step(self, view: View, x: Images, z: Images, y: Labels, classes: Tensor) -> Images:
+    def _step(
+        self, view: View, x: Images, z: Images, y: Labels, classes: Tensor, push: Callable[[Tensor], Tensor]
+    ) -> Images:
         """Return the next point (algorithm 1): beyond the plane by `eta`, drawn to the clean image's own
         projection the more, the nearer that lies.
         """
@@ -169,7 +173,9 @@ class _Hunt:
         margin, slope = _nearest_plane(view, z, y, classes, norm)
         points, clean = z.flatten(1), x.flatten(1)
         # What is missing at either point: the plane through both is the one linearised at `z`.
-        missing = torch.cat([-margin, -margin - (slope * (clean - points)).sum(1)])
+        missing = torch.cat(
+            [_lacking(margin, slope, norm, push), -margin - (slope * (clean - points)).sum(1)]
+        )
         moves = crossing(torch.cat([points, clean]), torch.cat([slope, slope]), missing, norm)
         here, there = moves.chunk(2)
         length, least = (lengths(move, norm) for move in (here, there))
@@ -202,6 +208,16 @@ class _Hunt:
             margin, won = ask(share)
             low, below = torch.where(won, low, share), torch.where(won, below, margin)
             high, above = torch.where(won, share, high), torch.where(won, margin, above)
+
+
+def _lacking(margin: Tensor, slope: Tensor, norm: Norm, push: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what margins (N,) lack to 0, or to where the least move leads that gets on: what has not won
+    does not stand still on the boundary.
+    """
+    size = lengths(slope, DUAL[norm])
+    away = (-margin / size).masked_fill(margin > 0, math.inf)
+    least = push(away).to(margin.dtype)
+    return torch.where(away < least, least * size, -margin)
 
 
 def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:

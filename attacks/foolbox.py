@@ -119,6 +119,17 @@ TABLE: dict[str, Needs] = {
 SET_ELSEWHERE = {"self", "distance", "constraint", "init_attack", "tensorboard", "channel_axis"}
 """By the threat, or not for a suite: other attacks, log folders, the order of a tensor's axes."""
 
+SOFTMAX = frozenset(
+    name
+    for name in TABLE
+    if name in ("DDNAttack", "FGM", "FGSM", "MIFGSM", "NewtonFoolAttack", "SparseL1DescentAttack")
+    or name.endswith(
+        ("PGD", "BasicIterativeAttack", "FastGradientAttack", "FastGradientMethod", "DeepFoolAttack")
+    )
+    or name == "VirtualAdversarialAttack"
+)
+"""Those that look at float32 probabilities, by a cross-entropy most of them (F15); DeepFool if told to."""
+
 BLACK = {"EADAttack", "L2CarliniWagnerAttack"}
 """They return a black image where they found nothing; it may happen to be wrong, far away (F6)."""
 
@@ -213,4 +224,5 @@ for _name, _needs in TABLE.items():
         call=_call,
         doubts=_doubts,
         lift=False,
+        softmax=SOFTMAX,
     ).register()

@@ -11,7 +11,19 @@ from torch import Tensor, autograd
 
 from attacks.common.nearest import Nearest
 from attacks.common.rivals import decisive, rivals
-from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, succeeded
+from bench import (
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+    lengths,
+    succeeded,
+)
 
 
 def _check(params: dict[str, Any], shape: Shape) -> None:
@@ -20,12 +32,12 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"theta must be a move above 0 and at most 1, or below 0, not {theta:g}")
     if not 0 < gamma <= 1:
         raise InputError(f"gamma must be a share of the pixels, above 0 and at most 1, not {gamma:g}")
-    values = shape.channels * shape.height * shape.width
-    if gamma * values < 2:
-        raise InputError(f"gamma of {gamma:g} leaves fewer than 2 of {values} values to change")
+    pixels = shape.height * shape.width
+    if gamma * pixels < 2:
+        raise InputError(f"gamma of {gamma:g} leaves fewer than 2 of {pixels} pixels to change")
 
 
-@attack("jsma", norms={"l0"}, version=1, budget="distance", check=_check)
+@attack("jsma", norms={"l0"}, version=2, budget="distance", check=_check)
 def jsma(
     view: View,
     x: Images,
@@ -37,13 +49,14 @@ def jsma(
     gamma: float = 1.0,
     both: bool = True,
 ) -> Crafted:
-    """Change the two values that say most for a target and against the others, until the label changes;
+    """Change the two pixels that say most for a target and against the others, until the label changes;
     without a target, try all of them, the likeliest first, and keep the fewest changes.
 
-    A pair moves by `theta`, cut to the box, at most `gamma` / 2 times as often as there are values. With
-    `both`, a value may go up or down and counts by what it gains, its gradient times the way it has;
-    else all go up (`theta` above 0) or down, and count by their gradients, as published. When a pair has
-    won, one of the two is put back if the other is enough.
+    A pair moves by `theta`, cut to the box, at most `gamma` / 2 times as often as there are pixels. All
+    channels of a pixel move, each to its own side: the distance counts them as one. With `both`, a value may
+    go up or down and counts by what it gains, its gradient times the way it has; else all go up (`theta`
+    above 0) or down, and count by their gradients, as published. When a pair has won, one of the two is put
+    back if the other is enough.
 
     Notes: ``failed``, where no target was reached; the image is the clean one.
     """
@@ -52,7 +65,7 @@ def jsma(
     with torch.no_grad():
         logits = view.logits(x)
     nearest.offer(everyone, x, succeeded(view, logits, y))
-    pairs = int(gamma * x[0].numel() / 2)
+    pairs = int(gamma * x[0, 0].numel() / 2)
     for target in rivals(view, logits, y).unbind(1):
         # One change cannot be outdone by a search that makes two.
         rows = everyone[nearest.distance > 1]
@@ -94,11 +107,10 @@ def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) 
         z = z.detach()
         moved, gain, loss, free = _moves(here.x, z, own, every - own, theta, both)
         pair, found = best_pair(gain, loss, free)
-        changed = (z != here.x).flatten(1).sum(1)
+        changed = lengths(z - here.x, "l0")
         going = (~won & found & (changed < nearest.distance[here.rows])).nonzero().squeeze(1)
         here, before, pair, moved = here.take(going), z[going], pair[going], moved[going]
-        chosen = torch.zeros_like(moved.flatten(1), dtype=torch.bool).scatter_(1, pair, True)
-        z = torch.where(chosen.view_as(moved), moved, before)
+        z = torch.where(_at(pair, before), moved, before)
 
 
 def _put_back(here: _Part, nearest: Nearest, z: Images, before: Images, pair: Tensor, won: Tensor) -> None:
@@ -108,25 +120,33 @@ def _put_back(here: _Part, nearest: Nearest, z: Images, before: Images, pair: Te
         return
     part = here.take(places)
     for one in pair[places].split(1, dim=1):
-        old = before[places].flatten(1).gather(1, one)
-        less = z.detach()[places].flatten(1).scatter(1, one, old).view_as(part.x)
+        less = torch.where(_at(one, part.x), before[places], z.detach()[places])
         with torch.no_grad():
             nearest.offer(part.rows, less, succeeded(part.view, part.view.logits(less), part.y))
+
+
+def _at(places: Tensor, like: Images) -> Tensor:
+    """Return bool (n, 1, H, W): the pixels at `places` (n, ...) of images."""
+    pixels = torch.zeros_like(like[:, 0], dtype=torch.bool)
+    return pixels.flatten(1).scatter_(1, places, True).view_as(pixels)[:, None]
 
 
 def _moves(
     x: Images, z: Images, own: Tensor, others: Tensor, theta: float, both: bool
 ) -> tuple[Images, Tensor, Tensor, Tensor]:
-    """Return where each value would go; what that adds to the target and takes from the others, (n, D), to
-    first order; and whether the value is free to go.
+    """Return where each value would go; what each pixel's add to the target and take from the others, (n, D),
+    to first order; and whether the pixel is free to go, in any channel.
     """
     sign = torch.where(own >= others, 1, -1) if both else torch.full_like(z, math.copysign(1, theta))
     moved = (z + sign * abs(theta)).clamp(0, 1)
     way = moved - z if both else sign
-    gain, loss = (torch.nan_to_num(each * way, 0.0, 0.0, 0.0) for each in (own, -others))
     # A value that has moved does not come back.
     free = (moved != z) & ((z - x) * sign >= 0) & own.isfinite() & others.isfinite()
-    return moved, gain.flatten(1), loss.flatten(1), free.flatten(1)
+    gain, loss = (
+        torch.nan_to_num(each * way, 0.0, 0.0, 0.0).masked_fill(~free, 0.0).sum(1).flatten(1)
+        for each in (own, -others)
+    )
+    return torch.where(free, moved, z), gain, loss, free.any(1).flatten(1)
 
 
 def best_pair(gain: Tensor, loss: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

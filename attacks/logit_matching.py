@@ -31,8 +31,14 @@ def logit_matching(
 
     def look(seen: View, z: Images) -> tuple[Tensor, Tensor]:
         logits = seen.logits(z)
-        # What the harness takes off has no gradient; the mean that is taken off here has.
-        return (logits - logits.mean(-1, keepdim=True) if seen.centred else logits), logits
+        # A class that cannot be, at minus infinity, is nothing to match.
+        masked = logits.isneginf()
+        shown = logits.masked_fill(masked, 0.0)
+        if seen.centred:
+            # What the harness takes off has no gradient; the mean that is taken off here has.
+            level = shown.sum(-1, keepdim=True) / (~masked).sum(-1, keepdim=True)
+            shown = (shown - level).masked_fill(masked, 0.0)
+        return shown, logits
 
     def aim(seen: View, labels: Labels) -> Tensor:
         found, _ = look(seen, guides_of(seen, labels, x))

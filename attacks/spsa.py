@@ -24,6 +24,7 @@ from bench import (
     Threat,
     View,
     attack,
+    lengths,
     objective,
     succeeded,
 )
@@ -69,6 +70,7 @@ def spsa(
     images, flat = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     clean, z, adam = x, x, Adam(x, lr)
+    first = torch.ones_like(x[:, 0, 0, 0])
     for t in range(steps + 1):
         with torch.no_grad():
             logits = view.logits(z)
@@ -84,8 +86,12 @@ def spsa(
             break
         gradient = estimate(view, z, y, noise, samples=samples, delta=delta, loss=loss, box=True)
         if t == 0:
-            flat[rows] = (gradient == 0).flatten(1).all(1)
-        z = threat.project(clean, z + adam.step(gradient))
+            peak = lengths(gradient, "linf")
+            flat[rows] = peak == 0
+            first[rows] = torch.where(peak == 0, 1.0, peak.clamp_min(torch.finfo(peak.dtype).tiny))
+        # In units of the first: Adam's steps do not depend on the scale, but for the 1e-8 that it adds, in
+        # which the cross-entropy's gradient would be lost where the truth leads.
+        z = threat.project(clean, z + adam.step(gradient / first[rows][:, None, None, None]))
     return Crafted(images, {"flat": flat})
 
 

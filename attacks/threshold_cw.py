@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks import cw_l2
-from attacks.common.margins import margins
+from attacks.common.margins import below, margins
 from attacks.common.weighing import Descent, Variable
 from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, succeeded
 
@@ -52,7 +52,7 @@ def threshold_cw(
 
     def lacks(here: View, logits: Tensor, y: Labels) -> Tensor:
         over_classes, over_threshold = leads(here, logits, y)
-        return ((kappa - over_classes).clamp_min(0) + (room - over_threshold).clamp_min(0)).mean(0)
+        return (below(kappa, over_classes) + below(room, over_threshold)).mean(0)
 
     def has(here: View, logits: Tensor, y: Labels) -> Tensor:
         over_classes, over_threshold = (each.mean(0) for each in leads(here, logits, y))

@@ -90,6 +90,22 @@ TABLE: dict[str, Needs] = {
 SET_ELSEWHERE = {"self", "model", "eps", "max_epsilon", "norm", "n_classes", "seed", "verbose"}
 """By the threat, the view and the shard."""
 
+SOFTMAX = frozenset(TABLE) - {
+    "APGDT",
+    "AutoAttack-10",
+    "CW",
+    "DeepFool",
+    "EADEN",
+    "EADL1",
+    "FAB",
+    "GN",
+    "JSMA",
+    "Jitter",
+    "SPSA",
+    "SparseFool",
+}
+"""Those that look at float32 probabilities, by a cross-entropy most of them (T23)."""
+
 REAL = {"c", "kappa", "lam", "scale"}
 """Numbers that happen to have a whole default."""
 
@@ -203,4 +219,5 @@ for _name, _needs in TABLE.items():
         check=_check,
         unfit=_unfit,
         lift=True,
+        softmax=SOFTMAX,
     ).register()

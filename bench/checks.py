@@ -29,6 +29,7 @@ CODES = (
     "grows-with-radius",
     "unbounded-fails",
     "flat-gradient",
+    "saturated-loss",
     "attack-raised",
     "answers-differ",
     "unluckiest-answer",
@@ -98,6 +99,7 @@ def of_square(seen: Sequence[Seen]) -> list[Flag]:
         *_not_finite(seen),
         *_differs(seen),
         *_flat(seen),
+        *_saturated(seen),
         *_raised(seen),
         *_unbounded(seen),
     ]
@@ -142,6 +144,18 @@ def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
         count = sum(int((each.rows[note] > 0).sum()) for each in noted)
         if count > FLAT * _count(noted):
             yield Flag("flat-gradient", f"the gradient {happened} on {count} of {_count(noted)} examples")
+
+
+def _saturated(seen: Sequence[Seen]) -> Iterable[Flag]:
+    noted = [each for each in seen if "saturated" in each.rows]
+    # Where the attack won all the same, its loss did.
+    lost = [(each.rows["saturated"] > 0) & (each.rows["label"] == each.rows["truth"]) for each in noted]
+    if (count := sum(int(each.sum()) for each in lost)) > FLAT * _count(noted):
+        yield Flag(
+            "saturated-loss",
+            f"the truth led by more than the attack's float32 softmax tells on {count} of {_count(noted)} "
+            "examples that held",
+        )
 
 
 def _raised(seen: Sequence[Seen]) -> Iterable[Flag]:

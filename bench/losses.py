@@ -10,15 +10,21 @@ that of the mean logits.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeAlias, assert_never
+from typing import Any, Literal, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
 
 from bench.protocols import Labels, Narrowing, View, answered
 
 Loss: TypeAlias = Literal["ce", "margin", "dlr"]
+
+
+_LOWEST = -1e300
+"""Stands for minus infinity in sums of exponentials."""
 
 
 def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
@@ -33,7 +39,7 @@ def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
 
 
 def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tensor:
-    """Return (copies * N,): larger is nearer to success.
+    """Return (copies * N,): larger is nearer to success. Computed in float64, for logits of any dtype.
 
     ``ce``: cross-entropy with the truth (minus that with the target); with a refusal, the log of the
     probability of an accepted wrong label. ``margin``: the best goal's logit minus the best of the
@@ -42,21 +48,34 @@ def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tenso
     2020, arXiv:2003.01690, eq. 6), or with a target the mean of the third and the fourth (eq. 7, which it
     equals until the example is broken). A refusal may be the highest but is no class, else the margin
     would be divided by itself where the best goal comes third behind it; for the same reason it is the
-    plain margin with fewer than three classes, or four with a target.
+    plain margin with fewer than three classes, or four with a target. A class at minus infinity is none.
     """
-    if logits.dim() == 3:
-        return objective(view, logits.flatten(0, 1), y, loss).view(logits.shape[:2]).mean(0)
+    losses = _losses(view, logits.flatten(0, -2).double(), y, loss).view(logits.shape[:-1])
+    return (losses.mean(0) if logits.dim() == 3 else losses).to(logits.dtype)
+
+
+def _losses(view: View, logits: Tensor, y: Labels, loss: Loss) -> Tensor:
+    """Return the loss of each row of logits (copies * N, K)."""
     match loss:
         case "ce":
+            # From a probability that rounds to 1, as the truth's does in float32 where it leads by 16.6, no
+            # gradient comes back; from leads it does, however far one is behind.
             if view.target is not None:
-                return -cross_entropy(logits, _copied(view.target, logits), reduction="none")
+                return logsigmoid(-_behind(logits, view.target))
             if not view.refusal:
-                return cross_entropy(logits, _copied(y, logits), reduction="none")
-            return _only(logits, _goals(view, logits, y)).logsumexp(1) - logits.logsumexp(1)
+                return -logsigmoid(-_behind(logits, y))
+            goals = _goals(view, logits, y)
+            return logsigmoid(_level(logits, goals) - _level(logits, ~goals))
         case "margin":
-            return _margin(view, logits, y)
+            return _margin(logits, _goals(view, logits, y))
         case "dlr":
-            return _margin(view, logits, y) / _spread(view, logits)
+            goals = _goals(view, logits, y)
+            classes = logits.shape[1] - view.refusal
+            places = slice(2, 3) if view.target is None else slice(2, 4)
+            if classes < places.stop:
+                return _margin(logits, goals)
+            ratio: Tensor = _Ratio.apply(logits, goals, classes, places)
+            return ratio
         case _:
             assert_never(loss)
 
@@ -110,16 +129,55 @@ def _only(logits: Tensor, among: Tensor) -> Tensor:
     return logits.masked_fill(~among, -math.inf)
 
 
-def _margin(view: View, logits: Tensor, y: Labels) -> Tensor:
-    goals = _goals(view, logits, y)
+def _behind(logits: Tensor, labels: Labels) -> Tensor:
+    """Return how far the logit of each row's label is behind the logsumexp of the others."""
+    named = _copied(labels, logits)[:, None]
+    # Of minus infinity alone the gradient of logsumexp would be no number.
+    wide = logits.clamp_min(_LOWEST)
+    return wide.scatter(1, named, _LOWEST).logsumexp(1) - wide.gather(1, named).squeeze(1)
+
+
+def _level(logits: Tensor, among: Tensor) -> Tensor:
+    """Return the logsumexp of each row's logits `among`."""
+    return logits.clamp_min(_LOWEST).masked_fill(~among, _LOWEST).logsumexp(1)
+
+
+def _margin(logits: Tensor, goals: Tensor) -> Tensor:
     return _only(logits, goals).amax(1) - _only(logits, ~goals).amax(1)
 
 
-def _spread(view: View, logits: Tensor) -> Tensor | float:
-    """Return what the margin is divided by: a gap of the logits, so that their scale does not matter."""
-    classes = logits[:, :-1] if view.refusal else logits
-    third = slice(2, 3) if view.target is None else slice(2, 4)
-    if classes.shape[1] < third.stop:
-        return 1.0
-    low = classes.topk(third.stop, dim=1).values[:, third].mean(1)
-    return (logits.amax(1) - low).clamp_min(1e-12)
+class _Ratio(Function):
+    """The margin over the gap between the highest logit and the mean of the classes at `places`.
+
+    Its gradient is written out: where logits are very different or nearly equal, the two terms of the
+    quotient's differ by less than their rounding. Where there is no gap, or one to minus infinity, it is the
+    plain margin.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, goals: Tensor, classes: int, places: slice) -> Tensor:
+        (goal, best), (rest, worst) = (_only(logits, each).max(1) for each in (goals, ~goals))
+        ahead = goal > rest
+        first, second = (torch.where(ahead, *each)[:, None] for each in ((best, worst), (worst, best)))
+        top, next_ = logits.gather(1, first), logits.gather(1, second)
+        low, at = (each[:, places] for each in logits[:, :classes].topk(places.stop, dim=1))
+        gap = (top - low).mean(1, keepdim=True)
+        plain = (gap < 1e-12) | gap.isinf()
+        gap = gap.masked_fill(plain, 1.0)
+        sign = torch.where(ahead, 1.0, -1.0)[:, None].to(logits)
+        margin = sign * (top - next_)
+        # Which of them is the second itself: what it does to the gap is what it does to the margin.
+        same, share = at == second, 1 / low.shape[1]
+        up = torch.where(plain, 1.0, (next_ - low).mean(1, keepdim=True) / gap)
+        down = torch.where(plain, 1.0, (top - low).masked_fill(same, 0.0).sum(1, keepdim=True) * share / gap)
+        under = (margin * share / gap).expand_as(low).masked_fill(same | plain, 0.0)
+        slope = torch.zeros_like(logits).scatter_add_(1, at, under)
+        slope.scatter_add_(1, first, sign * up).scatter_add_(1, second, -sign * down)
+        ctx.save_for_backward(slope / gap)
+        return (margin / gap).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return gradient[:, None] * slope, None, None, None

@@ -47,7 +47,7 @@ null. Where asked for, `logits` and `thresholds` are (N, K) and `parameters` is 
 _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "void")
 _NUMBERS = ("target", "score", "distance", "differs")
-_NOTES = ("flat", "nonfinite", "raised")
+_NOTES = ("flat", "nonfinite", "raised", "saturated")
 _LISTS = ("logits", "thresholds")
 
 

@@ -55,18 +55,23 @@ class Threat:
 
 
 def distance(x: Images, z: Images, norm: Norm) -> Tensor:
-    """Return the distance between `x` and `z` per example, (N,); `l0` counts values that differ."""
+    """Return the distance between `x` and `z` per example, (N,); `l0` counts pixels that differ."""
     return lengths(z - x, norm)
 
 
 def lengths(moves: Tensor, norm: Norm) -> Tensor:
-    """Return the length of each of `moves` (N, ...), (N,); `l0` counts values that are not 0."""
-    flat = moves.flatten(1)
+    """Return the length of each of `moves` (N, ...), (N,).
+
+    In `l0` those of images (N, C, H, W) count pixels, whose channels move as one; others count values.
+    """
     if norm == "linf":
         # vector_norm takes 13 to 20 times as long for the same bits.
-        return flat.abs().amax(1)
-    order: dict[Norm, float] = {"l2": 2, "l1": 1, "l0": 0}
-    found: Tensor = torch.linalg.vector_norm(flat, order[norm], dim=1)
+        return moves.flatten(1).abs().amax(1)
+    if norm == "l0":
+        moved = (moves != 0).any(1) if moves.dim() == 4 else moves != 0
+        return moved.flatten(1).sum(1).to(moves.dtype)
+    order: dict[Norm, float] = {"l2": 2, "l1": 1}
+    found: Tensor = torch.linalg.vector_norm(moves.flatten(1), order[norm], dim=1)
     return found
 
 

@@ -48,16 +48,22 @@ class Meter:
         return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2)))
 
 
-def centred(logits: Tensor) -> Tensor:
+def centred(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Subtract each row's maximum, in float64: classifiers that answer with log-likelihoods in the
     hundreds of thousands lose their float32 differences otherwise. To autograd it is a constant.
+
+    The result is of `dtype`, or of that of the logits.
     """
     wide = logits.double()
-    return (wide - wide.detach().amax(-1, keepdim=True)).to(logits.dtype)
+    return (wide - wide.detach().amax(-1, keepdim=True)).to(logits.dtype if dtype is None else dtype)
 
 
 class Watched:
-    """A view's callable under watch; knows which examples its rows are."""
+    """A view's callable under watch; knows which examples its rows are.
+
+    It answers in its points' dtype, whatever a network computes in: attacks never see half precision, which
+    holds neither their gradients nor their estimates.
+    """
 
     def __init__(
         self,
@@ -86,12 +92,19 @@ class Watched:
         self._count(self._meter.forwards, n)
         if self._access != "gradient":
             with torch.no_grad():
-                answer = self._chunked(*points)
-            return centred(answer) if self._centre else answer
+                return self._entered(self._chunked(*points), points[0].dtype)
         answer = self._chunked(*points)
         if answer.requires_grad:
             answer.register_hook(lambda gradient: self._count(self._meter.backwards, n))
-        return centred(answer) if self._centre else answer
+        return self._entered(answer, points[0].dtype)
+
+    def _entered(self, answer: Tensor, dtype: torch.dtype) -> Tensor:
+        """Centre an answer and cast it, once."""
+        if not dtype.is_floating_point:
+            return centred(answer) if self._centre else answer  # Codes that are numbers of entries, say.
+        if self._centre:
+            return centred(answer, dtype)
+        return answer.to(dtype) if answer.is_floating_point() else answer
 
     def _count(self, passes: Tensor, n: int) -> None:
         copies, rest = divmod(n, max(len(self._rows), 1))

@@ -97,7 +97,9 @@ class Halfspace(nn.Module):
                 gained, moved = (_before(_along(each, order)) for each in (gain * room, room))
                 distance = (moved + (need - gained) / _along(gain, order)).amax(1)
             case "l0":
-                best = (gain * room).sort(1, descending=True).values.cumsum(1)
+                # A pixel counts once, however many of its channels move.
+                pixels = (gain * room).unflatten(1, x.shape[1:]).sum(1).flatten(1)
+                best = pixels.sort(1, descending=True).values.cumsum(1)
                 distance = (best < need).sum(1).double() + 1
         return torch.where((gain * room).sum(1) < need[:, 0], math.inf, distance)
 

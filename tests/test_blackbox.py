@@ -568,7 +568,7 @@ def test_localsearch_accumulates_changes_keeps_probes_in_the_box_and_counts() ->
     assert not crafted.notes["failed"].any()
     changed = (crafted.images != x).any(1).flatten(1).sum(1)
     assert (changed >= 10).all()
-    assert torch.equal(Threat("l0").distance(x, crafted.images), 2.0 * changed)
+    assert torch.equal(Threat("l0").distance(x, crafted.images), changed.double())
     # 14 probes first (a tenth of 144), then 128; and a look after each round.
     assert (((meter.forwards - 1 - 15) % 129) == 0).all()
 

@@ -75,6 +75,16 @@ def test_more_than_one_in_a_hundred_without_a_gradient(note, count, found):
     assert codes(flags)["pgd, first"] == found
 
 
+@pytest.mark.parametrize(("count", "found"), [(2, []), (3, ["saturated-loss"])])
+def test_more_than_one_in_a_hundred_held_where_a_softmax_was_saturated(count, found):
+    # The first held, of which some were saturated; of the others, that were broken, it does not matter.
+    saturated = np.concatenate([first(N, count)[:90], np.ones(N - 90, bool)])
+    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), saturated=saturated)})
+    assert codes(flags)["pgd, first"] == found
+    if found:
+        assert "on 3 of 200 examples that held" in flags["pgd, first"][0].message
+
+
 def test_examples_on_which_a_library_broke_down_are_said_whatever_their_number():
     flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), raised=first(N, 1))})
     assert flags["pgd, first"][0].code == "attack-raised"

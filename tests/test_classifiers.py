@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor, autograd, nn
@@ -504,6 +505,67 @@ def test_divergence_from_itself_and_its_gradient_are_exactly_zero(dtype: torch.d
     if scale == 1:
         usual = kl_div(log_softmax(other, 1), softmax(logits, 1), reduction="sum")
         assert autograd.grad(usual, other)[0].any()
+
+
+@pytest.mark.parametrize("lead", [1e-6, 1.0, 20.0, 60.0, 90.0, 1e3, 1e6])
+@pytest.mark.parametrize("offset", [0.0, -400.0, 1e6])
+def test_divergence_and_its_gradients_are_exact_in_float32(lead: float, offset: float) -> None:
+    """Against arbitrary precision: two predictions that are nearly equal, alike, and quite different."""
+    draw = torch.Generator().manual_seed(0)
+    for difference in (1e-6, 1e-2, 1.0, 30.0, lead):
+        one = lead * torch.rand(4, 5, generator=draw, dtype=torch.float64)
+        one[::2, 0] += lead
+        two = one + difference * torch.rand(4, 5, generator=draw, dtype=torch.float64)
+        target, other = ((each + offset).float().requires_grad_() for each in (one, two))
+        value = divergence(target, other)
+        found = torch.cat([value[:, None], *autograd.grad(value.sum(), (target, other))], 1)
+        for row, got_all in enumerate(found.tolist()):
+            wanted = by_mpmath(target[row].tolist(), other[row].tolist())
+            for got, true in zip(got_all, wanted, strict=True):
+                if 2.0**-126 < abs(true) < 3.4e38:
+                    assert abs(got - true) <= 1e-5 * abs(true)
+                elif abs(true) > 2.0**-149:
+                    assert got != 0
+
+
+def by_mpmath(target: list[float], other: list[float]) -> list[mpmath.mpf]:
+    """Return KL, its gradient to the target's logits, and to the other's."""
+    with mpmath.workdps(150):
+        logs = []
+        for row in (target, other):
+            high = max(range(len(row)), key=row.__getitem__)
+            below = [mpmath.mpf(value) - mpmath.mpf(row[high]) for value in row]
+            rest = mpmath.fsum(mpmath.exp(value) for k, value in enumerate(below) if k != high)
+            logs.append([value - mpmath.log1p(rest) for value in below])
+        p, q = ([mpmath.exp(value) for value in each] for each in logs)
+        ratios = [one - two for one, two in zip(*logs, strict=True)]
+        kl = mpmath.fsum(weight * ratio for weight, ratio in zip(p, ratios, strict=True))
+        first = [weight * (ratio - kl) for weight, ratio in zip(p, ratios, strict=True)]
+        return [kl, *first, *(two - one for one, two in zip(p, q, strict=True))]
+
+
+def test_a_class_that_neither_prediction_has_adds_nothing_to_their_divergence() -> None:
+    torch.manual_seed(0)
+    one, other = torch.randn(6, 4).requires_grad_(), torch.randn(6, 4).requires_grad_()
+    expected = divergence(one, other)
+    masked = [
+        torch.cat([each.detach(), torch.full((6, 2), -torch.inf)], 1).requires_grad_()
+        for each in (one, other)
+    ]
+    found = divergence(*masked)
+    assert torch.allclose(found, expected)
+    for ours, theirs in zip(
+        autograd.grad(found.sum(), masked), autograd.grad(expected.sum(), (one, other)), strict=True
+    ):
+        assert torch.allclose(ours[:, :4], theirs)
+        assert not ours[:, 4:].any()
+    # One that the other has alone takes from its classes; one that the target has alone is infinitely missed.
+    alone = torch.tensor([[3.0, 1.0, -torch.inf]]), torch.tensor([[1.0, 2.0, 0.5]]).requires_grad_()
+    value = divergence(*alone)
+    p, q = (each.detach().double().softmax(1) for each in alone)
+    assert torch.allclose(value.double(), (p * (p / q).log())[:, :2].sum(1))
+    assert torch.allclose(autograd.grad(value.sum(), alone[1])[0].double(), q - p)
+    assert divergence(alone[1], alone[0]).isposinf()
 
 
 class Still(Noise):

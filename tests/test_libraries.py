@@ -1245,3 +1245,92 @@ def test_the_document_says_what_each_attack_needs() -> None:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == ", ".join(sorted(entry.norms)), row
         assert cells[2:4] == [entry.access, entry.budget], row
+
+
+# --- masked classes, saturated softmaxes, ways that end on the boundary (T22 to T24, F14 to F17) ----------
+
+
+def test_t22_f14_a_class_at_minus_infinity_is_as_one_far_below() -> None:
+    model = Linear(seed=3)
+    x = images()
+    y = model(x)[:, :3].argmax(1)
+
+    def masked(level: float) -> Callable[[Images], Tensor]:
+        return lambda z: torch.cat([model(z)[:, :3], torch.full((len(z), 2), level)], 1)
+
+    assert torchattacks.CW(Plain(model)).f(masked(-math.inf)(x), y).isnan().all()
+    for name, threat in (
+        ("torchattacks/CW", Threat("l2")),
+        ("torchattacks/PGD", Threat("linf", 0.2)),
+        ("foolbox/L2FMNAttack", Threat("l2")),
+        ("foolbox/LinfPGD", Threat("linf", 0.2)),
+    ):
+        one, other = (run(name, masked(level), x, y, threat) for level in (-math.inf, -1e4))
+        assert torch.allclose(one.images, other.images, atol=1e-5)
+        assert not one.crafted.notes["nonfinite"].any()
+
+
+class Plain(nn.Module):
+    def __init__(self, logits: Callable[[Images], Tensor]) -> None:
+        super().__init__()
+        self.logits, self.place = logits, nn.Parameter(torch.empty(0))
+
+    def forward(self, x: Images) -> Tensor:
+        return self.logits(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "noted"),
+    [
+        ("torchattacks/PGD", {}, True),
+        ("torchattacks/APGD", {}, True),
+        ("torchattacks/APGD", {"loss": "dlr"}, False),
+        ("foolbox/LinfPGD", {}, True),
+        ("foolbox/LinfDeepFoolAttack", {}, False),
+        ("foolbox/LinfDeepFoolAttack", {"loss": "crossentropy"}, True),
+    ],
+)
+def test_t23_f15_where_the_truth_leads_by_more_than_a_softmax_tells_is_noted(
+    name: str, params: dict[str, Any], noted: bool
+) -> None:
+    model = Linear(seed=1)
+    x = images(12)
+    y = model(x).argmax(1)
+    lead = model(x).detach().topk(2).values.diff(dim=1).neg().squeeze(1)
+    scale = 16.64 / float(lead.median())
+    found = run(name, lambda z: scale * model(z), x, y, Threat("linf", 0.01), **params).crafted.notes
+    assert ("saturated" in found) == noted
+    if noted:
+        assert torch.equal(found["saturated"], scale * lead > 24 * math.log(2))
+        assert 0 < found["saturated"].sum() < 12
+        if ATTACKS[name].targeted:
+            goal = run(
+                name, lambda z: scale * model(z), x, y, Threat("linf", 0.01), target=(y + 1) % 5, **params
+            )
+            assert not goal.crafted.notes["saturated"].any()
+
+
+@pytest.mark.parametrize("name", ["torchattacks/DeepFool", "foolbox/L2DeepFoolAttack"])
+def test_t24_f16_what_ends_on_the_boundary_to_the_last_bit_is_pushed_on(name: str) -> None:
+    """Half of the pixels are black, as on digits: there steps lose a part, and more than their overshoot."""
+    model = Linear(classes=2, seed=2)
+    x = images(12)
+    x[:, :, ::2] = 0
+    y = model(x).argmax(1)
+    if name.startswith("torch"):
+        raw = torchattacks.DeepFool(Plain(model))(x.clone(), y)
+        assert (model(raw).argmax(1) == y).any()
+    made = run(name, model, x, y, Threat("l2"))
+    assert not made.crafted.notes["failed"].any()
+    assert (model(made.images).argmax(1) != y).all()
+
+
+def test_f17_a_pixel_of_three_channels_counts_as_one() -> None:
+    model = Linear(3, seed=0)
+    x = images(4, 3)
+    y = model(x).argmax(1)
+    made = run("foolbox/InversionAttack", model, x, y, Threat("l0"))
+    assert not made.crafted.notes["failed"].all()
+    pixels = (made.images != x).any(1).flatten(1).sum(1)
+    assert torch.equal(Threat("l0").distance(x, made.images).long(), pixels)
+    assert ((made.images != x).flatten(1).sum(1) > pixels).any()

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,6 +162,172 @@ def test_margin_and_dlr_are_positive_exactly_on_success(
     assert succeeded(seen, z, y).item() == won
     for loss in ("margin", "dlr"):
         assert (objective(seen, z, y, loss).item() > 0) == won
+
+
+# --- in float32, against arbitrary precision -------------------------------------------------------------
+
+SMALLEST, NORMAL, LARGEST = 2.0**-149, 2.0**-126, 3.4e38
+Number = mpmath.mpf
+
+
+def exact(row: list[float], goals: list[int], loss: Loss, *, named: bool) -> tuple[Number, list[Number]]:
+    """Return a loss and its gradient; ``named``: what is named in `goals` is gone for, else the rest is."""
+    z = [mpmath.mpf(value) for value in row]
+    rest = [k for k in range(len(z)) if k not in goals]
+    if loss == "ce":
+        among, sign = (goals, 1) if named else (rest, -1)
+        level = max(z)
+        weight = [mpmath.exp(value - level) for value in z]
+        inside = mpmath.fsum(weight[k] for k in among)
+        outside = mpmath.fsum(weight[k] for k in range(len(z)) if k not in among)
+        whole = inside + outside
+        slopes = [w * (outside / inside if k in among else -1) / whole for k, w in enumerate(weight)]
+        return -sign * mpmath.log1p(outside / inside), [sign * slope for slope in slopes]
+    best, worst = (max(each, key=lambda k: z[k]) for each in (goals, rest))
+    slopes = [mpmath.mpf((k == best) - (k == worst)) for k in range(len(z))]
+    return z[best] - z[worst], slopes
+
+
+def ratio(
+    row: list[float], margin: tuple[Number, list[Number]], classes: int, targeted: bool
+) -> tuple[Number, list[Number]]:
+    """Return DLR and its gradient from those of the margin, among so many classes."""
+    z = [mpmath.mpf(value) for value in row]
+    order = sorted(range(classes), key=lambda k: -z[k])
+    low, top = order[2:4] if targeted else order[2:3], max(range(len(z)), key=lambda k: z[k])
+    gap = z[top] - mpmath.fsum(z[k] for k in low) / len(low)
+    slopes = [mpmath.mpf(k == top) - mpmath.mpf(k in low) / len(low) for k in range(len(z))]
+    value = margin[0] / gap
+    return value, [(one - value * other) / gap for one, other in zip(margin[1], slopes, strict=True)]
+
+
+def near(found: float, wanted: Number) -> bool:
+    """Whether a float32 is as near as it must be, wherever float32 can hold what is wanted."""
+    size = abs(wanted)
+    if size < SMALLEST:
+        return abs(found) <= SMALLEST
+    if size < NORMAL:
+        return found != 0 and abs(found - wanted) <= SMALLEST
+    return size > LARGEST or abs(found - wanted) <= 1e-5 * size
+
+
+def apart(gap: float | None, offset: float, classes: int, seed: int) -> Tensor:
+    """Return distinct float32 logits (8, classes), of which every second row's truth leads: `gap` apart, or
+    (None) anything from a millionth to a million in one row.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    z = torch.rand(8, classes, generator=draw, dtype=torch.float64)
+    z = 10 ** (12 * z - 6) * (torch.rand(z.shape, generator=draw) - 0.5).sign() if gap is None else gap * z
+    z[::2, 0] = z[::2].amax(1) + (1e-6 if gap is None else gap)
+    z[1::4, 1] += gap or 0.0
+    z = (z + offset).float()
+    # What an offset has made equal is no matter of losses: a maximum has two gradients there.
+    rank, ulp = z.argsort(dim=1, stable=True).argsort(1), max(abs(offset), gap or 1e6) * 2**-22
+    return z if all(len(row.unique()) == classes for row in z) else (z + ulp * rank).float()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("refusal", [False, True])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_losses_and_their_gradients_are_exact_in_float32(
+    loss: Loss, refusal: bool, targeted: bool, classes: int
+) -> None:
+    """Over logits from a millionth to a million apart, and as far from 0, however far a class leads."""
+    y, t = torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.int64)
+    seen = view(refusal=refusal, target=t if targeted else None)
+    goals = [1] if targeted else list(range(1, classes))
+    scales = (1e-6, 1e-3, 1.0, 10.0, 20.0, 40.0, 90.0, 1e3, 1e6, None)
+    lost = []
+    with mpmath.workdps(120):
+        for gap, offset in product(scales, (0.0, -3e2, 1e6)):
+            z = apart(gap, offset, classes + refusal, seed=round(gap or 7)).requires_grad_()
+            losses = objective(seen, z, y, loss)
+            (gradient,) = torch.autograd.grad(losses.sum(), z)
+            assert losses.dtype == gradient.dtype == torch.float32
+            for row, value, slope in zip(z.tolist(), losses.tolist(), gradient.tolist(), strict=True):
+                wanted = exact(row, goals, "ce" if loss == "ce" else "margin", named=targeted or refusal)
+                if loss == "dlr" and classes >= (4 if targeted else 3):
+                    wanted = ratio(row, wanted, classes, targeted)
+                if not all(map(near, [value, *slope], [wanted[0], *wanted[1]])):
+                    lost.append((gap, offset, row, value, slope))
+    assert not lost, (len(lost), lost[0])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_mean_over_draws_is_exact_in_float32(loss: Loss) -> None:
+    """Draws whose losses are 40 orders of magnitude apart, each with a gradient of its own."""
+    scales = (1e-3, 1.0, 20.0, 60.0)
+    z = torch.stack([apart(gap, 0.0, 5, seed=3) for gap in scales]).requires_grad_()
+    y = torch.zeros(8, dtype=torch.int64)
+    losses = objective(view(), z, y, loss)
+    (gradient,) = torch.autograd.grad(losses.sum(), z)
+    with mpmath.workdps(120):
+        for n in range(8):
+            wanted = []
+            for row in z[:, n].tolist():
+                one = exact(row, [1, 2, 3, 4], "ce" if loss == "ce" else "margin", named=False)
+                wanted.append(ratio(row, one, 5, False) if loss == "dlr" else one)
+            assert near(losses[n].item(), mpmath.fsum(value for value, _ in wanted) / 4)
+            for draw, (_, slopes) in enumerate(wanted):
+                assert all(map(near, gradient[draw, n].tolist(), [slope / 4 for slope in slopes]))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("refusal", [False, True])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("classes", [3, 4, 7])
+def test_a_class_at_minus_infinity_is_as_one_far_below(
+    loss: Loss, refusal: bool, targeted: bool, classes: int
+) -> None:
+    """The same signs of the gradient, none that is not finite, and nothing to the class itself."""
+    far, y = -1e30, torch.zeros(60, dtype=torch.int64)
+    seen = view(refusal=refusal, target=y + 1 if targeted else None)
+    for masked in range(2, classes):
+        z = logits(60, classes + refusal, seed=masked).float()
+        z[:, masked:classes] = far
+        low = z.clone().requires_grad_()
+        z = z.masked_fill(z == far, -math.inf).requires_grad_()
+        (ours,) = torch.autograd.grad(objective(seen, z, y, loss).sum(), z)
+        (theirs,) = torch.autograd.grad(
+            objective(seen, low, y, "ce" if loss == "ce" else "margin").sum(), low
+        )
+        assert ours.isfinite().all()
+        assert not ours[:, masked:classes].any()
+        if loss != "dlr":
+            assert torch.equal(ours.sign()[:, :masked], theirs.sign()[:, :masked])
+        assert torch.equal(succeeded(seen, z, y), succeeded(seen, low, y))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("refusal", [False, True])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_where_no_goal_can_be_reached_no_gradient_is_lost_to_infinity(
+    loss: Loss, refusal: bool, targeted: bool
+) -> None:
+    y = torch.zeros(4, dtype=torch.int64)
+    seen = view(refusal=refusal, target=y + 1 if targeted else None)
+    for left in (0, 5):  # The truth alone, or the refusal alone, is above minus infinity.
+        z = torch.full((4, 6), -math.inf).index_fill(1, torch.tensor([left]), 1.0).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(seen, z, y, loss).sum(), z)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dlr_s_gap_counts_no_masked_class_and_is_never_zero(loss: Loss) -> None:
+    ties = torch.tensor(
+        [[1.0, 1, 1, 1], [1, 1, 1, 0], [2, 1, 1, 1], [0, 0, 0, 0], [1, 0, -math.inf, -math.inf]]
+    )
+    y = torch.zeros(5, dtype=torch.int64)
+    for target in (None, torch.ones_like(y)):
+        z = ties.clone().requires_grad_()
+        losses = objective(view(target=target), z, y, loss)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        assert losses.isfinite().all()
+        assert gradient.isfinite().all()
+        # The truth is not to go up (eq. 6 leaves it where the second and the third tie), and a goal is.
+        assert (gradient[:, 0] <= 0).all()
+        assert (gradient[:, 1] > 0).all()
 
 
 def test_a_class_may_be_minus_infinity_and_nothing_else_may_be_infinite() -> None:

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from attacks.bpda_cw import bpda_cw
 from attacks.common.margins import lack
 from attacks.common.rivals import nearest_rival, rivals
 from attacks.common.weighing import Descent
 from attacks.cw_l2 import cw_l2
 from attacks.cw_linf import cw_linf
 from attacks.deepfool import deepfool
+from attacks.fab import fab, fab_t
 from attacks.jsma import best_pair, jsma
 from attacks.pgd import pgd
+from attacks.threshold_cw import threshold_cw
 from bench.errors import InputError
 from bench.losses import eot, objective
 from bench.noise import Noise
@@ -172,8 +175,9 @@ def test_the_nearest_rival_is_the_nearest_plane_and_the_way_ends_on_it() -> None
     step = nearest_rival(View(model), z, logits, y, order)
     assert torch.equal(step.label, every.argmin(1))
     assert apart(step.length, every.min(1).values) < 1e-9
-    assert apart(step.move.flatten(1).norm(dim=1), step.length) < 1e-9
-    assert objective(View(model), model(x + step.move), y, "margin").abs().max() < 1e-9
+    assert apart(step.unit.flatten(1).norm(dim=1), torch.ones(12).double()) < 1e-9
+    way = step.length[:, None, None, None] * step.unit
+    assert objective(View(model), model(x + way), y, "margin").abs().max() < 1e-9
 
 
 # --- CW in l2 ------------------------------------------------------------------------------------------
@@ -472,17 +476,64 @@ def test_one_step_is_enough_where_logits_are_linear() -> None:
         assert apart(far(x, crafted), factor * least) < 1e-9
 
 
-def test_without_overshoot_a_linear_classifier_is_a_tie_and_no_success() -> None:
-    """The margin is 0 on the plane, and the arg-max of a tie may be either."""
+def test_a_tie_on_the_boundary_is_no_success_and_is_left_by_a_push() -> None:
+    """The margin is 0 on the plane, where the arg-max may be either: without overshoot the way ends there."""
     x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([1])
 
     def logits(z: Tensor) -> Tensor:
         return torch.stack([0 * z.flatten(), z.flatten() - 0.25], 1)
 
-    crafted = deepfool(View(logits), x, y, L2, draws(x), overshoot=0.0)
-    assert crafted.notes["failed"].all()
-    assert torch.equal(crafted.images, x)
-    assert not deepfool(View(logits), x, y, L2, draws(x)).notes["failed"].any()
+    assert deepfool(View(logits), x, y, L2, draws(x), overshoot=0.0, steps=1).notes["failed"].all()
+    pushed = deepfool(View(logits), x, y, L2, draws(x), overshoot=0.0)
+    assert not pushed.notes["failed"].any()
+    assert 0.25 < far(x, pushed).item() < 0.25 + 2e-6
+
+
+class Rounded(nn.Module):
+    """A network whose logits are whole numbers, with the gradients of those that were rounded."""
+
+    def __init__(self, net: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, x: Images) -> Tensor:
+        exact: Tensor = self.scale * self.net(x)
+        return exact + (exact.round() - exact).detach()
+
+
+@pytest.mark.parametrize(
+    "attack", [deepfool, fab, fab_t, cw_l2, threshold_cw, bpda_cw], ids=lambda each: each.__name__
+)
+@pytest.mark.parametrize("kind", ["whole numbers", "float32", "beyond the boundary by a bit"])
+def test_no_attack_stands_still_on_a_tie_or_in_the_last_bit(attack: Any, kind: str) -> None:
+    """Ties are where a gradient ends, and the last bit is where steps of the rest of a way do."""
+    net, x = smooth(seed=1).float(), X.float()
+    model = Rounded(net, 3.0) if kind == "whole numbers" else net
+    y = model(x).argmax(1)
+    if kind == "beyond the boundary by a bit":
+        found, right = deepfool(View(model), x, y, L2, draws(x)).images, y
+        for _ in range(40):
+            middle = (x + found) / 2
+            held = (model(middle).argmax(1) == right)[:, None, None, None]
+            x, found = torch.where(held, middle, x), torch.where(held, found, middle)
+        x, y = found, model(found).argmax(1)
+    brief: dict[str, Any] = {
+        deepfool: {},
+        fab: {"steps": 30},
+        fab_t: {"steps": 30},
+        cw_l2: {"steps": 200, "searches": 4, "c": 0.1},
+        threshold_cw: {"steps": 200, "searches": 4, "c": 0.1},
+        bpda_cw: {"steps": 60, "searches": 4, "step": 0.02},
+    }[attack]
+    crafted = attack(View(model), x, y, L2, draws(x), **brief)
+    assert not crafted.notes["failed"].any()
+    assert (model(crafted.images).argmax(1) != y).all()
+    if kind == "beyond the boundary by a bit" and attack in (
+        deepfool,
+        fab,
+        fab_t,
+    ):  # Others' steps are of one length.
+        assert far(x, crafted).max() < 1e-4
 
 
 def test_an_image_that_is_wrong_by_a_tie_is_wrong_already() -> None:
@@ -618,7 +669,7 @@ def test_beyond_its_constant_there_is_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("towards", [False, True])
-def test_jsma_changes_as_few_values_as_can_be_on_a_half_space(towards: bool) -> None:
+def test_jsma_changes_as_few_pixels_as_can_be_on_a_half_space(towards: bool) -> None:
     plane = Halfspace(Shape(3, 5, 4, 2))
     for margin in (0.5, 3.0, 5.0):
         x, y = plane.examples(8, margin=margin)
@@ -664,29 +715,31 @@ def test_the_best_pair_is_the_best_of_all(kind: str) -> None:
 
 @pytest.mark.parametrize("theta", [1.0, 0.3, -1.0])
 def test_jsma_as_published_step_by_step(theta: float) -> None:
-    """Against the algorithm written out: the whole Jacobian, every pair."""
+    """Against the algorithm written out: the whole Jacobian, every pair of pixels."""
     sign = math.copysign(1, theta)
     for i in range(6):
         x, y = X[i : i + 1], Y[i : i + 1]
         goal = (y + 1) % 5
         z, walked = x.clone(), []
-        for _ in range(int(0.5 * x.numel() / 2)):
+        for _ in range(int(0.5 * x[0, 0].numel() / 2)):
             if NET(z).argmax(1) == goal:
                 break
             jacobian = torch.autograd.functional.jacobian(lambda a: NET(a)[0], z).reshape(5, -1) * sign
             own = jacobian[goal[0]]
             others = own - jacobian.sum(0)
             room = (z < 1 if theta > 0 else z > 0).flatten()
+            # All channels of a pixel move, those that have room.
+            own, others, room = ((room * each).view(2, -1).sum(0) for each in (own, others, room))
             score, best = -math.inf, None
-            for p in range(x.numel()):
-                for q in range(p + 1, x.numel()):
+            for p in range(x[0, 0].numel()):
+                for q in range(p + 1, x[0, 0].numel()):
                     up, down = own[p] + own[q], others[p] + others[q]
                     if room[p] and room[q] and up > 0 and down > 0 and up * down > score:
                         score, best = float(up * down), (p, q)
             if best is None:
                 break
             for place in best:
-                z.view(-1)[place] = (z.view(-1)[place] + theta).clamp(0, 1)
+                z.view(2, -1)[:, place] = (z.view(2, -1)[:, place] + theta).clamp(0, 1)
             walked.append(best)
         view = View(NET, target=goal)
         crafted = jsma(view, x, y, L0, draws(x), theta=theta, gamma=0.5, both=False)
@@ -694,7 +747,7 @@ def test_jsma_as_published_step_by_step(theta: float) -> None:
         assert crafted.notes["failed"].item() != won
         if won and walked:
             # One of the last pair may have been put back.
-            differ = (crafted.images != z).flatten().nonzero().flatten().tolist()
+            differ = (crafted.images != z)[0].any(0).flatten().nonzero().flatten().tolist()
             assert len(differ) <= 1
             assert set(differ) <= set(walked[-1])
             assert NET(crafted.images).argmax(1) == goal
@@ -748,7 +801,7 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
         ("jsma", {"theta": 0.0}, "theta must be a move above 0"),
         ("jsma", {"theta": 1.5}, "theta must be a move above 0"),
         ("jsma", {"gamma": 0.0}, "gamma must be a share"),
-        ("jsma", {"gamma": 0.01}, "leaves fewer than 2 of 64 values"),
+        ("jsma", {"gamma": 0.01}, "leaves fewer than 2 of 64 pixels"),
     ],
 )
 def test_wrong_settings_are_refused(name: str, params: dict[str, Any], message: str) -> None:

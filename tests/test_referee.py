@@ -20,8 +20,10 @@ X = torch.full((4, 1, 2, 2), 0.5)
 @pytest.mark.parametrize(("norm", "order"), [("linf", math.inf), ("l2", 2), ("l1", 1), ("l0", 0)])
 def test_lengths_are_those_of_numpy(norm: Any, order: float) -> None:
     moves = torch.randn(6, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    moves[0], moves[1, 0], moves[2, 1, 2, 3], moves[3, 1, 1, 1] = 0, 0, math.inf, math.nan
-    expected = np.linalg.norm(moves.flatten(1).numpy(), order, axis=1)
+    moves[0], moves[1, 0], moves[2, 1, 2, 3], moves[3, 1, 1, 1], moves[4, :, 1] = 0, 0, math.inf, math.nan, 0
+    # To l0 the channels of a pixel are one.
+    flat = (moves != 0).any(1).double() if norm == "l0" else moves
+    expected = np.linalg.norm(flat.flatten(1).numpy(), order, axis=1)
     np.testing.assert_allclose(lengths(moves, norm).numpy(), expected, rtol=1e-14)
     assert len(lengths(moves[:0], norm)) == 0
 
@@ -47,7 +49,16 @@ def test_a_move_out_of_the_budget_is_void_for_its_example_alone(
     assert torch.equal(judged.images, X)
 
 
-def test_l0_counts_values_and_knows_no_rounding() -> None:
+def test_l0_counts_a_pixel_once_and_of_what_is_no_image_values() -> None:
+    x = torch.zeros(3, 3, 2, 2)
+    z = x.clone()
+    z[0, :, 0, 0], z[1, 1, 0, 0], z[2, 0], z[2, 2, 1, 1] = 1, 0.5, 1, 1
+    assert Threat("l0").distance(x, z).tolist() == [1, 1, 4]
+    assert lengths((z - x).flatten(1), "l0").tolist() == [3, 1, 5]
+    assert judge(x, z, Threat("l0", 1)).void.tolist() == [False, False, True]
+
+
+def test_l0_knows_no_rounding() -> None:
     z = X.clone()
     z[0, 0, 0, 0] = 1
     z[1, 0, 0] = 1

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bench import Crafted, Images, Threat
 
+LEAST = 1e-6
+"""The first push: a few units of a pixel's last place."""
+
 
 class Nearest:
     """The nearest adversarial image that was seen of each example; a failure never replaces a success."""
@@ -38,6 +41,22 @@ class Nearest:
     def crafted(self, **notes: Tensor) -> Crafted:
         """Return the images, failures unchanged and noted as ``failed``, with more notes by example."""
         return Crafted(self.images, {"failed": self.failed, **notes})
+
+
+class Push:
+    """The least that each example is moved, so that none stands still on a boundary: at a tie the way to it
+    has no length, and near it one that is lost in rounding. It doubles each time that it is needed.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._least = torch.full((len(like),), LEAST, dtype=torch.float64, device=like.device)
+
+    def __call__(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Return float64 (n,): the lengths of the next steps of the examples `rows`."""
+        least = self._least[rows]
+        short = lengths < least
+        self._least[rows] = torch.where(short, 2 * least, least)
+        return torch.where(short, least, lengths.double())
 
 
 class Constant:

@@ -11,15 +11,20 @@ from bench import Images, Labels, View, objective
 
 
 def rivals(view: View, logits: Tensor, y: Labels, most: int | None = None) -> Tensor:
-    """Return the labels (N, C) that would be a win, likeliest first, `most` of them; a target is alone."""
+    """Return the labels (N, C) that would be a win, likeliest first, `most` of them; a target is alone.
+
+    In place of a class that cannot be, at minus infinity, stands the likeliest once more.
+    """
     if view.target is not None:
         return view.target[:, None]
     # Nothing is as low as the truth is put.
     least = torch.finfo(logits.dtype).min
-    scores = decisive(logits).detach().nan_to_num(least, neginf=least)
+    scores = decisive(logits).detach()
     classes = scores[:, :-1] if view.refusal else scores
-    order = classes.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-    return order[:, :-1][:, :most]
+    known = classes.nan_to_num(least, neginf=least).scatter(1, y[:, None], -math.inf)
+    order = known.argsort(dim=1, descending=True, stable=True)[:, :-1]
+    order = torch.where(classes.gather(1, order).isneginf(), order[:, :1], order)
+    return order[:, :most]
 
 
 class Step(NamedTuple):
@@ -29,8 +34,8 @@ class Step(NamedTuple):
     """Which of the labels it leads to, (N,)."""
     length: Tensor
     """Its l2 length, float64 (N,); infinite where no gradient says where to go."""
-    move: Images
-    """The way itself, (N, C, H, W)."""
+    unit: Images
+    """Its direction, of length 1, (N, C, H, W), which also a way of no length has."""
 
 
 def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tensor) -> Step:
@@ -42,7 +47,7 @@ def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tens
     logits = decisive(logits)
     label = labels[:, 0]
     length = torch.full((len(z),), math.inf, dtype=torch.float64, device=z.device)
-    move = torch.zeros_like(z)
+    unit = torch.zeros_like(z)
     for place, rival in enumerate(labels.unbind(1)):
         # While the truth (or a refusal) is the highest, this is what the rival lacks to it.
         gap = objective(replace(view, target=rival), logits, y, "margin")
@@ -52,13 +57,13 @@ def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tens
         gradient = gradient.masked_fill(held, 0)
         size = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
         way = gap.detach().double().abs() / size
-        step = (gradient.double() * (way / size)[:, None, None, None]).to(z.dtype)
+        towards = (gradient.double() / size[:, None, None, None]).to(z.dtype)
         # False for NaN, and for no gradient: that is infinitely far.
-        nearer = (way < length) & step.isfinite().flatten(1).all(1)
+        nearer = (way < length) & towards.isfinite().flatten(1).all(1)
         label = torch.where(nearer, rival, label)
         length = torch.where(nearer, way, length)
-        move = torch.where(nearer[:, None, None, None], step, move)
-    return Step(label, length, move)
+        unit = torch.where(nearer[:, None, None, None], towards, unit)
+    return Step(label, length, unit)
 
 
 def decisive(logits: Tensor) -> Tensor:

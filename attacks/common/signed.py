@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from attacks.common.margins import below
 from attacks.common.nearest import Constant, Nearest
 from bench import (
     Crafted,
@@ -43,7 +44,7 @@ def check(params: dict[str, Any]) -> None:
 def missing(view: View, logits: Tensor, y: Labels, kappa: float) -> tuple[Tensor, Tensor]:
     """Return F, how far the margin is below `kappa`, and whether each point has won by as much, (n,)."""
     margin = objective(view, logits, y, "margin")
-    return (kappa - margin).clamp_min(0), succeeded(view, logits, y) & (margin >= kappa)
+    return below(kappa, margin), succeeded(view, logits, y) & (margin >= kappa)
 
 
 def length(t: int, steps: int, step: float, schedule: Schedule) -> float:

@@ -41,6 +41,14 @@ ROUNDING = 1e-6
 SIGNED = {"theta"}
 """Numbers that may be below 0: JSMA's pixels may become darker."""
 
+SATURATED = 24 * math.log(2)
+"""The lead of the truth from which its probability rounds to 1 in float32, and a softmax's loss loses its
+gradient: what is left of it points elsewhere (T23, F15)."""
+
+PUSHES = 18
+"""How often what ends on a boundary to the last bit is pushed on: by a millionth of its way, then by twice as
+much, and in the end by an eighth (T24, F16)."""
+
 LOWEST = 1e4
 """How far below a row's highest logit others may stay above 0: a larger lift would round margins (T2)."""
 
@@ -72,6 +80,9 @@ class Seen(nn.Module):
                 classes, refusal = logits[:, :-1], logits[:, -1:]
                 own = torch.arange(classes.shape[1], device=z.device) == self._label
                 logits = torch.where(own, torch.maximum(classes, refusal), classes)
+            # Of a class that cannot be, at minus infinity, libraries make 0 times infinity (T22, F14).
+            high = logits.detach().amax(1, keepdim=True)
+            logits = torch.where(logits.isneginf(), high - LOWEST, logits)
             if self._lift:
                 # torchattacks' margins take a masked 0 for a logit (T1).
                 low = logits.detach().amin(1, keepdim=True)
@@ -96,6 +107,7 @@ def craft(
     access: str,
     budget: Literal["radius", "distance"],
     lift: bool,
+    softmax: bool = False,
 ) -> Crafted:
     """Run a library's attack behind the guard.
 
@@ -105,7 +117,8 @@ def craft(
     Notes: ``failed``, where no adversarial image was found (with a radius: where there is no try at all);
     ``raised``, where the library raised an exception on the example alone; ``nonfinite``, where the
     gradient at the image or the library's own image was not finite; ``flat``, where that gradient was
-    exactly zero. The last two for attacks that ask for gradients.
+    exactly zero. The last two for attacks that ask for gradients. ``saturated``, for those with a `softmax`
+    of their own in the loss: where at the image the truth leads by more than float32 probabilities tell.
     """
     if len(x) and bool(((x < -ROUNDING) | (x > 1 + ROUNDING)).any()):
         # Libraries clamp it to the box, a move beyond any budget (T12).
@@ -128,12 +141,33 @@ def craft(
     failed = waiting & (broken | raised)
     if budget == "distance" and len(rows := waiting.nonzero().squeeze(1)):
         # Whatever the library says of its success (T10, T19, F6, F13).
-        with torch.no_grad():
-            here = view.take(rows)
-            failed[rows] = ~succeeded(here, here.logits(images[rows]), y[rows])
+        images[rows], won = _pushed(view.take(rows), x[rows], images[rows], y[rows])
+        failed[rows] = ~won
         images = torch.where(_wide(failed), x, images)
     notes = {"failed": failed, "raised": raised, "nonfinite": probe.nonfinite | broken}
-    return Crafted(images, notes | ({"flat": probe.flat} if access == "gradient" else {}))
+    if access == "gradient":
+        notes["flat"] = probe.flat
+    if softmax:
+        notes["saturated"] = probe.saturated
+    return Crafted(images, notes)
+
+
+def _pushed(view: View, x: Images, z: Images, y: Labels) -> tuple[Images, Tensor]:
+    """Return images and whether each is a success: those that are none are moved on along their way."""
+    z, won = z.clone(), torch.zeros_like(y, dtype=torch.bool)
+    way, rows = z - x, torch.arange(len(x), device=x.device)
+    for push in range(-1, PUSHES):
+        farther = 1 + 1e-6 * 2**push if push >= 0 else 1.0
+        tried = z[rows] if push < 0 else (x[rows] + farther * way[rows]).clamp(0, 1)
+        here = view.take(rows)
+        with torch.no_grad():
+            hit = succeeded(here, here.logits(tried), y[rows])
+        z[rows[hit]], won[rows[hit]] = tried[hit], True
+        rows = rows[~hit]
+        rows = rows[(way[rows] != 0).flatten(1).any(1)]
+        if len(rows) == 0:
+            break
+    return z, won
 
 
 class _Probe:
@@ -144,6 +178,9 @@ class _Probe:
         with torch.set_grad_enabled(gradient):
             logits = view.logits(z)
         self.won = succeeded(view, logits, y)
+        # Towards a target a softmax has its gradient where the truth leads.
+        behind = objective(view, logits.detach(), y, "margin") < -SATURATED
+        self.saturated = behind & (view.target is None)
         self.flat = self.nonfinite = torch.zeros_like(self.won)
         if gradient:
             (slope,) = autograd.grad(objective(view, logits, y).sum(), z)
@@ -277,6 +314,8 @@ class Adapter:
     doubts: Callable[[str, Threat, Mapping[str, Any]], str | None]
     lift: bool
     """Whether logits must be above 0 (T1)."""
+    softmax: frozenset[str]
+    """Names of the attacks whose loss is one of float32 probabilities, with `loss` unless that is another."""
     check: Callable[[str, Mapping[str, Any]], None] | None = None
     unfit: Callable[[str, Mapping[str, Any], Shape], str | None] | None = None
 
@@ -289,7 +328,16 @@ class Adapter:
         ) -> Crafted:
             call = partial(self.call, self.name, threat, params)
             return craft(
-                view, x, y, threat, noise, call, access=needs.access, budget=needs.budget, lift=self.lift
+                view,
+                x,
+                y,
+                threat,
+                noise,
+                call,
+                access=needs.access,
+                budget=needs.budget,
+                lift=self.lift,
+                softmax=self.name in self.softmax and params.get("loss", "ce") in ("ce", "crossentropy"),
             )
 
         adapted.__doc__, adapted.__module__ = needs.about, self.module

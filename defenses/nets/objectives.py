@@ -1,9 +1,10 @@
 """What plain classifiers are trained for: clean images, attacked ones (Madry et al.), or both (TRADES)."""
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, autograd, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from bench import Attack, Images, Labels, Randomness, Threat
@@ -99,9 +100,46 @@ def ascend(
 def divergence(target: Tensor, other: Tensor) -> Tensor:
     """Return KL(softmax(target) || softmax(other)) of logits (N, K): (N,).
 
-    Written so that with equal logits the value and the gradient to `other` are zero to the last bit, as
-    on paper: what is left by rounding would steer a signed step as well as anything.
+    Value and gradients are exact however far a class leads, where those of softmaxes end with the digits of
+    1; with equal logits the value and the gradient to `other` are zero to the last bit, as on paper: what
+    is left by rounding would steer a signed step as well as anything.
     """
-    level = target.logsumexp(1, keepdim=True)
-    shift = other.logsumexp(1) - level.squeeze(1)
-    return ((target - level).exp() * (target - other)).sum(1) + shift
+    found: Tensor = _Divergence.apply(target, other)
+    return found
+
+
+class _Divergence(autograd.Function):
+    """The divergence with its gradients written out: p (log p/q - KL) to the target, q - p to the other."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, other: Tensor) -> Tensor:
+        below, beside = (each.double() - each.amax(1, keepdim=True).double() for each in (target, other))
+        # Differences first, sums after: what many digits of two probabilities share is in neither.
+        gap = torch.where(below == beside, 0.0, below - beside)
+        total = below.exp().sum(1, keepdim=True)
+        shift = (_grown(below, beside, gap).sum(1, keepdim=True) / total).log1p()
+        p, q = below - total.log(), beside - total.log() - shift
+        apart = gap + shift
+        to_other = _grown(p, q, apart)
+        # A class that the target does not have weighs nothing.
+        ratio = apart.masked_fill(p.isneginf(), 0.0)
+        # The differences add up to 0: with them no term is below 0, and small ones keep their digits.
+        value = (p.exp() * ratio + to_other).sum(1)
+        to_target = p.exp() * (ratio - value[:, None])
+        # The leader's is what the others' add up to: its own terms are larger than their difference.
+        leader = target.argmax(1, keepdim=True)
+        for slope in (to_target, to_other):
+            slope.scatter_(1, leader, 0.0).scatter_(1, leader, -slope.sum(1, keepdim=True))
+        ctx.save_for_backward(to_target.to(target.dtype), to_other.to(other.dtype))
+        return value.to(target.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        to_target, to_other = ctx.saved_tensors
+        return gradient[:, None] * to_target, gradient[:, None] * to_other
+
+
+def _grown(low: Tensor, high: Tensor, gap: Tensor) -> Tensor:
+    """Return exp(high) - exp(low), of which `gap` is low - high."""
+    return torch.maximum(low, high).exp() * gap.sign() * torch.expm1(-gap.abs())

@@ -192,9 +192,14 @@ def craft(
     *,
     mode: Mode = "eval",
 ) -> Images:
-    """Attack the network's plain forward pass, without gradients of parameters."""
+    """Attack the network's plain forward pass, without gradients of parameters; its dtype may be any."""
+
+    def logits(z: Tensor) -> Tensor:
+        answer: Tensor = network(z)
+        return answer.to(z.dtype)
+
     with frozen(network, mode):
-        made = attack(View(network, final=False), x, y, threat, noise)
+        made = attack(View(logits, final=False), x, y, threat, noise)
     return made.images if isinstance(made, Crafted) else made
 
 

@@ -1,0 +1,145 @@
+"""What networks may answer with: classes that cannot be, and any floating dtype. No attack minds."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_attacks import ROWS
+from torch import Tensor, nn
+
+from attacks.common.rivals import rivals
+from attacks.pgd import pgd
+from attacks.spsa import spsa
+from bench.noise import Noise
+from bench.protocols import Images, Shape, Threat, View
+from bench.referee import Meter, watch
+from bench.registry import ATTACKS, arguments
+from bench.testing import Halfspace, _Trial
+
+SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}
+"""The first row of each attack and norm."""
+
+
+class Answering(Halfspace):
+    """A half-space whose other classes are at a given level, and which answers in a dtype of its own."""
+
+    level = -20.0
+    dtype: torch.dtype | None = None
+
+    def forward(self, x: Images) -> Tensor:
+        logits = super().forward(x)
+        logits[:, 2:] = self.level
+        return logits if self.dtype is None else logits.to(self.dtype)
+
+
+def trial(name: str, norm: Any, params: dict[str, Any], classes: int, **answers: Any) -> tuple[_Trial, float]:
+    """Return an attack's trial on such a half-space, and the radius that is enough."""
+    own = dict(params)
+    within = own.pop("within", 1.2)
+    made = _Trial(ATTACKS[name], norm, arguments(ATTACKS[name], own), within)
+    made.plane = Answering(Shape(3, 5, 4, max(classes, ATTACKS[name].least_classes)))
+    for each, value in answers.items():
+        setattr(made.plane, each, value)
+    made.x, made.y = made.plane.examples(8)
+    made.least = made.plane.least(made.x, norm)
+    enough = within * float(made.least.max()) if made.entry.budget == "radius" else math.inf
+    return made, enough
+
+
+@pytest.mark.parametrize(("name", "norm"), SEEING, ids=lambda value: str(value))
+@pytest.mark.parametrize("level", [-math.inf, -1e4])
+def test_classes_that_cannot_be_are_in_no_attack_s_way(name: str, norm: Any, level: float) -> None:
+    made, enough = trial(name, norm, SEEING[name, norm], 5, level=level)
+    crafted = made.run(enough)
+    if math.isfinite(made.within):
+        made.crosses(crafted, f"with classes at {level}")
+    for note in ("nonfinite", "failed"):
+        assert not crafted.notes.get(note, torch.zeros(1)).any() or not math.isfinite(made.within)
+
+
+@pytest.mark.parametrize(("name", "norm"), SEEING, ids=lambda value: str(value))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_may_answer_in_any_floating_dtype(name: str, norm: Any, dtype: torch.dtype) -> None:
+    made, enough = trial(name, norm, SEEING[name, norm], 2, dtype=dtype)
+    if dtype == torch.bfloat16 and made.entry.access == "score" and made.entry.budget == "distance":
+        made.within *= 1.25  # Two digits of a score do not say more exactly where the boundary is.
+    crafted = made.run(enough)
+    if math.isfinite(made.within):
+        made.crosses(crafted, f"with answers in {dtype}")
+    # Towards a target and on a surrogate nothing else goes in.
+    if made.entry.targeted:
+        made.run(enough, towards=True)
+    made.run(enough, final=False)
+
+
+def test_gradients_of_answers_in_half_precision_flow_and_logits_are_cast_once() -> None:
+    net = nn.Linear(4, 3).half()
+    meter = Meter.of(2, torch.device("cpu"))
+    seen = watch(View(lambda z: net(z.half())), meter, "gradient", target=None, final=True)
+    z = torch.rand(2, 4, requires_grad=True)
+    logits = seen.logits(z)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits.amax(1), torch.zeros(2))
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), z)
+    assert gradient.dtype == torch.float32
+    assert torch.equal(gradient, net.weight[0].float().expand(2, 4))
+    assert seen.take(torch.tensor([1])).logits(z[1:]).dtype == torch.float32
+
+
+def test_a_class_that_cannot_be_is_never_gone_for() -> None:
+    inf = math.inf
+    logits = torch.tensor([[5.0, -inf, 3, 4], [5, -inf, -inf, 4], [-inf, 1, 2, -inf], [1, -inf, -inf, -inf]])
+    y = torch.zeros(4, dtype=torch.int64)
+    assert rivals(View(lambda z: z), logits, y).tolist() == [[3, 2, 3], [3, 3, 3], [2, 1, 2], [1, 1, 1]]
+    assert rivals(View(lambda z: z), logits, y, 2).tolist() == [[3, 2], [3, 3], [2, 1], [1, 1]]
+    refusing = View(lambda z: z, refusal=True)
+    assert rivals(refusing, logits[:3], y[:3]).tolist() == [[2, 2], [1, 1], [2, 1]]
+    given = View(lambda z: z, target=torch.tensor([1, 1, 1, 1]))
+    assert rivals(given, logits, y).tolist() == [[1], [1], [1], [1]]
+
+
+# --- where the truth leads by more than float32 probabilities tell ----------------------------------------
+
+
+def leading(scale: float) -> nn.Module:
+    """Return a small network, and one with the same boundaries whose truth leads by as many times more."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 6))
+    with torch.no_grad():
+        net[3].weight *= scale
+        net[3].bias *= scale
+    return net.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("norm", "radius"), [("linf", 0.04), ("l2", 0.25)])
+def test_cross_entropy_breaks_what_the_margin_breaks_however_far_the_truth_leads(
+    norm: Any, radius: float
+) -> None:
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = leading(1.0)(x).argmax(1)
+    for scale in (1.0, 1000.0):
+        net = leading(scale)
+        broken = {}
+        for loss in ("ce", "margin"):
+            draws = Noise("test", torch.arange(40))
+            z = pgd(View(net), x, y, Threat(norm, radius), draws, loss=loss, start="zero").images  # type: ignore[arg-type]
+            broken[loss] = net(z).argmax(1) != y
+        lead = net(x).sort(1).values.diff(dim=1)[:, -1]
+        assert scale == 1 or (lead > 16.7).float().mean() > 0.7
+        assert 5 < broken["margin"].sum() < 40
+        assert (broken["ce"] != broken["margin"]).sum() <= 2
+
+
+def test_estimates_by_cross_entropy_move_however_far_the_truth_leads() -> None:
+    """Adam adds 1e-8 to its steps' denominators, beside which a gradient of 1e-20 is nothing."""
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    net = leading(1000.0)
+    y = net(x).argmax(1)
+    lead = net(x).sort(1).values.diff(dim=1)[:, -1]
+    behind = (lead > 20) & (lead < 80)
+    draws = Noise("test", torch.arange(12))
+    z = spsa(View(net), x, y, Threat("linf", 0.1), draws, steps=20, samples=16, loss="ce").images
+    assert behind.sum() > 3
+    assert ((z - x).flatten(1).abs().mean(1)[behind] > 0.01).all()
