@@ -7,10 +7,11 @@ import heapq
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bench.data import DataSpec
 from bench.errors import OvertimeError
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool, Process
-from bench.store import ARTEFACTS, Store
+from bench.store import ABSENT, ARTEFACTS, Store
 from bench.work import describe
 
 GRACE = 60.0
@@ -50,6 +51,8 @@ class State:
     """Jobs that are done, and that jobs to do need."""
     redo: dict[Job, str] = field(default_factory=dict)
     """Jobs that were done and must be done again, and why."""
+    fault: Callable[[Job], str | None] = lambda _: ABSENT
+    """Tells why the stored result of a job does not count, as of now; None where it does."""
 
 
 def examine(
@@ -60,23 +63,15 @@ def examine(
     A stored result counts if its files are what its receipt says (`verify`) and the code that made it
     is what it was (unless `trust`).
     """
-    state = State()
-    verdicts: dict[Job, bool] = {}
+    state = State(fault=partial(_fault, store, trust=trust, verify=verify))
+    verdicts: dict[Job, str | None] = {}
 
     def usable(job: Job) -> bool:
         if job not in verdicts:
-            receipt = store.receipt(job.kind, job.key)
-            reason = None
-            if receipt is not None and verify:
-                reason = store.damage(job.kind, job.key)
-            if receipt is not None and reason is None and not trust:
-                reason = _changed(receipt, job)
-            if receipt is not None and reason is None:
-                reason = _other_inputs(receipt, store)
-            if reason is not None:
+            verdicts[job] = reason = state.fault(job)
+            if reason is not None and reason != ABSENT:
                 state.redo[job] = reason
-            verdicts[job] = receipt is not None and reason is None
-        return verdicts[job]
+        return verdicts[job] is None
 
     def need(job: Job) -> bool:
         """Return whether a job is to do, having noted what it needs."""
@@ -94,6 +89,12 @@ def examine(
     return state
 
 
+def make_way(job: Job, state: State, store: Store) -> None:
+    """Take away what a job left that is done again, unless another run has made it anew meanwhile."""
+    if job in state.redo and state.fault(job) is not None:
+        store.discard(job.kind, job.key)
+
+
 def fetch(state: State, folder: Path, data_root: Path | None) -> None:
     """See that the data of the jobs to do is there, or download it, before any of them starts."""
     needed: dict[str, DataSpec] = {}
@@ -108,6 +109,18 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
                 needed[data.key] = data.spec
     for spec in needed.values():
         datasets.prepare(spec, data_root, folder)
+
+
+def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
+    """Return why a stored result does not count, None where it does."""
+    reason = store.damage(job.kind, job.key, read=verify)
+    receipt = store.receipt(job.kind, job.key)
+    if reason is None and not receipt:
+        # Taken away by another run, just now.
+        reason = ABSENT
+    if reason is None and not trust:
+        reason = _changed(receipt or {}, job)
+    return reason or _other_inputs(receipt or {}, store)
 
 
 def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
@@ -158,9 +171,8 @@ def run(state: State, store: Store, pool: Pool, costs: Costs, started: Any = Non
             job, slot = heapq.heappop(ready)[2], free.pop(0)
             if started is not None:
                 started(job, slot)
-            if job in state.redo:
-                # Not before: whatever happens until then, the old result is there.
-                store.discard(job.kind, job.key)
+            # Not before: whatever happens until then, the old result is there.
+            make_way(job, state, store)
             future = pool.submit(slot, job)
             running[future] = job, slot
             if (limit := _limit(job)) is not None:

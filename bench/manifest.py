@@ -10,7 +10,12 @@ from typing import Any
 from bench import sources
 from bench.errors import InputError
 from bench.outcomes import Frame, Stored
-from bench.store import ARTEFACTS, SCHEME, Store
+from bench.store import ABSENT, ARTEFACTS, SCHEME, Store, seal, texts
+
+
+def write(store: Store, manifest: dict[str, Any]) -> None:
+    """Store a suite's manifest, with its digest."""
+    store.write_text(store.root / "manifest.json", json.dumps(seal(manifest), indent=1) + "\n")
 
 
 def read(root: Path, suite: Path) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: no such file; nothing was run or planned there: bench run {suite}"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write it anew: bench plan {suite}") from None
     scheme = manifest.get("scheme") if isinstance(manifest, dict) else None
     if not isinstance(scheme, int):
@@ -31,6 +36,9 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade"
         )
+    if manifest != seal(manifest) or not texts(manifest.get("sources")):
+        what = "altered" if "digest" in manifest else "without a digest: altered, or of an older version"
+        raise InputError(f"{path}: {what}; write it anew: bench plan {suite}")
     return dict(manifest)
 
 
@@ -63,13 +71,24 @@ class Outcomes:
         self._now: dict[str, str] = {}
         self.changed: set[str] = set()
         """Modules that are not what they were when the rows given so far were made."""
+        self.damaged: dict[str, str] = {}
+        """Evaluations that were asked for and are damaged, by their keys, and what is wrong with each."""
 
     @cache  # noqa: B019 - lives as long as a report
     def __call__(self, key: str) -> Frame | None:
         """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
-        if self._store.damage("evaluate", key) is not None:
+        reason = self._store.damage("evaluate", key)
+        if reason is None:
+            try:
+                rows = Stored(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])
+            except (OSError, ValueError) as error:
+                # pyarrow's own errors are ValueErrors; the file may be gone since it was looked at.
+                reason = f"{ARTEFACTS['evaluate']} cannot be read ({error})"
+        if reason is not None:
+            if reason != ABSENT:
+                self.damaged[key] = reason
             return None
         made_by = (self._store.receipt("evaluate", key) or {}).get("sources", {})
         self._now |= sources.digests(set(made_by) - set(self._now))
         self.changed |= {name for name, digest in made_by.items() if self._now.get(name) != digest}
-        return Stored(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])
+        return rows
