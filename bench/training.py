@@ -125,14 +125,14 @@ class Trainer:
         self.resumed += done
         for number in range(done, count):
             # An epoch depends on its start and its number alone, so that a resumed training is the same.
-            _seed(seed_of(*self.stream, "torch", number))
+            reseed(seed_of(*self.stream, "torch", number))
             epoch = Pass(self, number)
             yield epoch
             loss = epoch.mean()
             self._save(number + 1, every)
             self._progress({"done": number + 1, "of": count, "loss": loss})
         # And so does what comes after it.
-        _seed(seed_of(*self.stream, "torch", "end"))
+        reseed(seed_of(*self.stream, "torch", "end"))
 
     def _files(self, phase: int) -> tuple[Path, Path]:
         """Return where the last epoch of a phase is kept, and the one before it."""
@@ -214,7 +214,7 @@ def _named(*parts: Stateful) -> dict[str, Stateful]:
     return named
 
 
-def _seed(seed: int) -> None:
+def reseed(seed: int) -> None:
     """Seed every global generator: Python's, numpy's and torch's, those of GPUs included."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
