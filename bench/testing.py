@@ -389,7 +389,7 @@ class _Exam:
         self.x = torch.empty(6, *shape[:3]).uniform_(generator=torch.Generator().manual_seed(0))
 
     def made(self, *, halved: bool = False) -> Any:
-        """Return the defense as its constructor leaves it, with copies of its parts, `halved` or as they are."""
+        """Return the defense as its constructor leaves it, with copies of its parts, `halved` or as given."""
         parts = copy.deepcopy(self.parts)
         if halved:
             for part in parts.values():
