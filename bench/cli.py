@@ -199,9 +199,12 @@ def report(
     console = _console()
     outcomes = Outcomes(root)
     if cost:
-        _report_cost(manifest, root, outcomes, _keys(manifest, table) if table else None, form, out)
-        for sentence in _damages(manifest, outcomes, suite):
-            _say(_console(stderr=True), f"note: {sentence}", "yellow")
+        keys = _keys(manifest, table) if table else None
+        try:
+            _report_cost(manifest, root, outcomes, keys, form, out)
+        finally:
+            for sentence in _damages(manifest, outcomes, suite):
+                _say(_console(stderr=True), f"note: {sentence}", "yellow")
         return
     grids = [tables.cut(manifest, key, outcomes) for key in _keys(manifest, table)]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])

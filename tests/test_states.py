@@ -229,6 +229,29 @@ def test_a_training_that_is_broken_off_after_any_epoch_ends_to_the_bit_as_one_th
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("capturable", [False, True])
+def test_on_a_gpu_tensors_lie_where_they_lay(capturable: bool, tmp_path: Path) -> None:
+    def ended(keep: Path | None, until: int | None = None) -> list[Tensor]:
+        torch.manual_seed(0)
+        net = nn.Linear(9, 3).cuda()
+        optimiser = Adam(net.parameters(), lr=torch.tensor(0.1, device="cuda"), capturable=capturable)
+        for epoch in Trainer(SPLIT, "key", torch.device("cuda"), keep=keep).epochs(4, net, optimiser):
+            if epoch.number == until:
+                break
+            for x, y, _ in epoch.batches(5):
+                optimiser.zero_grad()
+                cross_entropy(net(x.flatten(1) + torch.randn(1, device="cuda")), y).backward()
+                optimiser.step()
+        (count, *_) = (state["step"] for state in optimiser.state.values())
+        assert count.is_cuda is capturable
+        return [*net.parameters()]
+
+    whole = ended(None)
+    ended(tmp_path, until=2)
+    assert all(map(torch.equal, whole, ended(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["cosine", "one cycle", "mean of weights", "scaler", "memory", "lbfgs"])
 def test_what_is_not_given_is_missed(name: str, tmp_path: Path) -> None:
     """The tests above can fail: without its state, each of these ends elsewhere."""
