@@ -77,8 +77,7 @@ def run(
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
     devices = pools.slots(device, executor)
-    for sentence in store.open():
-        _say(_console(stderr=True), f"note: {sentence}", "yellow")
+    _open(store)
     write(store, manifest)
     costs = Costs()
     ended: list[execute.Done] = []
@@ -140,7 +139,7 @@ def plan(
     crossed, store, manifest = planned(suite, results, data_root)
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
-    store.open()
+    _open(store)
     write(store, manifest)
     state = execute.examine(crossed, store, wanted, verify=False)
     costs = Costs()
@@ -330,6 +329,12 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
     return crossed, Store(results or Path("results") / suite.name), manifest
+
+
+def _open(store: Store) -> None:
+    """Open a results folder, and say what lay in the way."""
+    for sentence in store.open():
+        _say(_console(stderr=True), f"note: {sentence}", "yellow")
 
 
 def _keys(manifest: Mapping[str, Any], asked: list[str] | None) -> list[str]:

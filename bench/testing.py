@@ -48,7 +48,7 @@ ROUNDING = 1e-6
 """How far, per value, an image may lie beyond the box or the budget."""
 
 
-FEW = 3
+FEW = 5
 """How many epochs a defense is fitted for, unless `epochs` is said."""
 
 
@@ -355,7 +355,7 @@ def check_defense(
 
     A fit that is broken off after every epoch, and gone on with by a defense that was built anew, ends with
     the weights of one that was not, to the bit; and these alone, in a defense that was built anew, answer as
-    the fitted one does. Each of its `fitting.epochs` is given three epochs, or `epochs`, where that parameter
+    the fitted one does. Each of its `fitting.epochs` is given five epochs, or `epochs`, where that parameter
     is named; with one epoch a fit can be broken off at its end alone. `unfitted` is the reason why none of
     this can be tried.
     """

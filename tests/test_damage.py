@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -640,6 +641,23 @@ def test_a_discard_that_is_not_allowed_fails_nothing(
     assert place.is_dir()
     Store(root).discard("craft", place.name)
     assert not place.exists()
+
+
+def test_a_folder_in_the_place_of_a_small_file_is_replaced(tmp_path: Path) -> None:
+    for name in ("table-t.csv", ".draft"):
+        place = tmp_path / "tables" / name
+        (place / "foreign").mkdir(parents=True)
+        Store.write_text(place, "value")
+        assert place.read_text() == "value"
+    assert len(list((tmp_path / "tables").iterdir())) == 2
+
+
+def test_writers_of_one_process_do_not_tear_a_file(tmp_path: Path) -> None:
+    texts = [str(number) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda text: Store.write_text(tmp_path / "manifest.json", text), texts * 3))
+    assert (tmp_path / "manifest.json").read_text() in texts
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_relative_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

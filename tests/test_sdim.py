@@ -616,7 +616,7 @@ def test_sdim_is_what_it_declares(params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("head", ["two-layer", "linear"])
 def test_the_twin_is_what_it_declares(head: str) -> None:
-    check_defense("sdim-twin", COLOUR, width=0.125, head=head)
+    check_defense("sdim-twin", COLOUR, width=0.125, head=head, epochs=2)
 
 
 def asked(name: str, shape: Shape = COLOUR, **params: Any) -> None:
