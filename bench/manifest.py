@@ -9,8 +9,15 @@ from typing import Any
 
 from bench import sources
 from bench.errors import InputError
+from bench.layout import COORDINATES
 from bench.outcomes import Frame, Stored
 from bench.store import ABSENT, ARTEFACTS, SCHEME, Store, seal, texts
+
+_KINDS = {
+    **dict.fromkeys(("suite", "file", "suite_digest"), str),
+    **dict.fromkeys(("sources", "files", "tables", "data", "defenses", "attacks"), dict),
+    **dict.fromkeys(("cells", "skips"), list),
+}
 
 
 def write(store: Store, manifest: dict[str, Any]) -> None:
@@ -36,15 +43,28 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade"
         )
-    if manifest != seal(manifest) or not texts(manifest.get("sources")):
-        what = "altered" if "digest" in manifest else "without a digest: altered, or of an older version"
-        raise InputError(f"{path}: {what}; write it anew: bench plan {suite}")
+    if not _whole(manifest) or ("digest" in manifest and manifest != seal(manifest)):
+        raise InputError(f"{path}: altered, or not whole; write it anew: bench plan {suite}")
     return dict(manifest)
+
+
+def _whole(manifest: dict[str, Any]) -> bool:
+    """Return whether everything is there; one of an older version has no digest that would tell."""
+    of_cells = {*COORDINATES, "job", "use", "access", "budget", "source", "final", "n", "doubts"}
+    return (
+        all(isinstance(manifest.get(name), kind) for name, kind in _KINDS.items())
+        and texts(manifest["sources"])
+        and texts(manifest["files"])
+        and all(isinstance(each, dict) and of_cells <= each.keys() for each in manifest["cells"])
+        and all(isinstance(each, dict) and "reason" in each for each in manifest["skips"])
+    )
 
 
 def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
     """Return a sentence for each way in which the plan behind a report is not of today's files."""
     found = []
+    if "digest" not in manifest:
+        found.append(f"the manifest has no digest that would tell damage; write it anew: bench plan {suite}")
     if suite.is_file() and hashlib.sha256(suite.read_bytes()).hexdigest() != manifest["suite_digest"]:
         found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
     folder = suite.resolve().parent

@@ -19,7 +19,7 @@ import yaml
 
 from bench import durable, execute, tables
 from bench.errors import InputError
-from bench.manifest import Outcomes, read, write
+from bench.manifest import _KINDS, Outcomes, read, stale, write
 from bench.plan import Train
 from bench.render import csv
 from bench.store import FOLDERS, Store, seal
@@ -390,13 +390,21 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "cells null": lambda each: each.update(cells=None),
     "no tables": lambda each: each.pop("tables"),
     "another title": lambda each: each["tables"]["t"].update(title="Robustness"),
-    "no digest": lambda each: each.pop("digest"),
     "a digest of nothing": lambda each: each.update(digest="0" * 64),
     "sources null": lambda each: each.update(sources=None),
     "no sources": lambda each: each.pop("sources"),
     "one key more": lambda each: each.update(more=1),
     "no scheme": lambda each: each.pop("scheme"),
 }
+OLDER = {
+    **{f"no {name}": (lambda each, name=name: each.pop(name)) for name in _KINDS},
+    **{f"{name} null": (lambda each, name=name: each.update({name: None})) for name in _KINDS},
+    "a cell of text": lambda each: each.update(cells=["pgd"]),
+    "a cell without a job": lambda each: each["cells"][0].pop("job"),
+    "a cell without a radius": lambda each: each["cells"][-1].pop("radius"),
+    "a skip without a reason": lambda each: each.update(skips=[{}]),
+}
+"""What is found where no digest tells."""
 
 
 @pytest.mark.parametrize("change", MANIFESTS)
@@ -410,6 +418,23 @@ def test_an_altered_manifest_is_refused_with_the_command_that_writes_it_anew(
     (root / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"write it anew: bench plan suite\.yaml"):
         read(root, Path("suite.yaml"))
+
+
+@pytest.mark.parametrize("change", OLDER)
+def test_a_manifest_without_a_digest_is_refused_where_it_is_not_whole(
+    change: str, finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    path, whole, _ = finished
+    root = copied(whole, tmp_path / "results")
+    manifest = read(root, path)
+    del manifest["digest"]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert read(root, path) == manifest
+    assert "the manifest has no digest that would tell damage" in stale(manifest, path)[0]
+    OLDER[change](manifest)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="write it anew: bench plan"):
+        read(root, path)
 
 
 def test_a_manifest_may_be_spelled_otherwise(finished: tuple[Path, Path, str], tmp_path: Path) -> None:
