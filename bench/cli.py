@@ -71,7 +71,7 @@ def run(
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench import pools, tables
-    from bench.manifest import Outcomes, aged
+    from bench.manifest import Outcomes, aged, write
 
     begun = time.monotonic()
     console = _console()
@@ -79,8 +79,8 @@ def run(
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
     devices = pools.slots(device, executor)
-    store.open()
-    store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    _open(store)
+    write(store, manifest)
     work = _Work(console, plan, store, manifest, devices, executor, data_root, wanted, trust_cache)
     try:
         with _terminable():
@@ -95,7 +95,7 @@ def run(
         # With --trust-cache, or where a job of today's code failed.
         _say(_console(stderr=True), f"note: {aged(outcomes.changed, suite)}", "yellow")
     took = _duration(time.monotonic() - begun)
-    _say(console, f"{_count(len(work.ended), 'job')} done in {took}; tables in {store.root / 'tables'}")
+    _say(console, f"{_count(len(work.ended), 'job')} done in {took}; tables in {store.shown / 'tables'}")
     _exit_for(console, plan, store, wanted, work.failures)
 
 
@@ -207,12 +207,13 @@ def plan(
     """Show cells and jobs: done, to do, and skipped with the reason. Runs nothing."""
     from bench import execute, tables
     from bench.costs import Costs
+    from bench.manifest import write
 
     crossed, store, manifest = planned(suite, results, data_root)
     keys = _keys(manifest, table)
     wanted = {job for key in keys for job in tables.jobs(manifest, key)} if table else None
-    store.open()
-    store.write_text(store.root / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    _open(store)
+    write(store, manifest)
     state = execute.examine(crossed, store, wanted, verify=False)
     costs = Costs()
     _learn(costs, crossed, store)
@@ -270,10 +271,16 @@ def report(
     console = _console()
     outcomes = Outcomes(root)
     if cost:
-        _report_cost(manifest, root, outcomes, _keys(manifest, table) if table else None, form, out)
+        keys = _keys(manifest, table) if table else None
+        try:
+            _report_cost(manifest, root, outcomes, keys, form, out)
+        finally:
+            for sentence in _damages(manifest, outcomes, suite):
+                _say(_console(stderr=True), f"note: {sentence}", "yellow")
         return
     grids = [tables.cut(manifest, key, outcomes) for key in _keys(manifest, table)]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    notes += _damages(manifest, outcomes, suite)
     for sentence in notes:
         _say(_console(stderr=True), f"note: {sentence}", "yellow")
     if form == "text" and out is None:
@@ -410,6 +417,12 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
     return crossed, Store(results or Path("results") / suite.name), manifest
 
 
+def _open(store: Store) -> None:
+    """Open a results folder, and say what lay in the way."""
+    for sentence in store.open():
+        _say(_console(stderr=True), f"note: {sentence}", "yellow")
+
+
 def _keys(manifest: Mapping[str, Any], asked: list[str] | None) -> list[str]:
     from bench.errors import did_you_mean
 
@@ -435,6 +448,15 @@ def _cell_name(coordinates: Mapping[str, Any]) -> str:
     return f"{coordinates['attack']}{through} on {victim}, seed {coordinates['seed']}{radius}"
 
 
+def _damages(manifest: Mapping[str, Any], outcomes: Outcomes, suite: Path) -> list[str]:
+    """Return a sentence for each damaged result that a report asked for."""
+    names = {cell["job"]: _cell_name(cell) for cell in manifest["cells"]}
+    return [
+        f"evaluate {key} ({names[key]}): {reason}; make it again with: bench run {suite}"
+        for key, reason in outcomes.damaged.items()
+    ]
+
+
 def _say(console: Any, text: str, style: str = "") -> None:
     """Print a sentence as it is, however long."""
     console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -455,7 +477,7 @@ def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
     if kept and state.todo:
         _say(console, f"goes on from {_count(len(kept), 'stored job')} of an earlier run")
     for job in state.todo:
-        if isinstance(job, Train) and (store.partial(job.key) / "epoch.safetensors").exists():
+        if isinstance(job, Train) and store.begun(job.key):
             name = f"{job.defense.name}, seed {job.seed}"
             _say(console, f"goes on with the training of {name}, from its last epoch")
 
@@ -469,10 +491,10 @@ def _say_stopped(console: Any, plan: Plan, store: Store, wanted: set[str] | None
     state = execute.examine(plan, store, wanted, verify=False)
     every = len(plan.graph())
     kept = f"{every - len(state.todo)} of {_count(every, 'job')}"
-    epochs = sum((store.partial(job.key) / "epoch.safetensors").exists() for job in state.todo)
+    epochs = sum(store.begun(job.key) for job in state.todo)
     if epochs:
         kept += f" and the last epoch of {_count(epochs, 'training')}"
-    _say(console, f"stopped; {kept} kept in {store.root}. Go on with: {join(['bench', *sys.argv[1:]])}")
+    _say(console, f"stopped; {kept} kept in {store.shown}. Go on with: {join(['bench', *sys.argv[1:]])}")
 
 
 def _exit_for(console: Any, plan: Plan, store: Store, wanted: set[str] | None, failures: list[Done]) -> None:
@@ -488,7 +510,7 @@ def _exit_for(console: Any, plan: Plan, store: Store, wanted: set[str] | None, f
         failed = _count(len(failures), "job")
         _say(
             console,
-            f'{failed} failed: what needs them reads "not run"; tracebacks in {store.root / "failed"}',
+            f'{failed} failed: what needs them reads "not run"; tracebacks in {store.shown / "failed"}',
         )
         raise typer.Exit(2 if all(persons(done.error) for done in failures if done.error) else 4)
     if holes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from graphlib import TopologicalSorter
 from itertools import takewhile
 from pathlib import Path
@@ -24,7 +24,7 @@ from bench.data import DataSpec
 from bench.errors import OvertimeError, disk_full
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool
-from bench.store import ARTEFACTS, Store
+from bench.store import ABSENT, ARTEFACTS, Store
 from bench.work import Recheck, describe
 
 GRACE = 60.0
@@ -52,6 +52,8 @@ class State:
     """Jobs that are done, and that jobs to do need."""
     redo: dict[Job, str] = field(default_factory=dict)
     """Jobs that were done and must be done again, and why."""
+    fault: Callable[[Job], str | None] = lambda _: ABSENT
+    """Tells why the stored result of a job does not count, as of now; None where it does."""
 
 
 def examine(
@@ -62,23 +64,15 @@ def examine(
     A stored result counts if its files are what its receipt says (`verify`) and the code that made it
     is what it was (unless `trust`).
     """
-    state = State()
-    verdicts: dict[Job, bool] = {}
+    state = State(fault=partial(_fault, store, trust=trust, verify=verify))
+    verdicts: dict[Job, str | None] = {}
 
     def usable(job: Job) -> bool:
         if job not in verdicts:
-            receipt = store.receipt(job.kind, job.key)
-            reason = None
-            if receipt is not None and verify:
-                reason = store.damage(job.kind, job.key)
-            if receipt is not None and reason is None and not trust:
-                reason = _changed(receipt, job)
-            if receipt is not None and reason is None:
-                reason = _other_inputs(receipt, store)
-            if reason is not None:
+            verdicts[job] = reason = state.fault(job)
+            if reason is not None and reason != ABSENT:
                 state.redo[job] = reason
-            verdicts[job] = receipt is not None and reason is None
-        return verdicts[job]
+        return verdicts[job] is None
 
     def need(job: Job) -> bool:
         """Return whether a job is to do, having noted what it needs."""
@@ -103,6 +97,12 @@ def trainings(job: Job) -> frozenset[Train]:
     return own.union(*(trainings(need) for need in job.needs))
 
 
+def make_way(job: Job, state: State, store: Store) -> None:
+    """Take away what a job left that is done again, unless another run has made it anew meanwhile."""
+    if job in state.redo and state.fault(job) is not None:
+        store.discard(job.kind, job.key)
+
+
 def fetch(state: State, folder: Path, data_root: Path | None) -> None:
     """See that the data of the jobs to do is there, or download it, before any of them starts."""
     needed: dict[str, DataSpec] = {}
@@ -117,6 +117,18 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
                 needed[data.key] = data.spec
     for spec in needed.values():
         datasets.prepare(spec, data_root, folder)
+
+
+def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
+    """Return why a stored result does not count, None where it does."""
+    reason = store.damage(job.kind, job.key, read=verify)
+    receipt = store.receipt(job.kind, job.key)
+    if reason is None and not receipt:
+        # Taken away by another run, just now.
+        reason = ABSENT
+    if reason is None and not trust:
+        reason = _changed(receipt or {}, job)
+    return reason or _other_inputs(receipt or {}, store)
 
 
 def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
@@ -171,9 +183,8 @@ def run(
             job, slot = chosen
             if started is not None:
                 started(job, slot)
-            if job in state.redo:
-                # Not before: whatever happens until then, the old result is there.
-                store.discard(job.kind, job.key)
+            # Not before: whatever happens until then, the old result is there.
+            make_way(job, state, store)
             future = pool.submit(slot, job)
             running[future] = job, slot
             deadlines.begin(future, job)

@@ -325,6 +325,19 @@ class Epoch(Protocol):
         ...
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """What a training goes on with after an interruption: a network, an optimiser, a schedule, a scaler."""
+
+    def state_dict(self) -> Any:
+        """Return what it has become: dicts, lists, tuples, sets, tensors, arrays, numbers, texts."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Become what `state_dict` returned."""
+        ...
+
+
 class Fitting(Protocol):
     """What a training is given beside its images."""
 
@@ -336,8 +349,11 @@ class Fitting(Protocol):
         """Return a registered attack, its parameters bound: the inner attack of adversarial training."""
         ...
 
-    def epochs(self, count: int, model: nn.Module, *optimisers: torch.optim.Optimizer) -> Iterator[Epoch]:
-        """Yield the epochs still to do: state is restored before the first and saved after each."""
+    def epochs(self, count: int, model: Stateful, *parts: Stateful) -> Iterator[Epoch]:
+        """Yield the epochs still to do: state is restored before the first and saved after each.
+
+        Everything that changes while it trains must be given: optimisers, schedules of rates, scalers, means.
+        """
         ...
 
     def steps(self, size: int, *, drop_last: bool = False) -> int:

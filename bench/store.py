@@ -1,22 +1,23 @@
 """What is kept: a directory per job, complete or absent.
 
 A result is written to a scratch directory beside its place and renamed as the last act. Its receipt
-holds the digests of its files, so that one that was cut short or altered is found, and made again.
+holds the digests of its files and its own, and is bound to its job: one that was cut short, altered or
+put in another's place is found, and made again.
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
-import socket
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from bench import sources
+from bench import durable, sources
 from bench.errors import DamagedError, InputError
 
 SCHEME = 1
@@ -25,20 +26,32 @@ SCHEME = 1
 ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
 """The one file that a job of each kind leaves."""
 
+ABSENT = "absent"
+"""What is wrong with a result that nothing is there of."""
+
+FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables")
+"""What a results folder has below it."""
+
 
 class Store:
     """The results folder of a suite."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.shown = root
+        """The folder as it was named, for messages."""
+        # User code may change the working directory.
+        self.root = Path(os.path.abspath(root))
 
-    def open(self) -> None:
-        """Make the folder, or see that it is one of ours; sweep what dead processes left."""
+    def open(self) -> list[str]:
+        """Make the folder, or see that it is one of ours; sweep what dead processes left.
+
+        Returns a sentence for each thing that lay where a folder or a file of ours belongs, and was moved.
+        """
         mark = self.root / "store.json"
-        if mark.is_file():
+        if os.path.lexists(mark):
             try:
-                found = json.loads(mark.read_text()).get("scheme")
-            except (ValueError, AttributeError):
+                found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
+            except (ValueError, AttributeError, RecursionError, OSError):
                 found = None
             if not isinstance(found, int):
                 raise InputError(f"{mark}: not a results folder of Crossfire; name another with --results")
@@ -53,7 +66,9 @@ class Store:
                 )
         else:
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
+        aside = [*self._aside()]
         self._sweep()
+        return aside
 
     def folder(self, kind: str, key: str) -> Path:
         """Return where a job's result lies, or would."""
@@ -66,29 +81,35 @@ class Store:
         return self.folder(kind, key) / ARTEFACTS[kind]
 
     def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
-        """Return a job's receipt, None where there is no result."""
-        try:
-            receipt = json.loads((self.folder(kind, key) / "receipt.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
+        """Return a job's receipt: None where nothing is there, empty where it is none or another job's."""
+        place = self.folder(kind, key)
+        if not os.path.lexists(place):
             return None
-        except (ValueError, OSError):
-            return {}
-        return receipt if isinstance(receipt, dict) else {}
+        receipt = _plain(place / "receipt.json")
+        return receipt if receipt is not None and _sound(receipt, kind, key) else {}
 
-    def damage(self, kind: str, key: str) -> str | None:
-        """Return what is wrong with a stored result, None if it is whole."""
-        receipt = self.receipt(kind, key)
+    def damage(self, kind: str, key: str, *, read: bool = True) -> str | None:
+        """Return what is wrong with a stored result, None if it is whole; its files are read unless told."""
+        receipt, place = self.receipt(kind, key), self.folder(kind, key)
         if receipt is None:
-            return "absent"
-        files = receipt.get("files")
-        if not isinstance(files, dict) or ARTEFACTS[kind] not in files:
-            return "its receipt is cut short or altered"
-        for name, digest in files.items():
-            path = self.folder(kind, key) / name
-            if not path.is_file():
+            return ABSENT
+        if not place.is_dir():
+            return "what lies in its place is no folder"
+        job = _plain(place / "job.json")
+        if job is not None and (job.get("kind", kind), job.get("key", key)) != (kind, key):
+            return "what lies in its place is the result of another job"
+        if not receipt:
+            there = os.path.isfile(place / "receipt.json")
+            return f"its receipt is {'cut short or altered' if there else 'missing'}"
+        for name, digest in receipt["files"].items():
+            path = place / name
+            if not os.path.isfile(path):
                 return f"{name} is missing"
-            if sources.file_digest(path) != digest:
-                return f"{name} is cut short or altered"
+            try:
+                if read and sources.file_digest(path) != digest:
+                    return f"{name} is cut short or altered"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
         return None
 
     def keep(
@@ -101,33 +122,43 @@ class Store:
     ) -> None:
         """Store a result: `write` makes the artefact; then all of it appears at once."""
         with self._scratch(kind, key) as scratch:
-            write(scratch / ARTEFACTS[kind])
-            self.write_text(scratch / "job.json", json.dumps(job, indent=1) + "\n")
-            files = {each.name: sources.file_digest(each) for each in sorted(scratch.iterdir())}
-            self.write_text(
-                scratch / "receipt.json", json.dumps({**receipt, "files": files}, indent=1) + "\n"
+            artefact, described = scratch / ARTEFACTS[kind], scratch / "job.json"
+            described.write_text(
+                json.dumps({"kind": kind, "key": key, **job}, indent=1) + "\n", encoding="utf-8"
             )
-            place = self.folder(kind, key)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                scratch.rename(place)
-            except OSError:
-                # Another process was first: its equal result stays.
-                if self.damage(kind, key) is not None:
-                    raise
-        self.failure_file(key).unlink(missing_ok=True)
-        shutil.rmtree(self.partial(key), ignore_errors=True)
+            write(artefact)
+            # Libraries write for the user alone; others may read as the umask says.
+            shutil.copymode(described, artefact)
+            files = {each.name: sources.file_digest(each) for each in (artefact, described)}
+            sealed = seal({**receipt, "files": files}, kind, key)
+            (scratch / "receipt.json").write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+            durable.flush([*scratch.iterdir(), scratch])
+            self._put(scratch, kind, key)
+        durable.remove(self.failure_file(key))
+        durable.remove(self.partial(key))
 
     def discard(self, kind: str, key: str) -> None:
-        """Take a result away, at once as seen from outside."""
+        """Take away whatever lies in a result's place, at once as seen from outside."""
         place = self.folder(kind, key)
-        if place.exists():
-            with self._scratch(kind, key) as scratch:
+        if not os.path.lexists(place):
+            return
+        with self._scratch(kind, key) as scratch:
+            try:
                 place.rename(scratch / "discarded")
+            except OSError:
+                # Of another disk, or of a folder that may not be written.
+                aside = place.with_name(f".draft{durable.mark()}")
+                with suppress(OSError):
+                    place.rename(aside)
+                durable.remove(aside)
 
     def partial(self, key: str) -> Path:
-        """Return the folder where a training keeps its last epoch."""
+        """Return the folder where a training keeps its last epochs."""
         return self.root / "partial" / key
+
+    def begun(self, key: str) -> bool:
+        """Return whether a training that is not done has kept an epoch."""
+        return any(self.partial(key).glob("epoch*.safetensors"))
 
     def failure_file(self, key: str) -> Path:
         """Return where the traceback of a failed job lies."""
@@ -148,39 +179,96 @@ class Store:
     def write_text(path: Path, text: str) -> None:
         """Write a small file so that it is never seen half written."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with durable.drafted(path) as draft:
             draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
     @contextmanager
     def _scratch(self, kind: str, key: str) -> Iterator[Path]:
-        home = self.root / "scratch"
-        home.mkdir(parents=True, exist_ok=True)
-        scratch = Path(
-            tempfile.mkdtemp(prefix=f"{kind}-{key[:8]}@{socket.gethostname()}@{os.getpid()}@", dir=home)
-        )
-        scratch.chmod(0o755)
+        scratch = self.root / "scratch" / f"{kind}-{key[:8]}{durable.mark()}"
+        scratch.mkdir(parents=True)
         try:
             yield scratch
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            durable.remove(scratch)
+
+    def _put(self, scratch: Path, kind: str, key: str) -> None:
+        """Move a whole result to its place, and what else lies there away."""
+        place = self.folder(kind, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for last in (False, False, True):
+            try:
+                durable.move(scratch, place)
+                break
+            except OSError:
+                reason = self.damage(kind, key)
+                if reason is None:
+                    # Another process was first: its equal result stays.
+                    return
+                if last or reason == ABSENT:
+                    raise
+                self.discard(kind, key)
+        durable.flush([place.parent])
+
+    def _aside(self) -> Iterator[str]:
+        """Move what is no folder or no file, where ours must be one, to another name."""
+        wrong = [path for name in FOLDERS if os.path.lexists(path := self.root / name) and not path.is_dir()]
+        if (manifest := self.root / "manifest.json").is_dir():
+            wrong.append(manifest)
+        for path in wrong:
+            other = path.with_name(f"{path.name}.aside-{durable.mark()[-6:]}")
+            path.rename(other)
+            yield f"{path}: what lay there is not of Crossfire; it is {other.name} now"
 
     def _sweep(self) -> None:
-        """Remove scratch directories whose process, on this machine, is gone."""
-        for place in (self.root / "scratch").glob("*@*@*@*"):
-            _, host, pid, _ = place.name.rsplit("@", 3)
-            if host == socket.gethostname() and not _alive(int(pid)):
-                shutil.rmtree(place, ignore_errors=True)
+        """Remove drafts whose process is gone, and last epochs of trainings that are done."""
+        for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            durable.sweep(folder)
+        with suppress(OSError):
+            for partial in list((self.root / "partial").iterdir()):
+                durable.sweep(partial)
+                if (self.folder("train", partial.name) / "receipt.json").is_file():
+                    durable.remove(partial)
 
 
-def _alive(pid: int) -> bool:
+def _plain(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's mapping, None of anything else."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def seal(told: Mapping[str, Any], *bound: str) -> dict[str, Any]:
+    """Return a JSON mapping with its own digest, which is bound to further words: what it is about.
+
+    Digests of sources stay out of it: one that was altered is not today's, and is found by that.
+    """
+    content = {name: value for name, value in json.loads(json.dumps(told)).items() if name != "digest"}
+    covered = {name: value for name, value in content.items() if name != "sources"}
+    spelled = json.dumps([*bound, covered], sort_keys=True)
+    return {**content, "digest": hashlib.sha256(spelled.encode()).hexdigest()}
+
+
+def _sound(receipt: Mapping[str, Any], kind: str, key: str) -> bool:
+    """Return whether a receipt is of this job and unaltered; one of an older version has no digest."""
+    if not texts(receipt.get("sources", {})):
         return False
-    except PermissionError:
-        return True
-    return True
+    if "digest" in receipt:
+        return receipt == seal(receipt, kind, key)
+    files, crafting = receipt.get("files"), receipt.get("crafting", {})
+    seconds = [each.get("seconds", 0.0) for each in (receipt, crafting) if isinstance(each, dict)]
+    return (
+        texts(files)
+        and files.keys() == {ARTEFACTS[kind], "job.json"}
+        and texts(receipt.get("inputs", {}))
+        and isinstance(crafting, dict)
+        and all(isinstance(each, int | float) and math.isfinite(each) and each >= 0 for each in seconds)
+        and isinstance(devices := crafting.get("devices", []), list)
+        and all(isinstance(each, str) for each in devices)
+    )
+
+
+def texts(found: object) -> TypeGuard[dict[str, str]]:
+    """Return whether this is a mapping of texts to texts, as JSON has it."""
+    return isinstance(found, dict) and all(isinstance(each, str) for each in found.values())

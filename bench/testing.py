@@ -6,10 +6,13 @@ the nearest wrong image is known exactly, and through the same watch as in a run
 what is found where a wrong image is known to be.
 """
 
+import copy
 import math
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from bench.outcomes import OUTCOME_COLUMNS
 from bench.protocols import (
     Crafted,
     Decision,
+    Epoch,
     Features,
     Fitting,
     Images,
@@ -32,14 +36,20 @@ from bench.protocols import (
     Prototypes,
     Shape,
     Split,
+    Stateful,
     Threat,
     View,
 )
 from bench.referee import Meter, answers_only, blindfold, watch
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, arguments, discover, view
+from bench.training import Trainer, reseed
 
 ROUNDING = 1e-6
 """How far, per value, an image may lie beyond the box or the budget."""
+
+
+FEW = 5
+"""How many epochs a defense is fitted for, unless `epochs` is said."""
 
 
 class Halfspace(nn.Module):
@@ -327,10 +337,16 @@ class _Trial:
 
 
 def check_defense(
-    name: str, shape: Shape, *, prepare: Callable[[Any], None] | None = None, **params: Any
+    name: str,
+    shape: Shape,
+    *,
+    prepare: Callable[[Any], None] | None = None,
+    unfitted: str | None = None,
+    **params: Any,
 ) -> None:
-    """Check a defense, untrained, on random images of a shape; `params` are its parameters (for a part, a
-    module). `prepare` is given the module first, where it cannot answer untrained: to set thresholds, say.
+    """Check a defense, untrained, on random images of a shape, then fitted to a few images; `params` are its
+    parameters (for a part, a module). `prepare` is given the untrained module first, where that cannot
+    answer: to set thresholds, say.
 
     Its views answer (N, K) finite logits, one more with a refusal, and the same with and without
     autograd; where a gradient is declared it is finite, and zero for no image; pixel views encode and
@@ -338,6 +354,12 @@ def check_defense(
     label, a refusal and a score by image. Weights that were saved and restored answer alike. Unless it
     is declared random, asking twice, or in another company and order, changes nothing. Asking leaves
     weights, gradients, flags, random states and the images as they were.
+
+    A fit that is broken off after every epoch, and gone on with by a defense that was built anew, ends with
+    the weights of one that was not, to the bit; and these alone, in a defense that was built anew, answer as
+    the fitted one does. Each of its `fitting.epochs` is given five epochs, or `epochs`, where that parameter
+    is named; with one epoch a fit can be broken off at its end alone. `unfitted` is the reason why none of
+    this can be tried.
     """
     discover()
     entry = DEFENSES[name]
@@ -350,6 +372,9 @@ def check_defense(
     for view_entry in entry.views.values():
         exam.view(view_entry)
     exam.restored()
+    if unfitted is None:
+        exam.resumed()
+        exam.learned()
 
 
 class _Exam:
@@ -358,23 +383,55 @@ class _Exam:
     def __init__(self, entry: DefenseEntry, shape: Shape, params: Mapping[str, Any]) -> None:
         self.entry, self.shape = entry, shape
         self.name = f"defense {entry.name!r}"
-        parts = {key: value for key, value in params.items() if isinstance(value, nn.Module)}
-        self.given = arguments(entry, {**params, **dict.fromkeys(parts, "part")}) | parts
-        self.random = entry.draws(self.given)
+        self.parts = {key: value for key, value in params.items() if isinstance(value, nn.Module)}
+        self.given = arguments(entry, {**params, **dict.fromkeys(self.parts, "part")})
+        self.random = entry.draws({**self.given, **self.parts})
+        self.most = params.get("epochs", FEW)
         self.model = self.built(0)
         self.x = torch.empty(6, *shape[:3]).uniform_(generator=torch.Generator().manual_seed(0))
 
+    def made(self, *, halved: bool = False) -> Any:
+        """Return the defense as its constructor leaves it, with copies of its parts, `halved` or as given."""
+        parts = copy.deepcopy(self.parts)
+        if halved:
+            for part in parts.values():
+                for value in part.state_dict().values():
+                    # In place, also where it is expanded or frozen; whole numbers count, or choose.
+                    value.mul_(0.5) if value.is_floating_point() else None
+        return self.entry.make(self.shape, **{**self.given, **parts})
+
     def built(self, seed: int) -> Any:
-        """Return the defense as a run would build it."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.entry.make(self.shape, **self.given).eval().requires_grad_(False)
+        """Return the defense as a run would build it to be asked."""
+        with _drawing(seed):
+            return self.made(halved=seed > 0).eval().requires_grad_(False)
+
+    def fitted(self, keep: Path | None = None) -> Any:
+        """Return the defense fitted to a few images; with a folder, broken off after each epoch."""
+        train = self.examples()
+        while True:
+            fitting = _Fitting(train, self.parts, self.most, keep)
+            with _drawing(0):
+                model = self.made()
+                try:
+                    model.fit(train, fitting)
+                except _Killed:
+                    continue
+            return model.eval().requires_grad_(False)
+
+    def examples(self) -> Split:
+        """Return some images of each class: noise around an image of its own."""
+        classes, form = self.shape.classes, tuple(self.shape[:3])
+        labels = torch.arange(max(2 * classes, 8)) % classes
+        draw = torch.Generator().manual_seed(1)
+        centres = torch.empty(classes, *form).uniform_(generator=draw)
+        noise = torch.empty(len(labels), *form).uniform_(-0.2, 0.2, generator=draw)
+        return Split((centres[labels] + noise).clamp(0, 1), labels, torch.arange(len(labels)), "check")
 
     @contextmanager
-    def asking(self) -> Iterator[None]:
+    def asking(self, model: Any = None) -> Iterator[None]:
         """See that asking changes nothing; where the defense draws, the same draws every time."""
-        given = self.x.clone()
-        with torch.random.fork_rng(devices=[]), _untouched(self.model, self.name, draws=self.random):
+        given, asked = self.x.clone(), self.model if model is None else model
+        with torch.random.fork_rng(devices=[]), _untouched(asked, self.name, draws=self.random):
             if self.random:
                 torch.manual_seed(0)
             yield
@@ -399,8 +456,9 @@ class _Exam:
 
     def ask(self, readout: str, x: Images, model: Any = None) -> Decision:
         """Return a read-out's answer, as a run would ask for it."""
-        with self.asking(), torch.no_grad():
-            answer: Decision = (model or self.model).decide(x, readout)
+        model = self.model if model is None else model
+        with self.asking(model), torch.no_grad():
+            answer: Decision = model.decide(x, readout)
         return answer
 
     def readout(self, readout: str) -> None:
@@ -492,15 +550,57 @@ class _Exam:
 
     def restored(self) -> None:
         """Expect saved weights to answer alike in a defense that was built with another seed."""
-        weights = {key: value.clone().contiguous() for key, value in self.model.state_dict().items()}
+        twin = self.built(0)
+        untrained = self.built(0).state_dict()
+        _expect(
+            all(torch.equal(value, untrained[key]) for key, value in twin.state_dict().items()),
+            f"{self.name}: built twice with the same seeds, it is not the same: it draws from a generator "
+            "that no seed of torch, numpy or Python reaches",
+        )
+        self.same(self.model, self.reborn(self.model), "saved and restored weights answer otherwise")
+
+    def resumed(self) -> None:
+        """Expect a fit that was broken off after each epoch to end as one that was not."""
+        self.learnt = self.fitted()
+        with tempfile.TemporaryDirectory() as folder:
+            broken = self.fitted(Path(folder))
+        weights = broken.state_dict()
+        for key, value in self.learnt.state_dict().items():
+            _expect(bool(value.isfinite().all()), f"{self.name}: fitted, its {key} is not finite")
+            _expect(
+                torch.equal(value, weights[key]),
+                f"{self.name}: a fit that was broken off and gone on with ends with another {key}: what "
+                "changes while it trains must all be given to fitting.epochs (schedules, means of weights, "
+                "scalers), and every draw come from the epoch's noise or a global generator",
+            )
+        self.same(self.learnt, broken, "a fit that was broken off and gone on with answers otherwise")
+
+    def learned(self) -> None:
+        """Expect what was learned to be in the weights and buffers."""
+        sentence = (
+            "fitted, its weights and buffers alone answer otherwise: what fit learns must be among them"
+        )
+        self.same(self.learnt, self.reborn(self.learnt), sentence)
+
+    def reborn(self, model: Any) -> Any:
+        """Return a defense that was built with another seed, with the saved weights of this one."""
+        weights = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
         other = self.built(1)
         other.load_state_dict(load(save(weights)), strict=True)
+        return other
+
+    def same(self, one: Any, other: Any, sentence: str) -> None:
+        """Expect two defenses to answer alike through every read-out and view."""
         for readout in self.entry.readouts:
-            self.alike(
-                self.ask(readout, self.x),
-                self.ask(readout, self.x, other),
-                f"{self.name}, read-out {readout!r}: saved and restored weights answer otherwise",
-            )
+            first, second = (self.ask(readout, self.x, each) for each in (one, other))
+            self.alike(first, second, f"{self.name}, read-out {readout!r}: {sentence}")
+        for entry in self.entry.views.values():
+            logits = []
+            for model in (one, other):
+                with self.asking(model), torch.no_grad():
+                    seen: View = getattr(model, entry.method)()
+                    logits.append(seen.logits(seen.encode(self.x)))
+            _expect(_close(*logits), f"{self.name}, view {entry.name!r}: {sentence}")
 
     def alike(self, one: Decision, other: Decision, sentence: str) -> None:
         """Expect two decisions to be equal, up to the rounding of their numbers."""
@@ -510,6 +610,45 @@ class _Exam:
 
 def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-4)
+
+
+class _Killed(BaseException):
+    """Ends a fit as a kill would: nothing that means to mend errors sees it."""
+
+
+class _Fitting(Trainer):
+    """What a fit is given; with a folder, the fit is broken off as soon as an epoch is kept there."""
+
+    def __init__(self, train: Split, parts: Mapping[str, nn.Module], most: int, keep: Path | None) -> None:
+        super().__init__(train, "check", torch.device("cpu"), parts=copy.deepcopy(dict(parts)), keep=keep)
+        self._most, self._kept = most, False
+
+    def epochs(self, count: int, model: Stateful, *parts: Stateful) -> Iterator[Epoch]:
+        for epoch in super().epochs(min(count, self._most), model, *parts):
+            self._end()
+            yield epoch
+        self._end()
+
+    def _save(self, done: int, parts: Mapping[str, Stateful]) -> None:
+        super()._save(done, parts)
+        self._kept = self._keep is not None
+
+    def _end(self) -> None:
+        if self._kept:
+            raise _Killed
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Seed every generator, as a run does for a job, and leave their states as they were."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            reseed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 @contextmanager

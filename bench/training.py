@@ -1,27 +1,28 @@
 """What a defense's `fit` is given: batches, draws, the inner attack, and epochs that survive a kill."""
 
-import contextlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from bench.errors import TrainingError
+from bench import durable, states
+from bench.errors import DamagedError, InputError, TrainingError
 from bench.noise import Noise, seed_of
-from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Use
+from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Stateful, Use
+from bench.referee import reseed
 from bench.registry import ATTACKS, arguments
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``."""
+"""Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``; or what a person should know:
+``{"note": "a sentence"}``.
+"""
 
 
 class Pass:
@@ -96,6 +97,7 @@ class Trainer:
         self._progress = progress or (lambda _: None)
         self.resumed = 0
         self.notes: list[str] = []
+        """What was found on the way that a person should know: damaged states."""
 
     def attack(self, use: Use) -> Attack:
         """Return a registered attack with its parameters bound."""
@@ -113,80 +115,104 @@ class Trainer:
         self.notes.append(sentence)
         self._progress({"note": sentence})
 
-    def epochs(self, count: int, model: nn.Module, *optimisers: Optimizer) -> Iterator[Epoch]:
+    def epochs(self, count: int, model: Stateful, *parts: Stateful) -> Iterator[Epoch]:
         """Yield the epochs still to do; after each, what is needed to go on is saved.
 
-        A training of several phases calls this once for each, and always in the same order.
+        That is the state of the model and of the parts: optimisers, schedules of rates, scalers, means of
+        weights, whatever has a `state_dict` and a `load_state_dict`. A training of several phases calls this
+        once for each, and always in the same order.
         """
         self._phase += 1
         self.stream = (self.key, *([self._phase] if self._phase else []))
-        done = self._restore(model, optimisers)
+        every = _named(model, *parts)
+        done = self._restore(count, every)
         self.resumed += done
         for number in range(done, count):
             # An epoch depends on its start and its number alone, so that a resumed training is the same.
-            torch.manual_seed(seed_of(*self.stream, "torch", number))
+            reseed(seed_of(*self.stream, "torch", number))
             epoch = Pass(self, number)
             yield epoch
             loss = epoch.mean()
-            self._save(number + 1, model, optimisers)
+            self._save(number + 1, every)
             self._progress({"done": number + 1, "of": count, "loss": loss})
+        # And so does what comes after it.
+        reseed(seed_of(*self.stream, "torch", "end"))
 
-    @property
-    def _checkpoint(self) -> Path:
+    def _files(self, phase: int) -> tuple[Path, Path]:
+        """Return where the last epoch of a phase is kept, and the one before it."""
         assert self._keep is not None
-        return self._keep / f"epoch{self._phase or ''}.safetensors"
+        name = f"epoch{phase or ''}"
+        return self._keep / f"{name}.safetensors", self._keep / f"{name}.before.safetensors"
 
-    def _save(self, done: int, model: nn.Module, optimisers: tuple[Optimizer, ...]) -> None:
+    def _save(self, done: int, parts: Mapping[str, Stateful]) -> None:
         if self._keep is None:
             return
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        plain: dict[str, Any] = {"done": done, "code": self._code, "optimisers": []}
-        for position, optimiser in enumerate(optimisers):
-            state = optimiser.state_dict()
-            kept: dict[str, Any] = {"groups": state["param_groups"], "plain": []}
-            for parameter, values in state["state"].items():
-                for name, value in values.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimiser.{position}.{parameter}.{name}"] = value
-                    else:
-                        kept["plain"].append([parameter, name, value])
-            plain["optimisers"].append(kept)
-        self._keep.mkdir(parents=True, exist_ok=True)
-        draft = self._keep / f"draft-{os.getpid()}.safetensors"
-        whole = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        with contextlib.suppress(FileNotFoundError):
+        newest, before = self._files(self._phase)
+        kept = {name: each.state_dict() for name, each in parts.items()}
+        told = {"key": self.key, "phase": self._phase, "done": done, "code": self._code}
+        for _ in range(3):
             # Another run of the same training may have ended, and swept the folder, meanwhile.
-            save_file(whole, draft, {"plain": json.dumps(plain)})
-            draft.replace(self._checkpoint)
+            with suppress(FileNotFoundError):
+                durable.folder(self._keep)
+                if not states.write(newest, before, told, kept) and newest.is_file():
+                    durable.remove(newest)
+                    self._note(f"epoch {done} could not be read back; the one before it is kept")
+                return
 
-    def _restore(self, model: nn.Module, optimisers: tuple[Optimizer, ...]) -> int:
-        if self._keep is None or not self._checkpoint.is_file():
+    def _restore(self, count: int, parts: Mapping[str, Stateful]) -> int:
+        """Load the last epoch that is whole and of this training; return how many of `count` are done."""
+        if self._keep is None:
             return 0
+        done, found = 0, []
+        for path in self._files(self._phase):
+            if not done and os.path.lexists(path):
+                try:
+                    done = self._load(path, parts)
+                except DamagedError as error:
+                    found.append(f"{path.name} {error}")
+                    durable.remove(path)
+        if found:
+            goes_on = f"goes on from epoch {done}" if done else "starts anew"
+            self._note(f"{', '.join(found)}: the training {goes_on}")
+        if done < count:
+            # Later phases begin with what comes now.
+            for path in self._keep.glob("epoch*.safetensors"):
+                if int(path.name.partition(".")[0].removeprefix("epoch") or "0") > self._phase:
+                    durable.remove(path)
+        return done
+
+    def _load(self, path: Path, parts: Mapping[str, Stateful]) -> int:
+        told, kept = states.read(path, self.device)
+        if (told["key"], told["phase"]) != (self.key, self._phase):
+            raise DamagedError("is of another training")
+        if told["code"] != self._code:
+            # Half of it would be another training's.
+            raise DamagedError("is of code that changed since")
+        if kept.keys() != parts.keys():
+            raise DamagedError("is of other parts")
+        start = {name: deepcopy(each.state_dict()) for name, each in parts.items()}
         try:
-            with safe_open(self._checkpoint, "pt", device=str(self.device)) as file:
-                plain = json.loads(file.metadata()["plain"])
-                if plain["code"] != self._code:
-                    # Half of it would be another training's.
-                    return 0
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            # Cut short by a full disk or altered: the training starts anew.
-            return 0
-        model.load_state_dict(
-            {
-                name.removeprefix("model."): value
-                for name, value in tensors.items()
-                if name.startswith("model.")
-            }
-        )
-        for position, (optimiser, kept) in enumerate(zip(optimisers, plain["optimisers"], strict=True)):
-            state: dict[int, dict[str, Any]] = {}
-            for name, value in tensors.items():
-                head, _, rest = name.partition(".")
-                if head == "optimiser" and rest.startswith(f"{position}."):
-                    _, parameter, entry = rest.split(".", 2)
-                    state.setdefault(int(parameter), {})[entry] = value
-            for parameter, entry, value in kept["plain"]:
-                state.setdefault(parameter, {})[entry] = value
-            optimiser.load_state_dict({"state": state, "param_groups": kept["groups"]})
-        return int(plain["done"])
+            for name, each in parts.items():
+                each.load_state_dict(kept[name])
+        except Exception as error:  # noqa: BLE001 - whatever keeps a state from fitting
+            for name, each in parts.items():
+                each.load_state_dict(start[name])
+            raise DamagedError(f"does not fit ({str(error).partition(chr(10))[0]})") from None
+        return int(told["done"])
+
+    def _note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+        self._progress({"note": sentence})
+
+
+def _named(*parts: Stateful) -> dict[str, Stateful]:
+    """Return what is kept of a training under names that say what it is."""
+    named: dict[str, Stateful] = {}
+    for position, part in enumerate(parts):
+        if not isinstance(part, Stateful):
+            raise InputError(
+                f"fitting.epochs: expected things with a state_dict and a load_state_dict after the count, "
+                f"found a {type(part).__qualname__}"
+            )
+        named[f"{type(part).__qualname__}{position}" if position else "model"] = part
+    return named

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from bench import data as datasets
 from bench import probes, sources
-from bench.errors import InputError, OtherNetworkError, OvertimeError, TrainingError
+from bench.errors import DamagedError, InputError, OtherNetworkError, OvertimeError, TrainingError
 from bench.isolation import building, isolated
 from bench.losses import eot
 from bench.noise import Noise, seed_of
@@ -228,7 +228,8 @@ def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict
     made_by: dict[str, str] = dict(code)
     made_from: dict[str, str] = {}
     for need in job.needs:
-        receipt = store.receipt(need.kind, need.key) or {}
+        if not (receipt := store.receipt(need.kind, need.key)):
+            raise DamagedError(f"{need.kind} {need.key}: it was taken away meanwhile")
         made_by |= receipt.get("sources", {})
         made_from |= {**receipt.get("inputs", {}), need.key: receipt["files"][ARTEFACTS[need.kind]]}
     return {"sources": dict(sorted(made_by.items())), "inputs": dict(sorted(made_from.items()))}

@@ -1023,7 +1023,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
     ],
 )
 def test_it_is_what_it_declares(shape: Shape, params: dict[str, Any]) -> None:
-    check_defense("abs", shape, **SMALL | params)
+    check_defense("abs", shape, epochs=2, **SMALL | params)
 
 
 def test_what_is_served_needs_no_training() -> None:

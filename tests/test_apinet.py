@@ -281,14 +281,14 @@ def test_what_is_scaled_and_what_is_served() -> None:
 
 @pytest.mark.parametrize(("name", "params"), [("zero", {}), ("noise", {}), ("zero", {"inner_step": None})])
 def test_it_is_what_it_declares(name: str, params: dict[str, Any]) -> None:
-    check_defense("apinet", GREY, base=own("Smooth"), start=name, **params)
+    check_defense("apinet", GREY, base=own("Smooth"), start=name, epochs=2, **params)
 
 
 def test_it_stands_on_a_cnn() -> None:
     shape = Shape(1, 16, 16, 3)
     entry = DEFENSES["cnn"]
     base = entry.make(shape, **arguments(entry, {"width": 0.125, "hidden": [9]}))
-    check_defense("apinet", shape, base=base, start="zero", inner_steps=2)
+    check_defense("apinet", shape, base=base, start="zero", inner_steps=2, epochs=2)
 
 
 # --- views -------------------------------------------------------------------------------------------

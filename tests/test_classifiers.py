@@ -750,7 +750,7 @@ def test_a_step_moves_running_statistics_as_often_as_the_code_does(
 @pytest.mark.parametrize("net", ["lenet", "resnet18", "b2", "wrn-40-2"])
 def test_each_is_what_it_declares(name: str, net: str) -> None:
     params = NETS.get(net, {"net": net, "width": 0.125})
-    check_defense(name, Shape(3, 16, 16, 5), **params)
+    check_defense(name, Shape(3, 16, 16, 5), epochs=2, **params)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -762,7 +762,7 @@ def test_smallcnn_is_what_it_declares_once_it_sees(name: str) -> None:
     def seeing(model: Any) -> None:
         nn.init.normal_(model.network.fc3.weight)
 
-    check_defense(name, TINY, prepare=seeing, **NETS["smallcnn"])
+    check_defense(name, TINY, prepare=seeing, epochs=2, **NETS["smallcnn"])
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -165,6 +165,56 @@ def test_the_schema_accepts_what_runs_and_refuses_what_does_not(bench: Bench, tm
         jsonschema.validate(document, schema)
 
 
+def test_a_report_says_which_outcome_is_damaged_and_what_makes_it_again(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    whole = bench("run", "suite.yaml", "--executor", "inline").out
+    root = tmp_path / "results" / "suite"
+    cells = json.loads((root / "manifest.json").read_text())["cells"]
+    (job,) = {cell["job"] for cell in cells if cell["attack"] == "pgd" and cell["readout"] == "last"}
+    (root / "evaluate" / job / "outcomes.parquet").write_bytes(b"PAR1")
+    for more in ([], ["--format", "csv"], ["--cost"]):
+        code, _, said = bench("report", "suite.yaml", *more)
+        # No other attack has a cost.
+        assert code == (2 if more == ["--cost"] else 0)
+        assert " ".join(said.split()).startswith(
+            f"note: evaluate {job} (pgd/first on cnn/last, seed 0 at 0.1): outcomes.parquet is cut short or "
+            "altered; make it again with: bench run suite.yaml"
+        )
+    again = bench("run", "suite.yaml", "--executor", "inline").out
+    assert "again: 1 stored result: outcomes.parquet is cut short or altered" in again
+    assert again.split("tables in")[0].split("Robust accuracy")[1].split("1 job")[0] in whole
+    assert bench("report", "suite.yaml").err == ""
+
+
+def test_a_report_of_an_altered_manifest_is_refused(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    bench("run", "suite.yaml", "--executor", "inline")
+    path = tmp_path / "results" / "suite" / "manifest.json"
+    whole = path.read_text()
+    for text in (
+        whole.replace('"radius": 0.1', '"radius": 0.2', 1),
+        whole[:-9],
+        whole.replace("cells", "cell"),
+    ):
+        path.write_text(text)
+        code, _, said = bench("report", "suite.yaml")
+        assert code == 2
+        assert "write it anew: bench plan suite.yaml" in said
+    bench("plan", "suite.yaml")
+    assert path.read_text() == whole
+    assert bench("report", "suite.yaml").code == 0
+
+
+def test_what_lies_where_a_folder_of_results_belongs_is_said(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    root = tmp_path / "results" / "suite"
+    root.mkdir(parents=True)
+    (root / "train").write_text("thesis")
+    code, _, said = bench("run", "suite.yaml", "--executor", "inline")
+    assert code == 0
+    assert "train: what lay there is not of Crossfire; it is train.aside-" in " ".join(said.split())
+
+
 def test_a_changed_suite_or_source_is_said_above_the_table(bench: Bench, tmp_path: Path) -> None:
     path = small(tmp_path)
     bench("run", "suite.yaml", "--executor", "inline")

@@ -228,7 +228,7 @@ def test_initial_weights_have_the_papers_spread() -> None:
     ],
 )
 def test_both_are_what_they_declare(name: str, shape: Shape, params: dict[str, Any]) -> None:
-    check_defense(name, shape, **params)
+    check_defense(name, shape, epochs=2, **params)
 
 
 @pytest.mark.gpu

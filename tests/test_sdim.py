@@ -608,12 +608,15 @@ def refusing_half(model: Sdim) -> None:
     ],
 )
 def test_sdim_is_what_it_declares(params: dict[str, Any]) -> None:
-    check_defense("sdim", COLOUR, prepare=refusing_half, **SMALL, **params)
+    unfitted = "ten classes that are told apart, so that each has its thresholds, take thousands of steps"
+    check_defense("sdim", COLOUR, prepare=refusing_half, unfitted=unfitted, **SMALL, **params)
+    two = Shape(3, 32, 32, 2)
+    check_defense("sdim", two, prepare=refusing_half, **QUICK, epochs=8, batch=4, **params)
 
 
 @pytest.mark.parametrize("head", ["two-layer", "linear"])
 def test_the_twin_is_what_it_declares(head: str) -> None:
-    check_defense("sdim-twin", COLOUR, width=0.125, head=head)
+    check_defense("sdim-twin", COLOUR, width=0.125, head=head, epochs=2)
 
 
 def asked(name: str, shape: Shape = COLOUR, **params: Any) -> None:

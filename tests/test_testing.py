@@ -1,5 +1,7 @@
 """The kit for plug-in authors: its distances are exact, and it notices a defense that breaks its word."""
 
+import random
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +10,10 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import lr_scheduler
 
-from bench.protocols import Decision, Images, Norm, Shape, View
+from bench.protocols import Decision, Fitting, Images, Norm, Part, Shape, Split, View
 from bench.registry import ATTACKS, DEFENSES, defense, view
 from bench.testing import Halfspace, check_attack, check_defense
 
@@ -156,6 +160,193 @@ def test_a_defense_may_be_readied_before_it_is_asked(monkeypatch: pytest.MonkeyP
 def test_a_part_is_given_as_a_module() -> None:
     base = DEFENSES["toy/linear"].make(Shape(1, 4, 4, 3))
     check_defense("toy/stacked", Shape(1, 4, 4, 3), base=base)
+
+
+class Trained(Halfspace):
+    """Learns by a step an epoch; what is kept, and what else is learned, is its children's."""
+
+    def __init__(self, shape: Shape, *, seed: int = 0, epochs: int = 5) -> None:
+        super().__init__(shape, seed=seed)
+        self.epochs = epochs
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Images) -> Tensor:
+        return super().forward(x) * self.scale
+
+    def given(self, optimiser: Any, schedule: Any) -> list[Any]:
+        return [optimiser, schedule]
+
+    def scheduled(self, optimiser: Any) -> Any:
+        return lr_scheduler.MultiStepLR(optimiser, [1])
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        optimiser = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        schedule = self.scheduled(optimiser)
+        for epoch in fitting.epochs(self.epochs, self, *self.given(optimiser, schedule)):
+            for x, y, _ in epoch.batches(4):
+                loss = cross_entropy(self(x), y)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                epoch.report(loss)
+            schedule.step()
+        self.learn(train)
+
+    def learn(self, train: Split) -> None:
+        self.scale.fill_(0.5 + random.random() / 2)
+
+
+class Unscheduled(Trained):
+    """Keeps the optimiser alone, whose rate the schedule knows only from its own count."""
+
+    def given(self, optimiser: Any, schedule: Any) -> list[Any]:
+        return [optimiser]
+
+
+class LateSchedule(Unscheduled):
+    def scheduled(self, optimiser: Any) -> Any:
+        return lr_scheduler.StepLR(optimiser, 4)
+
+
+class Unoptimised(Trained):
+    def given(self, optimiser: Any, schedule: Any) -> list[Any]:
+        return [schedule]
+
+
+class Meaning(Trained):
+    """Keeps a mean of its weights, which it becomes, to itself."""
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        mean = self.weight.detach().clone()
+        optimiser = torch.optim.SGD(self.parameters(), lr=0.1)
+        for epoch in fitting.epochs(self.epochs, self, optimiser):
+            for x, y, _ in epoch.batches(4):
+                optimiser.zero_grad()
+                cross_entropy(self(x), y).backward()
+                optimiser.step()
+                mean.lerp_(self.weight.detach(), 0.5)
+        self.weight.data.copy_(mean)
+
+
+class Entropic(Trained):
+    """Draws where no seed reaches, after its training."""
+
+    def learn(self, train: Split) -> None:
+        self.scale.fill_(0.5 + np.random.default_rng().random() / 2)
+
+
+class Attributed(Trained):
+    """Learns a number that is no buffer."""
+
+    temperature = 1.0
+
+    def learn(self, train: Split) -> None:
+        self.temperature = 2.0 + float(train.images.mean())
+
+    def forward(self, x: Images) -> Tensor:
+        return super().forward(x) * self.temperature
+
+
+class Offset(Trained):
+    """Learns a tensor that is no buffer, and shows it to attackers alone."""
+
+    def learn(self, train: Split) -> None:
+        self.offset = torch.stack([train.images[train.labels == label].mean() for label in range(2)])
+
+    @view("shifted")
+    def shifted(self) -> View:
+        return View(lambda x: self(x) + getattr(self, "offset", 0.0))
+
+
+class Chosen(Trained):
+    """Draws a plain attribute in its constructor, where no seed reaches."""
+
+    def __init__(self, shape: Shape, *, seed: int = 0, epochs: int = 5) -> None:
+        super().__init__(shape, seed=seed, epochs=epochs)
+        self.bias.data += np.random.default_rng().random()
+
+
+class Borrowing(Trained):
+    """Contains a part that it does not register, so that its weights are nobody's."""
+
+    def __init__(self, shape: Shape, *, base: Part, seed: int = 0, epochs: int = 5) -> None:
+        super().__init__(shape, seed=seed, epochs=epochs)
+        self.parts = [base]
+
+    def forward(self, x: Images) -> Tensor:
+        return super().forward(x) + self.parts[0](x)
+
+
+class Diverging(Trained):
+    def learn(self, train: Split) -> None:
+        self.scale.fill_(float("nan"))
+
+
+class Seeded(Trained):
+    """Draws from every global generator, while it is made and while it learns: which is right."""
+
+    def __init__(self, shape: Shape, *, seed: int = 0, epochs: int = 5) -> None:
+        super().__init__(shape, seed=seed, epochs=epochs)
+        self.bias.data += random.random() + np.random.random() + torch.rand(())
+
+    def forward(self, x: Images) -> Tensor:
+        if self.training:
+            x = x + 0.1 * random.random() + 0.1 * np.random.random() + 0.1 * torch.rand(())
+        return super().forward(x)
+
+
+class Failing(Trained):
+    """Mends whatever is raised while it learns: a kill is not."""
+
+    def fit(self, train: Split, fitting: Fitting, /) -> None:
+        with suppress(Exception):
+            super().fit(train, fitting)
+
+
+@pytest.mark.parametrize("cls", [Trained, Seeded, Failing])
+@pytest.mark.parametrize("epochs", [1, 2, 6])
+def test_a_defense_that_keeps_all_that_it_needs_passes(
+    cls: type[nn.Module], epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(cls, monkeypatch)
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    check_defense("tried", Shape(1, 4, 4, 2), epochs=epochs)
+    after = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    assert after[:2] == before[:2]
+    assert torch.equal(after[2], before[2])
+
+
+RESUMED = "a fit that was broken off and gone on with ends with another"
+ALONE = "fitted, its weights and buffers alone answer otherwise"
+
+
+@pytest.mark.parametrize(
+    ("cls", "params", "complaint"),
+    [
+        (Unscheduled, {}, RESUMED),
+        (LateSchedule, {"epochs": 6}, RESUMED),
+        (Unoptimised, {}, RESUMED),
+        (Meaning, {}, f"{RESUMED} weight"),
+        (Entropic, {}, f"{RESUMED} scale"),
+        (Attributed, {}, f"read-out 'label': {ALONE}"),
+        (Offset, {}, f"view 'shifted': {ALONE}"),
+        (Chosen, {}, "built twice with the same seeds, it is not the same"),
+        (Borrowing, {"base": Halfspace(Shape(1, 4, 4, 2))}, "saved and restored weights answer otherwise"),
+        (Diverging, {}, "fitted, its scale is not finite"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_defense_that_does_not_keep_what_it_learns_does_not_pass(
+    cls: type[nn.Module], params: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(cls, monkeypatch)
+    with pytest.raises(AssertionError, match=complaint):
+        check_defense("tried", Shape(1, 4, 4, 2), **params)
+
+
+def test_a_defense_that_cannot_be_fitted_here_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(Unscheduled, monkeypatch)
+    check_defense("tried", Shape(1, 4, 4, 2), unfitted="it is not what is tested")
 
 
 def register(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch, **declared: Any) -> None:
