@@ -40,9 +40,9 @@ from bench.protocols import (
     Threat,
     View,
 )
-from bench.referee import Meter, answers_only, blindfold, watch
+from bench.referee import Meter, answers_only, blindfold, reseed, watch
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, arguments, discover, view
-from bench.training import Trainer, reseed
+from bench.training import Trainer
 
 ROUNDING = 1e-6
 """How far, per value, an image may lie beyond the box or the budget."""
