@@ -22,7 +22,7 @@ from bench.registry import AttackEntry, DefenseEntry, Entry
 from bench.spec import ANSWERS, Filled, Planned, Suite, ViewUse, expanded, inner, named_files
 from bench.store import SCHEME as STORE_SCHEME
 
-SCHEME = 2
+SCHEME = 1
 """Number of the key scheme; part of every key."""
 
 Target: TypeAlias = int | Literal["random"] | None

@@ -176,11 +176,11 @@ def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
 
 
 def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path: Path) -> None:
-    defenses = {"linear": {"use": "toy/linear", "threshold": 0.8}}
+    defenses = {"linear": {"use": "toy/linear", "threshold": 0.5}}
     attacks = {"pgd": {"use": "pgd", "steps": 20, "loss": "margin"}}
     task = {
         **TASK,
-        "threat": {"norm": "linf", "radius": 0.08},
+        "threat": {"norm": "linf", "radius": 0.05},
         "readouts": ["reject"],
         "views": ["reject", "logits"],
     }
