@@ -261,6 +261,10 @@ def report(
     cost: Annotated[
         bool, typer.Option("--cost", help="What the attacks took, in passes and time, in place of tables.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End with 4 where a number is missing, damaged or stale."),
+    ] = False,
 ) -> None:
     """Print tables from what is stored; plans nothing and computes nothing."""
     from bench import render, tables
@@ -286,17 +290,20 @@ def report(
     if form == "text" and out is None:
         for grid in grids:
             _print(console, grid)
-        return
-    if form == "svg" or form == "png":
+    elif form == "svg" or form == "png":
         if out is None or len(grids) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.figure(grids[0], out)
+    elif out is None:
+        sys.stdout.write(render.joined(grids, form))
     else:
-        text = render.joined(grids, form)
-        if out is None:
-            sys.stdout.write(text)
-        else:
-            _write_out(out, text)
+        _write_out(out, render.joined(grids, form))
+    needed = {job for key in _keys(manifest, table) for job in tables.jobs(manifest, key)}
+    missing = sum(outcomes(job) is None for job in needed)
+    if strict and (missing or notes):
+        said = f"strict: {missing} of {_count(len(needed), 'result')} missing, {_count(len(notes), 'note')}"
+        _say(_console(stderr=True), said, "red")
+        raise typer.Exit(4)
 
 
 @app.command("list")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import parent_process
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -219,7 +220,7 @@ def _put_functions_back(before: Iterable[_Owner]) -> Iterator[str]:
         if isinstance(each.owner, type):
             # What a class has from its bases is hidden by a name of its own.
             for name in now.keys() - had.keys():
-                hides = any(name in vars(base) for base in each.owner.__mro__[1:])
+                hides = any(_runs(vars(base).get(name)) for base in each.owner.__mro__[1:])
                 if hides and not _torchs_own(now[name]):
                     delattr(each.owner, name)
                     yield f"{each.title}.{name}"
@@ -340,13 +341,29 @@ def end(processes: Iterable[psutil.Process]) -> list[str]:
     return sorted(names)
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of what its children leave behind, so that it can be ended (Linux)."""
+def adopt_orphans(wanted: bool) -> None:
+    """Make this process the parent of what its children leave behind, so that it can be ended (Linux); or not.
+
+    Whoever adopts must end them: one that is not waited for stays in the list of processes.
+    """
     import ctypes
 
     subreaper = 36
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(subreaper, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(subreaper, int(wanted), 0, 0, 0)
+
+
+@contextmanager
+def orphans_adopted() -> Iterator[None]:
+    """Adopt orphans in the block; a worker, which ends them when it ends, does so always."""
+    if parent_process() is not None:
+        yield
+        return
+    adopt_orphans(True)
+    try:
+        yield
+    finally:
+        adopt_orphans(False)
 
 
 # --- a job -------------------------------------------------------------------------------------------
@@ -425,6 +442,7 @@ def isolated() -> Iterator[Ground]:
     ground = Ground()
     with ExitStack() as stack:
         stack.callback(ground.streams.close)
+        stack.enter_context(orphans_adopted())
         stack.enter_context(_random_states())
         stack.enter_context(warnings.catch_warnings())
         sent = stack.enter_context(_interrupts())

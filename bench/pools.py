@@ -61,7 +61,6 @@ class Inline:
         self.devices = devices[:1]
         self._desk = replace(desk, device=devices[0])
         self._listener = listener
-        isolation.adopt_orphans()
         prepare(self._desk)
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
@@ -107,7 +106,7 @@ class Process:
         self._at_work: list[frozenset[str] | None] = [None] * len(devices)
         self._ears: dict[Connection, int] = {}
         self._others = isolation.children()
-        isolation.adopt_orphans()
+        isolation.adopt_orphans(True)
         self._changed, self._wake = self._context.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -151,6 +150,7 @@ class Process:
             held.clear()
         # What they started and left behind is ours by now.
         isolation.end(isolation.children() - self._others)
+        isolation.adopt_orphans(False)
         self._wake.send(None)
 
     def _start(self, slot: int) -> ProcessPoolExecutor:
@@ -215,7 +215,7 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     global _DESK, _MOUTH
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    isolation.adopt_orphans()
+    isolation.adopt_orphans(True)
     prepare(desk)
     discover()
     now = sources.digests(desk.sources)

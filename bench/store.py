@@ -26,6 +26,9 @@ SCHEME = 1
 ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
 """The one file that a job of each kind leaves."""
 
+NEEDED = {"train": ("answers", "as_built"), "craft": (), "evaluate": ()}
+"""What a receipt must hold beside its files, so that the result can be used."""
+
 ABSENT = "absent"
 """What is wrong with a result that nothing is there of."""
 
@@ -101,6 +104,8 @@ class Store:
         if not receipt:
             there = os.path.isfile(place / "receipt.json")
             return f"its receipt is {'cut short or altered' if there else 'missing'}"
+        if lacking := [name for name in NEEDED[kind] if name not in receipt]:
+            return f"its receipt has no {lacking[0]!r}: it is of an older version"
         for name, digest in receipt["files"].items():
             path = place / name
             if not os.path.isfile(path):

@@ -308,8 +308,8 @@ def train(
     if (other := probes.difference(answers, _answers(job, again, desk), alike=False)) is not None:
         raise OtherNetworkError(
             f"defense {job.defense.name}: built a second time, with the weights of the first, it is another "
-            f"network: {other}. Whatever it learns or draws must be a parameter or a buffer of it, and "
-            "whatever it reads must be named in the suite"
+            f"network: {other}. It remembers what it was asked, or what it learns or draws is no "
+            "parameter or buffer of it, or it reads what the suite does not name"
         )
     facts = {
         "examples": len(split),

@@ -123,7 +123,7 @@ def test_what_was_learned_in_an_attribute_alone_has_no_number(tmp_path: Path) ->
     ran = Ran(suite(tmp_path, defenses, {"clean": {"use": "none"}}, [TASK]))
     (failed,) = ran.failed
     assert isinstance(failed.error, OtherNetworkError)
-    assert "parameter or a buffer" in str(failed.error)
+    assert "no parameter or buffer" in str(failed.error)
 
 
 # --- something beside the suite changes between two runs ----------------------------------------------

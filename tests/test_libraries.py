@@ -1078,7 +1078,7 @@ def refused(answer: Answer, *words: str) -> None:
         ({"use": "torchattacks/PGD", "eps": 0.1}, ["suite.yaml", "eps"]),
         ({"use": "torchattacks/PGD", "steps": "many"}, ["suite.yaml", "steps", "'many'"]),
         ({"use": "torchattacks/PGD", "steps": 0}, ["suite.yaml", "steps must be 1 or more, not 0"]),
-        ({"use": "torchattacks/PGD", "alpha": math.nan}, ["suite.yaml", "alpha must be", "not nan"]),
+        ({"use": "torchattacks/PGD", "alpha": math.nan}, ["suite.yaml", "alpha", "found .nan"]),
         ({"use": "torchattacks/EADL1", "kappa": -1}, ["suite.yaml", "kappa must be a number of 0 or more"]),
         (
             {"use": "foolbox/EADAttack", "confidence": -1},
