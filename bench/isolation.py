@@ -403,8 +403,12 @@ class Ground:
         grave += _put_functions_back(self.functions)
         grave += _put_hooks_back(self.hooks)
         grave += self.streams.put_back()
-        if left := end(children() - self.children):
-            grave.append(f"processes left running ({', '.join(left)})")
+        names: list[str] = []
+        # Until none is left: one may have started another before it was killed.
+        while left := children() - self.children:
+            names += end(left)
+        if names:
+            grave.append(f"processes left running ({', '.join(names)})")
         if mild:
             self.notes.append(f"changed what the whole process shares, which was put back: {'; '.join(mild)}")
         if grave:
