@@ -342,7 +342,7 @@ def end(processes: Iterable[psutil.Process]) -> list[str]:
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Make this process the parent of what its children leave behind, so that it can be ended (Linux); or not.
+    """Make this process the parent of what its children leave behind, so that it can end it (Linux); or not.
 
     Whoever adopts must end them: one that is not waited for stays in the list of processes.
     """
