@@ -135,7 +135,7 @@ class _Work:
 
         if any(isinstance(job, Train) and job.foreign for job in self.plan.graph(self.wanted)):
             with self._pool() as pool:
-                others = execute.ask_again(self.plan, self.store, pool, self.wanted)
+                others = execute.ask_again(self.plan, self.store, pool, self.wanted, self.limit)
             for reason, count in others.items():
                 _say(self.console, f"again: {_count(count, 'stored result')}: {reason}")
         for again in (False, True):

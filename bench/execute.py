@@ -290,7 +290,9 @@ class _Deadlines:
         return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
 
 
-def ask_again(plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None) -> dict[str, int]:
+def ask_again(
+    plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None, limit: float | None = None
+) -> dict[str, int]:
     """Discard the results of networks that are others by now; return why, and how many each time.
 
     Asked are those that run other people's code. What such code reads or imports beside the suite's folder
@@ -298,19 +300,31 @@ def ask_again(plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = No
     """
     graph = plan.graph(wanted)
     others: dict[Train, str] = {}
-    for job in graph:
-        if isinstance(job, Train) and job.foreign and store.damage("train", job.key) is None:
-            said = pool.submit(0, Recheck(job)).result()
-            if said["different"] is not None:
-                others[job] = said["different"]
+    for job in [each for each in graph if isinstance(each, Train)]:
+        theirs = job.foreign and store.damage("train", job.key) is None
+        if theirs and (reason := _different(job, pool, limit)) is not None:
+            others[job] = reason
     found: dict[str, int] = {}
-    for job in graph:
-        reason = next((others[each] for each in trainings(job) if each in others), None)
-        if reason is not None and store.folder(job.kind, job.key).exists():
+    for made in graph:
+        reason = next((others[each] for each in trainings(made) if each in others), None)
+        if reason is not None and store.folder(made.kind, made.key).exists():
             # At once: it must not stand in a table, even if it cannot be made again.
-            store.discard(job.kind, job.key)
+            store.discard(made.kind, made.key)
             found[reason] = found.get(reason, 0) + 1
     return found
+
+
+def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
+    """Return how a stored network is another one by now, None where it is the same."""
+    future = pool.submit(0, Recheck(job))
+    try:
+        said = future.result(None if limit is None else limit + GRACE)["different"]
+    except (TimeoutError, BrokenProcessPool) as error:
+        pool.kill(0)
+        pool.restart(0)
+        how = "does not end" if isinstance(error, TimeoutError) else "ends its process"
+        return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"
+    return None if said is None else str(said)
 
 
 def _note(store: Store, job: Job, error: BaseException) -> None:

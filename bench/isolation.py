@@ -447,7 +447,9 @@ def isolated() -> Iterator[Ground]:
     with ExitStack() as stack:
         stack.callback(ground.streams.close)
         stack.enter_context(orphans_adopted())
-        stack.enter_context(_random_states())
+        # Of GPUs that are in use alone: asking for a state would start the others.
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(random_states(devices))
         stack.enter_context(warnings.catch_warnings())
         sent = stack.enter_context(_interrupts())
         stack.enter_context(_no_exit())
@@ -473,10 +475,9 @@ def _quietly(ground: Ground) -> None:
 
 
 @contextmanager
-def _random_states() -> Iterator[None]:
+def random_states(devices: Iterable[int]) -> Iterator[None]:
+    """Put the global random states (torch's, of these GPUs too, numpy's, Python's) back after the block."""
     states = np.random.get_state(), random.getstate()
-    # As many devices as are in use: asking for a state would start the others.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
         try:
             yield

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bench.errors import InputError
+from bench.isolation import random_states
 from bench.protocols import (
     Crafted,
     Features,
@@ -267,15 +268,9 @@ def _nothing(x: Images, reason: str) -> Judged:
 @contextmanager
 def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
     """Fork the global random states (torch's, numpy's, Python's) under `seed`, and put them back."""
-    states = np.random.get_state(), random.getstate()
-    cuda = sorted({each.index or 0 for each in devices if each.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
+    with random_states(sorted({each.index or 0 for each in devices if each.type == "cuda"})):
         reseed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
+        yield
 
 
 def reseed(seed: int) -> None:

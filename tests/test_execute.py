@@ -1,0 +1,279 @@
+"""When jobs run and where, what ends a run, and what its exit status says."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench import execute, plan, progress, spec, store
+from bench.costs import Costs
+from bench.errors import InputError
+from bench.execute import Done, State, _Queue
+from bench.plan import Craft, Evaluate, Job, Train
+from bench.progress import Display
+from suites import TASK, Ran, suite
+
+LINEAR = {"linear": {"use": "toy/linear"}}
+CLEAN = {"clean": {"use": "none"}}
+PGD = {"pgd": {"use": "pgd", "steps": 3}}
+TABLE = {
+    "title": "T",
+    "rows": ["defense"],
+    "columns": {"Clean": {"attack": "clean"}, "PGD": {"attack": "pgd"}},
+}
+BENCH = [sys.executable, "-m", "bench.cli"]
+
+
+def simple(folder: Path) -> Path:
+    """Write a suite of a network of the user's own, with a table."""
+    (folder / "own.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    defenses = {"net": {"use": "module", "build": "own:build"}}
+    return suite(folder, defenses, {**CLEAN, **PGD}, [TASK], tables={"t": TABLE})
+
+
+def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BENCH, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["full", "quota", "safetensors"],
+)
+def test_a_full_disk_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    kept: list[str] = []
+    keep = store.Store.keep
+
+    def full(self: Any, kind: str, key: str, *rest: Any) -> None:
+        if len(kept) == 2:
+            raise error
+        kept.append(key)
+        keep(self, kind, key, *rest)
+
+    monkeypatch.setattr(store.Store, "keep", full)
+    path = suite(tmp_path, LINEAR, {**CLEAN, **PGD}, [{**TASK, "seeds": [0, 1, 2]}])
+    ran = Ran(path)
+    assert len(ran.failed) == 1
+    assert len(ran.done) == 3
+    monkeypatch.undo()
+    assert not Ran(path).failed
+
+
+class Slots:
+    """Slots, of which some hold a process for some jobs."""
+
+    def __init__(self, warm: dict[int, str]) -> None:
+        self.devices = ("cpu", "cpu")
+        self._warm = warm
+
+    def warm(self, slot: int, job: Any) -> bool:
+        return self._warm.get(slot) == job.home
+
+
+class Small:
+    def __init__(self, key: str, home: str) -> None:
+        self.key, self.home = key, home
+
+
+def queue(ways: dict[str, float], homes: dict[str, str], warm: dict[int, str]) -> Any:
+    jobs = {name: Small(name, homes[name]) for name in ways}
+    found: Any = _Queue({jobs[name]: way for name, way in ways.items()}, Slots(warm))  # type: ignore[arg-type, misc]
+    for job in jobs.values():
+        found.push(job)
+    return found
+
+
+def test_the_longest_way_goes_first_and_a_process_that_is_there_among_equals() -> None:
+    homes = {"a": "x", "b": "y", "c": "y"}
+    long_first = queue({"a": 500.0, "b": 5.0, "c": 4.0}, homes, {1: "y"})
+    (first, slot), (second, other) = long_first.pop(), long_first.pop()
+    assert (first.key, slot) == ("a", 0)
+    assert (second.key, other) == ("b", 1)
+    assert long_first.pop() is None
+    about_equal = queue({"a": 12.0, "b": 5.0, "c": 4.0}, homes, {1: "y"})
+    job, slot = about_equal.pop()
+    assert (job.key, slot) == ("b", 1)
+    about_equal.free.append(slot)
+    job, slot = about_equal.pop()
+    assert (job.key, slot) == ("c", 1)
+
+
+def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    assert not Ran(path).failed
+    made = plan.make(spec.load(path))
+    results = store.Store(tmp_path / "results")
+    calls: list[str] = []
+
+    class Dies:
+        devices = ("cpu",)
+
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            future: Future[dict[str, Any]] = Future()
+            future.set_exception(BrokenProcessPool("gone"))
+            return future
+
+        def kill(self, slot: int) -> None:
+            calls.append("kill")
+
+        def restart(self, slot: int) -> None:
+            calls.append("restart")
+
+    pool: Any = Dies()
+    found = execute.ask_again(made, results, pool)
+    assert calls == ["kill", "restart"]
+    ((reason, count),) = found.items()
+    assert "ends its process" in reason
+    assert count == len([job for job in made.graph() if isinstance(job, Train | Evaluate)]) + 3
+    assert not [
+        job for job in made.graph() if isinstance(job, Evaluate) and results.receipt("evaluate", job.key)
+    ]
+
+
+# --- what a run says ---------------------------------------------------------------------------------
+
+
+def display(folder: Path) -> tuple[Display, Ran, io.StringIO]:
+    ran = Ran(suite(folder, LINEAR, CLEAN, [TASK]))
+    out = io.StringIO()
+    shown = Display(Console(file=out, width=200), State(todo=dict(ran.plan.graph())), Costs(), ("cpu",), {})
+    return shown, ran, out
+
+
+def test_a_quiet_log_says_now_and_then_what_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "HEARTBEAT", 0.5)
+    shown, ran, out = display(tmp_path)
+    (job,) = [each for each in ran.plan.graph() if isinstance(each, Craft)][:1]
+    with shown:
+        shown.started(job, 0)
+        time.sleep(3.5)
+    lines = out.getvalue().splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("at work: ") and "none" in line for line in lines)
+    time.sleep(1.5)
+    assert out.getvalue().splitlines() == lines
+
+
+def test_one_reason_is_said_once_and_a_note_with_its_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, ran, out = display(tmp_path)
+    jobs: list[Job] = list(ran.plan.graph())
+    with shown:
+        shown.started(jobs[0], 0)
+        shown.said(0, {"note": "weights converted"})
+        for job in jobs[:2]:
+            shown.ended(Done(job, None, ValueError("the same\nin detail")))
+        for job in jobs[:2]:
+            shown.ended(Done(job, None, InputError("images are damaged")))
+    said = out.getvalue()
+    assert said.count("the same") == 1
+    assert "in detail" not in said
+    assert "weights converted" in said
+    assert capsys.readouterr().err.count("images are damaged") == 1
+
+
+# --- exit statuses -----------------------------------------------------------------------------------
+
+
+def test_a_report_is_strict_where_it_is_asked_to_be(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    assert bench(tmp_path, "run", path.name, "--executor", "inline").returncode == 0
+    strict = ("report", path.name, "--strict")
+    assert bench(tmp_path, *strict).returncode == 0
+    (first, *_) = sorted((tmp_path / "results" / "suite" / "evaluate").iterdir())
+    whole = (first / "outcomes.parquet").read_bytes()
+    for harm in ("damaged", "missing", "stale"):
+        if harm == "damaged":
+            (first / "outcomes.parquet").write_bytes(whole[:-10])
+        elif harm == "missing":
+            (first / "outcomes.parquet").unlink()
+        else:
+            (first / "outcomes.parquet").write_bytes(whole)
+            (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text() + "\nX = 1\n")
+        found = bench(tmp_path, *strict)
+        assert found.returncode == 4, harm
+        assert "strict:" in found.stderr
+        assert bench(tmp_path, "report", path.name).returncode == 0
+    assert bench(tmp_path, "run", path.name, "--executor", "inline").returncode == 0
+    assert bench(tmp_path, *strict).returncode == 0
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_sigterm_is_a_stop_that_can_be_gone_on_from(tmp_path: Path, executor: str) -> None:
+    defenses = {"linear": {"use": "standard", "net": "b2", "width": 0.25, "epochs": 30, "batch": 8}}
+    path = suite(tmp_path, defenses, CLEAN, [{**TASK, "seeds": [0, 1]}])
+    process = subprocess.Popen(
+        [*BENCH, "run", path.name, "--executor", executor],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 100
+    while not list(tmp_path.glob("results/suite/partial/*/*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out
+    assert "stopped" in out
+    assert "Traceback" not in out
+
+
+def until_head(words: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command whose reader goes away after one line."""
+    process = subprocess.Popen(
+        [*BENCH, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    return process.wait(timeout=100), error
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "csv", "json"])
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path, form: str) -> None:
+    path = simple(tmp_path)
+    assert bench(tmp_path, "run", path.name, "--executor", "inline").returncode == 0
+    code, error = until_head(["report", path.name, "--format", form], tmp_path)
+    assert code == 0
+    assert "Traceback" not in error
+    assert "BrokenPipe" not in error
+
+
+def test_a_run_that_nobody_listens_to_ends_with_its_own_status(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    (tmp_path / "own.py").write_text("def build():\n    raise ValueError('no')\n")
+    code, _ = until_head(["run", path.name, "--executor", "inline"], tmp_path)
+    assert code == 4
