@@ -155,7 +155,9 @@ class _Work:
 
         _learn(self.costs, self.plan, self.store)
         cells = {cell.job.key: _cell_name(cell.coordinates) for cell in self.plan.cells}
-        with Display(self.console, state, self.costs, self.devices, cells) as display, self._pool() as pool:
+        trains = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in self.plan.cells}
+        shown = Display(self.console, state, self.costs, self.devices, cells, trains)
+        with shown as display, self._pool() as pool:
             self._display = display
             for done in execute.run(state, self.store, pool, self.costs, display.started, self.limit):
                 display.ended(done)
@@ -354,6 +356,27 @@ def main() -> None:
         what = persons(error) or f"{error.filename or 'a file'}: {error.strerror or error}"
         _say(_console(stderr=True), f"error: {what}", "red")
         sys.exit(2)
+
+
+def entry() -> None:
+    """Be the program `bench`: what users' code left running or registered decides neither end nor status."""
+    if sys.argv[1:2] == ["run"] and "PYTHONHASHSEED" not in os.environ:
+        # The order of sets must not differ from process to process; it is set before Python starts.
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    leave = os._exit
+    try:
+        main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if any(word.endswith("inline") for word in sys.argv):
+        # What ran here may have registered more to be done at the end, or threads that never end.
+        leave(status)
+    sys.exit(status)
 
 
 def _report_cost(
@@ -611,4 +634,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    entry()

@@ -8,8 +8,11 @@ modes and hooks, the standard streams, and processes that were started and not e
 
 import builtins
 import contextlib
+import hashlib
+import json
 import math
 import os
+import pickle
 import random
 import signal
 import sys
@@ -26,8 +29,11 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+import torch.utils.checkpoint
 from torch.nn.modules import module as torch_module
 
 from bench.errors import DisturbedError
@@ -59,8 +65,19 @@ def _deterministic(value: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
 
 
-def _environment(value: Mapping[str, str]) -> None:
-    os.environ.clear()
+_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "KMP_")
+"""What begins so is noted in the environment by OpenMP, and by torch's compiler at the first optimiser."""
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: each for name, each in os.environ.items() if not name.startswith(("TORCHINDUCTOR_", "TRITON_"))
+    }
+
+
+def _set_environment(value: Mapping[str, str]) -> None:
+    for name in _environment().keys() - value.keys():
+        del os.environ[name]
     os.environ.update(value)
 
 
@@ -77,7 +94,7 @@ def _flushes() -> bool:
 
 _SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGPIPE")
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
     if hasattr(signal, name)
 )
 
@@ -144,7 +161,7 @@ SETTINGS = (
     Setting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled, lenient="building"),
     Setting("numpy's error handling", np.geterr, lambda value: np.seterr(**value), lenient="building"),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, lenient="always"),
-    Setting("the environment", lambda: dict(os.environ), _environment, lenient="always"),
+    Setting("the environment", _environment, _set_environment, lenient="always"),
     Setting("the file mode mask", _umask, os.umask, lenient="always"),
     Setting("the working directory", os.getcwd, os.chdir),
     Setting("signal handlers", _handlers, _handle, lenient="always"),
@@ -170,18 +187,10 @@ def _owners() -> Iterator[tuple[str, Any]]:
     """Yield the modules and classes whose functions decide numbers, with what messages call them."""
     for owner in (torch, torch.nn.functional, torch.linalg, torch.special, torch.fft, torch.autograd):
         yield owner.__name__, owner
-    for other in (
-        torch.nn.init,
-        torch.nn.utils,
-        torch.random,
-        np,
-        np.random,
-        np.linalg,
-        random,
-        math,
-        builtins,
-    ):
+    for other in (torch.nn.init, torch.nn.utils, torch.random, torch.utils.checkpoint):
         yield other.__name__, other
+    for plain in (np, np.random, np.linalg, random, math, builtins, hashlib, json, pickle, pa, pq):
+        yield plain.__name__, plain
     yield "safetensors.torch", safetensors.torch
     yield "torch.Tensor", torch.Tensor
     for name, module in (("torch.nn", torch.nn), ("torch.optim", torch.optim)):
@@ -270,6 +279,65 @@ def _put_modes_back(before: tuple[int, int]) -> Iterator[str]:
             pop()
         if now > depth:
             yield f"a mode of torch ({name})"
+
+
+# --- what torch computes, and what was imported ------------------------------------------------------
+
+
+def _computed() -> dict[str, list[float]]:
+    """Return what a few functions of torch make of a few numbers: kernels may be replaced below them."""
+    x = torch.tensor([[-1.5, 0.25, 2.0], [0.5, -0.75, 1.0]])
+    weight = torch.tensor([[0.5, -1.0, 0.25], [2.0, 0.125, -0.5]])
+    image = torch.cat([x, weight])[None, None]
+    found = {
+        "sign": x.sign(),
+        "abs": x.abs(),
+        "relu": x.relu(),
+        "clamp": x.clamp(0, 1),
+        "linear": torch.nn.functional.linear(x, weight),
+        "matmul": x @ weight.T,
+        "conv2d": torch.nn.functional.conv2d(image, weight[None, None]),
+        "softmax": x.softmax(1),
+        "logsumexp": x.logsumexp(1),
+        "argmax": x.argmax(1),
+        "where": torch.where(x > 0, x, weight),
+        "sum": x.sum(1),
+        "maximum": torch.maximum(x, weight),
+    }
+    return {name: values.flatten().tolist() for name, values in found.items()}
+
+
+@lru_cache(maxsize=1)
+def _at_first() -> dict[str, list[float]]:
+    """Return what they made of them when the process began its first job."""
+    return _computed()
+
+
+def _otherwise() -> list[str]:
+    """Return the functions of torch that compute otherwise than they did."""
+    return [
+        f"what torch.{name} computes" for name, values in _computed().items() if values != _at_first()[name]
+    ]
+
+
+def _put_modules_back(before: Mapping[str, ModuleType]) -> Iterator[str]:
+    """Undo what replaced a module, and forget what was imported of the user's own: jobs begin anew."""
+    for name, module in before.items():
+        if sys.modules.get(name) is not module:
+            sys.modules[name] = module
+            yield f"the module {name}"
+    for name in sys.modules.keys() - before.keys():
+        if not installed(sys.modules[name]):
+            del sys.modules[name]
+
+
+def installed(module: object) -> bool:
+    """Return whether a module came with Python or with a package, is compiled, or is one of ours."""
+    file = getattr(module, "__file__", None)
+    ours = getattr(module, "__name__", "").partition(".")[0] in _PACKAGES
+    if ours or file is None or not file.endswith(".py"):
+        return True
+    return any(Path(file).is_relative_to(each) for each in (sys.prefix, sys.base_prefix))
 
 
 # --- streams and processes ---------------------------------------------------------------------------
@@ -379,6 +447,8 @@ class Ground:
         self.depths = _depths()
         self.streams = _Streams()
         self.children = children()
+        self.modules = dict(sys.modules)
+        self.path = list(sys.path)
         self.notes: list[str] = []
 
     def put_back(self, *, building: bool = False) -> None:
@@ -403,6 +473,11 @@ class Ground:
         grave += _put_functions_back(self.functions)
         grave += _put_hooks_back(self.hooks)
         grave += self.streams.put_back()
+        if not building:
+            grave += _put_modules_back(self.modules)
+            # Lawful: a vendored repository is found so. The next job's code is looked for anew.
+            sys.path[:] = self.path
+        grave += _otherwise()
         names: list[str] = []
         # Until none is left: one may have started another before it was killed.
         while left := children() - self.children:
@@ -443,6 +518,11 @@ def isolated() -> Iterator[Ground]:
     What would end the process (`sys.exit`, `os._exit`, a KeyboardInterrupt that nobody sent) is an error of
     the job. Random states are put back too, and are no change: drawing is lawful.
     """
+    _at_first()
+    if spoilt := _otherwise():
+        raise DisturbedError(
+            f"an earlier job changed {', '.join(spoilt)} in this process; start the run again"
+        )
     ground = Ground()
     with ExitStack() as stack:
         stack.callback(ground.streams.close)

@@ -1,5 +1,6 @@
 """What a plan leaves for reports: the manifest of a suite, and the outcomes that its cells name."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -69,13 +70,22 @@ def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
         found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
     folder = suite.resolve().parent
     sources.importable(folder)
-    now = sources.digests(manifest["sources"])
+    now = _digests(manifest["sources"])
     changed = [name for name, digest in manifest["sources"].items() if now.get(name) != digest]
     for name, digest in manifest["files"].items():
         path = folder / Path(name).expanduser()
         if not path.is_file() or sources.file_digest(path) != digest:
             changed.append(name)
     return found + ([aged(changed, suite)] if changed else [])
+
+
+def _digests(modules: Iterable[str]) -> dict[str, str]:
+    """Return the digest of each module's code; one that is no Python any more has none, and is another."""
+    found: dict[str, str] = {}
+    for name in modules:
+        with contextlib.suppress(InputError):
+            found |= sources.digests([name])
+    return found
 
 
 def aged(names: Iterable[str], suite: Path) -> str:
@@ -109,6 +119,6 @@ class Outcomes:
                 self.damaged[key] = reason
             return None
         made_by = (self._store.receipt("evaluate", key) or {}).get("sources", {})
-        self._now |= sources.digests(set(made_by) - set(self._now))
+        self._now |= _digests(set(made_by) - set(self._now))
         self.changed |= {name for name, digest in made_by.items() if self._now.get(name) != digest}
         return rows

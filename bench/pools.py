@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -120,7 +120,8 @@ class Process:
             # The last used comes last.
             self._held[slot][home] = executor
             try:
-                return executor.submit(_work, job)
+                with _deaf_children():
+                    return executor.submit(_work, job)
             except BrokenProcessPool:
                 # A process that died while idle: the standard library's pool is gone for good.
                 del self._held[slot][home]
@@ -190,6 +191,16 @@ def _home(job: Job | Recheck) -> frozenset[str]:
     return foreign(job.train if isinstance(job, Recheck) else job)
 
 
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Keep Ctrl-C from processes that start in the block: until they can leave it to us."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _kill(executor: ProcessPoolExecutor) -> None:
     """Kill an executor's process, and what it started."""
     for process in list((executor._processes or {}).values()):
@@ -214,6 +225,7 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     """Set up a worker: it dies with its parent, and leaves Ctrl-C to it."""
     global _DESK, _MOUTH
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     isolation.adopt_orphans(True)
     prepare(desk)

@@ -28,28 +28,38 @@ QUIET = 15
 """Seconds without a line after which a shard of an attack is worth one."""
 
 
-def title(job: Job) -> str:
-    """Return a job in a few words."""
+def title(job: Job, names: Mapping[str, str]) -> str:
+    """Return a job in a few words; `names` are those of defenses in the suite, by the keys of trainings."""
+
+    def called(train: Train) -> str:
+        return names.get(train.key, train.defense.name)
+
     match job:
         case Train():
-            return f"train {job.defense.name}, seed {job.seed}"
+            return f"train {called(job)}, seed {job.seed}"
         case Craft():
             attempt = job.attempt
-            through = f" on {attempt.source.train.defense.name}" if attempt.source else ""
+            through = f" on {called(attempt.source.train)}" if attempt.source else ""
             view = f"/{attempt.view.use}" if attempt.view else ""
             return f"{attempt.attack.name}{through}{view} [{job.start}:{job.stop}]"
         case Evaluate():
-            return f"ask {job.victim.train.defense.name}/{job.readout}"
+            return f"ask {called(job.victim.train)}/{job.readout}"
 
 
 class Display:
     """A live picture of a run; a context manager."""
 
     def __init__(
-        self, console: Console, state: State, costs: Costs, devices: tuple[str, ...], cells: Mapping[str, str]
+        self,
+        console: Console,
+        state: State,
+        costs: Costs,
+        devices: tuple[str, ...],
+        cells: Mapping[str, str],
+        names: Mapping[str, str],
     ) -> None:
         self._console, self._state, self._costs, self._devices = console, state, costs, devices
-        self._cells = cells
+        self._cells, self._names = cells, names
         self._lock = threading.Lock()
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
         self._ended: set[Job] = set()
@@ -69,7 +79,7 @@ class Display:
         self._bar = self._progress.add_task("", total=len(state.todo), left="")
         self._live = (
             Live(console=console, get_renderable=self._picture, refresh_per_second=4, transient=True)
-            if console.is_terminal
+            if console.is_terminal and not console.is_dumb_terminal
             else None
         )
 
@@ -90,13 +100,13 @@ class Display:
         with self._lock:
             self._now[slot] = job, time.monotonic(), {}
         if not self._live and isinstance(job, Train):
-            self._line(f"{self._devices[slot]}: {title(job)}")
+            self._line(f"{self._devices[slot]}: {self._title(job)}")
 
     def said(self, slot: int, facts: Mapping[str, Any]) -> None:
         """Note how far a slot's job says it is, or what should be known of it."""
         if "note" in facts:
             with self._lock:
-                of = title(self._now[slot][0]) if slot in self._now else self._devices[slot]
+                of = self._title(self._now[slot][0]) if slot in self._now else self._devices[slot]
             self._once(f"note: {of}: {facts['note']}")
             return
         with self._lock:
@@ -106,7 +116,7 @@ class Display:
             self._now[slot] = job, begun, facts
         done, of = facts.get("done", 0), facts.get("of", 0)
         if not self._live and of and (done == of or done % max(of // 5, 1) == 0):
-            self._line(f"{title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
+            self._line(f"{self._title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
 
     def ended(self, done: Done) -> None:
         """Note that a job ended."""
@@ -123,14 +133,17 @@ class Display:
             mendable = persons(done.error)
             text = mendable or f"{type(done.error).__name__}: {first}"
             head = "failed" if mendable is None else "error"
-            self._once(text, f"{head}: {title(done.job)}: {text}", error=mendable is not None)
+            self._once(text, f"{head}: {self._title(done.job)}: {text}", error=mendable is not None)
         elif not self._live and (
             isinstance(done.job, Evaluate)
             # A shard of an attack is no news in itself, but an hour without a line is a worry.
             or (isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET)
         ):
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            self._line(f"{count} {self._cells.get(done.job.key) or title(done.job)}; {self._left()}")
+            self._line(f"{count} {self._cells.get(done.job.key) or self._title(done.job)}; {self._left()}")
+
+    def _title(self, job: Job) -> str:
+        return title(job, self._names)
 
     def seconds(self) -> float:
         """Return the seconds since the run began."""
@@ -139,6 +152,8 @@ class Display:
     def _once(self, what: str, line: str | None = None, *, error: bool = False) -> None:
         """Print a line, unless the same was said before: many jobs may fail for one reason."""
         if what in self._told:
+            if line is not None:
+                self._line(line.removesuffix(what) + "the same")
             return
         self._told.add(what)
         if error:
@@ -152,7 +167,9 @@ class Display:
         while not self._over.wait(1.0):
             if self.seconds() - self._spoken >= HEARTBEAT:
                 with self._lock:
-                    now = [(title(job), time.monotonic() - begun) for job, begun, _ in self._now.values()]
+                    now = [
+                        (self._title(job), time.monotonic() - begun) for job, begun, _ in self._now.values()
+                    ]
                 if now:
                     self._line("at work: " + "; ".join(f"{name} ({took:.0f} s)" for name, took in now))
 
@@ -184,7 +201,9 @@ class Display:
                         if facts.get("of")
                         else ""
                     )
-                    slots.add_row(device, Text(shown(title(job))), far, f"{time.monotonic() - begun:.0f} s")
+                    slots.add_row(
+                        device, Text(shown(self._title(job))), far, f"{time.monotonic() - begun:.0f} s"
+                    )
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

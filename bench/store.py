@@ -50,14 +50,20 @@ class Store:
 
         Returns a sentence for each thing that lay where a folder or a file of ours belongs, and was moved.
         """
-        mark = self.root / "store.json"
+        mark, aside = self.root / "store.json", []
         if os.path.lexists(mark):
             try:
                 found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
             except (ValueError, AttributeError, RecursionError, OSError):
                 found = None
             if not isinstance(found, int):
-                raise InputError(f"{mark}: not a results folder of Crossfire; name another with --results")
+                if not any((self.root / kind).is_dir() for kind in ARTEFACTS):
+                    raise InputError(
+                        f"{mark}: not a results folder of Crossfire; name another with --results"
+                    )
+                # Results lie beside it, and each says for itself whether it is whole.
+                self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
+                aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
             if found > SCHEME:
                 raise InputError(
                     f"{self.root}: made by a newer Crossfire (layout {found}, this one knows {SCHEME}); "
@@ -69,7 +75,7 @@ class Store:
                 )
         else:
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
-        aside = [*self._aside()]
+        aside += self._aside()
         self._sweep()
         return aside
 

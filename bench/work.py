@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from bench import data as datasets
 from bench import probes, sources
 from bench.errors import DamagedError, InputError, OtherNetworkError, OvertimeError, TrainingError
-from bench.isolation import building, isolated
+from bench.isolation import building, installed, isolated
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS, schema
@@ -141,8 +141,10 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     begun = time.perf_counter()
     facts: dict[str, Any]
     settle(desk)
+    look_again(job, desk)
     forget_modules(job)
-    with isolated() as ground, limited(desk.time_limit):
+    # The limit comes first: its alarm is none of the job's changes.
+    with limited(desk.time_limit), isolated() as ground:
         match job:
             case Train():
                 write, facts = train(job, desk, store, code, progress)
@@ -173,9 +175,10 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
 def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     """Return ``{"different": sentence}`` where a stored network is no longer what it was, else None there."""
     settle(desk)
+    look_again(job.train, desk)
     forget_modules(job.train)
     try:
-        with isolated(), limited(desk.time_limit):
+        with limited(desk.time_limit), isolated():
             restored(Served(job.train), desk)
     except OtherNetworkError as error:
         return {"different": str(error)}
@@ -193,25 +196,37 @@ def forget_modules(job: Job) -> None:
     Installed packages stay: few can be imported twice.
     """
     for name in named_modules(job):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        installed = any(Path(file or "").is_relative_to(each) for each in (sys.prefix, sys.base_prefix))
-        if file is not None and not installed:
+        if name in sys.modules and not installed(sys.modules[name]):
             del sys.modules[name]
+
+
+def look_again(job: Job, desk: Desk) -> None:
+    """Raise where code or a file of the defenses that a job builds is not what it was planned with.
+
+    Before any of that code runs: it may put more on the import path.
+    """
+    for each in _defenses(job):
+        unchanged(each.defense, desk.folder)
 
 
 def named_modules(job: Job) -> set[str]:
     """Return the modules that the parameters of a job's defenses name, with what those import."""
-    todo = [job if isinstance(job, Train) else need for need in (job, *job.needs) if isinstance(need, Train)]
     found: set[str] = set()
-    while todo:
-        train = todo.pop()
-        assert isinstance(train, Train)
-        named = train.defense.identity["params"]
-        for parameter in train.defense.entry.parameters("code"):
+    for each in _defenses(job):
+        named = each.defense.identity["params"]
+        for parameter in each.defense.entry.parameters("code"):
             if named.get(parameter) is not None:
                 found.update(named[parameter][1])
-        todo += [part for _, part in train.parts]
     return found
+
+
+def _defenses(job: Job) -> Iterator[Train]:
+    """Yield the trainings whose defenses a job builds, their parts included."""
+    todo = [each for each in (job, *job.needs) if isinstance(each, Train)]
+    while todo:
+        train = todo.pop()
+        yield train
+        todo += [part for _, part in train.parts]
 
 
 def device_name(desk: Desk) -> str:
@@ -338,7 +353,6 @@ def build(
     """
     entry = job.defense.entry
     assert isinstance(entry, DefenseEntry)
-    unchanged(job.defense, desk.folder)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
         given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
@@ -531,7 +545,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
 
 
 def _out_of_memory(error: Exception) -> bool:
-    said = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    said = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)
 
 
@@ -698,7 +712,7 @@ def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tenso
         found["logits"] = decision.logits.float()
     if decision.thresholds is not None:
         found["thresholds"] = decision.thresholds.float()
-    return {name: values.cpu() for name, values in found.items()}
+    return {name: values.detach().cpu() for name, values in found.items()}
 
 
 def _decided(model: Any, images: Images, readout: str, device: torch.device) -> Decision:
@@ -747,8 +761,10 @@ def _asked_again(
     """Return of each example whether its answer differed at a second ask, None where it was asked once.
 
     Asked in another order and in other company: one image alone, the others in two batches. Where a network
-    cannot answer so at all, its answers depend on company. A tie that rounding decides is no difference.
+    cannot answer so at all, its answers depend on company. A tie that rounding decides is no difference. Of
+    other people's code the last batch is asked as an attack asks: with gradients.
     """
+    as_attacked = bool(job.victim.train.foreign)
     found: list[bool | None] = [None] * len(images)
     draw = torch.Generator().manual_seed(seed_of(craft_job.key, job.readout, "again"))
     rows = torch.randperm(len(images), generator=draw)[:ASKED_TWICE]
@@ -759,8 +775,12 @@ def _asked_again(
         if len(batch) == 0:
             continue
         before = {name: values[batch] for name, values in first.items()}
+        z = images[batch]
         try:
-            changed = _changed(before, ask(model, images[batch], job.readout, desk)).tolist()
+            with torch.set_grad_enabled(as_attacked and batch is batches[-1]):
+                # No leaf: a network may write into what it is given.
+                now = ask(model, z.requires_grad_() * 1 if torch.is_grad_enabled() else z, job.readout, desk)
+            changed = _changed(before, now).tolist()
         except OvertimeError:
             raise
         except Exception:  # noqa: BLE001 - it could answer before

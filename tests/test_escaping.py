@@ -249,7 +249,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     job = cast(Any, Work())
     state = cast(Any, SimpleNamespace(todo=[job]))
     costs = cast(Costs, SimpleNamespace(seconds=lambda _: 1.0))
-    display = Display(console, state, costs, ("cpu",), {"k": text})
+    display = Display(console, state, costs, ("cpu",), {"k": text}, {})
     display.started(job, 0)
     display._finished.append((text, "1 s"))
     console.print(display._picture())

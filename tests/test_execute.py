@@ -162,7 +162,9 @@ def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path
 def display(folder: Path) -> tuple[Display, Ran, io.StringIO]:
     ran = Ran(suite(folder, LINEAR, CLEAN, [TASK]))
     out = io.StringIO()
-    shown = Display(Console(file=out, width=200), State(todo=dict(ran.plan.graph())), Costs(), ("cpu",), {})
+    shown = Display(
+        Console(file=out, width=200), State(todo=dict(ran.plan.graph())), Costs(), ("cpu",), {}, {}
+    )
     return shown, ran, out
 
 
@@ -191,11 +193,12 @@ def test_one_reason_is_said_once_and_a_note_with_its_job(
         shown.started(jobs[0], 0)
         shown.said(0, {"note": "weights converted"})
         for job in jobs[:2]:
-            shown.ended(Done(job, None, ValueError("the same\nin detail")))
+            shown.ended(Done(job, None, ValueError("no way\nin detail")))
         for job in jobs[:2]:
             shown.ended(Done(job, None, InputError("images are damaged")))
     said = out.getvalue()
-    assert said.count("the same") == 1
+    assert said.count("ValueError: no way") == 1
+    assert said.count(": the same") == 2
     assert "in detail" not in said
     assert "weights converted" in said
     assert capsys.readouterr().err.count("images are damaged") == 1
@@ -277,3 +280,75 @@ def test_a_run_that_nobody_listens_to_ends_with_its_own_status(tmp_path: Path) -
     (tmp_path / "own.py").write_text("def build():\n    raise ValueError('no')\n")
     code, _ = until_head(["run", path.name, "--executor", "inline"], tmp_path)
     assert code == 4
+
+
+# --- what outlives a job -----------------------------------------------------------------------------
+
+OUTLIVES = {
+    "atexit": "import atexit, os; atexit.register(os._exit, 0)",
+    "thread": "import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start()",
+    "excepthook": "import sys; sys.excepthook = lambda *_: sys.exit(0)",
+}
+
+
+@pytest.mark.parametrize("line", OUTLIVES.values(), ids=OUTLIVES)
+def test_what_a_network_leaves_for_the_end_decides_no_status(tmp_path: Path, line: str) -> None:
+    path = simple(tmp_path)
+    (tmp_path / "own.py").write_text(f"def build():\n    {line}\n    raise ValueError('no')\n")
+    ended = bench(tmp_path, "run", path.name, "--executor", "inline")
+    assert ended.returncode == 4, ended.stderr
+    assert "not run" in ended.stdout
+
+
+def test_the_order_of_sets_is_one_in_every_process(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "    names = list({f'class {n}' for n in range(10)})\n"
+        "    scale = torch.tensor([1.0 + int(name[6:]) for name in names])\n"
+        "    net.register_forward_hook(lambda module, x, z: z * scale)\n"
+        "    return net\n"
+    )
+    tables = []
+    for name, executor in (("a", "inline"), ("b", "inline"), ("c", "process")):
+        assert bench(tmp_path, "run", path.name, "--executor", executor, "--results", name).returncode == 0
+        tables.append((tmp_path / name / "tables" / "table-t.csv").read_text())
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_a_vendored_repository_is_found_and_two_stay_apart(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    defenses = {}
+    for name, scale in (("one", 1.0), ("two", -1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "models.py").write_text(
+            "import torch\nfrom torch import nn\n\nclass Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(0)\n"
+            f"        self.net = nn.Linear(64, 10)\n    def forward(self, x):\n"
+            f"        return {scale} * self.net(x.flatten(1))\n"
+        )
+        (tmp_path / f"use_{name}.py").write_text(
+            "import sys\nfrom pathlib import Path\n\ndef build():\n"
+            f"    sys.path.insert(0, str(Path(__file__).parent / '{name}'))\n"
+            "    from models import Net\n    return Net()\n"
+        )
+        defenses[name] = {"use": "module", "build": f"use_{name}:build"}
+    path = suite(tmp_path, defenses, CLEAN, [TASK])
+    before = list(sys.path)
+    ran = Ran(path)
+    assert not [each.error for each in ran.failed]
+    assert sys.path == before
+    assert "models" not in sys.modules
+    one, two = (ran.outcomes(defense=name) for name in ("one", "two"))
+    assert [list(a) for a in one["logits"]] == [[-value for value in b] for b in two["logits"]]
+
+
+def test_a_damaged_mark_of_a_results_folder_is_written_anew(tmp_path: Path) -> None:
+    path = suite(tmp_path, LINEAR, CLEAN, [TASK])
+    first = Ran(path)
+    for content in (b"", b"[null]", b'{"scheme": "1"}', b"\xff\x00"):
+        (tmp_path / "results" / "store.json").write_bytes(content)
+        (said,) = first.store.open()
+        assert "store.json was damaged" in said
+        assert not Ran(path).done

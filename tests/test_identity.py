@@ -318,6 +318,8 @@ class Company(nn.Module):
             case "even":
                 if len(x) % 2:
                     raise ValueError("expected an even batch")
+            case "gradients":
+                logits = logits.roll(1, 1) if torch.is_grad_enabled() else logits
             case "label":
                 decision = Decision.of(logits)
                 return decision._replace(
@@ -337,6 +339,10 @@ def asked(model: Any, n: int, images: Tensor | None = None) -> list[bool | None]
     class Key:
         key, readout = "0", "label"
 
+        class victim:
+            class train:
+                foreign = frozenset({"mine"})
+
     key: Any = Key
     with torch.no_grad():
         return work._asked_again(model, x, first, key, key, desk)
@@ -346,7 +352,7 @@ def digits(n: int) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
 
 
-@pytest.mark.parametrize("way", ["statistics", "place", "neighbour", "size", "even", "label"])
+@pytest.mark.parametrize("way", ["statistics", "place", "neighbour", "size", "even", "label", "gradients"])
 @pytest.mark.parametrize("n", [2, 10, 40, 300])
 def test_answers_that_depend_on_company_are_noticed(way: str, n: int) -> None:
     differs = [each for each in asked(Company(way), n) if each is not None]

@@ -24,7 +24,7 @@ from bench import execute, isolation, plan, sources, spec
 from bench.costs import Costs
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.isolation import building, isolated
-from bench.plan import Job, Train
+from bench.plan import Evaluate, Job, Train
 from bench.pools import Inline, Pool, Process
 from bench.store import Store
 from bench.work import Desk
@@ -61,6 +61,9 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "builtin": lambda: setattr(sys.modules["builtins"], "max", min),
     "ours": lambda: setattr(sys.modules["bench.losses"], "succeeded", lambda *_: False),
     "an attack": lambda: setattr(sys.modules["attacks.pgd"], "ascend", None),
+    "hashlib's": lambda: setattr(sys.modules["hashlib"], "sha256", None),
+    "pyarrow's": lambda: setattr(sys.modules["pyarrow.parquet"], "write_table", None),
+    "a module": lambda: sys.modules.update(json=None),  # type: ignore[call-overload]
     "hook": lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: None),
     "function mode": lambda: KEPT.append(entered(torch.device("meta"))),
     "directory": lambda: os.chdir("/"),
@@ -383,21 +386,29 @@ def test_a_run_with_hostile_networks_ends_with_4_and_its_tables(
     ["while True: pass", "import time; time.sleep(1000)", "[None for _ in iter(int, 1)]"],
     ids=["loop", "sleep", "generator"],
 )
-def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(tmp_path: Path, body: str) -> None:
-    (tmp_path / "endless.py").write_text(MODULE.replace("{line}", body))
+@pytest.mark.parametrize("where", ["build", "forward"])
+def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
+    tmp_path: Path, body: str, where: str
+) -> None:
+    module = MODULE.replace("{line}", body if where == "build" else "pass")
+    if where == "forward":
+        module = module.replace("if LATE:", f"if len(x) > 8:\n            {body}\n        if LATE:")
+    (tmp_path / "endless.py").write_text(module)
     endless = {"endless": {"use": "module", "build": "endless:build"}}
-    path = suite(tmp_path, endless, {"clean": {"use": "none"}}, [TASK], time_limit=1)
+    path = suite(tmp_path, endless, {"clean": {"use": "none"}}, [TASK], time_limit=2)
     made = plan.make(spec.load(path))
-    assert made.suite.model.time_limit == 1
+    assert made.suite.model.time_limit == 2
     store = Store(tmp_path / "r")
     store.open()
-    desk = Desk(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=1)
+    desk = Desk(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
     begun = time.monotonic()
     pool = Inline(desk, ("cpu",), lambda *_: None)
     done = list(execute.run(execute.examine(made, store), store, pool, Costs()))
     (failed,) = [each for each in done if each.error is not None]
-    assert isinstance(failed.job, Train)
+    assert isinstance(failed.job, Train if where == "build" else Evaluate)
     assert isinstance(failed.error, OvertimeError)
+    for each in done:
+        assert not (each.receipt or {}).get("notes")
     assert time.monotonic() - begun < 30
 
 
@@ -497,3 +508,32 @@ def test_jobs_of_one_run_and_of_many_agree(tmp_path: Path) -> None:
             for name in ("one", "many")
         )
         assert one == many
+
+
+SPOILT = """
+import torch
+from bench import isolation
+from bench.errors import DisturbedError
+
+def job(line=None):
+    try:
+        with isolation.isolated():
+            if line is not None:
+                global kept
+                kept = torch.library.Library("aten", "IMPL")
+                kept.impl("sign", lambda x: x.abs(), "CPU")
+    except DisturbedError as error:
+        return str(error)
+
+print(job())
+print(job("spoil"))
+print(job())
+"""
+
+
+def test_a_kernel_that_is_replaced_below_torch_spoils_the_process_and_is_said() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", SPOILT]
+    first, second, third = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    assert first == "None"
+    assert "what torch.sign computes" in second
+    assert "an earlier job changed what torch.sign computes" in third
