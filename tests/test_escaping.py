@@ -243,7 +243,7 @@ class Work:
 
 @pytest.mark.parametrize("text", [*UNSEEN, *NASTY])
 def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.progress.title", lambda job: f"train {text}")
+    monkeypatch.setattr("bench.progress.title", lambda job, names: f"train {text}")
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())

@@ -553,3 +553,43 @@ def test_errors_of_the_user_s_own_code_stay_theirs(package: Path) -> None:
 def test_a_class_may_build(package: Path) -> None:
     model = make(build="mylab.models:Small", arguments={"width": 4, "classes": 5, "bias": True})
     assert isinstance(fit(model)(torch.rand(2, 3, 4, 4)), Tensor)
+
+
+@pytest.mark.parametrize(
+    ("content", "under"),
+    [
+        (
+            lambda raw, ema: {"model": raw, "ema": {"decay": 0.9, "shadow_params": list(ema.values())}},
+            "model",
+        ),
+        (
+            lambda raw, ema: {
+                "state_dict": raw,
+                "ema": {"shadow": {name.replace(".", "_"): each for name, each in ema.items()}},
+            },
+            "state_dict",
+        ),
+        (lambda raw, ema: {"net": raw, "a": {"b": {"c": {"d": {"e": {"f": {"g": ema}}}}}}}, "net"),
+    ],
+    ids=["a list", "names without dots", "deep"],
+)
+def test_an_average_of_the_weights_under_other_names_is_no_silent_choice(
+    tmp_path: Path, content: Any, under: str
+) -> None:
+    from torch import nn
+
+    from defenses.nets import weights as files
+
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    raw = {name: each.clone() for name, each in network.state_dict().items()}
+    ema = {name: each * 2 for name, each in raw.items()}
+    file = tmp_path / "two.pt"
+    torch.save(content(raw, ema), file)
+    with pytest.raises(InputError, match=under):
+        files.fill(network, file)
+    files.fill(network, file, key=under)
+    assert torch.equal(network[0].weight, raw["0.weight"])
+    # What an optimiser keeps has the same shapes, and is no network.
+    moments = {"exp_avg": list(raw.values()), "momentum_buffer": list(raw.values())}
+    torch.save({under: raw, "optimizer": {"state": moments}}, file)
+    files.fill(network, file)

@@ -1,6 +1,7 @@
 """Weights from files that others made: safetensors, or checkpoints that need no code to be read."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +19,7 @@ from bench import InputError
 NESTED = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the weights in a checkpoint, for a message: any key will do."""
 
-NESTING = 6
+NESTING = 32
 """How many keys deep a state dict is looked for."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -171,7 +172,51 @@ def _chosen(file: Path, own: Mapping[str, Any], prefix: str, key: str) -> dict[s
         raise InputError(
             f"weights: {file} holds several state dicts: {named}; say which: key: {next(filter(None, able))}"
         )
+    if not key:
+        _check_twins(file, first, able)
     return first
+
+
+def _check_twins(file: Path, chosen: Mapping[str, Tensor], able: Mapping[str, Any]) -> None:
+    """Raise where a checkpoint holds what may be other weights of the same network, under other names."""
+    twins = [at for at in _twins(file, chosen) if at not in able]
+    if twins:
+        here = next(iter(able))
+        way = f"key: {here}" if here else "keep the ones that you mean in a file of their own"
+        raise InputError(
+            f"weights: {file} holds as many tensors of the same shapes under {twins[0]}, perhaps an average "
+            f"of the weights; if those {f'under {here}' if here else 'at the top'} are meant, say so: {way}"
+        )
+
+
+OPTIMISERS = ("optim", "momentum", "exp_avg", "scheduler", "grad")
+"""What the keys are called under which trainings keep tensors that are no weights."""
+
+
+def _twins(file: Path, state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the dotted keys of lists and mappings whose tensors have the shapes of a state dict."""
+    if check(file) == "safetensors":
+        return
+    wanted = Counter(tuple(each.shape) for each in state.values() if each.is_floating_point())
+    large = Counter({shape: count for shape, count in wanted.items() if len(shape) > 1})
+    for way, tensors in _holders(_read(file), ()):
+        shapes = Counter(tuple(each.shape) for each in tensors if each.is_floating_point())
+        known = any(word in key.lower() for key in way for word in OPTIMISERS)
+        if len(tensors) > 1 and large and large <= shapes <= wanted and not known:
+            yield ".".join(way)
+
+
+def _holders(content: Any, way: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+    """Yield every list and mapping in a checkpoint: the keys that lead to it, and its own tensors."""
+    if isinstance(content, Mapping):
+        pairs = [(str(name), value) for name, value in content.items()]
+    elif isinstance(content, list | tuple):
+        pairs = [(str(place), value) for place, value in enumerate(content)]
+    else:
+        return
+    yield way, [value for _, value in pairs if isinstance(value, Tensor)]
+    for name, value in pairs if len(way) < NESTING else ():
+        yield from _holders(value, (*way, name))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
