@@ -466,8 +466,12 @@ class Ground:
             except Exception:  # noqa: BLE001 - a directory that is gone, a flag that is contradicted
                 now, same = "unreadable", False
             if not same:
-                each.write(self.settings[each.name])
                 said = f"{each.name}{_difference(self.settings[each.name], now)}"
+                try:
+                    each.write(self.settings[each.name])
+                except Exception as error:  # noqa: BLE001 - what comes after it must be put back all the same
+                    grave.append(f"{said}, which cannot be put back ({error})")
+                    continue
                 lenient = each.lenient == "always" or (building and each.lenient == "building")
                 (mild if lenient else grave).append(said)
         grave += _put_functions_back(self.functions)

@@ -366,6 +366,15 @@ def test_answers_that_depend_on_the_image_alone_do_not_differ(n: int) -> None:
     assert differs == [False] * min(n, work.ASKED_TWICE)
 
 
+def test_a_network_that_takes_no_gradients_answers_the_same() -> None:
+    class Numpy(Company):
+        def decide(self, x: Tensor, readout: str) -> Decision:
+            # Raises where autograd looks on.
+            return super().decide(torch.from_numpy(x.numpy()), readout)
+
+    assert not any(asked(Numpy("none"), 40))
+
+
 def test_an_image_alone_in_its_shard_is_asked_in_company_too() -> None:
     assert asked(Company("size"), 1) == [True]
 

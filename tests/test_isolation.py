@@ -178,6 +178,24 @@ def test_what_decides_no_number_is_put_back_and_said(change: Callable[[], Any]) 
     assert len(ground.notes) == 1
 
 
+def test_what_cannot_be_put_back_keeps_nothing_else_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    relu = torch.nn.functional.relu
+
+    def leave() -> None:
+        os.chdir(tmp_path)
+        gone.rmdir()
+        torch.nn.functional.relu = torch.sign  # type: ignore[assignment]
+
+    with pytest.raises(DisturbedError, match="cannot be put back"), isolated():
+        leave()
+    assert torch.nn.functional.relu is relu
+
+
 def test_draws_and_libraries_are_no_change() -> None:
     state = torch.get_rng_state()
     with isolated() as ground:
