@@ -778,8 +778,8 @@ def _asked_again(
         before = {name: values[batch] for name, values in first.items()}
         z, now = images[batch], None
         if as_attacked and batch is batches[-1]:
-            # Some cannot answer so (numpy takes no tensor with a gradient): that is no difference. A limit that
-            # rings in there rings again.
+            # Some cannot answer so (numpy takes no tensor with a gradient): that is no difference. A limit
+            # that rings in there rings again.
             with torch.enable_grad(), contextlib.suppress(Exception):
                 # No leaf: a network may write into what it is given.
                 now = ask(model, z.clone().requires_grad_() * 1, job.readout, desk)
