@@ -114,8 +114,8 @@ class _Work:
         wanted: set[str] | None,
         trust: bool,
     ) -> None:
+        from bench.context import Desk
         from bench.costs import Costs
-        from bench.work import Desk
 
         self.console, self.plan, self.store, self.devices = console, plan, store, devices
         self.data_root, self.wanted, self.trust, self.executor = data_root, wanted, trust, executor

@@ -25,7 +25,7 @@ from bench.errors import OvertimeError, disk_full
 from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
 from bench.pools import Pool
 from bench.store import ABSENT, ARTEFACTS, Store
-from bench.work import Recheck, describe
+from bench.worker import Recheck, describe
 
 GRACE = 60.0
 """Seconds beyond its limit after which a shard's process is killed: time to start, and to be told."""

@@ -18,10 +18,11 @@ import psutil
 import torch
 
 from bench import isolation, sources
+from bench.context import Desk, free_cores, prepare
 from bench.errors import InputError, did_you_mean
 from bench.plan import Job, foreign
 from bench.registry import discover
-from bench.work import Desk, Recheck, do, free_cores, prepare
+from bench.worker import Recheck, do
 
 Listener = Callable[[int, Mapping[str, Any]], None]
 """Told what a slot's job says of itself."""

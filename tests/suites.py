@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from bench import execute, plan, sources, spec
+from bench.context import Desk
 from bench.costs import Costs
 from bench.execute import Done
 from bench.plan import Plan
 from bench.pools import Inline
 from bench.store import Store
-from bench.work import Desk
 
 TASK: dict[str, Any] = {"data": "digits", "threat": {"norm": "linf", "radius": 0.1}}
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import probes, work
+from bench import evaluate, probes
+from bench.context import Desk
 from bench.errors import OtherNetworkError
 from bench.plan import Evaluate, Train
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
-from bench.work import Desk
 from suites import TASK, Ran, suite
 
 HEAD = """
@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
+NOWHERE = Desk(Path("none"), Path("none"), None, "cpu", {})
 
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -333,8 +334,8 @@ class Company(nn.Module):
 def asked(model: Any, n: int, images: Tensor | None = None) -> list[bool | None]:
     """Return which answers differ at the second ask of a shard of n digits."""
     x = digits(n) if images is None else images
-    desk = Desk(Path("none"), Path("none"), None, "cpu", {})
-    first = work.ask(model, x, "label", desk)
+    desk = NOWHERE
+    first = evaluate.ask(model, x, "label", desk)
 
     class Key:
         key, readout = "0", "label"
@@ -345,7 +346,7 @@ def asked(model: Any, n: int, images: Tensor | None = None) -> list[bool | None]
 
     key: Any = Key
     with torch.no_grad():
-        return work._asked_again(model, x, first, key, key, desk)
+        return evaluate._asked_again(model, x, first, key, key, desk)
 
 
 def digits(n: int) -> Tensor:
@@ -356,14 +357,14 @@ def digits(n: int) -> Tensor:
 @pytest.mark.parametrize("n", [2, 10, 40, 300])
 def test_answers_that_depend_on_company_are_noticed(way: str, n: int) -> None:
     differs = [each for each in asked(Company(way), n) if each is not None]
-    assert len(differs) == min(n, work.ASKED_TWICE)
+    assert len(differs) == min(n, evaluate.ASKED_TWICE)
     assert any(differs)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 40, 300])
 def test_answers_that_depend_on_the_image_alone_do_not_differ(n: int) -> None:
     differs = [each for each in asked(Company("none"), n) if each is not None]
-    assert differs == [False] * min(n, work.ASKED_TWICE)
+    assert differs == [False] * min(n, evaluate.ASKED_TWICE)
 
 
 def test_a_network_that_takes_no_gradients_answers_the_same() -> None:
@@ -414,9 +415,9 @@ def test_what_does_not_fit_is_judged_in_smaller_chunks(error: Exception, room: i
                 raise error
             return super().decide(x, readout)
 
-    x, desk = digits(50), Desk(Path("none"), Path("none"), None, "cpu", {})
+    x, desk = digits(50), NOWHERE
     with torch.no_grad():
-        small, whole = (work.ask(net, x, "label", desk) for net in (Small("none"), Company("none")))
+        small, whole = (evaluate.ask(net, x, "label", desk) for net in (Small("none"), Company("none")))
     assert torch.equal(small["label"], whole["label"])
     assert torch.allclose(small["logits"], whole["logits"], atol=1e-6)
 
@@ -427,7 +428,7 @@ def test_where_not_even_one_image_fits_the_job_fails() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        work.ask(None_("none"), digits(5), "label", Desk(Path("none"), Path("none"), None, "cpu", {}))
+        evaluate.ask(None_("none"), digits(5), "label", NOWHERE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -441,7 +442,7 @@ def test_answers_of_other_kinds_are_cast_once(dtype: torch.dtype) -> None:
             )
 
     with torch.no_grad():
-        found = work.ask(Cast("none"), digits(5), "label", Desk(Path("none"), Path("none"), None, "cpu", {}))
+        found = evaluate.ask(Cast("none"), digits(5), "label", NOWHERE)
     kinds = {name: values.dtype for name, values in found.items()}
     assert kinds == {
         "label": torch.int64,
@@ -463,5 +464,5 @@ def test_minus_infinity_is_a_class_that_cannot_be_and_nan_is_no_answer() -> None
             return Decision.of(logits)._replace(score=torch.ones(len(x)))
 
     with torch.no_grad():
-        found = work.ask(Odd("none"), digits(6), "label", Desk(Path("none"), Path("none"), None, "cpu", {}))
+        found = evaluate.ask(Odd("none"), digits(6), "label", NOWHERE)
     assert [each < 0 for each in found["label"].tolist()] == [False, True, True, True, False, False]

@@ -21,13 +21,13 @@ import yaml
 from torch import nn
 
 from bench import execute, isolation, plan, sources, spec
+from bench.context import Desk
 from bench.costs import Costs
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.isolation import building, isolated
 from bench.plan import Evaluate, Job, Train
 from bench.pools import Inline, Pool, Process
 from bench.store import Store
-from bench.work import Desk
 from suites import TASK, Ran, suite
 
 CLEAN = {"clean": {"use": "none"}}

@@ -25,6 +25,7 @@ from attacks import torchattacks as torchattacks_adapter
 from attacks.common.wrapped import craft
 from bench import catalogue, cli, execute, sources, spec
 from bench import plan as planning
+from bench.context import Desk
 from bench.costs import Costs
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
@@ -33,7 +34,6 @@ from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
 from bench.referee import Meter, answers_only, judge, undisturbed, watch
 from bench.registry import ATTACKS, AttackEntry, arguments
 from bench.store import Store
-from bench.work import Desk
 from suites import TASK, Ran, suite
 
 torchattacks = pytest.importorskip("torchattacks")

@@ -11,11 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 
 from bench import durable, execute, plan, sources, spec
+from bench.context import Desk
 from bench.costs import Costs
 from bench.manifest import write
 from bench.pools import Inline
 from bench.store import Store
-from bench.work import Desk
 from suites import Ran
 
 SEEN: dict[str, int] = {}

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.context import Desk, prepare
 from bench.data import DataSpec, load
 from bench.errors import InputError, OvertimeError
+from bench.limits import limited
 from bench.plan import Craft, Evaluate, Train
-from bench.work import Desk, limited, prepare, unchanged
+from bench.train import unchanged
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}

@@ -11,13 +11,13 @@ import yaml
 from torch import autograd
 from torch.nn.functional import cross_entropy
 
+from bench import context, spec, train, worker
 from bench import plan as planning
-from bench import spec, work
+from bench.context import Desk
 from bench.data import load
 from bench.plan import Craft, Evaluate, Train
 from bench.registry import discover
 from bench.store import Store
-from bench.work import Desk
 
 BENCH = [sys.executable, "-m", "bench.cli"]
 SUITE: dict[str, Any] = {
@@ -38,13 +38,13 @@ def suite(folder: Path, **changes: Any) -> Path:
 def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
     plan = planning.make(spec.load(suite(tmp_path)))
     desk = Desk(tmp_path / "results", tmp_path, None, "cpu", {})
-    work.prepare(desk)
+    context.prepare(desk)
     store = Store(desk.store)
     store.open()
     jobs = {type(job): job for job in plan.graph()}
     for kind in (Train, Craft, Evaluate):
-        work.do(jobs[kind], desk)
-    network = work.fitted(jobs[Evaluate].victim, desk, store).network
+        worker.do(jobs[kind], desk)
+    network = train.fitted(jobs[Evaluate].victim, desk, store).network
     split = load(plan.suite.data["digits"])
     answers = network(split.images).argmax(1)
     x, y = split.images[answers == split.labels], split.labels[answers == split.labels]
@@ -59,7 +59,7 @@ def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) 
     def harness() -> None:
         for kind in (Craft, Evaluate):
             store.discard(jobs[kind].kind, jobs[kind].key)
-            work.do(jobs[kind], desk)
+            worker.do(jobs[kind], desk)
 
     race(
         {"bare passes": bare, "craft and evaluate": harness},

@@ -1,0 +1,167 @@
+"""Attack a shard through its view, and validate what comes back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.context import CHUNK, Desk, load
+from bench.evaluate import decided
+from bench.limits import limited, out_of_memory
+from bench.losses import eot
+from bench.noise import Noise, seed_of
+from bench.outcomes import OUTCOME_COLUMNS
+from bench.plan import Attempt, Craft
+from bench.protocols import Crafted, Decision, Images, Labels, Split, View
+from bench.referee import Meter, answers_only, blindfold, guides, judge, undisturbed, watch
+from bench.registry import AttackEntry, DefenseEntry, arguments
+from bench.store import Store
+from bench.train import fitted
+
+
+def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Attack a shard through its view, and judge what comes back."""
+    attempt = job.attempt
+    model = fitted(attempt.source, desk, store) if attempt.source else None
+    split = load(attempt.data, desk)
+    rows = slice(job.start, job.stop)
+    x, y = split.images[rows].to(desk.device), split.labels[rows].to(desk.device)
+    made = attack(job, model, x, y, split, desk)
+    judged = judge(x, made.images, attempt.threat)
+    moved = (judged.images != x).flatten(1).any(1)
+    target = made.target if made.target is not None else torch.full_like(y, -1)
+    tensors = {
+        "index": split.index[rows],
+        "target": target,
+        "moved": moved,
+        "images": judged.images[moved],
+        "void": judged.void,
+        "forwards": made.meter.forwards,
+        "backwards": made.meter.backwards,
+        **{f"note.{name}": value for name, value in made.notes.items()},
+    }
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    facts = {
+        "examples": len(y),
+        "void": int(judged.void.sum()),
+        "void_because": dict(judged.because),
+        "queries_per_example": {
+            "forwards": float(made.meter.forwards.mean()),
+            "backwards": float(made.meter.backwards.mean()),
+        },
+        "chunk": made.chunk,
+    }
+    return lambda path: save_file(plain, path), facts
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an attack returned, and what it took."""
+
+    images: object
+    notes: Mapping[str, Tensor]
+    target: Labels | None
+    meter: Meter
+    chunk: int | None
+
+
+def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Desk) -> Made:
+    """Run an attack on a shard; where it does not fit in memory, in smaller chunks, recomputed."""
+    chunk: int | None = CHUNK[torch.device(desk.device).type]
+    recompute = False
+    while True:
+        try:
+            return _attack(job, model, x, y, split, chunk, recompute)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or chunk is None or chunk <= 1:
+                raise
+            chunk, recompute = max(min(chunk, len(x)) // 2, 1), True
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _attack(
+    job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
+) -> Made:
+    attempt, index = job.attempt, split.index[job.start : job.stop]
+    entry = attempt.attack.entry
+    assert isinstance(entry, AttackEntry)
+    meter = Meter.of(len(y), x.device)
+    target = _targets(attempt, y, index)
+    modules = [model] if model is not None else []
+    seen: list[View] = []
+
+    def ask() -> None:
+        for each in seen:
+            each.logits(each.encode(x[:2]))
+
+    with undisturbed(*modules, seed=seed_of(job.key), ask=ask):
+        view = blindfold(meter)
+        if attempt.source is not None and attempt.view is not None:
+            seen.append(look(attempt, model, split, x.device))
+            view = watch(
+                seen[0],
+                meter,
+                entry.access,
+                target=target,
+                final=attempt.final,
+                chunk=chunk,
+                recompute=recompute,
+            )
+            view = eot(view, attempt.view.draws)
+        noise = Noise(
+            attempt.key,
+            index,
+            device=x.device,
+            shard=job.key if entry.keyed == "shard" else None,
+        )
+        with limited(attempt.time_limit):
+            returned = entry.make(
+                view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
+            )
+    notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
+    if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
+        raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
+    for name, note in notes.items():
+        if note.shape[:1] != y.shape:
+            raise ValueError(
+                f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
+            )
+    return Made(returned, notes, target, meter, chunk if recompute else None)
+
+
+def _targets(attempt: Attempt, y: Labels, index: Tensor) -> Labels | None:
+    if attempt.target is None:
+        return None
+    assert attempt.source is not None
+    classes = attempt.source.train.data.shape.classes
+    if attempt.target == "random":
+        drawn = Noise((attempt.key, "target"), index, device=y.device).integers((), classes - 1)
+        return (y + 1 + drawn) % classes
+    return (y + attempt.target) % classes
+
+
+def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> View:
+    """Return the view that an attempt looks through."""
+    assert attempt.source is not None
+    assert attempt.view is not None
+    entry = attempt.source.train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    if attempt.view.use.startswith("decision:"):
+        readout = attempt.view.use.removeprefix("decision:")
+        classes = attempt.source.train.data.shape.classes
+
+        def decide(z: Images) -> Decision:
+            return decided(model, z, readout, device)
+
+        return answers_only(decide, classes, guides(decide, split.images, split.labels, classes).to(device))
+    found = entry.view(attempt.view.use)
+    assert found is not None
+    seen = getattr(model, found.method)(**arguments(found, attempt.view.params))
+    if not isinstance(seen, View):
+        raise TypeError(f"view {found.name!r} of {entry.name} is a {type(seen).__name__}, not a View")
+    return seen

@@ -1,0 +1,163 @@
+"""Fit a defense, and build it again from what was stored of it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bench import probes, sources
+from bench.context import Desk, device_name, load, versions
+from bench.errors import InputError, OtherNetworkError, TrainingError
+from bench.isolation import building
+from bench.noise import seed_of
+from bench.plan import Served, Train
+from bench.referee import reseed, seeded
+from bench.registry import DefenseEntry, arguments
+from bench.spec import Filled, named_files
+from bench.store import Store
+from bench.training import Progress, Trainer
+
+
+def train(
+    job: Train, desk: Desk, store: Store, code: Mapping[str, str], progress: Progress | None
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Fit a defense; see that it can be built again from what is stored of it."""
+    device = torch.device(desk.device)
+    split = load(job.data, desk)
+    with seeded(seed_of(job.key, "initial"), device):
+        model = build(job, desk, fitted_parts=True)
+        parts = {name: restored(Served(part), desk) for name, part in job.parts}
+        trainer = Trainer(
+            split, job.key, device, parts=parts, keep=store.partial(job.key), code=code, progress=progress
+        )
+        model.fit(split, trainer)
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise TrainingError(f"the training ended with {name} not finite")
+    answers = _answers(job, model.eval(), desk)
+    again = _built(Served(job), desk)
+    as_built = _same_state(again, weights)
+    again.load_state_dict(weights, strict=True)
+    if (other := probes.difference(answers, _answers(job, again, desk), alike=False)) is not None:
+        raise OtherNetworkError(
+            f"defense {job.defense.name}: built a second time, with the weights of the first, it is another "
+            f"network: {other}. It remembers what it was asked, or what it learns or draws is no "
+            "parameter or buffer of it, or it reads what the suite does not name"
+        )
+    facts = {
+        "examples": len(split),
+        "resumed_from_epoch": trainer.resumed,
+        "answers": answers,
+        "as_built": as_built,
+        "notes": trainer.notes,
+    }
+    # Part of the file, so that its digest tells networks apart that have the same weights.
+    told = {"answers": hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()}
+    return lambda path: save_file(weights, path, told), facts
+
+
+def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
+    entry = job.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    return probes.answers(model, entry, job.data.shape, desk.device)
+
+
+def build(
+    job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False
+) -> Any:
+    """Construct a defense, untrained, on the desk's device; the parts it names are passed to it.
+
+    The random states are left as the construction left them.
+    """
+    entry = job.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    given = arguments(entry, {**job.defense.params, **(serve or {})})
+    for name, part in job.parts:
+        given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
+    reseed(seed_of(job.key, "initial"))
+    with building():
+        model = entry.make(job.data.shape, **given)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
+    return model.to(desk.device)
+
+
+def unchanged(filled: Filled, folder: Path) -> None:
+    """Raise where a file or code that parameters name is not what the job's key was made with."""
+    named = filled.identity["params"]
+    for name in filled.entry.parameters("content"):
+        for path, digest in zip(named_files(filled.params[name]), named_files(named[name]), strict=True):
+            if "sha256:" + sources.file_digest(Path(path)) != digest:
+                raise InputError(f"{path} changed since the run was planned; start it again")
+    for name in filled.entry.parameters("code"):
+        path = filled.params[name]
+        if path is not None and sources.code_digests(path, folder) != named[name][1]:
+            raise InputError(f"the code of {path} changed since the run was planned; start it again")
+
+
+def restored(served: Served, desk: Desk) -> Any:
+    """Return a fitted defense of the caller's own, which may go on training it.
+
+    Raises `OtherNetworkError` where it answers otherwise than when it was stored.
+    """
+    store, train, plain = Store(desk.store), served.train, Served(served.train)
+    weights = load_file(store.artefact("train", train.key), device=desk.device)
+    receipt = store.receipt("train", train.key) or {}
+    here = receipt.get("device") == device_name(desk) and receipt.get("versions") == versions()
+    model = _built(plain, desk)
+
+    def compare(when: str) -> None:
+        now = _answers(train, model, desk)
+        if (other := probes.difference(receipt["answers"], now, alike=not here)) is not None:
+            raise OtherNetworkError(
+                f"defense {train.defense.name}: {when}, it is another network than the one that was stored: "
+                f"{other}. Something that decides its answers is neither in its weights nor named in the "
+                "suite (a file that it reads, code elsewhere, a draw)"
+            )
+
+    if receipt["as_built"]:
+        # Nothing was learned: the weights are what the constructor makes or reads.
+        compare("as it is built now")
+    model.load_state_dict(weights, strict=True)
+    compare("with its stored weights")
+    if served == plain:
+        return model
+    model = _built(served, desk)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def _built(served: Served, desk: Desk) -> Any:
+    """Build a defense anew, as it is asked, untrained and in evaluation mode."""
+    with seeded(seed_of(served.train.key, "initial"), torch.device(desk.device)):
+        return build(served.train, desk, serve=dict(served.serve)).eval()
+
+
+def _same_state(model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a network has these weights already."""
+    state = model.state_dict()
+    return all(name in state and torch.equal(state[name].cpu(), value) for name, value in weights.items())
+
+
+def fitted(served: Served, desk: Desk, store: Store) -> Any:
+    """Return a fitted defense, frozen, to be looked at and asked.
+
+    One of ours is shared by the jobs of a process. Of other people's code each job has an instance of its
+    own: what such a network remembers must not go from job to job.
+    """
+    if served.train.foreign:
+        return restored(served, desk).requires_grad_(False)
+    weights = store.folder("train", served.train.key) / "weights.safetensors"
+    return _fitted(served, desk, weights.stat().st_mtime_ns if weights.exists() else 0)
+
+
+@lru_cache(maxsize=4)
+def _fitted(served: Served, desk: Desk, _written: int) -> Any:
+    return restored(served, desk).requires_grad_(False)
