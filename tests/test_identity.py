@@ -21,6 +21,8 @@ from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
 from suites import TASK, Ran, suite
 
+NOWHERE = Desk(Path("none"), Path("none"), None, "cpu", {})
+
 HEAD = """
 import os, random, sys
 from pathlib import Path
@@ -29,7 +31,6 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-NOWHERE = Desk(Path("none"), Path("none"), None, "cpu", {})
 
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
