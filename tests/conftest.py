@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, the registries filled, and real data where a machine has it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import toys  # noqa: F401 - registers itself before the registries close
 
 from bench.registry import discover
 
+# A shell that runs the tests in the background makes them, and all that they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 discover()
 
