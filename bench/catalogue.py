@@ -12,7 +12,7 @@ from rich.text import Text
 from bench.errors import InputError
 from bench.names import Sentence
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
-from bench.spec import AttackUse, DefenseUse, SuiteModel
+from bench.schema import AttackUse, DefenseUse, SuiteModel
 
 
 def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]]:

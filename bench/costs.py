@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from bench.plan import Craft, Evaluate, Job, Train
-from bench.spec import inner
+from bench.jobs import Craft, Evaluate, Job, Train
+from bench.resolve import inner
 
 _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""

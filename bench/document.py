@@ -69,16 +69,10 @@ class Document:
             raise InputError(self._sentence(model, error, place)) from None
 
     def _sentence(self, model: type[BaseModel], error: ValidationError, place: Place) -> str:
-        problems = error.errors(include_url=False)
-        # A union complains once for each of its members; an unknown key says the most.
-        problem = min(problems, key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"])))
+        problem = _first(error)
         way = self._way(place, problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _keys(model, problem["loc"][:-1])
-            return f"{self.at(*way)}: unknown key{did_you_mean(way[-1], known)}"
-        if problem["type"] == "missing":
-            return f"{self.at(*way[:-1])}: missing key {way[-1]!r}"
-        return f"{self.at(*way)}: {complaint(problem)}"
+        at = self.at(*(way[:-1] if problem["type"] == "missing" else way))
+        return f"{at}: {_refusal(model, problem, way[-1:])}"
 
     def _way(self, place: Place, loc: Place) -> Place:
         """Return the place of an error, less the names of union members that pydantic puts into it."""
@@ -87,8 +81,7 @@ class Document:
             if (*way, step) in self.lines or step == loc[-1]:
                 way = (*way, step)
         if len(way) > 1 and way not in self.lines and way[:-1] in self.lines:
-            last = str(way[-1])
-            return way[:-1] if "[" in last or last in {"str", "int", "float", "list"} else way
+            return way[:-1] if _is_member(way[-1]) else way
         return way
 
 
@@ -99,6 +92,44 @@ _BOUNDS = {
     "less_than_equal": ("le", "of {} or less"),
 }
 """For pydantic's errors about bounds: where it keeps the bound, and how a message says it."""
+
+
+def sentence(model: type[BaseModel], error: ValidationError) -> str:
+    """Return what is wrong with values that stand in no file: ``steps: expected ..., found 0``.
+
+    Args:
+        model: what the values were validated against.
+        error: what pydantic says of them.
+
+    Returns:
+        The place, what was expected and what was found, of the error that says the most.
+    """
+    problem = _first(error)
+    way = tuple(step for step in problem["loc"] if not _is_member(step))
+    at = dotted(way[:-1] if problem["type"] == "missing" else way)
+    return f"{at}: {_refusal(model, problem, way[-1:])}".removeprefix(": ")
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """Return the error that says the most: a union complains once for each of its members."""
+    problems = error.errors(include_url=False)
+    return min(problems, key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"])))
+
+
+def _refusal(model: type[BaseModel], problem: ErrorDetails, key: Place) -> str:
+    """Return what is wrong, where `key` is the last step of the way to it."""
+    match problem["type"], key:
+        case "extra_forbidden", (name,):
+            return f"unknown key{did_you_mean(name, _keys(model, problem['loc'][:-1]))}"
+        case "missing", (name,):
+            return f"missing key {name!r}"
+        case _:
+            return complaint(problem)
+
+
+def _is_member(step: str | int) -> bool:
+    """Return whether a step of pydantic's way to an error is the name of a union's member."""
+    return isinstance(step, str) and ("[" in step or step in {"str", "int", "float", "list"})
 
 
 def complaint(problem: ErrorDetails) -> str:

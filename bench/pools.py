@@ -19,7 +19,7 @@ import torch
 
 from bench import isolation, sources
 from bench.errors import InputError, did_you_mean
-from bench.plan import Job, foreign
+from bench.jobs import Job, foreign
 from bench.registry import discover
 from bench.work import Desk, Recheck, do, free_cores, prepare
 
@@ -93,7 +93,7 @@ HELD = 2
 class Process:
     """Spawned workers for each slot, one at work; replaced when it dies.
 
-    Jobs that run other people's code (`plan.foreign`) have a worker of their own for each such module, so
+    Jobs that run other people's code (`jobs.foreign`) have a worker of their own for each such module, so
     that nothing that it does to its process reaches another's jobs.
     """
 

@@ -56,9 +56,6 @@ RESERVED_BY_VIEWS = frozenset({"use", "draws"})
 Check = Callable[[dict[str, Any], Shape], None]
 """``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
-Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
-"""A float that may be written as a fraction."""
-
 Whole = Annotated[int, BeforeValidator(_strict_int)]
 """A whole number; `true` is none."""
 
@@ -250,6 +247,15 @@ class AttackEntry(Entry):
     """Whether it reaches for a given label where it is given one."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
     """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
+    idle: bool = False
+    """Whether it leaves every image as it is: what it shows is the clean accuracy."""
+    cost: Callable[..., int] | None = None
+    """``cost(**params)``: about how many passes it makes over each example; None: by names of parameters."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether it looks at nothing, so that it has no view, no source and no targets."""
+        return self.access == "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,6 +398,8 @@ def attack(
     time_limit: float | None = None,
     targeted: bool = True,
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None,
+    idle: bool = False,
+    cost: Callable[..., int] | None = None,
     library: str | None = None,
     signature: Callable[[], Iterable[inspect.Parameter]] | None = None,
 ) -> Callable[[F], F]:
@@ -424,6 +432,8 @@ def attack(
                 time_limit=time_limit,
                 targeted=targeted,
                 unfit=unfit,
+                idle=idle,
+                cost=cost,
                 library=library,
                 signature=signature,
             )

@@ -30,14 +30,14 @@ from bench import data as datasets
 from bench import probes, sources
 from bench.errors import DamagedError, InputError, OtherNetworkError, OvertimeError, TrainingError
 from bench.isolation import building, installed, isolated
+from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS, schema
-from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View, answered, distance
 from bench.referee import Meter, answers_only, blindfold, guides, judge, reseed, seeded, undisturbed, watch
-from bench.registry import AttackEntry, DefenseEntry, arguments
-from bench.spec import Filled, named_files
+from bench.registry import Entry, arguments
+from bench.resolve import Filled, named_files
 from bench.store import ARTEFACTS, Store
 from bench.training import Progress, Trainer
 
@@ -341,7 +341,6 @@ def train(
 
 def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
     entry = job.defense.entry
-    assert isinstance(entry, DefenseEntry)
     return probes.answers(model, entry, job.data.shape, desk.device)
 
 
@@ -353,7 +352,6 @@ def build(
     The random states are left as the construction left them.
     """
     entry = job.defense.entry
-    assert isinstance(entry, DefenseEntry)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
         given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
@@ -365,7 +363,7 @@ def build(
     return model.to(desk.device)
 
 
-def unchanged(filled: Filled, folder: Path) -> None:
+def unchanged(filled: Filled[Entry], folder: Path) -> None:
     """Raise where a file or code that parameters name is not what the job's key was made with."""
     named = filled.identity["params"]
     for name in filled.entry.parameters("content"):
@@ -555,7 +553,6 @@ def _attack(
 ) -> Made:
     attempt, index = job.attempt, split.index[job.start : job.stop]
     entry = attempt.attack.entry
-    assert isinstance(entry, AttackEntry)
     meter = Meter.of(len(y), x.device)
     target = _targets(attempt, y, index)
     modules = [model] if model is not None else []
@@ -616,7 +613,6 @@ def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> Vi
     assert attempt.source is not None
     assert attempt.view is not None
     entry = attempt.source.train.defense.entry
-    assert isinstance(entry, DefenseEntry)
     if attempt.view.use.startswith("decision:"):
         readout = attempt.view.use.removeprefix("decision:")
         classes = attempt.source.train.data.shape.classes

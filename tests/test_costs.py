@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from bench import plan, spec
+from bench import planner, resolve
 from bench.costs import Costs, examples, passes
-from bench.plan import Craft, Evaluate, Plan, Train
+from bench.jobs import Craft, Evaluate, Train
+from bench.planner import Plan
 from suites import TASK, suite
 
 
 def planned(folder: Path) -> Plan:
     defenses = {"linear": {"use": "toy/linear"}}
     attacks = {"pgd": {"use": "pgd", "steps": 10}, "spsa": {"use": "spsa", "steps": 5, "samples": 16}}
-    return plan.make(spec.load(suite(folder, defenses, attacks, [{**TASK, "views": ["logits"]}])))
+    return planner.make(resolve.load(suite(folder, defenses, attacks, [{**TASK, "views": ["logits"]}])))
 
 
 def crafts(of: Plan, name: str) -> list[Craft]:
@@ -40,7 +41,7 @@ def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhe
     defenses = {"linear": {"use": "toy/linear"}, "opaque": {"use": "toy/opaque"}}
     attacks = {"pgd": {"use": "pgd", "steps": 10}, "cw": {"use": "cw-l2", "steps": 10, "searches": 3}}
     task = {**TASK, "defenses": ["linear", "opaque"], "threat": {"norm": "l2", "radius": 1}}
-    crossed = plan.make(spec.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
+    crossed = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
     on = {job.attempt.source.train.defense.name: job for job in crafts(crossed, "pgd") if job.attempt.source}
     (cw,) = [job for job in crafts(crossed, "cw-l2") if job.start == 0][:1]
     assert (len(on), passes(cw)) == (2, 30)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench import probes, work
 from bench.errors import OtherNetworkError
-from bench.plan import Evaluate, Train
+from bench.jobs import Evaluate, Train
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
 from bench.work import Desk

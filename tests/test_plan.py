@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import plan as planning
-from bench import spec
+from bench import planner, resolve
 from bench.errors import InputError
-from bench.plan import Craft, Evaluate, Plan, Train
+from bench.jobs import Craft, Evaluate, Train, key_of
+from bench.planner import Plan
 
 BASE: dict[str, Any] = {
     "data": {"digits": {"name": "digits", "split": "test", "shard": 120}},
@@ -37,7 +37,7 @@ BASE: dict[str, Any] = {
 def made(folder: Path, **changes: Any) -> Plan:
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump({**BASE, **changes}))
-    return planning.make(spec.load(path))
+    return planner.make(resolve.load(path))
 
 
 def jobs(plan: Plan, kind: type) -> list[Any]:
@@ -295,8 +295,7 @@ def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Pa
 def test_the_key_scheme_is_frozen() -> None:
     # If this fails, every stored result gets another name: raise SCHEME and say so in the changelog.
     assert (
-        planning.key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None})
-        == "23095e106d85aa6282febdb583a3f952"
+        key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None}) == "23095e106d85aa6282febdb583a3f952"
     )
 
 
@@ -422,7 +421,7 @@ def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> N
 
 def test_planning_imports_no_attack_library() -> None:
     code = (
-        "import sys, bench.plan, bench.registry; bench.registry.discover(); "
+        "import sys, bench.planner, bench.registry; bench.registry.discover(); "
         "print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bench.data import DataSpec, load
 from bench.errors import InputError, OvertimeError
-from bench.plan import Craft, Evaluate, Train
+from bench.jobs import Craft, Evaluate, Train
 from bench.work import Desk, limited, prepare, unchanged
 from suites import TASK, Ran, suite
 
