@@ -1,6 +1,9 @@
 """How long jobs take: learned from receipts, guessed from parameters, longest way first."""
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from bench import planner, resolve
 from bench.costs import Costs, examples, passes
@@ -35,6 +38,31 @@ def test_an_attack_that_was_never_seen_is_judged_by_its_passes(tmp_path: Path) -
     costs = Costs()
     costs.learn(pgd, {"seconds": 1.0})
     assert costs.seconds(spsa) == 8.0 * examples(spsa) / examples(pgd)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({}, 100), ({"queries": 7}, 14), ({"queries": 7, "rounds": 3}, 21), ({"rounds": 0}, 1)],
+)
+def test_an_attack_tells_its_passes_whatever_its_parameters_are_called(
+    params: dict[str, int], said: int, tmp_path: Path
+) -> None:
+    attacks = {"it": {"use": "toy/queries", **params}}
+    task = {**TASK, "views": ["logits"]}
+    crossed = planner.make(resolve.load(suite(tmp_path, {"linear": {"use": "toy/linear"}}, attacks, [task])))
+    assert {passes(job) for job in crafts(crossed, "toy/queries")} == {said}
+
+
+def test_a_training_s_passes_are_those_of_its_inner_attack_too(tmp_path: Path) -> None:
+    def trained(**inner: Any) -> int:
+        defenses = {"cnn": {"use": "cnn", "epochs": 3, "inner": inner}}
+        path = suite(tmp_path, defenses, {"clean": {"use": "none"}}, [TASK])
+        (job,) = [each for each in planner.make(resolve.load(path)).graph() if isinstance(each, Train)]
+        return passes(job)
+
+    assert trained(use="pgd", steps=7) == 3 * (1 + 7)
+    assert trained(use="pgd", steps=7, restarts=2) == 3 * (1 + 14)
+    assert trained(use="toy/queries", queries=5) == 3 * (1 + 10)
 
 
 def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhere(tmp_path: Path) -> None:

@@ -260,6 +260,14 @@ def square(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) 
     return x
 
 
+@attack("toy/queries", norms={"linf"}, version=1, cost=lambda queries, rounds: queries * rounds)
+def queries(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, queries: int = 50, rounds: int = 2
+) -> Images:
+    """Do nothing, and say that it takes long."""
+    return x
+
+
 @attack("toy/crash", norms={"linf"}, version=1)
 def crash(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "raise"
