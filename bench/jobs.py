@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from bench import sources
 from bench.data import DataSpec
+from bench.ours import OURS
 from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry, Entry
 from bench.resolve import Filled, inner
@@ -231,7 +232,7 @@ Job: TypeAlias = Train | Craft | Evaluate
 
 def _foreign(entry: Entry) -> frozenset[str]:
     """Return the package that a registered thing comes from, if it is not one of ours."""
-    return frozenset({entry.module.partition(".")[0]}) - sources.OURS
+    return frozenset({entry.module.partition(".")[0]}) - OURS
 
 
 def foreign(job: Job) -> frozenset[str]:

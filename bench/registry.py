@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -28,6 +28,7 @@ from typing import (
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from bench import ours
 from bench.errors import InputError, did_you_mean
 from bench.protocols import Norm, Part, Shape, Use, View
 from bench.quantities import fraction
@@ -542,11 +543,15 @@ def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None)
     return register
 
 
-def _import_folder(package: str) -> None:
-    folder = importlib.import_module(package)
-    for info in pkgutil.iter_modules(folder.__path__):
-        if not info.ispkg:
-            importlib.import_module(f"{package}.{info.name}")
+def import_all(package: ModuleType) -> None:
+    """Import every module of a package, and every package in it, so that they register what they hold.
+
+    Args:
+        package: an imported package; each thing in it is a file, or a folder whose ``__init__`` imports what
+            registers itself.
+    """
+    for info in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{info.name}")
 
 
 @cache
@@ -557,8 +562,8 @@ def discover() -> None:
     its names.
     """
     importlib.import_module("bench.data")
-    for package in ("attacks", "defenses"):
-        _import_folder(package)
+    for package in sorted(ours.OURS):
+        import_all(ours.imported(package))
     registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)
     for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
         before = [dict(registry._entries) for registry in registries]

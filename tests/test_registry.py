@@ -10,7 +10,17 @@ from typing import Annotated
 import pytest
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bench import ContentPath, Count, NonNegative, NonNegativeCount, Positive, PositiveShare, Share, document
+from bench import (
+    ContentPath,
+    Count,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
+    PositiveShare,
+    Share,
+    document,
+    registry,
+)
 from bench.errors import InputError
 from bench.protocols import Shape
 from bench.registry import (
@@ -253,3 +263,84 @@ def test_marks_are_found_inside_bounded_tuples() -> None:
     info = schema_of(files, "files").model_fields["paths"]
     assert marked(info.annotation, list(info.metadata), "content")
     assert not marked(info.annotation, list(info.metadata), "code")
+
+
+# Our own packages, and others of their names ---------------------------------------------------------------
+
+RUINED = "raise SystemExit('this is not Crossfire')\n"
+
+
+def ruins(folder: Path) -> None:
+    """Put packages in a folder that would come before ours on the import path."""
+    for package in ("attacks", "defenses"):
+        (folder / package / "nets").mkdir(parents=True)
+        for name in ("__init__.py", "pgd.py", "cnn.py", "nets/__init__.py"):
+            (folder / package / name).write_text(RUINED)
+
+
+def python(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "BENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_folders_of_the_user_s_do_not_replace_ours(tmp_path: Path) -> None:
+    ruins(tmp_path)
+    listed = python(tmp_path, "-m", "bench.cli", "list", "attacks", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert {"pgd", "autoattack"} <= {entry["name"] for entry in json.loads(listed.stdout)}
+    (tmp_path / "suite.yaml").write_text(
+        "data: {digits: {name: digits, split: test, size: 20}}\n"
+        "defenses: {cnn: {use: cnn, training: standard, epochs: 1, width: 0.25}}\n"
+        "attacks: {it: {use: fgsm}}\n"
+        "tasks: [{data: digits, fit: digits, threat: {norm: linf, radius: 0.1}}]\n"
+        "tables: {t: {title: T, rows: [defense], columns: [attack]}}\n"
+    )
+    # In a process of its own for each slot, too; a report looks at the code again without importing it.
+    for words in (("run", "suite.yaml", "--results", "r"), ("report", "suite.yaml", "--results", "r")):
+        done = python(tmp_path, "-m", "bench.cli", *words)
+        assert done.returncode == 0, done.stderr
+        assert "differ" not in done.stderr
+
+
+def test_nor_do_they_from_a_script_beside_them(tmp_path: Path) -> None:
+    ruins(tmp_path)
+    (tmp_path / "script.py").write_text(
+        "from bench.registry import ATTACKS, discover\ndiscover()\nprint(ATTACKS['pgd'].place)\n"
+    )
+    done = python(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.partition(":")[0]).parent.parent == Path(registry.__file__).parent.parent
+
+
+@pytest.mark.parametrize("kind", ["file", "package", "namespace"])
+def test_one_that_was_imported_first_is_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / ("attacks.py" if kind == "file" else "attacks")
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+        (place / ("__init__.py" if kind == "package" else "mine.py")).write_text("")
+    (tmp_path / "script.py").write_text(
+        "import attacks\nfrom bench.errors import InputError\nfrom bench.registry import discover\n"
+        "try:\n    discover()\nexcept InputError as error:\n    print(error)\n"
+    )
+    done = python(tmp_path, "script.py")
+    assert done.stdout == (
+        f"{place} was imported as 'attacks', the name of Crossfire's own; call it something else\n"
+    ), done.stderr
+
+
+def test_an_attack_may_be_a_folder_of_files(tmp_path: Path) -> None:
+    (tmp_path / "kit" / "deep").mkdir(parents=True)
+    (tmp_path / "kit" / "__init__.py").write_text("")
+    (tmp_path / "kit" / "deep" / "__init__.py").write_text("from kit.deep.search import nothing\n")
+    (tmp_path / "kit" / "deep" / "search.py").write_text(ATTACK.format(name="mine/deep"))
+    (tmp_path / "kit" / "flat.py").write_text(ATTACK.format(name="mine/flat"))
+    code = (
+        "import kit; from bench.registry import ATTACKS, import_all; import_all(kit); "
+        "print(*ATTACKS, ATTACKS['mine/deep'].module)"
+    )
+    done = python(tmp_path, "-c", code)
+    assert done.stdout.split() == ["mine/deep", "mine/flat", "kit.deep.search"], done.stderr
