@@ -25,7 +25,7 @@ from bench import imagefiles, imagesets  # noqa: F401 - importing them registers
 from bench.errors import InputError
 from bench.examples import ORDER, Examples, Pixels, Places, Source, SplitName, cache_folder, stratified
 from bench.protocols import Images, Shape, Split
-from bench.registry import SOURCES, Whole, discover
+from bench.registry import SOURCES, WHOLE, Count, NonNegativeCount, discover
 
 RESIZE = "bilinear, anti-aliased"
 
@@ -44,15 +44,15 @@ class DataSpec(BaseModel):
 
     name: str
     split: SplitName = "test"
-    size: Annotated[Whole, Field(ge=1)] | None = None
+    size: Annotated[Count, WHOLE] | None = None
     """The number of examples: a prefix of the order; all, unless said."""
-    only: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    only: Annotated[tuple[Annotated[NonNegativeCount, WHOLE], ...], Field(min_length=1)] | None = None
     """Of these classes only; labels keep their numbers. Needs `size`: no source declares how many it has."""
     order: Literal["stratified", "published"] = "stratified"
     """Of `examples.stratified`, or that of the files, which papers mean by their first 1,000 images."""
-    shard: Annotated[Whole, Field(ge=1)] = 500
+    shard: Annotated[Count, WHOLE] = 500
     """Examples to a job."""
-    resize: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    resize: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
     """The side of the square that images are resized to: bilinear, anti-aliased."""
     channels: Literal[1, 3] | None = None
     """Convert to gray (Rec. 601 luma) or to three equal channels; as published, unless said."""

@@ -57,8 +57,9 @@ RESERVED_BY_VIEWS = frozenset({"use", "draws"})
 Check = Callable[[dict[str, Any], Shape], None]
 """``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
-Whole = Annotated[int, BeforeValidator(_strict_int)]
-"""A whole number; `true` is none."""
+WHOLE = BeforeValidator(_strict_int)
+"""What refuses `true` for a whole number. Stands last, ``Annotated[Count, WHOLE]``, in models of our own; in
+signatures it is understood."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A parameter: a finite number above 0, or a fraction such as ``8/255``."""
@@ -126,7 +127,7 @@ def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
         bare = Annotated[(float, *bounds)] if bounds else float
         return Annotated[(float, *bounds, BeforeValidator(fraction, json_schema_input_type=bare | str))]
     if base is int:
-        return Annotated[(int, *bounds, BeforeValidator(_strict_int))]
+        return Annotated[(int, *bounds, WHOLE)]
     return Annotated[(_annotation(base), *bounds)] if bounds else base
 
 

@@ -12,7 +12,7 @@ from bench.layout import Table
 from bench.names import FileName, Name, Sentence
 from bench.protocols import Norm
 from bench.quantities import fraction
-from bench.registry import Whole
+from bench.registry import WHOLE, Count, NonNegativeCount
 
 
 class Model(BaseModel):
@@ -54,7 +54,7 @@ class ViewUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
-    draws: Annotated[Whole, Field(ge=1)] = 1
+    draws: Annotated[Count, WHOLE] = 1
     """How often each point is asked; losses are averaged over the answers (EOT)."""
 
     @property
@@ -94,7 +94,7 @@ class Origin(Model):
 
     defense: str
     view: ViewChoice
-    seed: Literal["same"] | Whole = "same"
+    seed: Literal["same"] | Annotated[int, WHOLE] = "same"
 
 
 class DefenseUse(BaseModel):
@@ -115,7 +115,7 @@ class AttackUse(BaseModel):
     source: Origin | None = None
     targets: (
         Literal["none", "others", "next", "random"]
-        | Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)]
+        | Annotated[list[Annotated[Count, WHOLE]], Field(min_length=1)]
     ) = "none"
     """The labels to reach: offsets from the true class, or a word for them."""
     time_limit: Seconds | None = None
@@ -132,8 +132,8 @@ class Task(Model):
     attacks: Several[str] | None = None
     views: Several[ViewChoice] | None = None
     readouts: Several[str] | None = None
-    limit: Annotated[Whole, Field(ge=1)] | None = None
-    seeds: list[Annotated[Whole, Field(ge=0)]] = Field(default=[0], min_length=1)
+    limit: Annotated[Count, WHOLE] | None = None
+    seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
 
 
 class SuiteModel(Model):
