@@ -53,16 +53,36 @@ class Document:
     lines: Mapping[Place, int]
 
     def at(self, *place: str | int) -> str:
-        """Return ``tasks.yaml:12: tasks[0].threat`` for messages."""
+        """Return ``tasks.yaml:12: tasks[0].threat`` for messages.
+
+        Args:
+            place: the way to a value; none: the file.
+        """
         return f"{self.line(*place)}: {dotted(place)}" if place else self.line()
 
     def line(self, *place: str | int) -> str:
-        """Return ``tasks.yaml:12``: the line of the nearest thing to `place` that has one."""
+        """Return ``tasks.yaml:12`` for messages.
+
+        Args:
+            place: the way to a value; the nearest thing on it that has a line gives it.
+        """
         near = (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines)
         return f"{self.path.name}:{next(near, 1)}"
 
     def check(self, model: type[M], value: Any, *place: str | int) -> M:
-        """Return `value` as a `model`; `place` is where it stands in the file."""
+        """Validate a value.
+
+        Args:
+            model: what it must be.
+            value: plain data.
+            place: where it stands in the file.
+
+        Returns:
+            The validated model.
+
+        Raises:
+            InputError: it does not fit; the message has its line.
+        """
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -154,7 +174,17 @@ def complaint(problem: ErrorDetails) -> str:
 
 
 def read(path: Path) -> Document:
-    """Read a YAML file of plain data."""
+    """Read a YAML file of plain data.
+
+    Args:
+        path: the file, UTF-8, at most `SIZE` bytes.
+
+    Returns:
+        Its data and the line of each value; an empty file is an empty mapping.
+
+    Raises:
+        InputError: it cannot be read, is no plain YAML, or is too large or too deep.
+    """
     text = _text(path)
     loader = _Loader(text, path.name)
     try:
@@ -352,7 +382,11 @@ def _brief(value: object) -> str:
 
 
 def dotted(place: Place) -> str:
-    """Return ``tasks[0].threat``."""
+    """Return a place as a message has it: ``tasks[0].threat``.
+
+    Args:
+        place: the way to a value.
+    """
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{_step(step)}" for step in place)
     return text.removeprefix(".")
 

@@ -132,7 +132,18 @@ def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
 
 
 def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
-    """Derive a pydantic model from a function's keyword-only arguments."""
+    """Derive a pydantic model from a function's keyword-only arguments.
+
+    Args:
+        function: what is called with the parameters.
+        name: the registered name, for messages.
+
+    Returns:
+        A model with a field for each argument: its annotation, with bounds, and its default.
+
+    Raises:
+        InputError: an argument has no annotation.
+    """
     hints = get_type_hints(function, include_extras=True)
     found = [
         each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY
@@ -144,7 +155,15 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
 
 
 def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Schema]:
-    """Derive a pydantic model from parameters that have annotations."""
+    """Derive a pydantic model from parameters that have annotations.
+
+    Args:
+        parameters: what `inspect.signature` gives.
+        name: the registered name, which the model gets.
+
+    Returns:
+        A model with a field for each parameter.
+    """
     fields: dict[str, Any] = {}
     for parameter in parameters:
         default = parameter.default
@@ -163,7 +182,16 @@ def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Sche
 
 
 def marked(annotation: Any, metadata: list[Any], mark: str) -> bool:
-    """Return whether an annotation carries `mark`, inside an optional or a tuple too."""
+    """Return whether an annotation carries a mark, inside an optional or a tuple too.
+
+    Args:
+        annotation: a field's annotation.
+        metadata: what pydantic has taken from around it.
+        mark: ``content``, ``code`` or ``part``.
+
+    Returns:
+        Whether the mark stands anywhere in it.
+    """
     if mark in (*metadata, *getattr(annotation, "__metadata__", ())):
         return True
     return any(marked(each, [], mark) for each in get_args(annotation))
@@ -215,7 +243,14 @@ class Entry:
         return " ".join(text.partition("\n\n")[0].split())
 
     def parameters(self, mark: str) -> list[str]:
-        """Return the names of the parameters that carry `mark` (``content``, ``code``, ``part``)."""
+        """Return the names of the parameters that carry a mark.
+
+        Args:
+            mark: ``content`` (names files), ``code`` (names code) or ``part`` (names another defense).
+
+        Returns:
+            Names as people write them, in the order of the signature.
+        """
         return [
             info.alias or name
             for name, info in self.schema.model_fields.items()
@@ -294,15 +329,37 @@ class DefenseEntry(Entry):
     """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
     def view(self, name: str) -> ViewEntry | None:
-        """Return a view by its name or alias."""
+        """Return a view by its name or alias.
+
+        Args:
+            name: what a task calls it.
+
+        Returns:
+            The view, or None where there is none of this name.
+        """
         return self.views.get(self.aliases.get(name, name))
 
     def draws(self, params: Mapping[str, Any]) -> bool:
-        """Return whether two asks may differ, with these parameters."""
+        """Return whether two asks may differ.
+
+        Args:
+            params: all parameters, as they are at inference time.
+
+        Returns:
+            False where every ask gets the same answer.
+        """
         return self.random if isinstance(self.random, bool) else self.random(params)
 
     def view_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters that reach a view: none through an alias, which has none of its own."""
+        """Return the parameters that reach a view.
+
+        Args:
+            name: a view's name or alias.
+            params: those that a task gives.
+
+        Returns:
+            `params`, or none through an alias, which has none of its own.
+        """
         return dict(params) if name in self.views else {}
 
 
@@ -315,7 +372,11 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """Names and what they stand for. A name is taken once."""
+    """Names and what they stand for. A name is taken once.
+
+    Args:
+        kind: what is registered, for messages: ``attack``.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -326,7 +387,14 @@ class Registry(Generic[E]):
         self._closed = False
 
     def add(self, entry: E) -> None:
-        """Register; refuse a second owner of a name, and a plug-in's name without its prefix."""
+        """Register an entry under its name.
+
+        Args:
+            entry: what is registered.
+
+        Raises:
+            InputError: the name has an owner, lacks its plug-in's prefix, or comes after `discover`.
+        """
         if self._closed:
             raise InputError(f"{self.kind} {entry.name!r} comes after the registry was closed")
         if self._prefix is not None and not entry.name.startswith(self._prefix + "/"):
@@ -453,7 +521,21 @@ def view(
     ignores: tuple[str, ...] = (),
     gradient: bool = True,
 ) -> Callable[[F], F]:
-    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters."""
+    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters.
+
+    Args:
+        name: what tasks call the view; unique in its defense.
+        space: what attacks search: ``pixel`` for images, or another (``latent``, ``features``).
+        reads: read-outs whose answer is the arg-max of this view's logits: what succeeds here, succeeds there.
+        ignores: served parameters that change nothing here, so that crafted images are shared.
+        gradient: whether a gradient flows through it.
+
+    Returns:
+        A decorator for the method, which returns a `View` when it is called.
+
+    Raises:
+        InputError: a parameter has a name that suites keep for themselves (`RESERVED_BY_VIEWS`).
+    """
 
     def mark(method: F) -> F:
         taken = sorted(RESERVED_BY_VIEWS & set(inspect.signature(method).parameters))
@@ -486,8 +568,21 @@ def defense(
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
 
-    `check` is called by the plan, before anything runs: with the parameters (paths absolute) and the
-    data's shape.
+    Args:
+        name: what suites call it; a plug-in's begins with its prefix.
+        readouts: the ways in which it answers, of which there is at least one.
+        version: raised by hand whenever results change; part of every key.
+        aliases: other names of views, each with the view's own.
+        served: parameters that may be replaced after fitting.
+        random: whether two asks may differ; where that depends on the parameters, a function of them.
+        learns: False where there is nothing to fit, so that no training images are needed.
+        neutral: parameters that stay out of keys while they have this value.
+        doubts: ``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to.
+        check: ``check(params, shape)``, called by the plan before anything runs, with absolute paths and the
+            data's shape; raises `InputError` where a defense cannot be made so.
+
+    Returns:
+        A decorator for the class, an `nn.Module` that is called with a `Shape` and its parameters.
     """
 
     def register(cls: C) -> C:
@@ -519,9 +614,17 @@ def defense(
 
 
 def view_of(model: object, name: str) -> View:
-    """Return a fitted part's view, by its name or alias, with its default parameters.
+    """Return a fitted part's view with its default parameters, as an attacker would look at it.
 
-    A defense that is built on another one looks at it as an attacker would.
+    Args:
+        model: an object of a registered defense's class.
+        name: the view's name or alias.
+
+    Returns:
+        The view.
+
+    Raises:
+        InputError: the class is not registered, or has no such view.
     """
     for entry in map(DEFENSES.__getitem__, DEFENSES):
         if entry.make is type(model):
@@ -535,7 +638,16 @@ def view_of(model: object, name: str) -> View:
 
 
 def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None) -> Callable[[F], F]:
-    """Register a function or a class as a data source; its keyword-only arguments are its parameters."""
+    """Register a function or a class as a data source; its keyword-only arguments are its parameters.
+
+    Args:
+        name: what suites call it; a plug-in's begins with its prefix.
+        version: raised by hand whenever its examples change; part of every key.
+        neutral: parameters that stay out of keys while they have this value.
+
+    Returns:
+        A decorator for what makes a `Source` when it is called with a split and `Places`.
+    """
 
     def register(make: F) -> F:
         SOURCES.add(SourceEntry(name=name, make=make, version=version, neutral=neutral or {}))
@@ -561,6 +673,9 @@ def discover() -> None:
 
     A plug-in that fails is remembered with its reason, and stops a suite only if it asks for one of
     its names.
+
+    Raises:
+        InputError: another module has the name of one of our packages.
     """
     importlib.import_module("bench.data")
     for package in sorted(ours.OURS):
@@ -584,7 +699,18 @@ def discover() -> None:
 
 
 def arguments(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments to call `entry.make` with: defaults filled in, uses as `Use`."""
+    """Return the keyword arguments to call an entry's `make` with.
+
+    Args:
+        entry: what is called.
+        params: its parameters as a suite writes them, or filled in.
+
+    Returns:
+        A value for every parameter; inner attacks as `Use`.
+
+    Raises:
+        pydantic.ValidationError: a parameter does not fit the schema.
+    """
     model = entry.schema.model_validate(dict(params))
     values: dict[str, Any] = {}
     for name, info in entry.schema.model_fields.items():

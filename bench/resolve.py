@@ -126,7 +126,14 @@ def _installed(library: str) -> str:
 
 
 def named_files(value: str | Sequence[str] | None) -> list[str]:
-    """Return the files that a parameter names: none, one or several."""
+    """Return the files that a parameter names.
+
+    Args:
+        value: a path, several, or None.
+
+    Returns:
+        A list of none, one or several.
+    """
     return [value] if isinstance(value, str) else list(value or ())
 
 
@@ -153,7 +160,14 @@ def _holds_use(annotation: Any) -> bool:
 
 
 def inner(filled: Filled[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
-    """Return the attacks among a thing's parameters, with their own parameters filled in."""
+    """Return the attacks among a thing's parameters.
+
+    Args:
+        filled: an attack or a defense.
+
+    Returns:
+        Each inner attack with its own parameters filled in, in the order of the signature.
+    """
     found: list[tuple[AttackEntry, Mapping[str, Any]]] = []
     for name in _inner_names(filled.entry):
         value = filled.params[name]
@@ -197,12 +211,26 @@ class Suite:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def at(self, *place: str | int) -> str:
-        """Return file, line and place, for messages."""
+        """Return file, line and place, for messages.
+
+        Args:
+            place: the way to a value: keys and positions.
+        """
         return self.document.at(*place)
 
 
 def load(path: Path) -> Suite:
-    """Read and check a task file."""
+    """Read and check a task file.
+
+    Args:
+        path: the file; its folder is where relative paths start and own code is looked for.
+
+    Returns:
+        The suite, with every name resolved and every parameter filled in.
+
+    Raises:
+        InputError: something in it cannot be used; the message has its line.
+    """
     discover()
     sources.importable(path.resolve().parent)
     doc = document.read(path)
@@ -314,7 +342,17 @@ def _check_shown(place: str, value: object) -> None:
 
 
 def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
-    """Raise where a name is not among those that a suite defines."""
+    """Check that a suite defines a name.
+
+    Args:
+        place: file, line and place of the name.
+        kind: what it names, for the message.
+        name: the name.
+        options: those that there are.
+
+    Raises:
+        InputError: it is not among them.
+    """
     options = list(options)
     if name not in options:
         raise InputError(f"{place}: unknown {kind} {name!r}{did_you_mean(name, options)}")
@@ -362,7 +400,17 @@ def _check_attacks(suite: Suite) -> None:
 
 
 def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[str]) -> None:
-    """Raise where none of the defenses offers a view, or where its parameters do not fit."""
+    """Check that a view can be looked through.
+
+    Args:
+        suite: the suite.
+        place: where the view stands in it.
+        choice: the view with its parameters, ``{readout}`` filled in.
+        defenses: labels of the defenses that are attacked.
+
+    Raises:
+        InputError: none of the defenses offers the view, its parameters do not fit, or it cannot be averaged.
+    """
     offers: list[tuple[ViewEntry, dict[str, Any]]] = []
     names: list[str] = []
     for name in defenses:

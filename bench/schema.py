@@ -149,5 +149,10 @@ class SuiteModel(Model):
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:
-    """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out."""
+    """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out.
+
+    Args:
+        choice: the view as a task writes it.
+        readout: the read-out that is scored.
+    """
     return choice.model_copy(update={"use": choice.use.replace("{readout}", readout)})
