@@ -2,7 +2,7 @@
 # make test        run the whole test suite
 # make check       lint, types, layers of imports, spelling
 # make benchmarks  measure speed as ratios inside one run
-# make schema      write docs/suite.schema.json anew
+# make schema      write docs/suite.schema.json, for editors
 
 PYTHON ?= python3
 VENV ?= .venv

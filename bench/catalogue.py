@@ -12,11 +12,18 @@ from rich.text import Text
 from bench.errors import InputError
 from bench.names import Sentence
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
-from bench.spec import AttackUse, DefenseUse, SuiteModel
+from bench.schema import AttackUse, DefenseUse, SuiteModel
 
 
 def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]]:
-    """Return what is registered: names, parameters with their defaults, and what each kind declares."""
+    """Return what is registered: names, parameters with their defaults, and what each kind declares.
+
+    Args:
+        what: which registry.
+
+    Returns:
+        A mapping of plain JSON for each name, sorted.
+    """
     discover()
     match what:
         case "attacks":
@@ -102,7 +109,12 @@ def _kind(info: dict[str, Any]) -> str:
 
 
 def show(console: Console, found: list[dict[str, Any]]) -> None:
-    """Print entries: a paragraph each, parameters with their defaults."""
+    """Print entries: a paragraph each, parameters with their defaults.
+
+    Args:
+        console: where they are printed.
+        found: what `entries` returned.
+    """
     for entry in found:
         lines: list[Text] = [Text(entry["summary"]), *_needs(entry)]
         for heading in ("readouts", "served"):
@@ -192,7 +204,12 @@ _PLANNED = {
 
 
 def suite_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a task file, the parameters of everything registered included."""
+    """Return the JSON Schema (draft 2020-12) of a task file, for editors.
+
+    Returns:
+        Plain JSON, with an alternative for each registered attack, defense and data source: its parameters
+        with their bounds. Where a library that would tell them is not installed, any are taken.
+    """
     discover()
     schema = SuiteModel.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"

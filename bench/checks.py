@@ -44,7 +44,20 @@ Cell: TypeAlias = Mapping[str, Any]
 """A cell of the manifest: its coordinates and what is known of its attack."""
 
 FACTS = frozenset(
-    {"job", "attempt", "use", "access", "budget", "source", "final", "n", "random", "doubts", "reason"}
+    {
+        "job",
+        "attempt",
+        "use",
+        "idle",
+        "access",
+        "budget",
+        "source",
+        "final",
+        "n",
+        "random",
+        "doubts",
+        "reason",
+    }
 )
 """What a cell says beside its coordinates."""
 

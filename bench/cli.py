@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from bench.execute import Done, State
     from bench.manifest import Outcomes
-    from bench.plan import Plan
+    from bench.planner import Plan
     from bench.pools import Pool
     from bench.progress import Display
     from bench.store import Store
@@ -131,7 +131,7 @@ class _Work:
     def do(self) -> None:
         """Do what is to do, twice where weights came out other than those that results were made from."""
         from bench import execute
-        from bench.plan import Train
+        from bench.jobs import Train
 
         if any(isinstance(job, Train) and job.foreign for job in self.plan.graph(self.wanted)):
             with self._pool() as pool:
@@ -426,12 +426,11 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> tuple[P
     """Read and check a suite and its tables; return its plan, its store and its manifest."""
     from unicodedata import normalize
 
-    from bench import plan as planning
-    from bench import spec, tables
+    from bench import planner, resolve, tables
     from bench.store import Store
 
-    suite = spec.load(path)
-    crossed = planning.make(suite, data_root)
+    suite = resolve.load(path)
+    crossed = planner.make(suite, data_root)
     manifest = crossed.manifest()
     names: dict[str, str] = {}
     for key in manifest["tables"]:
@@ -495,7 +494,7 @@ def _say(console: Any, text: str, style: str = "") -> None:
 def _say_state(console: Any, plan: Plan, store: Store, state: State) -> None:
     from collections import Counter
 
-    from bench.plan import Train
+    from bench.jobs import Train
 
     ready = sum(cell.job in state.done for cell in plan.cells)
     todo, skips = _count(len(state.todo), "job"), len(plan.skips)

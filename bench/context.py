@@ -13,7 +13,7 @@ import torch
 from bench import data as datasets
 from bench import sources
 from bench.errors import InputError
-from bench.plan import Data
+from bench.jobs import Data
 from bench.protocols import Split
 
 CHUNK = {"cpu": 256, "cuda": 4096}

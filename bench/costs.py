@@ -1,4 +1,8 @@
-"""How long jobs take, learned from receipts: for the order of jobs, and the time left."""
+"""How long jobs take, learned from receipts: for the order of jobs, and the time left.
+
+A job is a number of examples times a number of passes over each; what a pass takes is the median of the jobs
+most like it that were measured.
+"""
 
 import math
 from collections import defaultdict
@@ -6,11 +10,16 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from bench.plan import Craft, Evaluate, Job, Train
-from bench.spec import inner
+from bench.jobs import Craft, Evaluate, Job, Train
+from bench.registry import AttackEntry
+from bench.resolve import inner
 
 _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""
+
+
+_PASSES = ("steps", "restarts", "samples", "searches")
+"""Parameters whose product is the number of passes of an attack that does not tell it by its `cost`."""
 
 
 class Costs:
@@ -25,13 +34,26 @@ class Costs:
         return bool(self._seen)
 
     def learn(self, job: Job, receipt: Mapping[str, Any]) -> None:
-        """Note what a job took."""
+        """Note what a job took.
+
+        Args:
+            job: what was done.
+            receipt: what it left; its ``seconds`` count.
+        """
         each = float(receipt.get("seconds") or 0) / max(examples(job) * passes(job), 1)
         for name in _names(job):
             self._seen[name].append(each)
 
     def seconds(self, job: Job) -> float:
-        """Return the median of the jobs most like this one, for its examples and the passes it makes."""
+        """Return how long a job will take.
+
+        Args:
+            job: what is to be done.
+
+        Returns:
+            Seconds: the median of the jobs most like it, for its examples and the passes it makes. Before
+            anything was measured, only ratios mean something.
+        """
         work = examples(job) * passes(job)
         for name in _names(job):
             if name in self._seen:
@@ -39,7 +61,14 @@ class Costs:
         return _GUESS[job.kind] * work
 
     def paths(self, graph: Mapping[Job, Iterable[Job]]) -> dict[Job, float]:
-        """Return the longest way from each job to the end, itself included."""
+        """Return the longest way from each job to the end, itself included.
+
+        Args:
+            graph: every job with those that it needs.
+
+        Returns:
+            Seconds for each job of the graph.
+        """
         behind: dict[Job, list[Job]] = {job: [] for job in graph}
         for job, needs in graph.items():
             for need in needs:
@@ -58,7 +87,14 @@ class Costs:
 
 
 def examples(job: Job) -> int:
-    """Return how many examples a job handles."""
+    """Return how many examples a job handles.
+
+    Args:
+        job: any job.
+
+    Returns:
+        A number of 0 or more.
+    """
     match job:
         case Train():
             return job.data.count
@@ -72,16 +108,28 @@ def passes(job: Job) -> int:
     """Return about how many passes a job makes over each example, by what its parameters say.
 
     A network that was never attacked by SPSA still tells, by PGD's receipts, that SPSA will take longer.
+
+    Args:
+        job: any job.
+
+    Returns:
+        A number of 1 or more.
     """
     match job:
         case Train():
-            within = sum(_count(params, "steps") for _, params in inner(job.defense))
+            within = sum(_passes(entry, params) for entry, params in inner(job.defense))
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
-            params = job.attempt.attack.params
-            return math.prod(_count(params, name) for name in ("steps", "restarts", "samples", "searches"))
+            return _passes(job.attempt.attack.entry, job.attempt.attack.params)
         case Evaluate():
             return 1
+
+
+def _passes(attack: AttackEntry, params: Mapping[str, Any]) -> int:
+    """Return about how many passes an attack makes: what it says itself, or what its parameters do."""
+    if attack.cost is not None:
+        return max(1, attack.cost(**params))
+    return math.prod(_count(params, name) for name in _PASSES)
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from bench.context import CHUNK, Desk, load
 from bench.evaluate import decided
+from bench.jobs import Attempt, Craft
 from bench.limits import limited, out_of_memory
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS
-from bench.plan import Attempt, Craft
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.referee import Meter, answers_only, blindfold, guides, judge, undisturbed, watch
-from bench.registry import AttackEntry, DefenseEntry, arguments
+from bench.registry import arguments
 from bench.store import Store
 from bench.train import fitted
 
@@ -89,7 +89,6 @@ def _attack(
 ) -> Made:
     attempt, index = job.attempt, split.index[job.start : job.stop]
     entry = attempt.attack.entry
-    assert isinstance(entry, AttackEntry)
     meter = Meter.of(len(y), x.device)
     target = _targets(attempt, y, index)
     modules = [model] if model is not None else []
@@ -150,7 +149,6 @@ def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> Vi
     assert attempt.source is not None
     assert attempt.view is not None
     entry = attempt.source.train.defense.entry
-    assert isinstance(entry, DefenseEntry)
     if attempt.view.use.startswith("decision:"):
         readout = attempt.view.use.removeprefix("decision:")
         classes = attempt.source.train.data.shape.classes

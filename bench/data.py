@@ -25,7 +25,7 @@ from bench import imagefiles, imagesets  # noqa: F401 - importing them registers
 from bench.errors import InputError
 from bench.examples import ORDER, Examples, Pixels, Places, Source, SplitName, cache_folder, stratified
 from bench.protocols import Images, Shape, Split
-from bench.registry import SOURCES, Whole, discover
+from bench.registry import SOURCES, WHOLE, Count, NonNegativeCount, discover
 
 RESIZE = "bilinear, anti-aliased"
 
@@ -44,15 +44,15 @@ class DataSpec(BaseModel):
 
     name: str
     split: SplitName = "test"
-    size: Annotated[Whole, Field(ge=1)] | None = None
+    size: Annotated[Count, WHOLE] | None = None
     """The number of examples: a prefix of the order; all, unless said."""
-    only: Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    only: Annotated[tuple[Annotated[NonNegativeCount, WHOLE], ...], Field(min_length=1)] | None = None
     """Of these classes only; labels keep their numbers. Needs `size`: no source declares how many it has."""
     order: Literal["stratified", "published"] = "stratified"
     """Of `examples.stratified`, or that of the files, which papers mean by their first 1,000 images."""
-    shard: Annotated[Whole, Field(ge=1)] = 500
+    shard: Annotated[Count, WHOLE] = 500
     """Examples to a job."""
-    resize: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    resize: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
     """The side of the square that images are resized to: bilinear, anti-aliased."""
     channels: Literal[1, 3] | None = None
     """Convert to gray (Rec. 601 luma) or to three equal channels; as published, unless said."""
@@ -87,7 +87,17 @@ def _revived(fields: dict[str, Any]) -> DataSpec:
 
 @cache
 def model_of(name: str) -> type[DataSpec]:
-    """Return the model of a source's data sets: the common fields, and the source's parameters."""
+    """Return the model of a source's data sets.
+
+    Args:
+        name: the registered source.
+
+    Returns:
+        `DataSpec` with the source's parameters as further fields.
+
+    Raises:
+        InputError: there is no such source, or it has a parameter that every source has.
+    """
     schema = SOURCES[name].schema
     if common := sorted(DataSpec.model_fields.keys() & schema.model_fields.keys()):
         raise InputError(f"{SOURCES[name].place}: {common[0]!r} is a parameter of every data source")
@@ -97,13 +107,24 @@ def model_of(name: str) -> type[DataSpec]:
 
 
 def training(spec: DataSpec) -> DataSpec:
-    """Return the whole training split of the same data set, in the same form."""
+    """Return the whole training split of the same data set, in the same form.
+
+    Args:
+        spec: which examples are attacked.
+    """
     whole = {"split": "train", "size": None, "only": None, "order": "stratified"}
     return spec.model_copy(update=whole)
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Return the folder that data sets lie in: the given one, BENCH_DATA's, or the user cache's."""
+    """Return the folder that data sets lie in.
+
+    Args:
+        given: the folder that was asked for; None: BENCH_DATA's, or the user's cache.
+
+    Returns:
+        An absolute path.
+    """
     if given is None:
         named = os.environ.get("BENCH_DATA")
         given = Path(named) if named else cache_folder() / "data"
@@ -111,12 +132,36 @@ def data_root(given: Path | None = None) -> Path:
 
 
 def shape(spec: DataSpec, root: Path | None = None, folder: Path | None = None) -> Shape:
-    """Return the form of an image, resized and converted, and the number of classes."""
+    """Return the form of an image and the number of classes, loading nothing.
+
+    Args:
+        spec: which examples.
+        root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        folder: the suite's folder, where relative paths start; None: there are none.
+
+    Returns:
+        Channels, height and width as `spec` resizes and converts, and the source's classes.
+
+    Raises:
+        InputError: the source does not know such examples.
+    """
     return _shape(spec, _source(spec, root, folder))
 
 
 def count(spec: DataSpec, root: Path | None = None, folder: Path | None = None) -> int:
-    """Return the number of examples; raise `InputError` where more are asked for than there are."""
+    """Return the number of examples, loading nothing.
+
+    Args:
+        spec: which examples.
+        root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        folder: the suite's folder, where relative paths start; None: there are none.
+
+    Returns:
+        What `spec` asks for, or all that the split has.
+
+    Raises:
+        InputError: more examples, or other classes, are asked for than there are.
+    """
     return _count(spec, _source(spec, root, folder))
 
 
@@ -124,6 +169,17 @@ def digest(spec: DataSpec, root: Path | None = None, folder: Path | None = None)
     """Return a sha256 of what decides the examples: name, split, form, size, order and content.
 
     The content is known by its declared checksums, or else by those of the files.
+
+    Args:
+        spec: which examples.
+        root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        folder: the suite's folder, where relative paths start; None: there are none.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: the source does not know such examples, or its files cannot be read.
     """
     return _digest_of(spec, _source(spec, root, folder))
 
@@ -150,15 +206,32 @@ def prepare(spec: DataSpec, root: Path | None = None, folder: Path | None = None
     """See that the files are there, downloading where that is allowed, or say how to get them.
 
     Nothing is downloaded where the environment's BENCH_OFFLINE is set.
+
+    Args:
+        spec: which examples.
+        root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        folder: the suite's folder, where relative paths start; None: there are none.
+
+    Raises:
+        InputError: files are missing and may not or cannot be downloaded.
     """
     _source(spec, root, folder).prepare()
 
 
 def load(spec: DataSpec, root: Path | None = None, folder: Path | None = None) -> Split:
-    """Return the checked images (float32, NCHW, in [0, 1]), labels and published indices.
+    """Return the checked images, labels and published indices; they are kept for the process.
 
-    Kept for the process under the digest. Raises `InputError` where files are missing or altered, an
-    image cannot be read, is out of [0, 1] or of another form, or a label is out of range.
+    Args:
+        spec: which examples.
+        root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        folder: the suite's folder, where relative paths start; None: there are none.
+
+    Returns:
+        Images (float32, NCHW, in [0, 1]), labels and indices (int64), and the digest.
+
+    Raises:
+        InputError: files are missing or altered, an image cannot be read, is out of [0, 1] or of another
+            form, or a label is out of range.
     """
     return _load(spec, data_root(root), folder, digest(spec, root, folder))
 

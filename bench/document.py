@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from bench.errors import InputError, did_you_mean
 from bench.escaping import shown
@@ -52,35 +53,46 @@ class Document:
     lines: Mapping[Place, int]
 
     def at(self, *place: str | int) -> str:
-        """Return ``tasks.yaml:12: tasks[0].threat`` for messages."""
+        """Return ``tasks.yaml:12: tasks[0].threat`` for messages.
+
+        Args:
+            place: the way to a value; none: the file.
+        """
         return f"{self.line(*place)}: {dotted(place)}" if place else self.line()
 
     def line(self, *place: str | int) -> str:
-        """Return ``tasks.yaml:12``: the line of the nearest thing to `place` that has one."""
+        """Return ``tasks.yaml:12`` for messages.
+
+        Args:
+            place: the way to a value; the nearest thing on it that has a line gives it.
+        """
         near = (self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines)
         return f"{self.path.name}:{next(near, 1)}"
 
     def check(self, model: type[M], value: Any, *place: str | int) -> M:
-        """Return `value` as a `model`; `place` is where it stands in the file."""
+        """Validate a value.
+
+        Args:
+            model: what it must be.
+            value: plain data.
+            place: where it stands in the file.
+
+        Returns:
+            The validated model.
+
+        Raises:
+            InputError: it does not fit; the message has its line.
+        """
         try:
             return model.model_validate(value)
         except ValidationError as error:
             raise InputError(self._sentence(model, error, place)) from None
 
     def _sentence(self, model: type[BaseModel], error: ValidationError, place: Place) -> str:
-        problems = error.errors(include_url=False)
-        # A union complains once for each of its members; an unknown key says the most.
-        problem = min(problems, key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"])))
+        problem = _first(error)
         way = self._way(place, problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _keys(model, problem["loc"][:-1])
-            return f"{self.at(*way)}: unknown key{did_you_mean(way[-1], known)}"
-        if problem["type"] == "missing":
-            return f"{self.at(*way[:-1])}: missing key {way[-1]!r}"
-        text = problem["msg"].removeprefix("Value error, ")
-        found = problem["input"]
-        shown = "" if "found" in text or isinstance(found, Mapping) else f", found {_brief(found)}"
-        return f"{self.at(*way)}: {text[0].lower()}{text[1:]}{shown}"
+        at = self.at(*(way[:-1] if problem["type"] == "missing" else way))
+        return f"{at}: {_refusal(model, problem, way[-1:])}"
 
     def _way(self, place: Place, loc: Place) -> Place:
         """Return the place of an error, less the names of union members that pydantic puts into it."""
@@ -89,13 +101,90 @@ class Document:
             if (*way, step) in self.lines or step == loc[-1]:
                 way = (*way, step)
         if len(way) > 1 and way not in self.lines and way[:-1] in self.lines:
-            last = str(way[-1])
-            return way[:-1] if "[" in last or last in {"str", "int", "float", "list"} else way
+            return way[:-1] if _is_member(way[-1]) else way
         return way
 
 
+_BOUNDS = {
+    "greater_than": ("gt", "above {}"),
+    "greater_than_equal": ("ge", "of {} or more"),
+    "less_than": ("lt", "below {}"),
+    "less_than_equal": ("le", "of {} or less"),
+}
+"""For pydantic's errors about bounds: where it keeps the bound, and how a message says it."""
+
+
+def sentence(model: type[BaseModel], error: ValidationError) -> str:
+    """Return what is wrong with values that stand in no file: ``steps: expected ..., found 0``.
+
+    Args:
+        model: what the values were validated against.
+        error: what pydantic says of them.
+
+    Returns:
+        The place, what was expected and what was found, of the error that says the most.
+    """
+    problem = _first(error)
+    way = tuple(step for step in problem["loc"] if not _is_member(step))
+    at = dotted(way[:-1] if problem["type"] == "missing" else way)
+    return f"{at}: {_refusal(model, problem, way[-1:])}".removeprefix(": ")
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """Return the error that says the most: a union complains once for each of its members."""
+    problems = error.errors(include_url=False)
+    return min(problems, key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"])))
+
+
+def _refusal(model: type[BaseModel], problem: ErrorDetails, key: Place) -> str:
+    """Return what is wrong, where `key` is the last step of the way to it."""
+    match problem["type"], key:
+        case "extra_forbidden", (name,):
+            return f"unknown key{did_you_mean(name, _keys(model, problem['loc'][:-1]))}"
+        case "missing", (name,):
+            return f"missing key {name!r}"
+        case _:
+            return complaint(problem)
+
+
+def _is_member(step: str | int) -> bool:
+    """Return whether a step of pydantic's way to an error is the name of a union's member."""
+    return isinstance(step, str) and ("[" in step or step in {"str", "int", "float", "list"})
+
+
+def complaint(problem: ErrorDetails) -> str:
+    """Return what is wrong with a value: ``expected a number of 1 or more, found 0``.
+
+    Args:
+        problem: one of `pydantic.ValidationError.errors()`, of any type but a key too many or too few.
+
+    Returns:
+        What was expected and what was found, without the place.
+    """
+    found = problem["input"]
+    if problem["type"] in _BOUNDS:
+        name, words = _BOUNDS[problem["type"]]
+        text = "expected a number " + words.format(f"{problem['ctx'][name]:.15g}")
+    elif problem["type"] == "finite_number":
+        text = "expected a finite number"
+    else:
+        text = problem["msg"].removeprefix("Value error, ")
+    shown = "" if "found" in text or isinstance(found, Mapping) else f", found {_brief(found)}"
+    return f"{text[0].lower()}{text[1:]}{shown}"
+
+
 def read(path: Path) -> Document:
-    """Read a YAML file of plain data."""
+    """Read a YAML file of plain data.
+
+    Args:
+        path: the file, UTF-8, at most `SIZE` bytes.
+
+    Returns:
+        Its data and the line of each value; an empty file is an empty mapping.
+
+    Raises:
+        InputError: it cannot be read, is no plain YAML, or is too large or too deep.
+    """
     text = _text(path)
     loader = _Loader(text, path.name)
     try:
@@ -293,7 +382,11 @@ def _brief(value: object) -> str:
 
 
 def dotted(place: Place) -> str:
-    """Return ``tasks[0].threat``."""
+    """Return a place as a message has it: ``tasks[0].threat``.
+
+    Args:
+        place: the way to a value.
+    """
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{_step(step)}" for step in place)
     return text.removeprefix(".")
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bench.context import CHUNK, Desk, load
 from bench.errors import OvertimeError
+from bench.jobs import Craft, Evaluate
 from bench.limits import out_of_memory
 from bench.noise import seed_of
 from bench.outcomes import schema
-from bench.plan import Craft, Evaluate
 from bench.protocols import Decision, Images, Split, answered, distance
 from bench.referee import undisturbed
 from bench.store import Store

@@ -22,7 +22,8 @@ from bench import sources
 from bench.costs import Costs
 from bench.data import DataSpec
 from bench.errors import OvertimeError, disk_full
-from bench.plan import Craft, Evaluate, Job, Plan, Train, modules_of
+from bench.jobs import Craft, Evaluate, Job, Train, modules_of
+from bench.planner import Plan
 from bench.pools import Pool
 from bench.store import ABSENT, ARTEFACTS, Store
 from bench.worker import Recheck, describe

@@ -22,12 +22,32 @@ _NO_FILE = frozenset('\\:*?"<>|')
 
 
 def named(text: str) -> str:
-    """Return a name; raise `ValueError` where it is none."""
+    """Check a name.
+
+    Args:
+        text: what somebody calls a thing.
+
+    Returns:
+        The same text.
+
+    Raises:
+        ValueError: it is empty, longer than `LONGEST` characters, has a space at an end, or does not print.
+    """
     return _checked(text, "a name", LONGEST)
 
 
 def said(text: str) -> str:
-    """Return a sentence on one line; raise `ValueError` where it holds what cannot be printed."""
+    """Check a sentence.
+
+    Args:
+        text: a title, a reason or a label; breaks of lines are taken for spaces.
+
+    Returns:
+        The text on one line.
+
+    Raises:
+        ValueError: it is empty, longer than `SENTENCE` characters, or does not print.
+    """
     return _checked(" ".join(text.split()), "a sentence", SENTENCE)
 
 
@@ -44,7 +64,18 @@ def _checked(text: str, what: str, longest: int) -> str:
 
 
 def filed(text: str) -> str:
-    """Return a name that may become a part of a file's; raise `ValueError` where it may not."""
+    """Check a name that becomes a part of a file's.
+
+    Args:
+        text: what somebody calls a thing.
+
+    Returns:
+        The same text.
+
+    Raises:
+        ValueError: it is no name, has a character that some file system does not take, is longer than
+            `FILE_BYTES` bytes, or cannot be written in this locale.
+    """
     named(text)
     if unfit := sorted(_NO_FILE & set(text)):
         raise ValueError(f"becomes a file's name, and {unfit[0]} cannot stand there, found {text!r}")

@@ -20,7 +20,7 @@ import torch
 from bench import isolation, sources
 from bench.context import Desk, free_cores, prepare
 from bench.errors import InputError, did_you_mean
-from bench.plan import Job, foreign
+from bench.jobs import Job, foreign
 from bench.registry import discover
 from bench.worker import Recheck, do
 
@@ -94,7 +94,7 @@ HELD = 2
 class Process:
     """Spawned workers for each slot, one at work; replaced when it dies.
 
-    Jobs that run other people's code (`plan.foreign`) have a worker of their own for each such module, so
+    Jobs that run other people's code (`jobs.foreign`) have a worker of their own for each such module, so
     that nothing that it does to its process reaches another's jobs.
     """
 

@@ -16,7 +16,7 @@ from bench.costs import Costs
 from bench.errors import persons
 from bench.escaping import shown
 from bench.execute import Done, State
-from bench.plan import Craft, Evaluate, Job, Train
+from bench.jobs import Craft, Evaluate, Job, Train
 
 SHOWN = 8
 """How many finished cells stay in sight."""

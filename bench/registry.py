@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -28,6 +28,7 @@ from typing import (
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from bench import ours
 from bench.errors import InputError, did_you_mean
 from bench.protocols import Norm, Part, Shape, Use, View
 from bench.quantities import fraction
@@ -56,10 +57,27 @@ RESERVED_BY_VIEWS = frozenset({"use", "draws"})
 Check = Callable[[dict[str, Any], Shape], None]
 """``check(params, shape)``: raises `InputError` where a thing cannot work as asked."""
 
-Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
-"""A float that may be written as a fraction."""
+WHOLE = BeforeValidator(_strict_int)
+"""What refuses `true` for a whole number. Stands last, ``Annotated[Count, WHOLE]``, in models of our own; in
+signatures it is understood."""
 
-Whole = Annotated[int, BeforeValidator(_strict_int)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A parameter: a finite number above 0, or a fraction such as ``8/255``."""
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A parameter: a finite number of 0 or more."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A parameter: a number from 0 to 1, both included."""
+
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""A parameter: a number above 0, up to 1."""
+
+Count = Annotated[int, Field(ge=1)]
+"""A parameter: a whole number of 1 or more."""
+
+NonNegativeCount = Annotated[int, Field(ge=0)]
+"""A parameter: a whole number of 0 or more."""
 
 ContentPath = Annotated[str, BeforeValidator(_text), "content"]
 """A parameter that names a file, relative to the suite's folder; its content enters the keys.
@@ -88,24 +106,44 @@ class UseModel(BaseModel):
 
 def _annotation(hint: Any) -> Any:
     """Return the hint as a suite writes it: fractions for floats, names for parts, mappings for uses."""
-    if hint is float:
-        return Number
-    if hint is int:
-        return Whole
     if hint is Part:
         return Annotated[str, "part"]
     if hint is Use:
         return UseModel
-    origin = get_origin(hint)
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bounded(inside[0], hint.__metadata__)
     if origin in (Union, UnionType):
-        return Union[tuple(_annotation(each) for each in get_args(hint))]  # noqa: UP007 - built at run time
+        return Union[tuple(_annotation(each) for each in inside)]  # noqa: UP007 - built at run time
     if origin in (tuple, list, dict):
-        return origin[tuple(_annotation(each) for each in get_args(hint))]
-    return hint
+        return origin[tuple(_annotation(each) for each in inside)]
+    return _bounded(hint, ())
+
+
+def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
+    """Return an annotation with its bounds, which are checked after the number was read."""
+    # The JSON Schema of what is read first says nothing of bounds that are checked later, unless told.
+    if base is float:
+        bare = Annotated[(float, *bounds)] if bounds else float
+        return Annotated[(float, *bounds, BeforeValidator(fraction, json_schema_input_type=bare | str))]
+    if base is int:
+        return Annotated[(int, *bounds, WHOLE)]
+    return Annotated[(_annotation(base), *bounds)] if bounds else base
 
 
 def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
-    """Derive a pydantic model from a function's keyword-only arguments."""
+    """Derive a pydantic model from a function's keyword-only arguments.
+
+    Args:
+        function: what is called with the parameters.
+        name: the registered name, for messages.
+
+    Returns:
+        A model with a field for each argument: its annotation, with bounds, and its default.
+
+    Raises:
+        InputError: an argument has no annotation.
+    """
     hints = get_type_hints(function, include_extras=True)
     found = [
         each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY
@@ -117,7 +155,15 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
 
 
 def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Schema]:
-    """Derive a pydantic model from parameters that have annotations."""
+    """Derive a pydantic model from parameters that have annotations.
+
+    Args:
+        parameters: what `inspect.signature` gives.
+        name: the registered name, which the model gets.
+
+    Returns:
+        A model with a field for each parameter.
+    """
     fields: dict[str, Any] = {}
     for parameter in parameters:
         default = parameter.default
@@ -136,11 +182,18 @@ def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Sche
 
 
 def marked(annotation: Any, metadata: list[Any], mark: str) -> bool:
-    """Return whether an annotation carries `mark`, inside an optional or a tuple too."""
-    if mark in metadata:
+    """Return whether an annotation carries a mark, inside an optional or a tuple too.
+
+    Args:
+        annotation: a field's annotation.
+        metadata: what pydantic has taken from around it.
+        mark: ``content``, ``code`` or ``part``.
+
+    Returns:
+        Whether the mark stands anywhere in it.
+    """
+    if mark in (*metadata, *getattr(annotation, "__metadata__", ())):
         return True
-    if get_origin(annotation) is Annotated:
-        return mark in annotation.__metadata__
     return any(marked(each, [], mark) for each in get_args(annotation))
 
 
@@ -190,7 +243,14 @@ class Entry:
         return " ".join(text.partition("\n\n")[0].split())
 
     def parameters(self, mark: str) -> list[str]:
-        """Return the names of the parameters that carry `mark` (``content``, ``code``, ``part``)."""
+        """Return the names of the parameters that carry a mark.
+
+        Args:
+            mark: ``content`` (names files), ``code`` (names code) or ``part`` (names another defense).
+
+        Returns:
+            Names as people write them, in the order of the signature.
+        """
         return [
             info.alias or name
             for name, info in self.schema.model_fields.items()
@@ -224,6 +284,15 @@ class AttackEntry(Entry):
     """Whether it reaches for a given label where it is given one."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
     """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
+    idle: bool = False
+    """Whether it leaves every image as it is: what it shows is the clean accuracy."""
+    cost: Callable[..., int] | None = None
+    """``cost(**params)``: about how many passes it makes over each example; None: by names of parameters."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether it looks at nothing, so that it has no view, no source and no targets."""
+        return self.access == "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,15 +329,37 @@ class DefenseEntry(Entry):
     """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
     def view(self, name: str) -> ViewEntry | None:
-        """Return a view by its name or alias."""
+        """Return a view by its name or alias.
+
+        Args:
+            name: what a task calls it.
+
+        Returns:
+            The view, or None where there is none of this name.
+        """
         return self.views.get(self.aliases.get(name, name))
 
     def draws(self, params: Mapping[str, Any]) -> bool:
-        """Return whether two asks may differ, with these parameters."""
+        """Return whether two asks may differ.
+
+        Args:
+            params: all parameters, as they are at inference time.
+
+        Returns:
+            False where every ask gets the same answer.
+        """
         return self.random if isinstance(self.random, bool) else self.random(params)
 
     def view_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters that reach a view: none through an alias, which has none of its own."""
+        """Return the parameters that reach a view.
+
+        Args:
+            name: a view's name or alias.
+            params: those that a task gives.
+
+        Returns:
+            `params`, or none through an alias, which has none of its own.
+        """
         return dict(params) if name in self.views else {}
 
 
@@ -281,7 +372,11 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Generic[E]):
-    """Names and what they stand for. A name is taken once."""
+    """Names and what they stand for. A name is taken once.
+
+    Args:
+        kind: what is registered, for messages: ``attack``.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -292,7 +387,14 @@ class Registry(Generic[E]):
         self._closed = False
 
     def add(self, entry: E) -> None:
-        """Register; refuse a second owner of a name, and a plug-in's name without its prefix."""
+        """Register an entry under its name.
+
+        Args:
+            entry: what is registered.
+
+        Raises:
+            InputError: the name has an owner, lacks its plug-in's prefix, or comes after `discover`.
+        """
         if self._closed:
             raise InputError(f"{self.kind} {entry.name!r} comes after the registry was closed")
         if self._prefix is not None and not entry.name.startswith(self._prefix + "/"):
@@ -366,6 +468,8 @@ def attack(
     time_limit: float | None = None,
     targeted: bool = True,
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None,
+    idle: bool = False,
+    cost: Callable[..., int] | None = None,
     library: str | None = None,
     signature: Callable[[], Iterable[inspect.Parameter]] | None = None,
 ) -> Callable[[F], F]:
@@ -398,6 +502,8 @@ def attack(
                 time_limit=time_limit,
                 targeted=targeted,
                 unfit=unfit,
+                idle=idle,
+                cost=cost,
                 library=library,
                 signature=signature,
             )
@@ -415,7 +521,21 @@ def view(
     ignores: tuple[str, ...] = (),
     gradient: bool = True,
 ) -> Callable[[F], F]:
-    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters."""
+    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters.
+
+    Args:
+        name: what tasks call the view; unique in its defense.
+        space: what attacks search: ``pixel`` for images, or another (``latent``, ``features``).
+        reads: read-outs whose answer is the arg-max of this view's logits: what succeeds here, succeeds there.
+        ignores: served parameters that change nothing here, so that crafted images are shared.
+        gradient: whether a gradient flows through it.
+
+    Returns:
+        A decorator for the method, which returns a `View` when it is called.
+
+    Raises:
+        InputError: a parameter has a name that suites keep for themselves (`RESERVED_BY_VIEWS`).
+    """
 
     def mark(method: F) -> F:
         taken = sorted(RESERVED_BY_VIEWS & set(inspect.signature(method).parameters))
@@ -448,8 +568,21 @@ def defense(
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
 
-    `check` is called by the plan, before anything runs: with the parameters (paths absolute) and the
-    data's shape.
+    Args:
+        name: what suites call it; a plug-in's begins with its prefix.
+        readouts: the ways in which it answers, of which there is at least one.
+        version: raised by hand whenever results change; part of every key.
+        aliases: other names of views, each with the view's own.
+        served: parameters that may be replaced after fitting.
+        random: whether two asks may differ; where that depends on the parameters, a function of them.
+        learns: False where there is nothing to fit, so that no training images are needed.
+        neutral: parameters that stay out of keys while they have this value.
+        doubts: ``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to.
+        check: ``check(params, shape)``, called by the plan before anything runs, with absolute paths and the
+            data's shape; raises `InputError` where a defense cannot be made so.
+
+    Returns:
+        A decorator for the class, an `nn.Module` that is called with a `Shape` and its parameters.
     """
 
     def register(cls: C) -> C:
@@ -481,9 +614,17 @@ def defense(
 
 
 def view_of(model: object, name: str) -> View:
-    """Return a fitted part's view, by its name or alias, with its default parameters.
+    """Return a fitted part's view with its default parameters, as an attacker would look at it.
 
-    A defense that is built on another one looks at it as an attacker would.
+    Args:
+        model: an object of a registered defense's class.
+        name: the view's name or alias.
+
+    Returns:
+        The view.
+
+    Raises:
+        InputError: the class is not registered, or has no such view.
     """
     for entry in map(DEFENSES.__getitem__, DEFENSES):
         if entry.make is type(model):
@@ -497,7 +638,16 @@ def view_of(model: object, name: str) -> View:
 
 
 def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None) -> Callable[[F], F]:
-    """Register a function or a class as a data source; its keyword-only arguments are its parameters."""
+    """Register a function or a class as a data source; its keyword-only arguments are its parameters.
+
+    Args:
+        name: what suites call it; a plug-in's begins with its prefix.
+        version: raised by hand whenever its examples change; part of every key.
+        neutral: parameters that stay out of keys while they have this value.
+
+    Returns:
+        A decorator for what makes a `Source` when it is called with a split and `Places`.
+    """
 
     def register(make: F) -> F:
         SOURCES.add(SourceEntry(name=name, make=make, version=version, neutral=neutral or {}))
@@ -506,11 +656,15 @@ def source(name: str, *, version: int, neutral: Mapping[str, Any] | None = None)
     return register
 
 
-def _import_folder(package: str) -> None:
-    folder = importlib.import_module(package)
-    for info in pkgutil.iter_modules(folder.__path__):
-        if not info.ispkg:
-            importlib.import_module(f"{package}.{info.name}")
+def import_all(package: ModuleType) -> None:
+    """Import every module of a package, and every package in it, so that they register what they hold.
+
+    Args:
+        package: an imported package; each thing in it is a file, or a folder whose ``__init__`` imports what
+            registers itself.
+    """
+    for info in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{info.name}")
 
 
 @cache
@@ -519,10 +673,13 @@ def discover() -> None:
 
     A plug-in that fails is remembered with its reason, and stops a suite only if it asks for one of
     its names.
+
+    Raises:
+        InputError: another module has the name of one of our packages.
     """
     importlib.import_module("bench.data")
-    for package in ("attacks", "defenses"):
-        _import_folder(package)
+    for package in sorted(ours.OURS):
+        import_all(ours.imported(package))
     registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)
     for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
         before = [dict(registry._entries) for registry in registries]
@@ -542,7 +699,18 @@ def discover() -> None:
 
 
 def arguments(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments to call `entry.make` with: defaults filled in, uses as `Use`."""
+    """Return the keyword arguments to call an entry's `make` with.
+
+    Args:
+        entry: what is called.
+        params: its parameters as a suite writes them, or filled in.
+
+    Returns:
+        A value for every parameter; inner attacks as `Use`.
+
+    Raises:
+        pydantic.ValidationError: a parameter does not fit the schema.
+    """
     model = entry.schema.model_validate(dict(params))
     values: dict[str, Any] = {}
     for name, info in entry.schema.model_fields.items():

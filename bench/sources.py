@@ -16,13 +16,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from bench import ours
 from bench.errors import InputError
 
 SHARED = frozenset({"bench.losses", "bench.noise", "bench.protocols"})
 """Modules of the harness that components calculate with. The rest of it is versioned by the key scheme."""
-
-OURS = frozenset({"attacks", "defenses"})
-"""Packages whose modules are followed wherever a component imports them."""
 
 
 def file_digest(path: Path) -> str:
@@ -137,6 +135,8 @@ def importable(folder: Path) -> None:
 
 def _spec(top: str) -> ModuleSpec | None:
     """Return where a top-level module lies, importing nothing."""
+    if top in ours.OURS:
+        return ours.spec_of(top)
     if top in sys.modules and top not in _SUITE.given:
         return getattr(sys.modules[top], "__spec__", None)
     finders = (each for each in sys.meta_path if each is not _SUITE)
@@ -202,7 +202,7 @@ def _imports(module: str, file: Path) -> Iterator[str]:
 @cache
 def closure(module: str) -> frozenset[str]:
     """Return a component's module and what it imports in turn from its own package, attacks and defenses."""
-    tops = OURS | {module.partition(".")[0]}
+    tops = ours.OURS | {module.partition(".")[0]}
     return frozenset(_reached(module, lambda name, file: name.partition(".")[0] in tops))
 
 

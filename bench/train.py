@@ -15,11 +15,11 @@ from bench import probes, sources
 from bench.context import Desk, device_name, load, versions
 from bench.errors import InputError, OtherNetworkError, TrainingError
 from bench.isolation import building
+from bench.jobs import Served, Train
 from bench.noise import seed_of
-from bench.plan import Served, Train
 from bench.referee import reseed, seeded
-from bench.registry import DefenseEntry, arguments
-from bench.spec import Filled, named_files
+from bench.registry import Entry, arguments
+from bench.resolve import Filled, named_files
 from bench.store import Store
 from bench.training import Progress, Trainer
 
@@ -65,7 +65,6 @@ def train(
 
 def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
     entry = job.defense.entry
-    assert isinstance(entry, DefenseEntry)
     return probes.answers(model, entry, job.data.shape, desk.device)
 
 
@@ -77,7 +76,6 @@ def build(
     The random states are left as the construction left them.
     """
     entry = job.defense.entry
-    assert isinstance(entry, DefenseEntry)
     given = arguments(entry, {**job.defense.params, **(serve or {})})
     for name, part in job.parts:
         given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
@@ -89,7 +87,7 @@ def build(
     return model.to(desk.device)
 
 
-def unchanged(filled: Filled, folder: Path) -> None:
+def unchanged(filled: Filled[Entry], folder: Path) -> None:
     """Raise where a file or code that parameters name is not what the job's key was made with."""
     named = filled.identity["params"]
     for name in filled.entry.parameters("content"):

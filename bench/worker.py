@@ -13,8 +13,8 @@ from bench.craft import craft
 from bench.errors import DamagedError, InputError, OtherNetworkError
 from bench.evaluate import evaluate
 from bench.isolation import installed, isolated
+from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.limits import limited
-from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.store import ARTEFACTS, Store
 from bench.train import restored, train, unchanged
 from bench.training import Progress

@@ -8,11 +8,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from bench import execute, plan, sources, spec
+from bench import execute, planner, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs
 from bench.execute import Done
-from bench.plan import Plan
+from bench.planner import Plan
 from bench.pools import Inline
 from bench.store import Store
 
@@ -34,7 +34,7 @@ class Ran:
     """A plan and what a run of it left."""
 
     def __init__(self, path: Path, store: Path | None = None, **options: Any) -> None:
-        self.plan: Plan = plan.make(spec.load(path))
+        self.plan: Plan = planner.make(resolve.load(path))
         self.store = Store(store or path.parent / "results")
         self.store.open()
         self.state = execute.examine(self.plan, self.store, **options)

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from attacks.pgd import pgd
 from bench import Images, InputError, Labels, Shape, Split, Threat, TrainingError, View, cli
 from bench.checks import Seen, of_square
+from bench.jobs import Train
 from bench.noise import Noise
-from bench.plan import Train
 from bench.registry import DEFENSES, arguments
 from bench.testing import check_defense
 from bench.training import Trainer

@@ -16,8 +16,8 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linear, log_softmax, relu, softmax
 
 from bench import Images, InputError, Shape, Split, Threat, TrainingError, Use, View, objective
+from bench.jobs import Train
 from bench.noise import Noise
-from bench.plan import Train
 from bench.registry import DEFENSES, arguments
 from bench.testing import check_defense
 from bench.training import Trainer

@@ -1,17 +1,21 @@
 """How long jobs take: learned from receipts, guessed from parameters, longest way first."""
 
 from pathlib import Path
+from typing import Any
 
-from bench import plan, spec
+import pytest
+
+from bench import planner, resolve
 from bench.costs import Costs, examples, passes
-from bench.plan import Craft, Evaluate, Plan, Train
+from bench.jobs import Craft, Evaluate, Train
+from bench.planner import Plan
 from suites import TASK, suite
 
 
 def planned(folder: Path) -> Plan:
     defenses = {"linear": {"use": "toy/linear"}}
     attacks = {"pgd": {"use": "pgd", "steps": 10}, "spsa": {"use": "spsa", "steps": 5, "samples": 16}}
-    return plan.make(spec.load(suite(folder, defenses, attacks, [{**TASK, "views": ["logits"]}])))
+    return planner.make(resolve.load(suite(folder, defenses, attacks, [{**TASK, "views": ["logits"]}])))
 
 
 def crafts(of: Plan, name: str) -> list[Craft]:
@@ -36,11 +40,36 @@ def test_an_attack_that_was_never_seen_is_judged_by_its_passes(tmp_path: Path) -
     assert costs.seconds(spsa) == 8.0 * examples(spsa) / examples(pgd)
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({}, 100), ({"queries": 7}, 14), ({"queries": 7, "rounds": 3}, 21), ({"rounds": 0}, 1)],
+)
+def test_an_attack_tells_its_passes_whatever_its_parameters_are_called(
+    params: dict[str, int], said: int, tmp_path: Path
+) -> None:
+    attacks = {"it": {"use": "toy/queries", **params}}
+    task = {**TASK, "views": ["logits"]}
+    crossed = planner.make(resolve.load(suite(tmp_path, {"linear": {"use": "toy/linear"}}, attacks, [task])))
+    assert {passes(job) for job in crafts(crossed, "toy/queries")} == {said}
+
+
+def test_a_training_s_passes_are_those_of_its_inner_attack_too(tmp_path: Path) -> None:
+    def trained(**inner: Any) -> int:
+        defenses = {"cnn": {"use": "cnn", "epochs": 3, "inner": inner}}
+        path = suite(tmp_path, defenses, {"clean": {"use": "none"}}, [TASK])
+        (job,) = [each for each in planner.make(resolve.load(path)).graph() if isinstance(each, Train)]
+        return passes(job)
+
+    assert trained(use="pgd", steps=7) == 3 * (1 + 7)
+    assert trained(use="pgd", steps=7, restarts=2) == 3 * (1 + 14)
+    assert trained(use="toy/queries", queries=5) == 3 * (1 + 10)
+
+
 def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhere(tmp_path: Path) -> None:
     defenses = {"linear": {"use": "toy/linear"}, "opaque": {"use": "toy/opaque"}}
     attacks = {"pgd": {"use": "pgd", "steps": 10}, "cw": {"use": "cw-l2", "steps": 10, "searches": 3}}
     task = {**TASK, "defenses": ["linear", "opaque"], "threat": {"norm": "l2", "radius": 1}}
-    crossed = plan.make(spec.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
+    crossed = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
     on = {job.attempt.source.train.defense.name: job for job in crafts(crossed, "pgd") if job.attempt.source}
     (cw,) = [job for job in crafts(crossed, "cw-l2") if job.start == 0][:1]
     assert (len(on), passes(cw)) == (2, 30)

@@ -19,8 +19,8 @@ import yaml
 
 from bench import durable, execute, tables
 from bench.errors import InputError
+from bench.jobs import Train
 from bench.manifest import _KINDS, Outcomes, read, stale, write
-from bench.plan import Train
 from bench.render import csv
 from bench.store import FOLDERS, Store, seal
 from suites import TASK, Ran, suite

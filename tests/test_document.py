@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import cli, document, spec
+from bench import cli, document, resolve
 from bench.errors import InputError
 from tests.test_spec import GOOD, write
 
@@ -225,10 +225,10 @@ def test_names_are_checked_when_the_file_is_read(place: str, tmp_path: Path) -> 
             len(name) > 100 or said in ("U+000A", "U+0009", "U+00A0", "U+2028", "without a")
         )
         if lawful or (sentence and "space" in said):
-            spec.load(write(tmp_path, text))
+            resolve.load(write(tmp_path, text))
             continue
         with pytest.raises(InputError) as caught:
-            spec.load(write(tmp_path, text))
+            resolve.load(write(tmp_path, text))
         found = str(caught.value)
         assert found.startswith(f"suite.yaml:{line}: "), (name, found)
         assert said in found, found
@@ -243,18 +243,18 @@ def test_values_that_tables_show_are_names(tmp_path: Path) -> None:
     ):
         for name, said in NASTY.items():
             with pytest.raises(InputError) as caught:
-                spec.load(write(tmp_path, GOOD.replace(old, new.replace("NAME", name))))
+                resolve.load(write(tmp_path, GOOD.replace(old, new.replace("NAME", name))))
             assert str(caught.value).startswith(f"suite.yaml:{line}: ")
             assert said in str(caught.value)
 
 
 def test_sentences_are_one_line_and_not_endless(tmp_path: Path) -> None:
     text = GOOD.replace("title: A table", "title: >\n      A table\n      of two lines")
-    assert spec.load(write(tmp_path, text)).model.tables["1"].title == "A table of two lines"
+    assert resolve.load(write(tmp_path, text)).model.tables["1"].title == "A table of two lines"
     with pytest.raises(
         InputError, match=r"suite.yaml:15: tables.1.title: .* at most 500 characters, found 501"
     ):
-        spec.load(write(tmp_path, GOOD.replace("A table", "a" * 501)))
+        resolve.load(write(tmp_path, GOOD.replace("A table", "a" * 501)))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_sentences_are_one_line_and_not_endless(tmp_path: Path) -> None:
 )
 def test_keys_of_tables_can_be_files(key: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        spec.load(write(tmp_path, GOOD.replace("  1:\n", f"  {key}:\n")))
+        resolve.load(write(tmp_path, GOOD.replace("  1:\n", f"  {key}:\n")))
     assert str(caught.value).startswith("suite.yaml:14: tables.")
     assert said in str(caught.value)
 
@@ -343,4 +343,4 @@ def test_any_suite_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, l
         lines[number % len(lines)] = f"{start}{colon} {''.join(words)}"
     path = tmp_path / "suite.yaml"
     path.write_bytes("\n".join(lines).encode("utf-8", "replace"))
-    read_or_refused(spec.load, path)
+    read_or_refused(resolve.load, path)

@@ -11,7 +11,7 @@ from torch import Tensor, autograd
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import pgd
-from bench import InputError, Shape, View, eot, objective, plan, spec, succeeded
+from bench import InputError, Shape, View, eot, objective, planner, resolve, succeeded
 from bench.noise import Noise
 from bench.protocols import Labels, Threat
 from bench.referee import Meter, watch
@@ -208,13 +208,13 @@ def test_a_projection_with_fresh_starts_is_averaged_over_its_starts() -> None:
 # --- in a suite -----------------------------------------------------------------------------------------
 
 
-def planned(folder: Path, defense: dict[str, Any], *views: Any, **attack: Any) -> plan.Plan:
+def planned(folder: Path, defense: dict[str, Any], *views: Any, **attack: Any) -> planner.Plan:
     attacks = {"attack": {"use": "pgd", "steps": 4, **attack}}
     path = suite(folder, {"net": defense}, attacks, [{**TASK, "views": list(views)}])
-    return plan.make(spec.load(path))
+    return planner.make(resolve.load(path))
 
 
-def crafts(made: plan.Plan) -> dict[str, str]:
+def crafts(made: planner.Plan) -> dict[str, str]:
     return {cell.coordinates["view"]: cell.job.crafts[0].key for cell in made.cells}
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench import execute, plan, progress, spec, store
+from bench import execute, planner, progress, resolve, store
 from bench.costs import Costs
 from bench.errors import InputError
 from bench.execute import Done, State, _Queue
-from bench.plan import Craft, Evaluate, Job, Train
+from bench.jobs import Craft, Evaluate, Job, Train
 from bench.progress import Display
 from suites import TASK, Ran, suite
 
@@ -127,7 +127,7 @@ def test_the_longest_way_goes_first_and_a_process_that_is_there_among_equals() -
 def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path: Path) -> None:
     path = simple(tmp_path)
     assert not Ran(path).failed
-    made = plan.make(spec.load(path))
+    made = planner.make(resolve.load(path))
     results = store.Store(tmp_path / "results")
     calls: list[str] = []
 

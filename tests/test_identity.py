@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench import evaluate, probes
 from bench.context import Desk
 from bench.errors import OtherNetworkError
-from bench.plan import Evaluate, Train
+from bench.jobs import Evaluate, Train
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
 from suites import TASK, Ran, suite

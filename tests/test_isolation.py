@@ -20,12 +20,12 @@ import torch
 import yaml
 from torch import nn
 
-from bench import execute, isolation, plan, sources, spec
+from bench import execute, isolation, planner, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.isolation import building, isolated
-from bench.plan import Evaluate, Job, Train
+from bench.jobs import Evaluate, Job, Train
 from bench.pools import Inline, Pool, Process
 from bench.store import Store
 from suites import TASK, Ran, suite
@@ -330,7 +330,7 @@ class Backwards(Costs):
 
 def outcomes(path: Path, executor: type[Inline] | type[Process], costs: Costs) -> tuple[dict[str, Any], int]:
     """Run a suite; return the rows of the good networks' cells, and how many jobs failed."""
-    made = plan.make(spec.load(path))
+    made = planner.make(resolve.load(path))
     store = Store(path.parent / f"{executor.__name__}-{type(costs).__name__}")
     store.open()
     code = {**sources.digests(made.modules()), **made.manifest()["sources"]}
@@ -344,7 +344,7 @@ def outcomes(path: Path, executor: type[Inline] | type[Process], costs: Costs) -
     return good_rows(made, store), sum(each.error is not None for each in done)
 
 
-def good_rows(made: plan.Plan, store: Store) -> dict[str, Any]:
+def good_rows(made: planner.Plan, store: Store) -> dict[str, Any]:
     return {
         f"{cell.coordinates['defense']} {cell.coordinates['attack']}": pq.read_table(
             store.artefact("evaluate", cell.job.key)
@@ -394,7 +394,7 @@ def test_a_run_with_hostile_networks_ends_with_4_and_its_tables(
     )
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
-    assert good_rows(plan.make(spec.load(path)), Store(path.parent / "r")) == alone
+    assert good_rows(planner.make(resolve.load(path)), Store(path.parent / "r")) == alone
     table = (path.parent / "r" / "tables" / "table-t.md").read_text()
     assert table.count("not run") == 2 * len(HOSTILE)
 
@@ -414,7 +414,7 @@ def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
     (tmp_path / "endless.py").write_text(module)
     endless = {"endless": {"use": "module", "build": "endless:build"}}
     path = suite(tmp_path, endless, {"clean": {"use": "none"}}, [TASK], time_limit=2)
-    made = plan.make(spec.load(path))
+    made = planner.make(resolve.load(path))
     assert made.suite.model.time_limit == 2
     store = Store(tmp_path / "r")
     store.open()
@@ -492,7 +492,7 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
     path = suite(tmp_path, defenses, attacks, [TASK])
     found, orders = [], []
     for number, costs in enumerate((Costs(), Backwards())):
-        made = plan.make(spec.load(path))
+        made = planner.make(resolve.load(path))
         store = Store(tmp_path / f"r{number}")
         store.open()
         pool = Recorded(

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
 from attacks.common.wrapped import craft
-from bench import catalogue, cli, execute, sources, spec
-from bench import plan as planning
+from bench import catalogue, cli, execute, planner, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs
 from bench.errors import InputError, OvertimeError
@@ -456,7 +455,7 @@ def test_t6_few_classes_bring_it_down(tmp_path: Path) -> None:
     lawful(run("torchattacks/JSMA", model, x, y, Threat("l0"), gamma=0.5).crafted, x, Threat("l0"))
 
 
-def two_classes(folder: Path, attacks: dict[str, Any], *, width: int = 8, **task: Any) -> planning.Plan:
+def two_classes(folder: Path, attacks: dict[str, Any], *, width: int = 8, **task: Any) -> planner.Plan:
     """Plan attacks on grey images of two classes, 8 pixels high."""
     for split in ("train", "test"):
         for label in ("a", "b"):
@@ -468,7 +467,7 @@ def two_classes(folder: Path, attacks: dict[str, Any], *, width: int = 8, **task
     document = yaml.safe_load(path.read_text())
     document["data"] = {"mine": {"name": "image-folder", "path": "pictures", "split": "test"}}
     path.write_text(yaml.safe_dump(document))
-    return planning.make(spec.load(path))
+    return planner.make(resolve.load(path))
 
 
 def test_t7_its_parts_reset_the_global_random_state() -> None:
@@ -1150,14 +1149,14 @@ def test_every_attack_of_the_libraries_is_adapted_or_left_out_on_purpose() -> No
 
 def test_targets_are_not_asked_of_what_has_none(tmp_path: Path) -> None:
     suite(tmp_path, CNN, {"it": {"use": "torchattacks/APGD", "targets": "next"}}, [TASK])
-    plan = planning.make(spec.load(tmp_path / "suite.yaml"))
+    plan = planner.make(resolve.load(tmp_path / "suite.yaml"))
     assert not plan.cells
     assert {skip.reason for skip in plan.skips} == {"torchattacks/APGD reaches for no target"}
 
 
 def test_the_version_of_the_library_enters_keys(tmp_path: Path) -> None:
     suite(tmp_path, CNN, {"it": {"use": "torchattacks/FGSM"}}, [TASK])
-    filled = spec.load(tmp_path / "suite.yaml").attacks["it"]
+    filled = resolve.load(tmp_path / "suite.yaml").attacks["it"]
     assert filled.identity["library"] == f"torchattacks=={metadata.version('torchattacks')}"
 
 
@@ -1207,7 +1206,7 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
         "fine": {"use": "foolbox/LinfAdditiveUniformNoiseAttack"},
     }
     defenses = {"mine": {"use": "module", "build": "deaf:build"}}
-    plan = planning.make(spec.load(suite(tmp_path, defenses, attacks, [{**TASK, "limit": 20}])))
+    plan = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**TASK, "limit": 20}])))
     store = Store(tmp_path / "results")
     store.open()
     desk = Desk(store.root, plan.suite.folder, None, "cpu", sources.digests(plan.modules()))

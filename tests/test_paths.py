@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from bench import InputError, Shape, Split, plan, spec
+from bench import InputError, Shape, Split, planner, resolve
 from bench.registry import DEFENSES, arguments, discover
 from bench.training import Trainer
 from defenses.abs import Abs
@@ -98,7 +98,7 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         states.append(fitted(entry.make(shape, **by_schema), shape))
         assert entry.check is not None
         entry.check({**by_schema, **given}, shape)
-        filled = spec.fill(entry, {**params, **given}, tmp_path)
+        filled = resolve.fill(entry, {**params, **given}, tmp_path)
         states.append(fitted(entry.make(shape, **arguments(entry, filled.params)), shape))
     # A task file names them from where it lies, wherever the run begins.
     monkeypatch.chdir("/")
@@ -111,8 +111,8 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         "tasks": [{"data": "digits", "threat": {"norm": "linf", "radius": 0.1}, "limit": 4}],
     }
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(document))
-    suite = spec.load(tmp_path / "suite.yaml")
-    plan.make(suite)
+    suite = resolve.load(tmp_path / "suite.yaml")
+    planner.make(suite)
     states.append(fitted(entry.make(shape, **arguments(entry, suite.defenses["net"].params)), shape))
     for state in states:
         assert state.keys() == states[0].keys()

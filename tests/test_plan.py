@@ -5,16 +5,20 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from bench import plan as planning
-from bench import spec
+from bench import planner, resolve
 from bench.errors import InputError
-from bench.plan import Craft, Evaluate, Plan, Train
+from bench.jobs import Craft, Evaluate, Train, key_of
+from bench.planner import Plan, Planner, Point, Request, Sight
+from bench.protocols import Shape
+from bench.resolve import Filled
+from bench.schema import ViewUse
 
 BASE: dict[str, Any] = {
     "data": {"digits": {"name": "digits", "split": "test", "shard": 120}},
@@ -37,7 +41,7 @@ BASE: dict[str, Any] = {
 def made(folder: Path, **changes: Any) -> Plan:
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump({**BASE, **changes}))
-    return planning.make(spec.load(path))
+    return planner.make(resolve.load(path))
 
 
 def jobs(plan: Plan, kind: type) -> list[Any]:
@@ -144,7 +148,7 @@ def test_some_targets_may_be_named_by_their_offsets(tmp_path: Path) -> None:
     assert crafts(plan, target=9) == crafts(whole, target=9)
     with pytest.raises(InputError, match=r"suite.yaml:\d+: .*10 is no offset .* 10 classes they are 1 to 9"):
         made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [1, 10]}})
-    with pytest.raises(InputError, match="greater than or equal to 1"):
+    with pytest.raises(InputError, match=r"targets.*: expected a number of 1 or more, found 0"):
         made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [0]}})
 
 
@@ -295,8 +299,7 @@ def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Pa
 def test_the_key_scheme_is_frozen() -> None:
     # If this fails, every stored result gets another name: raise SCHEME and say so in the changelog.
     assert (
-        planning.key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None})
-        == "23095e106d85aa6282febdb583a3f952"
+        key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None}) == "23095e106d85aa6282febdb583a3f952"
     )
 
 
@@ -422,8 +425,131 @@ def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> N
 
 def test_planning_imports_no_attack_library() -> None:
     code = (
-        "import sys, bench.plan, bench.registry; bench.registry.discover(); "
+        "import sys, bench.planner, bench.registry; bench.registry.discover(); "
         "print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# Rules -------------------------------------------------------------------------------------------------
+
+
+def request(folder: Path, attack: str, view: Any = "logits", **changes: Any) -> Request:
+    """Return a request that nothing speaks against, but for what `changes` says."""
+    attacks = {attack: {"use": attack}}
+    task = {**BASE["tasks"][0], "threat": {"norm": "linf", "radius": 0.1}, "views": None}
+    defenses = {"linear": {"use": "toy/linear"}, "opaque": {"use": "toy/opaque"}}
+    path = folder / "suite.yaml"
+    path.write_text(
+        yaml.safe_dump({"data": BASE["data"], "defenses": defenses, "attacks": attacks, "tasks": [task]})
+    )
+    suite = resolve.load(path)
+    crossing = Planner(suite, None)
+    digits = crossing.data(suite.data["digits"], "here")
+    form = {name: changes.pop(name) for name in Shape._fields if name in changes}
+    data = replace(digits, shape=digits.shape._replace(**form))
+    victim = replace(crossing.train(changes.pop("defense", "linear"), digits, digits, 0), data=data)
+    point = Point(
+        data="digits", norm="linf", radius=0.1, defense="linear", attack=attack, view="logits",
+        readout="plain", seed=0, target=None, serve={},
+    )  # fmt: skip
+    filled = suite.attacks[attack]
+    assert isinstance(filled, Filled)
+    choice = ViewUse(use=view) if isinstance(view, str) else view
+    return Request(replace(point, **changes), filled, victim, data, data, 60, choice)
+
+
+RULED = [
+    (planner.unknown_readout, "pgd", {"readout": "avg"}, "toy/linear has no read-out 'avg'"),
+    (planner.other_norm, "pgd", {"norm": "l0"}, "pgd is made for l2, linf"),
+    (planner.missing_radius, "pgd", {"radius": math.inf}, "pgd needs a radius"),
+    (planner.too_few_classes, "toy/many", {"classes": 3}, "toy/many needs 4 classes, there are 3"),
+    (planner.other_channels, "toy/colour", {}, "toy/colour is made for 3 channels, these have 1"),
+    (planner.not_square, "toy/square", {"width": 9}, "toy/square needs square images, these are 8x9"),
+    (planner.untargeted, "toy/aimless", {"target": 1}, "toy/aimless reaches for no target"),
+    (planner.unfit_data, "toy/many", {"height": 99}, "toy/many: 99 pixels are too many for 1 steps"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "attack", "changes", "reason"), RULED, ids=lambda each: getattr(each, "__name__", "")
+)
+def test_a_rule_refuses_what_it_is_named_for(
+    rule: Any, attack: str, changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    asked = request(tmp_path, attack, **changes)
+    assert rule(asked) == reason
+    assert planner.refusal(planner.RULES, asked) == reason
+    # It alone speaks, so that leaving it out would let the request pass.
+    assert planner.refusal([each for each in planner.RULES if each is not rule], asked) is None
+
+
+def test_every_rule_is_tried() -> None:
+    assert [rule for rule, *_ in RULED] == list(planner.RULES)
+    assert [rule for rule, *_ in VIEW_RULED] == list(planner.VIEW_RULES)
+
+
+VIEW_RULED = [
+    (planner.own_source, "pgd", "linear", "logits", True, "the source is its own victim"),
+    (
+        planner.unknown_answers,
+        "boundary",
+        "linear",
+        "decision:avg",
+        False,
+        "toy/linear has no read-out 'avg'",
+    ),
+    (
+        planner.answers_alone,
+        "spsa",
+        "linear",
+        "decision:plain",
+        False,
+        "spsa needs scores, view 'decision:plain' shows answers alone",
+    ),
+    (planner.unknown_view, "pgd", "linear", "latent", False, "toy/linear has no view 'latent'"),
+    (
+        planner.other_space,
+        "pgd",
+        "linear",
+        "code",
+        False,
+        "pgd searches pixel space, view 'code' is inversion",
+    ),
+    (planner.no_gradient, "pgd", "opaque", "opaque", False, "pgd needs gradients, view 'opaque' has none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "attack", "defense", "use", "transfers", "reason"),
+    VIEW_RULED,
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_rule_about_views_refuses_what_it_is_named_for(
+    rule: Any, attack: str, defense: str, use: str, transfers: bool, reason: str, tmp_path: Path
+) -> None:
+    asked = request(tmp_path, attack, use, defense=defense)
+    assert asked.choice is not None
+    sight = Sight(asked, asked.victim, {}, asked.choice, transfers)
+    assert rule(sight) == reason
+    assert planner.refusal(planner.VIEW_RULES, sight) == reason
+    others = [each for each in planner.VIEW_RULES if each is not rule]
+    assert planner.refusal(others, sight) is None
+
+
+def test_no_rule_speaks_against_what_can_be(tmp_path: Path) -> None:
+    asked = request(tmp_path, "pgd")
+    assert planner.refusal(planner.RULES, asked) is None
+    assert asked.choice is not None
+    assert planner.refusal(planner.VIEW_RULES, Sight(asked, asked.victim, {}, asked.choice, False)) is None
+
+
+def test_a_cell_says_whether_its_attack_does_anything(tmp_path: Path) -> None:
+    attacks = {"clean": {"use": "none"}, "same": {"use": "toy/common"}, "pgd": {"use": "pgd"}}
+    plan = made(
+        tmp_path, attacks=attacks, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf", "radius": 0.1}}]
+    )
+    assert {(cell.coordinates["attack"], cell.facts["idle"]) for cell in plan.cells} == {
+        ("clean", True), ("same", False), ("pgd", False),
+    }  # fmt: skip

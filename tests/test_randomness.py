@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import dropout, interpolate, one_hot
 
-from bench import checks, plan, spec, tables
+from bench import checks, planner, resolve, tables
 from bench.manifest import Outcomes
 from bench.registry import DEFENSES
 from suites import TASK, Ran, suite
@@ -332,7 +332,7 @@ def test_the_union_of_clean_and_attacked_is_doubted_in_hand_written_tables_too()
 def test_a_module_may_say_that_it_is_random_and_its_key_stays_where_it_does_not() -> None:
     entry, build = DEFENSES["module"], {"build": f"{__name__}:Noisy"}
     plain, denied, said = (
-        spec.fill(entry, {**build, **more}, Path()) for more in ({}, {"random": False}, {"random": True})
+        resolve.fill(entry, {**build, **more}, Path()) for more in ({}, {"random": False}, {"random": True})
     )
     assert "random" not in plain.identity["params"]
     assert plain.identity == denied.identity != said.identity
@@ -355,7 +355,7 @@ def test_draws_of_a_module_that_says_so_are_no_doubt_and_its_cells_know(tmp_path
         {**TASK, "defenses": ["silent", "said"], "attacks": ["pgd"], "views": views},
         {**TASK, "defenses": ["on-silent", "on-said", "on-zero"], "attacks": ["clean"]},
     ]
-    made = plan.make(spec.load(suite(tmp_path, defenses, attacks, tasks)))
+    made = planner.make(resolve.load(suite(tmp_path, defenses, attacks, tasks)))
     cells = {each["defense"]: each for each in made.manifest()["cells"]}
     assert {name: each["random"] for name, each in cells.items()} == {
         "silent": False,

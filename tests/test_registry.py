@@ -5,12 +5,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from bench import (
+    ContentPath,
+    Count,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
+    PositiveShare,
+    Share,
+    document,
+    registry,
+)
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import ATTACKS, DEFENSES, SOURCES, Registry, arguments, attack, discover, fraction, view
+from bench.registry import (
+    ATTACKS,
+    DEFENSES,
+    SOURCES,
+    Registry,
+    arguments,
+    attack,
+    discover,
+    fraction,
+    marked,
+    schema_of,
+    view,
+)
 
 ATTACK = '''
 from bench import attack
@@ -128,3 +153,194 @@ def test_no_summary_ends_in_the_middle_of_a_sentence() -> None:
         each.summary[-1:] for each in entries if each.module.startswith(("attacks.", "defenses.", "bench."))
     }
     assert ends <= {".", "`"}
+
+
+# Bounds in signatures ------------------------------------------------------------------------------
+
+
+def bounded(
+    *,
+    steps: Count = 5,
+    warmup: NonNegativeCount = 0,
+    step: Positive = 0.1,
+    decay: NonNegative = 0.0,
+    part: Share = 0.5,
+    keep: PositiveShare = 1.0,
+    tries: PositiveInt | None = None,
+    scale: PositiveFloat = 1.0,
+    after: NonNegativeInt = 0,
+    tail: NonNegativeFloat = 0.0,
+    rates: tuple[Positive, ...] = (0.1,),
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,),
+    width: Annotated[int, Field(ge=2, le=9)] | None = None,
+    other: Positive | tuple[Positive, Positive] | None = None,
+) -> None:
+    """Take every bound that a signature can declare."""
+
+
+def placed(folder: Path, text: str) -> document.Document:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return document.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: 0", "steps: expected a number of 1 or more, found 0"),
+        ("steps: true", "steps: expected a whole number, found true"),
+        ("steps: 1.5", "steps: input should be a valid integer, got a number with a fractional part, found 1.5"),  # noqa: E501 - pydantic's sentence
+        ("warmup: -1", "warmup: expected a number of 0 or more, found -1"),
+        ("step: 0/255", "step: expected a number above 0, found 0.0"),
+        ("step: .inf", "step: expected a finite number, found inf"),
+        ("step: inf", "step: expected a finite number, found inf"),
+        ("step: true", "step: expected a number, found true"),
+        ("step: a/b", "step: expected a number or a fraction like 8/255, found 'a/b'"),
+        ("decay: -1/255", "decay: expected a number of 0 or more, found -0.00392156862745098"),
+        ("part: 256/255", "part: expected a number of 1 or less, found 1.003921568627451"),
+        ("part: -0.5", "part: expected a number of 0 or more, found -0.5"),
+        ("keep: 0", "keep: expected a number above 0, found 0"),
+        ("keep: 2", "keep: expected a number of 1 or less, found 2"),
+        ("tries: 0", "tries: expected a number above 0, found 0"),
+        ("tries: true", "tries: expected a whole number, found true"),
+        ("scale: 0", "scale: expected a number above 0, found 0"),
+        ("after: -1", "after: expected a number of 0 or more, found -1"),
+        ("tail: -1e-3", "tail: expected a number of 0 or more, found -0.001"),
+        ("rates: [1/2, 0]", "rates[1]: expected a number above 0, found 0"),
+        ("rates: [true]", "rates[0]: expected a number, found true"),
+        ("sizes: [1, 0]", "sizes[1]: expected a number of 1 or more, found 0"),
+        ("sizes: [true]", "sizes[0]: expected a whole number, found true"),
+        ("width: 1", "width: expected a number of 2 or more, found 1"),
+        ("width: 10", "width: expected a number of 9 or less, found 10"),
+        ("other: 0", "other: expected a number above 0, found 0"),
+        ("other: [1/255, 0]", "other[1]: expected a number above 0, found 0"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_bounds_is_refused_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    read = placed(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        read.check(schema_of(bounded, "bounded"), read.data)
+    assert str(caught.value) == f"suite.yaml:1: {said}"
+
+
+def test_fractions_reach_bounded_parameters_as_numbers() -> None:
+    given = {
+        "step": "8/255",
+        "decay": "0",
+        "part": "1/2",
+        "scale": "1e-3",
+        "rates": ["2/255"],
+        "other": "1/3",
+    }
+    made = schema_of(bounded, "bounded").model_validate(given)
+    found = made.model_dump()
+    assert {name: found[name] for name in given} == {
+        "step": 8 / 255, "decay": 0, "part": 0.5, "scale": 1e-3, "rates": (2 / 255,), "other": 1 / 3,
+    }  # fmt: skip
+    assert (
+        schema_of(bounded, "bounded").model_validate({"tries": None, "width": 9}).model_dump()["width"] == 9
+    )
+
+
+def test_bounds_stand_in_the_json_schema() -> None:
+    schema = schema_of(bounded, "bounded").model_json_schema()
+    found = schema["properties"]
+    assert found["steps"] == {"title": "Steps", "default": 5, "type": "integer", "minimum": 1}
+    assert found["warmup"]["minimum"] == 0
+    assert found["step"]["anyOf"] == [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
+    assert found["decay"]["anyOf"][0] == {"type": "number", "minimum": 0}
+    assert found["part"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert found["keep"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert {"type": "integer", "exclusiveMinimum": 0} in found["tries"]["anyOf"]
+    assert found["rates"]["items"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
+    assert (found["sizes"]["items"], found["sizes"]["minItems"]) == ({"type": "integer", "minimum": 1}, 1)
+    assert {"type": "integer", "minimum": 2, "maximum": 9} in found["width"]["anyOf"]
+
+
+def test_marks_are_found_inside_bounded_tuples() -> None:
+    def files(*, paths: Annotated[tuple[ContentPath, ...], Field(min_length=1)] | None = None) -> None: ...
+
+    info = schema_of(files, "files").model_fields["paths"]
+    assert marked(info.annotation, list(info.metadata), "content")
+    assert not marked(info.annotation, list(info.metadata), "code")
+
+
+# Our own packages, and others of their names ---------------------------------------------------------------
+
+RUINED = "raise SystemExit('this is not Crossfire')\n"
+
+
+def ruins(folder: Path) -> None:
+    """Put packages in a folder that would come before ours on the import path."""
+    for package in ("attacks", "defenses"):
+        (folder / package / "nets").mkdir(parents=True)
+        for name in ("__init__.py", "pgd.py", "cnn.py", "nets/__init__.py"):
+            (folder / package / name).write_text(RUINED)
+
+
+def python(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "BENCH_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_folders_of_the_user_s_do_not_replace_ours(tmp_path: Path) -> None:
+    ruins(tmp_path)
+    listed = python(tmp_path, "-m", "bench.cli", "list", "attacks", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert {"pgd", "autoattack"} <= {entry["name"] for entry in json.loads(listed.stdout)}
+    (tmp_path / "suite.yaml").write_text(
+        "data: {digits: {name: digits, split: test, size: 20}}\n"
+        "defenses: {cnn: {use: cnn, training: standard, epochs: 1, width: 0.25}}\n"
+        "attacks: {it: {use: fgsm}}\n"
+        "tasks: [{data: digits, fit: digits, threat: {norm: linf, radius: 0.1}}]\n"
+        "tables: {t: {title: T, rows: [defense], columns: [attack]}}\n"
+    )
+    # In a process of its own for each slot, too; a report looks at the code again without importing it.
+    for words in (("run", "suite.yaml", "--results", "r"), ("report", "suite.yaml", "--results", "r")):
+        done = python(tmp_path, "-m", "bench.cli", *words)
+        assert done.returncode == 0, done.stderr
+        assert "differ" not in done.stderr
+
+
+def test_nor_do_they_from_a_script_beside_them(tmp_path: Path) -> None:
+    ruins(tmp_path)
+    (tmp_path / "script.py").write_text(
+        "from bench.registry import ATTACKS, discover\ndiscover()\nprint(ATTACKS['pgd'].place)\n"
+    )
+    done = python(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.partition(":")[0]).parent.parent == Path(registry.__file__).parent.parent
+
+
+@pytest.mark.parametrize("kind", ["file", "package", "namespace"])
+def test_one_that_was_imported_first_is_named_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / ("attacks.py" if kind == "file" else "attacks")
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir()
+        (place / ("__init__.py" if kind == "package" else "mine.py")).write_text("")
+    (tmp_path / "script.py").write_text(
+        "import attacks\nfrom bench.errors import InputError\nfrom bench.registry import discover\n"
+        "try:\n    discover()\nexcept InputError as error:\n    print(error)\n"
+    )
+    done = python(tmp_path, "script.py")
+    assert done.stdout == (
+        f"{place} was imported as 'attacks', the name of Crossfire's own; call it something else\n"
+    ), done.stderr
+
+
+def test_an_attack_may_be_a_folder_of_files(tmp_path: Path) -> None:
+    (tmp_path / "kit" / "deep").mkdir(parents=True)
+    (tmp_path / "kit" / "__init__.py").write_text("")
+    (tmp_path / "kit" / "deep" / "__init__.py").write_text("from kit.deep.search import nothing\n")
+    (tmp_path / "kit" / "deep" / "search.py").write_text(ATTACK.format(name="mine/deep"))
+    (tmp_path / "kit" / "flat.py").write_text(ATTACK.format(name="mine/flat"))
+    code = (
+        "import kit; from bench.registry import ATTACKS, import_all; import_all(kit); "
+        "print(*ATTACKS, ATTACKS['mine/deep'].module)"
+    )
+    done = python(tmp_path, "-c", code)
+    assert done.stdout.split() == ["mine/deep", "mine/flat", "kit.deep.search"], done.stderr

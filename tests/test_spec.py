@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, spec
+from bench import cli, resolve
 from bench.errors import InputError
 
 GOOD = """
@@ -34,7 +34,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_good_suite_is_read(tmp_path: Path) -> None:
-    suite = spec.load(write(tmp_path, GOOD))
+    suite = resolve.load(write(tmp_path, GOOD))
     assert suite.model.tasks[0].threat.radius == [8 / 255]
     assert suite.attacks["pgd"].params["steps"] == 3
     assert suite.attacks["pgd"].params["restarts"] == 1
@@ -123,7 +123,7 @@ def test_bad_input_gets_one_clear_message(tmp_path: Path, old: str, new: str, wo
 def test_a_missing_suite_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     with pytest.raises(InputError, match=r"no such file; did you mean 'suite\.yaml'"):
-        spec.load(tmp_path / "suit.yaml")
+        resolve.load(tmp_path / "suit.yaml")
 
 
 def test_the_inner_attack_is_checked_and_filled_in(tmp_path: Path) -> None:
@@ -131,23 +131,23 @@ def test_the_inner_attack_is_checked_and_filled_in(tmp_path: Path) -> None:
         "linear: {use: toy/linear, epochs: 1}",
         "linear: {use: cnn, training: adversarial, epochs: 1, inner: {use: pgd, steps: 2, step: 1/40}}",
     ).replace("views: [logits]", "views: [first]")
-    suite = spec.load(write(tmp_path, text))
+    suite = resolve.load(write(tmp_path, text))
     inner = suite.defenses["linear"].params["inner"]
     assert inner["step"] == 1 / 40
     assert inner["loss"] == "ce"
     with pytest.raises(InputError, match=r"inner\.stepz: unknown key; did you mean 'steps?'"):
-        spec.load(write(tmp_path, text.replace("steps: 2", "stepz: 2")))
+        resolve.load(write(tmp_path, text.replace("steps: 2", "stepz: 2")))
     with pytest.raises(InputError, match="unknown attack 'pgx'"):
-        spec.load(write(tmp_path, text.replace("{use: pgd, steps: 2", "{use: pgx, steps: 2")))
+        resolve.load(write(tmp_path, text.replace("{use: pgd, steps: 2", "{use: pgx, steps: 2")))
 
 
 def test_parts_must_exist_and_not_go_round(tmp_path: Path) -> None:
     text = GOOD.replace("epochs: 1}", "epochs: 1}\n  top: {use: toy/stacked, base: linear}")
-    assert spec.load(write(tmp_path, text)).defenses["top"].params["base"] == "linear"
+    assert resolve.load(write(tmp_path, text)).defenses["top"].params["base"] == "linear"
     with pytest.raises(InputError, match="did you mean 'linear'"):
-        spec.load(write(tmp_path, text.replace("base: linear", "base: linera")))
+        resolve.load(write(tmp_path, text.replace("base: linear", "base: linera")))
     with pytest.raises(InputError, match="circle"):
-        spec.load(write(tmp_path, text.replace("base: linear", "base: top")))
+        resolve.load(write(tmp_path, text.replace("base: linear", "base: top")))
 
 
 PLANNED = GOOD.replace(
@@ -158,16 +158,16 @@ PLANNED = GOOD.replace(
 
 
 def test_an_attack_may_be_planned_and_keeps_its_settings(tmp_path: Path) -> None:
-    planned = spec.load(write(tmp_path, PLANNED)).attacks["cw"]
-    assert isinstance(planned, spec.Planned)
+    planned = resolve.load(write(tmp_path, PLANNED)).attacks["cw"]
+    assert isinstance(planned, resolve.Planned)
     assert (planned.name, planned.reason) == ("not-yet", "it comes with the minimal attacks")
     assert planned.identity["params"] == {"kappa": 500}
 
 
 def test_what_is_there_is_not_planned_and_what_is_not_there_must_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"attacks\.cw\.planned: fgsm is there now; take this key out"):
-        spec.load(write(tmp_path, PLANNED.replace("not-yet", "fgsm")))
+        resolve.load(write(tmp_path, PLANNED.replace("not-yet", "fgsm")))
     with pytest.raises(InputError, match="unknown attack 'not-yet'"):
-        spec.load(write(tmp_path, PLANNED.replace("planned: it comes with the minimal attacks, ", "")))
+        resolve.load(write(tmp_path, PLANNED.replace("planned: it comes with the minimal attacks, ", "")))
     with pytest.raises(InputError, match="planned"):
-        spec.load(write(tmp_path, PLANNED.replace("it comes with the minimal attacks", '""')))
+        resolve.load(write(tmp_path, PLANNED.replace("it comes with the minimal attacks", '""')))

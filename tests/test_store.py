@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.errors import InputError, persons
-from bench.plan import Craft, Evaluate, Train
+from bench.jobs import Craft, Evaluate, Train
 from bench.store import Store
 from suites import TASK, Ran, suite
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 
-from bench import durable, execute, plan, sources, spec
+from bench import durable, execute, planner, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs
 from bench.manifest import write
@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, s
 
 def interrupted(path: Path, root: Path, jobs: int) -> None:
     """Run so many jobs, and stop."""
-    crossed, store = plan.make(spec.load(path)), Store(root)
+    crossed, store = planner.make(resolve.load(path)), Store(root)
     store.open()
     desk = Desk(store.root, crossed.suite.folder, None, "cpu", sources.digests(crossed.modules()))
     pool = Inline(desk, ("cpu",), lambda slot, facts: None)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from bench.context import Desk, prepare
 from bench.data import DataSpec, load
 from bench.errors import InputError, OvertimeError
+from bench.jobs import Craft, Evaluate, Train
 from bench.limits import limited
-from bench.plan import Craft, Evaluate, Train
 from bench.train import unchanged
 from suites import TASK, Ran, suite
 

@@ -4,7 +4,9 @@ They carry what later defenses need (refusal, parts, served parameters, paramete
 and what attacks do wrong (NaN, out of the box, out of the budget, a crash).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -254,9 +256,34 @@ def colour(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) 
     return x
 
 
+def _too_many(params: Mapping[str, Any], shape: Shape) -> str | None:
+    many = shape.height > 50
+    return f"{shape.height} pixels are too many for {params['steps']} steps" if many else None
+
+
+@attack("toy/many", norms={"linf"}, version=1, least_classes=4, unfit=_too_many)
+def many(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, steps: int = 1) -> Images:
+    """Do nothing, to images of at least four classes that are not high."""
+    return x
+
+
+@attack("toy/aimless", norms={"linf"}, version=1, targeted=False)
+def aimless(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+    """Do nothing, towards no target."""
+    return x
+
+
 @attack("toy/square", norms={"linf"}, version=1, square=True, time_limit=7.0)
 def square(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Do nothing, to square images only, and not for long."""
+    return x
+
+
+@attack("toy/queries", norms={"linf"}, version=1, cost=lambda queries, rounds: queries * rounds)
+def queries(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, queries: int = 50, rounds: int = 2
+) -> Images:
+    """Do nothing, and say that it takes long."""
     return x
 
 

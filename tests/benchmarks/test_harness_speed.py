@@ -11,11 +11,10 @@ import yaml
 from torch import autograd
 from torch.nn.functional import cross_entropy
 
-from bench import context, spec, train, worker
-from bench import plan as planning
+from bench import context, planner, resolve, train, worker
 from bench.context import Desk
 from bench.data import load
-from bench.plan import Craft, Evaluate, Train
+from bench.jobs import Craft, Evaluate, Train
 from bench.registry import discover
 from bench.store import Store
 
@@ -36,7 +35,7 @@ def suite(folder: Path, **changes: Any) -> Path:
 
 
 def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
-    plan = planning.make(spec.load(suite(tmp_path)))
+    plan = planner.make(resolve.load(suite(tmp_path)))
     desk = Desk(tmp_path / "results", tmp_path, None, "cpu", {})
     context.prepare(desk)
     store = Store(desk.store)
@@ -73,7 +72,7 @@ def test_planning_ten_thousand_cells(tmp_path: Path, benchmark: Any) -> None:
     threat = {"norm": "linf", "radius": [0.1 * tenths for tenths in range(1, 11)]}
     task = {**SUITE["tasks"][0], "seeds": list(range(1000)), "threat": threat}
     path = suite(tmp_path, tasks=[task])
-    plan = benchmark.pedantic(lambda: planning.make(spec.load(path)), rounds=3, warmup_rounds=1)
+    plan = benchmark.pedantic(lambda: planner.make(resolve.load(path)), rounds=3, warmup_rounds=1)
     assert len(plan.cells) == 10_000
 
 

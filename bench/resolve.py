@@ -1,176 +1,46 @@
-"""The suite: what tasks.yaml says, checked before anything runs.
+"""From the words of a task file to what they name: every name looked up, every parameter filled in.
 
-Here every name is looked up, every parameter filled in, and every complaint names its line. What
-follows from a suite (cells, jobs, keys) is `plan.py`'s.
+Every complaint names its line. What follows from a suite (cells and jobs) is `planner.py`'s.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from bench import document, sources
 from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
-from bench.layout import Table
-from bench.names import FileName, Name, Sentence, named
-from bench.protocols import Norm
+from bench.names import named
 from bench.registry import (
     ATTACKS,
     DEFENSES,
     AttackEntry,
     DefenseEntry,
     Entry,
-    Number,
+    Registry,
     UseModel,
     ViewEntry,
-    Whole,
     discover,
 )
+from bench.schema import ANSWERS, AVERAGED, AttackUse, DefenseUse, SuiteModel, ViewUse, expanded
 
-
-class Model(BaseModel):
-    """Base of what stands in a suite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _listed(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
-def _radius(value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"expected a radius above 0, found {value:g}")
-    return value
-
-
-Radius = Annotated[Number, AfterValidator(_radius)]
-
-
-class Threats(Model):
-    """A norm and one radius or several; none: as little as possible."""
-
-    norm: Norm
-    radius: Annotated[
-        list[Radius],
-        BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
-        Field(min_length=1),
-    ] = [math.inf]
-
-
-class ViewUse(BaseModel):
-    """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: str
-    draws: Annotated[Whole, Field(ge=1)] = 1
-    """How often each point is asked; losses are averaged over the answers (EOT)."""
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters beside the name."""
-        return dict(self.model_extra or {})
-
-    @property
-    def label(self) -> str:
-        """What a table calls it: the name, and what is not as usual."""
-        said = self.params | ({"draws": self.draws} if self.draws > 1 else {})
-        return self.use + (
-            f"({', '.join(f'{name}={value}' for name, value in said.items())})" if said else ""
-        )
-
-
-def _view(value: object) -> object:
-    return {"use": value} if isinstance(value, str) else value
-
-
-ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
-
-
-ANSWERS = "decision:"
-"""The view of a read-out's answers, before its name: all that an attack by decisions sees."""
-
-AVERAGED = ("latent", "pixel")
-"""Spaces where all that an attack asks for is logits, so that their loss can be averaged over draws."""
-
-T = TypeVar("T")
-Several = Annotated[list[T], Field(min_length=1)]
-"""One or more; nothing at all means every one there is."""
-
-
-class Origin(Model):
-    """Where a transferred attack is crafted: on another defense, through one of its views."""
-
-    defense: str
-    view: ViewChoice
-    seed: Literal["same"] | Whole = "same"
-
-
-class DefenseUse(BaseModel):
-    """A defense with its parameters; what is served may differ from what was trained."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: str
-    serve: dict[str, Any] = {}
-
-
-class AttackUse(BaseModel):
-    """An attack with its parameters; crafted on the victim unless it has a source."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: Name
-    planned: Sentence | None = None
-    """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
-    source: Origin | None = None
-    targets: (
-        Literal["none", "others", "next", "random"]
-        | Annotated[list[Annotated[Whole, Field(ge=1)]], Field(min_length=1)]
-    ) = "none"
-    """The labels to reach: offsets from the true class, or a word for them."""
-    time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds that one shard may take; then it is stopped, and leaves a hole."""
-
-
-class Task(Model):
-    """A block of cells: everything it names is crossed."""
-
-    data: str
-    fit: str | None = None
-    threat: Threats
-    defenses: Several[str] | None = None
-    attacks: Several[str] | None = None
-    views: Several[ViewChoice] | None = None
-    readouts: Several[str] | None = None
-    limit: Annotated[Whole, Field(ge=1)] | None = None
-    seeds: list[Annotated[Whole, Field(ge=0)]] = Field(default=[0], min_length=1)
-
-
-class SuiteModel(Model):
-    """A task file as it is written."""
-
-    data: dict[Name, Any]
-    defenses: dict[Name, DefenseUse]
-    attacks: dict[Name, AttackUse]
-    tasks: list[Task] = Field(min_length=1)
-    tables: dict[FileName, Table] = {}
-    time_limit: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
+E = TypeVar("E", bound=Entry)
+E_co = TypeVar("E_co", bound=Entry, covariant=True)
 
 
 @dataclass(frozen=True)
-class Filled:
+class Filled(Generic[E_co]):
     """A registered thing with every parameter filled in, as the suite means it."""
 
-    entry: Entry = field(compare=False, repr=False)
+    entry: E_co = field(compare=False, repr=False)
     params: Mapping[str, Any]
     """What the thing is called with: plain JSON, paths absolute."""
     identity: Mapping[str, Any]
@@ -199,9 +69,25 @@ class Planned:
         return {"use": self.name, "planned": self.reason, "params": dict(self.params)}
 
 
-def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
-    """Fill in an entry's parameters; raise pydantic's error where they do not fit."""
-    plain = entry.schema.model_validate(dict(params)).model_dump(mode="json", by_alias=True)
+def fill(entry: E, params: Mapping[str, Any], folder: Path) -> Filled[E]:
+    """Fill in an entry's parameters.
+
+    Args:
+        entry: what is called with them.
+        params: those that are given, as a task file writes them.
+        folder: where relative paths start, and where named code is looked for.
+
+    Returns:
+        The entry with every parameter, and what of them enters keys.
+
+    Raises:
+        InputError: a parameter does not fit the schema, a file is not there, or a library is not installed.
+    """
+    try:
+        model = entry.schema.model_validate(dict(params))
+    except ValidationError as error:
+        raise InputError(document.sentence(entry.schema, error)) from None
+    plain = model.model_dump(mode="json", by_alias=True)
     identity: dict[str, Any] = {}
     for name in entry.parameters("content"):
         if plain[name] is not None:
@@ -218,10 +104,12 @@ def fill(entry: Entry, params: Mapping[str, Any], folder: Path) -> Filled:
             identity[name] = [plain[name], sources.code_digests(plain[name], folder)]
     for name in _inner_names(entry):
         plain[name], identity[name] = _fill_inner(plain[name], folder)
+    # What a suite calls a part says nothing of it: a training's key has the part's own.
+    labelled = {name for name in entry.parameters("part") if plain[name] is not None}
     kept = {
         name: identity.get(name, value)
         for name, value in plain.items()
-        if not (name in entry.neutral and entry.neutral[name] == value)
+        if name not in labelled and not (name in entry.neutral and entry.neutral[name] == value)
     }
     made_by = {"library": _installed(entry.library)} if entry.library else {}
     return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
@@ -238,7 +126,14 @@ def _installed(library: str) -> str:
 
 
 def named_files(value: str | Sequence[str] | None) -> list[str]:
-    """Return the files that a parameter names: none, one or several."""
+    """Return the files that a parameter names.
+
+    Args:
+        value: a path, several, or None.
+
+    Returns:
+        A list of none, one or several.
+    """
     return [value] if isinstance(value, str) else list(value or ())
 
 
@@ -264,8 +159,15 @@ def _holds_use(annotation: Any) -> bool:
     return annotation is UseModel or any(_holds_use(each) for each in get_args(annotation))
 
 
-def inner(filled: Filled) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
-    """Return the attacks among a thing's parameters, with their own parameters filled in."""
+def inner(filled: Filled[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
+    """Return the attacks among a thing's parameters.
+
+    Args:
+        filled: an attack or a defense.
+
+    Returns:
+        Each inner attack with its own parameters filled in, in the order of the signature.
+    """
     found: list[tuple[AttackEntry, Mapping[str, Any]]] = []
     for name in _inner_names(filled.entry):
         value = filled.params[name]
@@ -283,8 +185,8 @@ class Suite:
     document: Document
     model: SuiteModel
     data: Mapping[str, DataSpec]
-    defenses: Mapping[str, Filled]
-    attacks: Mapping[str, Filled | Planned]
+    defenses: Mapping[str, Filled[DefenseEntry]]
+    attacks: Mapping[str, Filled[AttackEntry] | Planned]
     serves: Mapping[str, tuple[Mapping[str, Any], ...]]
     """For each defense, the parameters it is served with; several where a list was given."""
 
@@ -309,12 +211,26 @@ class Suite:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def at(self, *place: str | int) -> str:
-        """Return file, line and place, for messages."""
+        """Return file, line and place, for messages.
+
+        Args:
+            place: the way to a value: keys and positions.
+        """
         return self.document.at(*place)
 
 
 def load(path: Path) -> Suite:
-    """Read and check a task file."""
+    """Read and check a task file.
+
+    Args:
+        path: the file; its folder is where relative paths start and own code is looked for.
+
+    Returns:
+        The suite, with every name resolved and every parameter filled in.
+
+    Raises:
+        InputError: something in it cannot be used; the message has its line.
+    """
     discover()
     sources.importable(path.resolve().parent)
     doc = document.read(path)
@@ -351,7 +267,7 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
         raise InputError(text if doc.path.name in text else f"{doc.at('data', name)}: {text}") from None
 
 
-def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled | Planned:
+def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled[AttackEntry] | Planned:
     if use.planned is None:
         return _filled(doc, ("attacks", name), ATTACKS, use, folder)
     if use.use in ATTACKS:
@@ -359,7 +275,9 @@ def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled | 
     return Planned(use.use, use.planned, dict(use.model_extra or {}))
 
 
-def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | AttackUse, folder: Path) -> Filled:
+def _filled(
+    doc: Document, place: Place, registry: Registry[E], use: DefenseUse | AttackUse, folder: Path
+) -> Filled[E]:
     try:
         entry = registry[use.use]
     except InputError as error:
@@ -407,8 +325,7 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
             try:
                 model = entry.schema.model_validate({**(use.model_extra or {}), parameter: value})
             except ValidationError as error:
-                text = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise InputError(f"{doc.at(*place)}: {text[0].lower()}{text[1:]}, found {value!r}") from None
+                raise InputError(f"{doc.at(*place)}: {document.complaint(error.errors()[0])}") from None
             filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
             _check_shown(doc.at(*place), filled[-1])
         choices = [{**choice, parameter: value} for choice in choices for value in filled]
@@ -425,7 +342,17 @@ def _check_shown(place: str, value: object) -> None:
 
 
 def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
-    """Raise where a name is not among those that a suite defines."""
+    """Check that a suite defines a name.
+
+    Args:
+        place: file, line and place of the name.
+        kind: what it names, for the message.
+        name: the name.
+        options: those that there are.
+
+    Raises:
+        InputError: it is not among them.
+    """
     options = list(options)
     if name not in options:
         raise InputError(f"{place}: unknown {kind} {name!r}{did_you_mean(name, options)}")
@@ -452,8 +379,7 @@ def _check_attacks(suite: Suite) -> None:
     for name, use in suite.model.attacks.items():
         filled = suite.attacks[name]
         entry = filled.entry if isinstance(filled, Filled) else None
-        assert entry is None or isinstance(entry, AttackEntry)
-        if use.targets != "none" and entry is not None and entry.access == "none":
+        if use.targets != "none" and entry is not None and entry.blind:
             where = suite.at("attacks", name, "targets")
             raise InputError(f"{where}: {use.use} looks at nothing, so that it has no targets")
         if use.source is None:
@@ -466,7 +392,7 @@ def _check_attacks(suite: Suite) -> None:
                 f"{suite.at(*place, 'defense')}: {use.source.defense} is served in several ways; "
                 "name a defense that is served in one"
             )
-        if entry is not None and entry.access in ("none", "decision"):
+        if entry is not None and (entry.blind or entry.access == "decision"):
             raise InputError(
                 f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "
                 "so that it has no use for a source"
@@ -474,12 +400,21 @@ def _check_attacks(suite: Suite) -> None:
 
 
 def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[str]) -> None:
-    """Raise where none of the defenses offers a view, or where its parameters do not fit."""
+    """Check that a view can be looked through.
+
+    Args:
+        suite: the suite.
+        place: where the view stands in it.
+        choice: the view with its parameters, ``{readout}`` filled in.
+        defenses: labels of the defenses that are attacked.
+
+    Raises:
+        InputError: none of the defenses offers the view, its parameters do not fit, or it cannot be averaged.
+    """
     offers: list[tuple[ViewEntry, dict[str, Any]]] = []
     names: list[str] = []
     for name in defenses:
         entry = suite.defenses[name].entry
-        assert isinstance(entry, DefenseEntry)
         names += [*entry.views, *entry.aliases]
         if (found := entry.view(choice.use)) is not None:
             offers.append((found, entry.view_params(choice.use, choice.params)))
@@ -499,11 +434,6 @@ def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[st
             )
 
 
-def expanded(choice: ViewUse, readout: str) -> ViewUse:
-    """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out."""
-    return choice.model_copy(update={"use": choice.use.replace("{readout}", readout)})
-
-
 def _check_task(suite: Suite, position: int) -> None:
     task = suite.model.tasks[position]
     place: Place = ("tasks", position)
@@ -515,7 +445,7 @@ def _check_task(suite: Suite, position: int) -> None:
     for name in task.attacks or ():
         known(suite.at(*place, "attacks"), "attack", name, suite.attacks)
     defenses = task.defenses or list(suite.defenses)
-    readouts = {each for name in defenses for each in suite.defenses[name].entry.readouts}  # type: ignore[attr-defined]
+    readouts = {each for name in defenses for each in suite.defenses[name].entry.readouts}
     for readout in task.readouts or ():
         known(suite.at(*place, "readouts"), "read-out", readout, readouts)
     for choice in task.views or ():
@@ -533,7 +463,6 @@ def _check_task(suite: Suite, position: int) -> None:
         if isinstance(filled, Planned):
             continue
         entry = filled.entry
-        assert isinstance(entry, AttackEntry)
         if norm not in entry.norms and task.attacks is not None:
             raise InputError(
                 f"{suite.at(*place, 'threat')}: {name} ({entry.name}) is made for "
