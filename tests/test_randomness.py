@@ -73,7 +73,9 @@ ATTACKS: dict[str, Any] = {
 }
 
 
-def ran(folder: Path, network: str, metric: str = "accuracy", **params: Any) -> tuple[Ran, tables.Grid]:
+def ran(
+    folder: Path, network: str, metric: str = "accuracy", **params: Any
+) -> tuple[Ran, tables.RenderedTable]:
     """Run attacks that move nothing on a network, and cut their table."""
     extra = ["Max", "Worst"] if metric == "success" else ["Min", "Worst"]
     table = {
@@ -90,7 +92,7 @@ def ran(folder: Path, network: str, metric: str = "accuracy", **params: Any) -> 
     return done, tables.cut(done.plan.manifest(), "T", Outcomes(done.store.root))
 
 
-def flagged(grid: tables.Grid, row: int = 0) -> dict[str, list[str]]:
+def flagged(grid: tables.RenderedTable, row: int = 0) -> dict[str, list[str]]:
     """Return the sentences about joined answers, by column."""
     return {
         heading: [flag.message for flag in cell.flags if flag.code == CODE]
@@ -98,7 +100,7 @@ def flagged(grid: tables.Grid, row: int = 0) -> dict[str, list[str]]:
     }
 
 
-def doubted(grid: tables.Grid) -> list[str]:
+def doubted(grid: tables.RenderedTable) -> list[str]:
     return [heading for heading, found in flagged(grid).items() if found]
 
 
