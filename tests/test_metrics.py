@@ -156,6 +156,77 @@ def test_at_a_radius_the_clean_images_logits_are_read():
     np.testing.assert_array_equal(read["logits"][1:], still["logits"][1:])
 
 
+# --- every metric, by hand -----------------------------------------------------------------------------
+
+
+def by_hand():
+    """Return seven examples of true class 3 under attack and unmoved: one of each kind.
+
+    0 held; 1 broken; 2 broken, and wrong unmoved; 3 refused a wrong label, and wrong unmoved; 4 refused the
+    right one; 5 void, so that its refusal is of the clean image; 6 not finite.
+    """
+    label, none = [3, 5, 5, 5, 3, 3, -1], [False] * 7
+    refused = [False, False, False, True, True, True, False]
+    distance, void = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*none[:5], True, False]
+    logits = np.zeros((7, 6))
+    logits[:, 3], logits[:, 5] = [4, 1, 1, 2, 3, 6, 0], [0, 3, 5, 4, 1, 2, 0]
+    attacked = rows(none, label=label, rejected=refused, distance=distance, void=void)
+    attacked["logits"], attacked["thresholds"] = list(logits), [[-1.0, -1, 1, 2, -1, 3]] * 7
+    attacked["parameters"] = [250] * 7
+    still = rows([True, True, False, False, True, True, True], moved=False)
+    return arrays(attacked, LISTED), arrays(still)
+
+
+LISTED = ("logits", "thresholds", "parameters")
+NAN = math.nan
+TRUTHS = {
+    # Right: held, or refused after a move. A void refusal is of the clean image, and wrong.
+    "accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
+    # As accuracy, and right unmoved, which 2 and 3 are not.
+    "robust": ([1, 0, 0, 0, 1, 0, 0], 2 / 7),
+    # Accepted and wrong, of the five that are right unmoved; not finite is no success.
+    "success": ([0, 1, NAN, NAN, 0, 0, 0], 1 / 5),
+    "rejection": ([0, 0, 0, 1, 1, 1, 0], 3 / 7),
+    # Of the three whose label is wrong, one is refused.
+    "detection": ([NAN, 0, 0, 1, NAN, NAN, NAN], 1 / 3),
+    # Of the four that are accepted, one is right.
+    "selective": ([1, 0, 0, NAN, NAN, NAN, 0], 1 / 4),
+    # Wrong unmoved is broken at 0, and so is 5, whose refusal is of the clean image: three, 0.2, 0.7, two held.
+    "distance": ([math.inf, 0.2, 0, 0, math.inf, 0, 0.7], 0.2),
+    "logit": ([0, 3, 5, 4, 1, 2, 0], 15 / 7),
+    "threshold": ([3] * 7, 3),
+    "top": ([4, 3, 5, 4, 3, 6, 0], 25 / 7),
+    # Of six classes: 2 is below its threshold always, 3 for 1 and 2 (1 < 2), 5 for 0, 4 and 5 (below 3).
+    "classwise": ([2 / 6, 2 / 6, 2 / 6, 1 / 6, 2 / 6, 2 / 6, NAN], 11 / 36),
+    "parameters": ([250] * 7, 250),
+}
+"""For each metric the value of each example, and their summary."""
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_what_a_hand_computes(name):
+    attacked, still = by_hand()
+    values, summary = TRUTHS[name]
+    chosen = METRICS[name].of(5) if METRICS[name].by_class else METRICS[name]
+    np.testing.assert_allclose(chosen.score(attacked, still), values)
+    found = metrics.score(chosen, attacked, None if chosen.clean == "unused" else still)
+    counted = [place for place, value in enumerate(values) if not math.isnan(value)]
+    assert found.index.tolist() == counted
+    assert metrics.estimate(chosen, {0: [found]}).value == pytest.approx(summary)
+
+
+def test_with_a_target_the_attacker_wants_that_label_alone():
+    attacked, still = by_hand()
+    aimed = {**attacked, "target": np.array([5.0, 5, 4, 5, 3, 5, 5])}
+    assert metrics.reached(aimed).tolist() == [False, True, False, True, True, False, False]
+    for name, expected in {
+        "success": [0, 1, NAN, NAN, 0, 0, 0],
+        "detection": [NAN, 0, NAN, 1, 1, NAN, NAN],
+        "top": [NAN, 3, NAN, 4, 3, NAN, NAN],
+    }.items():
+        np.testing.assert_array_equal(METRICS[name].score(aimed, still), expected)
+
+
 # --- distances ---------------------------------------------------------------------------------------
 
 
