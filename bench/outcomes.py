@@ -1,6 +1,6 @@
-"""The rows that judging leaves, one for each example: their columns, and how they are read back.
+"""Outcomes: the columns of `outcomes.parquet`, which has a row for each example, and how they are read.
 
-The columns are explained in `docs/results.md`; whatever else an attack noted comes after them.
+The columns are explained in `docs/results.md`. The notes of an attack follow them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -33,16 +33,16 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "differs": ("bool", True),
     "parameters": ("int64", False),
 }
-"""Name, type and whether it may be null, of the columns that every `outcomes.parquet` has.
+"""The columns that every `outcomes.parquet` has: name, type, and whether it may be null.
 
 Files that are older than `thresholds` and `parameters` lack these two.
 """
 
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
-"""Outcomes of one job as arrays (N,), in ascending order of `index`.
+"""Outcomes of one evaluation as arrays of shape (N,), in ascending order of `index`.
 
-`index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64; NaN stands for
-null. Where asked for, `logits` and `thresholds` are (N, K) and `parameters` is (N,).
+`index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64 with NaN for null.
+Where they are asked for, `logits` and `thresholds` have shape (N, K), and `parameters` (N,).
 """
 
 _INTEGERS = ("index", "truth", "label")
@@ -57,10 +57,11 @@ LISTS = ("logits", "thresholds")
 
 
 class Frame(Protocol):
-    """Outcomes as they come: a pandas `DataFrame`, a pyarrow `Table`, or a mapping of columns."""
+    """Outcomes in any form that gives a column by its name: a pandas `DataFrame`, a pyarrow `Table`, a
+    mapping."""
 
     def __getitem__(self, name: str, /) -> Any:
-        """Return a column."""
+        """Return a column; raise `KeyError` where there is none of this name."""
         ...
 
 
@@ -83,7 +84,12 @@ def schema() -> "pa.Schema":
 
 
 class Stored:
-    """The columns of an `outcomes.parquet`: what every table needs, and the others as they are asked for."""
+    """The columns of an `outcomes.parquet`. Those that every table needs are read at once, others when asked
+    for.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         from pyarrow import parquet
@@ -95,7 +101,7 @@ class Stored:
             self._columns = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
 
     def __getitem__(self, name: str) -> Any:
-        """Return a column; raise KeyError where the file has none of this name."""
+        """Return a column; raise `KeyError` where the file has none of this name."""
         from pyarrow import parquet
 
         if name not in self._names:
@@ -133,15 +139,35 @@ class Stored:
 
 
 def load(path: Path, also: Iterable[str] = ()) -> Rows:
-    """Read what a table needs from an `outcomes.parquet`, and the columns `also` where it has them."""
+    """Read what a table needs from an `outcomes.parquet`.
+
+    Args:
+        path: The file.
+        also: Columns to read too, where the file has them.
+
+    Returns:
+        The outcomes.
+
+    Raises:
+        ValueError: The file has an example twice.
+    """
     return arrays(Stored(path), also)
 
 
 def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
-    """Return outcomes as arrays in ascending order of `index`; raise ValueError if one stands twice.
+    """Return outcomes as arrays in ascending order of `index`.
 
-    The columns `also` (`logits`, `thresholds`, `parameters`) are left out where the frame has none, or
-    where they are null: a read-out without thresholds has none.
+    Args:
+        frame: The outcomes.
+        also: Columns to return too (`logits`, `thresholds`, `parameters`). One that the frame lacks, or that
+        is
+            null (a read-out may have no thresholds), is left out.
+
+    Returns:
+        The outcomes.
+
+    Raises:
+        ValueError: An example is there twice.
     """
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
@@ -160,7 +186,15 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
 
 
 def take(rows: Rows, chosen: NDArray[Any]) -> Rows:
-    """Return some of the rows: `chosen` is a mask or positions."""
+    """Return some of the rows.
+
+    Args:
+        rows: Outcomes of N examples.
+        chosen: A mask of shape (N,), or positions.
+
+    Returns:
+        The outcomes of the chosen examples.
+    """
     return {name: values[chosen] for name, values in rows.items()}
 
 

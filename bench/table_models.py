@@ -56,20 +56,20 @@ class Comparison(Model):
     """Numbers of a paper to print beside ours."""
 
     table: str
-    """Its key in the published numbers, such as ``cnnf/3``."""
+    """The key of the published table, such as ``cnnf/3``."""
     columns: dict[str, str] = {}
-    """Our headings and theirs, where they are called otherwise."""
+    """By our heading, the paper's name of the column, where it is another one."""
     rows: dict[str, str] = {}
-    """Our rows (``cnnf, last``) and theirs, where they are called otherwise."""
+    """By our row (``cnnf, last``), the paper's name of it, where it is another one."""
     differences: list[Sentence] = []
-    """What is known to be different, in sentences."""
+    """What is known to be different from the paper, in sentences."""
 
 
 class Figure(Model):
     """A table that is a set of curves: what runs along the horizontal axis."""
 
     x: str
-    """A coordinate of the columns (a curve for each row), or of the rows (a curve for each column)."""
+    """The coordinate of the horizontal axis: of the columns (a curve for each row), or of the rows."""
     xlabel: Sentence | None = None
     ylabel: Sentence | None = None
 
@@ -81,7 +81,7 @@ class Table(Model):
     where: Selection = {}
     rows: Axis
     columns: Axis
-    """A row or a column may also name a `metric` of its own, and the `class` that it is of."""
+    """A row or a column may also have a `metric` of its own, and name the `class` that it is of."""
     extra: list[Literal["Min", "Max", "Worst"]] = []
     mean_over: list[Literal["seed", "target"]] = ["seed"]
     min_over: list[Literal["attack", "view"]] = []
@@ -89,7 +89,7 @@ class Table(Model):
     worst_over: list[Literal["attack", "view", "target"]] = ["attack", "view", "target"]
     metric: str = "accuracy"
     radii: list[Radius] = []
-    """Radii at which attacks without one are read, through their distances."""
+    """Radii at which the distances of minimum-norm attacks are read."""
     published: Comparison | None = None
     figure: Figure | None = None
     bold: Literal["weakest"] | None = "weakest"

@@ -191,7 +191,7 @@ TRUTHS = {
     "detection": ([NAN, 0, 0, 1, NAN, NAN, NAN], 1 / 3),
     # Of the four that are accepted, one is right.
     "selective": ([1, 0, 0, NAN, NAN, NAN, 0], 1 / 4),
-    # Wrong unmoved is broken at 0, and so is 5, whose refusal is of the clean image: three, 0.2, 0.7, two held.
+    # Wrong unmoved is broken at 0, and so is 5, a refused clean image: three zeros, 0.2, 0.7, and two held.
     "distance": ([math.inf, 0.2, 0, 0, math.inf, 0, 0.7], 0.2),
     "logit": ([0, 3, 5, 4, 1, 2, 0], 15 / 7),
     "threshold": ([3] * 7, 3),

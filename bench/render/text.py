@@ -54,7 +54,7 @@ def to_text(table: RenderedTable) -> "Group":
     below += [Text(shown(each), style="yellow") for each in flags]
     below += [Text(f"{words.raised([mark])} {shown(each)}") for mark, each in enumerate(notes.texts, 1)]
     if flags or any(cell.flags for row in table.rows for cell in row.cells):
-        below.append(Text("What each doubt means, and what to do: docs/flags.md", style="dim"))
+        below.append(Text("What each flag means, and what to do: docs/flags.md", style="dim"))
     title = Text(shown(f"Table {table.key}: {table.table.title}"), style="bold")
     return Group(Padding(title, (1, 0, 1, 0)), grid, *below)
 
