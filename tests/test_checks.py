@@ -15,10 +15,12 @@ N = 200
 def flagged(conditions, outcomes, columns=("attack", "view"), **table):
     """Return the flags of each column of a table with one row, and those of the table."""
     given = {"title": "x", "rows": ["readout"], "columns": list(columns), **table}
-    grid = tables.cut(manifest(conditions, given), "T", outcomes.get)
-    assert len(grid.rows) == 1
-    named = {heading: cell.flags for heading, cell in zip(grid.columns, grid.rows[0].cells, strict=True)}
-    return named, grid
+    rendered = tables.cut(manifest(conditions, given), "T", outcomes.get)
+    assert len(rendered.rows) == 1
+    named = {
+        heading: cell.flags for heading, cell in zip(rendered.columns, rendered.rows[0].cells, strict=True)
+    }
+    return named, rendered
 
 
 def codes(flags):
@@ -28,12 +30,12 @@ def codes(flags):
 # --- one cell --------------------------------------------------------------------------------------
 
 
-def test_a_quiet_square_raises_no_doubt():
-    flags, grid = flagged(
+def test_a_quiet_cell_raises_no_doubt():
+    flags, rendered = flagged(
         [condition("a"), clean("c")], {"a": rows(first(N, 90)), "c": rows(first(N, 190), moved=False)}
     )
     assert codes(flags) == {"pgd, first": [], "clean": []}
-    assert grid.flags == ()
+    assert rendered.flags == ()
 
 
 def test_void_moves_are_counted_over_seeds_and_once_for_the_table():
@@ -42,17 +44,17 @@ def test_void_moves_are_counted_over_seeds_and_once_for_the_table():
     conditions += [but(each, view="e2e") for each in conditions]
     void = first(N, 3)
     outcomes = {"a0": rows(first(N, 90), void=void), "a1": rows(first(N, 90), void=first(N, 2))}
-    flags, grid = flagged(conditions, outcomes)
+    flags, rendered = flagged(conditions, outcomes)
     assert codes(flags) == {"pgd, first": ["void-moves"], "pgd, e2e": ["void-moves"]}
     assert flags["pgd, first"][0].message.startswith("5 of 400 moves were void")
-    assert [cell.void for cell in grid.rows[0].cells] == [5, 5]
-    assert grid.void == 5
+    assert [cell.void for cell in rendered.rows[0].cells] == [5, 5]
+    assert rendered.void == 5
 
 
 def test_answers_that_are_not_finite_count_as_broken_and_say_so():
     label = np.where(first(N, 4), -1, 3)
-    flags, grid = flagged([condition("a")], {"a": rows(first(N, N), label=label)})
-    assert grid.rows[0].cells[0].estimate.value == (N - 4) / N
+    flags, rendered = flagged([condition("a")], {"a": rows(first(N, N), label=label)})
+    assert rendered.rows[0].cells[0].estimate.value == (N - 4) / N
     assert flags["pgd, first"][0] == checks.Flag(
         "not-finite", "4 of 200 answers were not finite, and count as broken"
     )
@@ -177,8 +179,8 @@ def test_a_blind_attack_is_held_against_the_strongest_that_sees():
 def test_attacks_are_compared_on_the_examples_that_both_saw():
     # On all examples the blind attack looks stronger; on its own fifty it is not.
     outcomes = {"see": rows(~first(N, 50)), "blind": rows(first(50, 0))}
-    flags, grid = flagged([SEEING, but(BLIND["score"], n=50)], outcomes)
-    assert grid.rows[0].cells[0].estimate.value > grid.rows[0].cells[1].estimate.value
+    flags, rendered = flagged([SEEING, but(BLIND["score"], n=50)], outcomes)
+    assert rendered.rows[0].cells[0].estimate.value > rendered.rows[0].cells[1].estimate.value
     assert flags["spsa, first"] == ()
 
 
@@ -233,15 +235,15 @@ def test_targets_are_taken_together_before_attacks_are_compared():
 
 def test_columns_on_different_examples_are_named_with_their_numbers():
     conditions = [condition("a", n=200), condition("b", attack="spsa", access="score", n=50)]
-    _, grid = flagged(conditions, {"a": rows(first(200, 90)), "b": rows(first(50, 30))})
-    assert [flag.code for flag in grid.flags] == ["unequal-examples"]
-    assert grid.flags[0].message.endswith("n = 200 (pgd, first); 50 (spsa, first)")
+    _, rendered = flagged(conditions, {"a": rows(first(200, 90)), "b": rows(first(50, 30))})
+    assert [flag.code for flag in rendered.flags] == ["unequal-examples"]
+    assert rendered.flags[0].message.endswith("n = 200 (pgd, first); 50 (spsa, first)")
 
 
 def test_data_sets_of_different_sizes_are_no_doubt():
     conditions = [condition("a", data="mnist", n=100), condition("b", data="svhn", n=260)]
-    _, grid = flagged(conditions, {"a": rows(first(100, 90)), "b": rows(first(260, 30))}, ["data"])
-    assert grid.flags == ()
+    _, rendered = flagged(conditions, {"a": rows(first(100, 90)), "b": rows(first(260, 30))}, ["data"])
+    assert rendered.flags == ()
 
 
 # --- advice ------------------------------------------------------------------------------------------

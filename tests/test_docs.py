@@ -131,11 +131,11 @@ def test_committed_tables_are_current() -> None:
     root = ROOT / "results" / "mnist"
     manifest = read(root, ROOT / "suites" / "mnist.yaml")
     for key in manifest["tables"]:
-        grid = tables.cut(manifest, key, Outcomes(root))
+        rendered = tables.cut(manifest, key, Outcomes(root))
         name = root / "tables" / f"table-{key.replace('/', '-')}"
-        assert name.with_suffix(".csv").read_text() == render.to_csv(grid)
-        assert name.with_suffix(".md").read_text() == render.to_markdown(grid)
-        assert not [cell for row in grid.rows for cell in row.cells if cell.hole == "not run"]
+        assert name.with_suffix(".csv").read_text() == render.to_csv(rendered)
+        assert name.with_suffix(".md").read_text() == render.to_markdown(rendered)
+        assert not [cell for row in rendered.rows for cell in row.cells if cell.hole == "not run"]
 
 
 def test_what_is_said_of_mnist_is_what_its_results_say() -> None:

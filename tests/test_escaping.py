@@ -57,7 +57,7 @@ NASTY = [
 ]
 
 
-def grid_of(name: str, title: str | None = None) -> Any:
+def rendered_of(name: str, title: str | None = None) -> Any:
     """Return a table whose rows, columns, title, notes and doubts bear a name."""
     conditions = [condition("a", defense=name), clean("c", defense=name)]
     conditions[0]["facts"]["doubts"] = [f"{name}: a doubt"]
@@ -74,7 +74,7 @@ def grid_of(name: str, title: str | None = None) -> Any:
 def test_a_terminal_shows_names_as_they_are(name: str) -> None:
     out = io.StringIO()
     Console(file=out, width=300, force_terminal=True, color_system="truecolor").print(
-        render.to_text(grid_of(name))
+        render.to_text(rendered_of(name))
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     assert plain.count(name) >= 4
@@ -84,7 +84,7 @@ def test_a_terminal_shows_names_as_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", NASTY)
 def test_markdown_shows_names_as_they_are(name: str) -> None:
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    tokens = parser.parse(render.to_markdown(grid_of(name)))
+    tokens = parser.parse(render.to_markdown(rendered_of(name)))
     said = [
         "".join(each.content if each.type == "text" else f"<{each.type}>" for each in token.children or ())
         for token in tokens
@@ -99,12 +99,12 @@ def test_markdown_shows_names_as_they_are(name: str) -> None:
     html = [each.content for token in tokens for each in token.children or () if each.type == "html_inline"]
     assert set(html) <= {"<br>"}
     # GitHub's formulas are no part of CommonMark.
-    assert not re.search(r"(?<!\\)\$", render.to_markdown(grid_of(name)))
+    assert not re.search(r"(?<!\\)\$", render.to_markdown(rendered_of(name)))
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_spreadsheet_runs_no_name(name: str) -> None:
-    (line, _) = csv.DictReader(io.StringIO(render.to_csv(grid_of(name))))
+    (line, _) = csv.DictReader(io.StringIO(render.to_csv(rendered_of(name))))
     for text in (line["defense"], line["column"]):
         assert text == (f"'{name}" if name[0] in "=+-@" else name)
     assert float(line["value"]) == 50
@@ -136,7 +136,7 @@ LATEX = {
 
 @pytest.mark.parametrize("name", NASTY)
 def test_latex_prints_names_as_they_are(name: str) -> None:
-    text = render.to_latex(grid_of(name))
+    text = render.to_latex(rendered_of(name))
     row = next(each for each in text.splitlines() if each.endswith(r"\\") and "50.0" in each)
     first = re.split(r"(?<!\\)&", row)[0].strip()
     spelled = re.compile("|".join(map(re.escape, LATEX)))
@@ -151,13 +151,13 @@ def test_a_label_of_latex_is_plain() -> None:
     conditions = [condition("a")]
     given = manifest(conditions, {"title": "t", "rows": ["defense"], "columns": ["attack"]})
     given["tables"] = {"a{b}%#\\ c": given["tables"].popitem()[1]}
-    grid = tables.cut(given, "a{b}%#\\ c", {"a": rows([True])}.get)
-    assert r"\label{tab:a-b-----c}" in render.to_latex(grid)
+    rendered = tables.cut(given, "a{b}%#\\ c", {"a": rows([True])}.get)
+    assert r"\label{tab:a-b-----c}" in render.to_latex(rendered)
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_json_holds_names_as_they_are(name: str) -> None:
-    (found,) = json.loads(render.joined([grid_of(name)], "json"))
+    (found,) = json.loads(render.joined([rendered_of(name)], "json"))
     assert found["title"] == found["cells"][0]["column"] == found["cells"][0]["defense"] == name
 
 
@@ -170,11 +170,11 @@ def test_figures_show_names_as_they_are(name: str, tmp_path: Path) -> None:
         "columns": {f"at {radius}": {"attack": "pgd", "radius": radius} for radius in (0.1, 0.2)},
         "figure": {"x": "radius", "xlabel": name, "ylabel": name},
     }
-    grid = tables.cut(
+    rendered = tables.cut(
         manifest(conditions, table), "T", {f"r{r}": rows([True, False]) for r in (0.1, 0.2)}.get
     )
     with pytest.warns(UserWarning, match="Glyph") if not name.isascii() else nothing():
-        render.draw(grid, tmp_path / "f.svg")
+        render.draw(rendered, tmp_path / "f.svg")
     drawn = ElementTree.parse(tmp_path / "f.svg").iter("{http://www.w3.org/2000/svg}text")
     texts = ["".join(each.itertext()).strip() for each in drawn]
     assert texts.count(name) == 4
@@ -211,15 +211,15 @@ UNSEEN = ["\x1b[31mred", "\x1b]0;title\x07", "a\x00b", "\u202eevil", "\ud800", "
 @pytest.mark.parametrize("text", UNSEEN)
 def test_nothing_unprintable_leaves_in_any_form(text: str, tmp_path: Path) -> None:
     # A manifest of somebody else's: in a task file such names are refused.
-    grid = grid_of(text, title="T")
+    rendered = rendered_of(text, title="T")
     for form in ("text", "markdown", "csv", "latex", "json"):
-        found = render.joined([grid], cast(Any, form))
+        found = render.joined([rendered], cast(Any, form))
         assert found.replace("\n", "").isprintable(), form
         found.encode()
-    (document,) = json.loads(render.joined([grid], "json"))
+    (document,) = json.loads(render.joined([rendered], "json"))
     assert document["cells"][0]["defense"] == text
     with pytest.raises(InputError, match=r"^table 'T': "):
-        grid_of(text)
+        rendered_of(text)
 
 
 @pytest.mark.parametrize("text", [*UNSEEN, *NASTY])

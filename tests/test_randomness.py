@@ -92,16 +92,16 @@ def ran(
     return done, tables.cut(done.plan.manifest(), "T", Outcomes(done.store.root))
 
 
-def flagged(grid: tables.RenderedTable, row: int = 0) -> dict[str, list[str]]:
+def flagged(rendered: tables.RenderedTable, row: int = 0) -> dict[str, list[str]]:
     """Return the sentences about joined answers, by column."""
     return {
         heading: [flag.message for flag in cell.flags if flag.code == CODE]
-        for heading, cell in zip(grid.columns, grid.rows[row].cells, strict=True)
+        for heading, cell in zip(rendered.columns, rendered.rows[row].cells, strict=True)
     }
 
 
-def doubted(grid: tables.RenderedTable) -> list[str]:
-    return [heading for heading, found in flagged(grid).items() if found]
+def doubted(rendered: tables.RenderedTable) -> list[str]:
+    return [heading for heading, found in flagged(rendered).items() if found]
 
 
 # --- networks ------------------------------------------------------------------------------------------
@@ -111,12 +111,12 @@ def doubted(grid: tables.RenderedTable) -> list[str]:
 def test_the_worst_of_a_random_network_is_doubted_and_says_what_chance_may_take(
     tmp_path: Path, network: str
 ) -> None:
-    _, grid = ran(tmp_path, network)
-    assert doubted(grid) == ["Worst"]
-    lowest, worst = (cell.estimate for cell in grid.rows[0].cells[-2:])
+    _, rendered = ran(tmp_path, network)
+    assert doubted(rendered) == ["Worst"]
+    lowest, worst = (cell.estimate for cell in rendered.rows[0].cells[-2:])
     assert lowest is not None
     assert worst is not None
-    (said,) = flagged(grid)["Worst"]
+    (said,) = flagged(rendered)["Worst"]
     assert said.startswith("an example counts by the unluckiest of 3 answers, and ")
     points = float(said.rpartition("up to ")[2].removesuffix(" points"))
     # Nothing was moved: all of the fall is luck, and no more than that is admitted.
@@ -128,11 +128,11 @@ def test_the_worst_of_a_random_network_is_doubted_and_says_what_chance_may_take(
 def test_doing_nothing_is_joined_to_every_attack_by_metrics_that_ask_for_it(
     tmp_path: Path, metric: str
 ) -> None:
-    _, grid = ran(tmp_path, "Noisy", metric)
+    _, rendered = ran(tmp_path, "Noisy", metric)
     every = {"fgsm", "pgd", "margin", "Worst"}
     # The number of Min is that of a column, and so is the doubt that it joins answers.
-    assert set(doubted(grid)) - {"Min", "Max"} == every
-    said = flagged(grid)
+    assert set(doubted(rendered)) - {"Min", "Max"} == every
+    said = flagged(rendered)
     assert "unluckiest of 2 answers" in said["pgd"][0]
     assert "unluckiest of 4 answers" in said["Worst"][0]
     assert said["Min" if metric != "success" else "Max"]
@@ -141,9 +141,9 @@ def test_doing_nothing_is_joined_to_every_attack_by_metrics_that_ask_for_it(
 
 @pytest.mark.parametrize("metric", ["accuracy", "robust", "success"])
 def test_a_deterministic_network_is_not_doubted(tmp_path: Path, metric: str) -> None:
-    _, grid = ran(tmp_path, "Nearest", metric)
-    assert not doubted(grid)
-    assert not [flag for cell in grid.rows[0].cells for flag in cell.flags if "answer" in flag.code]
+    _, rendered = ran(tmp_path, "Nearest", metric)
+    assert not doubted(rendered)
+    assert not [flag for cell in rendered.rows[0].cells for flag in cell.flags if "answer" in flag.code]
 
 
 # --- what chance takes ---------------------------------------------------------------------------------
@@ -170,12 +170,12 @@ def test_what_chance_may_take_bounds_what_it_takes(chances: np.ndarray[Any, Any]
         conditions.append(condition(f"a{number}", attack=f"a{number}", random=True))
         outcomes[f"a{number}"] = rows(stood, differs=stood != again)
     table = {"title": "x", "rows": ["defense"], "columns": ["attack"], "extra": ["Min", "Worst"]}
-    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
-    lowest, worst = (cell.estimate for cell in grid.rows[0].cells[-2:])
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    lowest, worst = (cell.estimate for cell in rendered.rows[0].cells[-2:])
     assert lowest is not None
     assert worst is not None
     luck = float((p.min(0) - p.prod(0)).mean())
-    (said,) = flagged(grid)["Worst"] or ["up to 0 points"]
+    (said,) = flagged(rendered)["Worst"] or ["up to 0 points"]
     points = float(said.rpartition("up to ")[2].removesuffix(" points")) / 100
     noise = 4 / np.sqrt(p.size)
     # The truth lies between this and Min, and the bound is as good as what it is made of.
@@ -215,10 +215,10 @@ def test_it_is_doubted_where_answers_differed_or_might_and_were_not_asked_again(
     random: bool, differs: list[bool | None], found: list[str]
 ) -> None:
     conditions, outcomes = two(random, differs)
-    grid = tables.cut(manifest(conditions, TABLE), "T", outcomes.get)
-    assert doubted(grid) == found
+    rendered = tables.cut(manifest(conditions, TABLE), "T", outcomes.get)
+    assert doubted(rendered) == found
     if differs == [None] * 40 and random:
-        assert flagged(grid)["Worst"] == [
+        assert flagged(rendered)["Worst"] == [
             "an example counts by the unluckiest of 2 answers of a random defense"
         ]
 
@@ -241,7 +241,7 @@ def test_one_attack_alone_joins_nothing_and_neither_do_two_views_of_one_job() ->
         ("a", {"min_over": ["view"]}, ["Worst"]),
     ],
 )
-def test_a_square_is_doubted_if_it_joins_and_not_if_it_takes_the_least_of_means(
+def test_a_cell_is_doubted_if_it_joins_and_not_if_it_takes_the_least_of_means(
     attacks: str, over: Mapping[str, Any], found: list[str]
 ) -> None:
     n, views, draw = 40, ("first", "e2e"), np.random.default_rng(0)
@@ -295,8 +295,8 @@ def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_
         ]
         outcomes = {each["job"]: rows(stood(), differs=differs, target=[5] * n) for each in conditions}
         table = {"title": "x", "rows": ["defense"], "columns": ["attack"]}
-        grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
-        return [flag.code for cell in grid.rows[0].cells for flag in cell.flags if "beats" in flag.code]
+        rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+        return [flag.code for cell in rendered.rows[0].cells for flag in cell.flags if "beats" in flag.code]
 
     # Of a deterministic defense the same outcomes are evidence.
     assert made(False, [None] * n) == ["blind-beats-seeing"]
@@ -312,18 +312,18 @@ def test_the_union_of_clean_and_attacked_is_doubted_in_hand_written_tables_too()
     }
     columns = {"Clean": {"attack": "clean"}, "A": {"attack": "a"}}
     table = {**TABLE, "columns": columns, "metric": "robust"}
-    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
-    assert doubted(grid) == ["A", "Min", "Worst"]
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    assert doubted(rendered) == ["A", "Min", "Worst"]
     # Of 40 answers each, two that held under attack fell when asked again, and one unmoved: 3 of 40. What
     # both leave is 27 of 40, and the lesser of them 30: the same here.
     said = "an example counts by the unluckiest of 2 answers, and 16 of 80 differed when asked again"
-    assert flagged(grid)["A"] == [f"{said}: chance alone may take up to 7.5 points"]
+    assert flagged(rendered)["A"] == [f"{said}: chance alone may take up to 7.5 points"]
     outcomes["a"]["differs"] = ~first(n, 29)
-    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
-    assert flagged(grid)["A"][0].endswith("up to 5.0 points")
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    assert flagged(rendered)["A"][0].endswith("up to 5.0 points")
     outcomes["a"]["differs"] = ~first(n, 20)
-    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
-    assert flagged(grid)["A"][0].endswith("up to 7.5 points")
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    assert flagged(rendered)["A"][0].endswith("up to 7.5 points")
 
 
 # --- saying so -----------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def grid():
+def rendered():
     """Return a table of the CNN-F paper's form, with everything on it that a table can have."""
     given, outcomes = paper(n=120)
     for each in (*given["conditions"], *given["skips"]):
@@ -66,9 +66,9 @@ def plain():
     return tables.cut(manifest(conditions, table), "T", outcomes.get)
 
 
-def shown(grid, width=80):
+def shown(rendered, width=80):
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(render.to_text(grid))
+    Console(file=out, width=width, color_system=None).print(render.to_text(rendered))
     return out.getvalue()
 
 
@@ -105,12 +105,14 @@ def test_a_number_without_an_interval_is_shown_without_one():
         "right": {},
     }
     table = {"title": "x", "rows": {"SDIM": {"attack": "clean"}}, "columns": columns}
-    grid = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get)
-    assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.to_markdown(grid)
-    assert "-- " not in render.to_latex(grid).partition(r"\midrule")[2]
-    assert "$-$644.5" in render.to_latex(grid)
-    assert f"{MINUS}644.5" in shown(grid)
-    lines = list(csv.DictReader(io.StringIO(render.to_csv(grid))))
+    rendered = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get)
+    assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.to_markdown(
+        rendered
+    )
+    assert "-- " not in render.to_latex(rendered).partition(r"\midrule")[2]
+    assert "$-$644.5" in render.to_latex(rendered)
+    assert f"{MINUS}644.5" in shown(rendered)
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(rendered))))
     assert [line["unit"] for line in lines] == ["number", "number", "millions", "percent"]
     assert [line["value"] for line in lines] == ["482.5", "-644.5", "1.46512", "100.0"]
     assert (lines[0]["low"], lines[0]["high"]) == ("", "")
@@ -160,8 +162,8 @@ def test_what_is_no_number_is_said(text):
 # --- the terminal ------------------------------------------------------------------------------------
 
 
-def test_eight_columns_and_three_rows_fit_into_80(grid):
-    text = shown(grid)
+def test_eight_columns_and_three_rows_fit_into_80(rendered):
+    text = shown(rendered)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     # Nothing was cut short, and every heading is whole.
@@ -182,9 +184,9 @@ def test_eight_columns_and_three_rows_fit_into_80(grid):
         assert word in head
 
 
-def test_the_terminal_shows_values_spread_interval_and_n(grid):
-    text = shown(grid)
-    cell = grid.rows[1].cells[1]
+def test_the_terminal_shows_values_spread_interval_and_n(rendered):
+    text = shown(rendered)
+    cell = rendered.rows[1].cells[1]
     assert f"{100 * cell.estimate.value:.1f}" in text
     assert f"±{100 * cell.estimate.std:.1f}" in text
     assert words.interval(cell.estimate, "percent", short=True) in text
@@ -192,10 +194,10 @@ def test_the_terminal_shows_values_spread_interval_and_n(grid):
     assert counts.split()[1:] == ["120", "120", "120", "20", "20", "120", "120", "20"]
 
 
-def test_holes_and_bounds_are_never_numbers(grid):
-    text = shown(grid)
+def test_holes_and_bounds_are_never_numbers(rendered):
+    text = shown(rendered)
     assert "not run" in text
-    transfer, lowest, worst = grid.rows[2].cells[5:]
+    transfer, lowest, worst = rendered.rows[2].cells[5:]
     assert transfer.estimate is None
     for cell in (lowest, worst):
         assert f"≤{100 * cell.estimate.value:.1f}" in text
@@ -213,8 +215,8 @@ def test_headings_with_brackets_are_text_and_not_markup():
         assert word in text
 
 
-def test_notes_stand_once_and_are_pointed_at(grid):
-    text = shown(grid)
+def test_notes_stand_once_and_are_pointed_at(rendered):
+    text = shown(rendered)
     assert text.count("the source is its own victim") == 1
     assert text.count("without Transfer (not run)") == 1
     assert "¹ the source is its own victim" in text
@@ -227,14 +229,14 @@ def test_notes_stand_once_and_are_pointed_at(grid):
 # --- markdown and LaTeX ------------------------------------------------------------------------------
 
 
-def test_markdown_is_a_table_that_github_reads(grid):
-    text = render.to_markdown(grid)
+def test_markdown_is_a_table_that_github_reads(rendered):
+    text = render.to_markdown(rendered)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     conditions = [[part.strip() for part in line.strip("|").split("|")] for line in table]
-    assert conditions[0] == ["defense", "readout", *grid.columns]
+    assert conditions[0] == ["defense", "readout", *rendered.columns]
     assert set(conditions[1]) == {":--", "--:"}
-    cell = grid.rows[0].cells[1]
+    cell = rendered.rows[0].cells[1]
     value = f"{100 * cell.estimate.value:.1f} ± {100 * cell.estimate.std:.1f}"
     low, high = 100 * cell.estimate.low, 100 * cell.estimate.high
     assert conditions[2][3] == f"**{value}**<br>[{low:.1f}{DASH}{high:.1f}]"
@@ -251,21 +253,21 @@ def test_a_bar_in_a_heading_does_not_cut_the_table(plain):
     assert "| A\\|B |" in render.to_markdown(plain)
 
 
-def test_published_numbers_and_differences_are_shown(grid):
-    for text in (shown(grid).replace("\n", " "), render.to_markdown(grid)):
+def test_published_numbers_and_differences_are_shown(rendered):
+    for text in (shown(rendered).replace("\n", " "), render.to_markdown(rendered)):
         assert "48.72" in text
         assert "Published: Adversarial accuracy on CIFAR-10 (cnnf/3)." in text
         assert "Known difference: narrower nets. Known difference: digits & not objects." in text
-    lines = render.to_markdown(grid).splitlines()
+    lines = render.to_markdown(rendered).splitlines()
     ours = next(at for at, line in enumerate(lines) if line.startswith("| cnnf | avg |"))
     assert lines[ours + 1].startswith("| *published* |  | *80.27 ±0.69* | *48.72 ±0.64* |")
 
 
-def test_latex_is_escaped_and_bold(grid, plain):
-    text = render.to_latex(grid)
+def test_latex_is_escaped_and_bold(rendered, plain):
+    text = render.to_latex(rendered)
     assert r"\toprule" in text
     assert r"\begin{tabular}{llrrrrrrrr}" in text
-    cell = grid.rows[0].cells[1]
+    cell = rendered.rows[0].cells[1]
     value, std = 100 * cell.estimate.value, 100 * cell.estimate.std
     assert rf"\textbf{{{value:.1f} $\pm$ {std:.1f}}}" in text
     assert r"digits \& not objects" in text
@@ -278,15 +280,15 @@ def test_latex_is_escaped_and_bold(grid, plain):
 # --- for programs ------------------------------------------------------------------------------------
 
 
-def test_csv_has_a_line_for_each_square_and_documented_columns(grid):
-    lines = list(csv.DictReader(io.StringIO(render.to_csv(grid))))
+def test_csv_has_a_line_for_each_cell_and_documented_columns(rendered):
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(rendered))))
     assert len(lines) == 3 * 8
     documented = (DOCS / "results.md").read_text(encoding="utf-8")
     for name in lines[0]:
         assert f"`{name}`" in documented
-    for row, line in zip([row for row in grid.rows for _ in grid.columns], lines, strict=True):
+    for row, line in zip([row for row in rendered.rows for _ in rendered.columns], lines, strict=True):
         assert (line["defense"], line["readout"]) == row.label
-        cell = row.cells[grid.columns.index(line["column"])]
+        cell = row.cells[rendered.columns.index(line["column"])]
         if cell.estimate is None:
             assert (line["value"], line["low"], line["high"], line["n"], line["seeds"]) == ("",) * 5
             assert line["note"]
@@ -299,9 +301,9 @@ def test_csv_has_a_line_for_each_square_and_documented_columns(grid):
     assert {line["published"] for line in lines if line["column"] == "Min"} == {"42.31", "48.9", "48.72"}
 
 
-def test_json_says_the_same_as_csv(grid, plain):
-    first_, second = json.loads(render.joined([grid, plain], "json"))
-    lines = csv.DictReader(io.StringIO(render.to_csv(grid)))
+def test_json_says_the_same_as_csv(rendered, plain):
+    first_, second = json.loads(render.joined([rendered, plain], "json"))
+    lines = csv.DictReader(io.StringIO(render.to_csv(rendered)))
     for record, line in zip(first_["cells"], lines, strict=True):
         assert {name: "" if value is None else str(value) for name, value in record.items()} == line
     assert second["cells"][1]["value"] == 50
@@ -311,19 +313,19 @@ def test_json_says_the_same_as_csv(grid, plain):
 def test_an_infinite_median_survives_json():
     conditions = [condition("a", radius=None, budget="distance")]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "pgd"}}, "metric": "distance"}
-    grid = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get)
-    cell = json.loads(render.joined([grid], "json"))[0]["cells"][0]
+    rendered = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get)
+    cell = json.loads(render.joined([rendered], "json"))[0]["cells"][0]
     assert (cell["value"], cell["unit"]) == ("inf", "distance")
-    assert "∞" in shown(grid)
-    assert r"$\infty$" in render.to_latex(grid)
+    assert "∞" in shown(rendered)
+    assert r"$\infty$" in render.to_latex(rendered)
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "csv", "latex", "json"])
-def test_several_tables_as_one_text(grid, plain, form):
-    text = render.joined([grid, plain], form)
+def test_several_tables_as_one_text(rendered, plain, form):
+    text = render.joined([rendered, plain], form)
     assert text.endswith("\n")
     assert "Transfer" in text
-    assert len(text) > len(render.joined([grid], form))
+    assert len(text) > len(render.joined([rendered], form))
 
 
 # --- figures -----------------------------------------------------------------------------------------
@@ -353,11 +355,11 @@ def curves(**changes):
     return tables.cut(manifest(conditions, table), "T", outcomes.get)
 
 
-def drawn(grid):
+def drawn(rendered):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    for curve, style in zip(figure._curves(grid), figure._styles(), strict=False):
+    for curve, style in zip(figure._curves(rendered), figure._styles(), strict=False):
         figure._draw(axes, curve, style)
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}, axes
 
@@ -378,9 +380,9 @@ def test_a_curve_for_each_column_where_the_axis_runs_over_rows():
 
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_a_figure_is_the_same_file_each_time(tmp_path, form):
-    grid = curves()
+    rendered = curves()
     for name in ("one", "two"):
-        render.draw(grid, tmp_path / f"{name}.{form}")
+        render.draw(rendered, tmp_path / f"{name}.{form}")
     one = (tmp_path / f"one.{form}").read_bytes()
     assert one == (tmp_path / f"two.{form}").read_bytes()
     if form == "svg":

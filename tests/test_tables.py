@@ -46,48 +46,48 @@ def cut(given, outcomes):
     return tables.cut(given, "T", outcomes.get)
 
 
-def values(grid, row=0):
-    return [each.estimate and each.estimate.value for each in grid.rows[row].cells]
+def values(rendered, row=0):
+    return [each.estimate and each.estimate.value for each in rendered.rows[row].cells]
 
 
 # --- what cells hold -------------------------------------------------------------------------------
 
 
 def test_cells_of_one_seed():
-    grid = cut(*suite([first(10, 6)], [first(10, 8)], [first(10, 9)]))
-    assert grid.columns == ("Clean", "A", "B", "Min", "Worst")
-    assert grid.rows[0].label == ("cnn", "last")
-    assert values(grid) == [0.9, 0.6, 0.8, 0.6, 0.6]
-    assert grid.rows[0].cells[1].estimate.std is None
-    assert [each.weakest for each in grid.rows[0].cells] == [False, True, False, False, False]
-    assert grid.question == {"data": "digits", "norm": "linf", "radius": "0.1"}
+    rendered = cut(*suite([first(10, 6)], [first(10, 8)], [first(10, 9)]))
+    assert rendered.columns == ("Clean", "A", "B", "Min", "Worst")
+    assert rendered.rows[0].label == ("cnn", "last")
+    assert values(rendered) == [0.9, 0.6, 0.8, 0.6, 0.6]
+    assert rendered.rows[0].cells[1].estimate.std is None
+    assert [each.weakest for each in rendered.rows[0].cells] == [False, True, False, False, False]
+    assert rendered.question == {"data": "digits", "norm": "linf", "radius": "0.1"}
 
 
 def test_min_averages_first_and_worst_settles_examples_first():
     # Each attack breaks another half: the least average is a half, and nothing stands both.
     half = first(10, 5)
-    grid = cut(*suite([half, half], [~half, ~half], seeds=2))
-    assert values(grid) == [1, 0.5, 0.5, 0.5, 0]
+    rendered = cut(*suite([half, half], [~half, ~half], seeds=2))
+    assert values(rendered) == [1, 0.5, 0.5, 0.5, 0]
 
 
 def test_min_has_the_spread_of_its_column_and_worst_its_own():
     a = [first(10, 6), first(10, 2)]
     b = [first(10, 5), first(10, 5)]
-    grid = cut(*suite(a, b, seeds=2))
-    lowest, worst = grid.rows[0].cells[3:]
-    assert lowest.estimate == grid.rows[0].cells[1].estimate
+    rendered = cut(*suite(a, b, seeds=2))
+    lowest, worst = rendered.rows[0].cells[3:]
+    assert lowest.estimate == rendered.rows[0].cells[1].estimate
     assert lowest.estimate.std == pytest.approx(stdev([0.6, 0.2]))
     assert worst.estimate.value == pytest.approx((0.5 + 0.2) / 2)
     assert worst.estimate.std == pytest.approx(stdev([0.5, 0.2]))
-    assert grid.seeds == 2
+    assert rendered.seeds == 2
 
 
 def test_worst_is_of_the_examples_that_all_saw_and_prints_their_number():
-    grid = cut(*suite([first(20, 10)], [first(5, 4)]))
-    cells = grid.rows[0].cells
-    assert values(grid) == [1, 0.5, 0.8, 0.5, 0.8]
+    rendered = cut(*suite([first(20, 10)], [first(5, 4)]))
+    cells = rendered.rows[0].cells
+    assert values(rendered) == [1, 0.5, 0.8, 0.5, 0.8]
     assert [each.estimate.n for each in cells] == [20, 20, 5, 20, 5]
-    assert [flag.code for flag in grid.flags] == ["unequal-examples"]
+    assert [flag.code for flag in rendered.flags] == ["unequal-examples"]
 
 
 def test_accuracy_does_not_look_at_the_clean_answer_and_robust_does():
@@ -100,13 +100,13 @@ def test_success_has_a_max():
     given, outcomes = suite(
         [first(10, 6)], [first(10, 2)], [first(10, 8)], metric="success", extra=["Max", "Worst"]
     )
-    grid = cut(given, outcomes)
+    rendered = cut(given, outcomes)
     # Of the eight that are right when clean, A breaks two and B six.
-    assert values(grid) == [0, 0.25, 0.75, 0.75, 0.75]
-    assert grid.rows[0].cells[2].weakest
+    assert values(rendered) == [0, 0.25, 0.75, 0.75, 0.75]
+    assert rendered.rows[0].cells[2].weakest
 
 
-def test_a_square_without_a_pinned_attack_takes_the_worst_and_leaves_doing_nothing_out():
+def test_a_cell_without_a_pinned_attack_takes_the_worst_and_leaves_doing_nothing_out():
     given, outcomes = suite([first(10, 5)], [~first(10, 5)], [first(10, 0)])
     given["tables"]["T"] |= {"columns": {"All": {}}, "extra": []}
     assert values(cut(given, outcomes)) == [0]
@@ -123,9 +123,9 @@ def test_targets_are_settled_by_the_worst_or_averaged():
     }
     table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}, "metric": "success"}
     assert values(cut(manifest(conditions, table), outcomes)) == [1]
-    grid = cut(manifest(conditions, {**table, "mean_over": ["seed", "target"]}), outcomes)
-    assert values(grid) == [0.5]
-    assert grid.rows[0].cells[0].estimate.n == 10
+    rendered = cut(manifest(conditions, {**table, "mean_over": ["seed", "target"]}), outcomes)
+    assert values(rendered) == [0.5]
+    assert rendered.rows[0].cells[0].estimate.n == 10
 
 
 def test_a_mean_over_some_of_the_targets_is_no_number():
@@ -236,8 +236,8 @@ def test_a_combination_that_no_task_asks_for_is_a_dash():
     given, outcomes = suite([first(10, 6)], [first(10, 2)])
     given["conditions"].append(condition("other", attack="a", defense="cnnf"))
     outcomes["other"] = rows(first(10, 5))
-    grid = cut(given, outcomes)
-    still, a, b, lowest, worst = grid.rows[1].cells
+    rendered = cut(given, outcomes)
+    still, a, b, lowest, worst = rendered.rows[1].cells
     assert [each.hole for each in (still, a, b)] == [DASH, "", DASH]
     # What nobody asked for is not missing.
     assert (lowest.bound, worst.bound, worst.estimate.value) == ("", "", 0.5)
@@ -336,11 +336,11 @@ def test_an_attack_without_a_radius_is_read_at_any():
         "columns": ["radius"],
         "radii": ["0.01", 0.1, "1/2"],
     }
-    grid = cut(manifest(conditions, table), outcomes)
-    assert grid.columns == ("0.01", "0.1", "0.5")
+    rendered = cut(manifest(conditions, table), outcomes)
+    assert rendered.columns == ("0.01", "0.1", "0.5")
     # The last example is wrong when clean, and is broken at every radius.
-    assert values(grid) == [0.75, 0.25, 0]
-    assert [each.flags for each in grid.rows[0].cells] == [(), (), ()]
+    assert values(rendered) == [0.75, 0.25, 0]
+    assert [each.flags for each in rendered.rows[0].cells] == [(), (), ()]
 
 
 def test_an_attack_without_a_radius_in_a_cell_with_one_needs_the_clean_answers():
@@ -367,9 +367,9 @@ def test_the_worst_of_attacks_without_a_radius_is_the_least_distance():
         "metric": "distance",
         "extra": ["Min", "Worst"],
     }
-    grid = cut(manifest(conditions, table), outcomes)
-    assert values(grid) == [0.4, 0.2, 0.2, 0.2]
-    assert grid.units == ("distance",) * 4
+    rendered = cut(manifest(conditions, table), outcomes)
+    assert values(rendered) == [0.4, 0.2, 0.2, 0.2]
+    assert rendered.units == ("distance",) * 4
     outcomes["cw"] = minimal([0.1, 0.4, 0.3], [False, True, True])
     cell = cut(manifest(conditions, table), outcomes).rows[0].cells[0]
     assert cell.estimate.value == np.inf
@@ -391,17 +391,17 @@ def test_rows_and_columns_by_name_and_by_coordinate():
         "rows": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
         "columns": ["radius"],
     }
-    grid = cut(manifest(conditions, table), outcomes)
-    assert [row.label for row in grid.rows] == [("Ours",), ("Plain",)]
-    assert grid.columns == ("0.1", "8/255")
+    rendered = cut(manifest(conditions, table), outcomes)
+    assert [row.label for row in rendered.rows] == [("Ours",), ("Plain",)]
+    assert rendered.columns == ("0.1", "8/255")
     table = {
         "title": "x",
         "rows": ["radius"],
         "columns": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
     }
-    grid = cut(manifest(conditions, table), outcomes)
-    assert [row.label for row in grid.rows] == [("0.1",), ("8/255",)]
-    assert grid.heads == ("radius",)
+    rendered = cut(manifest(conditions, table), outcomes)
+    assert [row.label for row in rendered.rows] == [("0.1",), ("8/255",)]
+    assert rendered.heads == ("radius",)
 
 
 @pytest.mark.parametrize("written", ["8/255", 8 / 255, "16/510"])
@@ -440,8 +440,8 @@ def test_a_list_is_any_of_its_values_and_a_placeholder_is_the_rows():
 def test_served_parameters_are_coordinates():
     conditions = [condition(f"c{cycles}", defense="cnnf", **{"serve.cycles": cycles}) for cycles in (0, 2)]
     table = {"title": "x", "rows": ["defense", "serve.cycles"], "columns": {"PGD": {"attack": "pgd"}}}
-    grid = cut(manifest([*conditions, condition("plain")], table), {})
-    assert [row.label for row in grid.rows] == [("cnnf", "0"), ("cnnf", "2"), ("cnn", DASH)]
+    rendered = cut(manifest([*conditions, condition("plain")], table), {})
+    assert [row.label for row in rendered.rows] == [("cnnf", "0"), ("cnnf", "2"), ("cnn", DASH)]
 
 
 def test_columns_may_have_metrics_of_their_own():
@@ -452,9 +452,9 @@ def test_columns_may_have_metrics_of_their_own():
         "Rejected": {"attack": "clean", "metric": "rejection"},
         "Accuracy of the rest": {"attack": "clean", "metric": "selective"},
     }
-    grid = cut(manifest(conditions, {"title": "x", "rows": ["defense"], "columns": columns}), outcomes)
-    assert values(grid) == [0.8, 0.2, 1]
-    assert [each.estimate.n for each in grid.rows[0].cells] == [10, 10, 8]
+    rendered = cut(manifest(conditions, {"title": "x", "rows": ["defense"], "columns": columns}), outcomes)
+    assert values(rendered) == [0.8, 0.2, 1]
+    assert [each.estimate.n for each in rendered.rows[0].cells] == [10, 10, 8]
 
 
 # --- refusals ----------------------------------------------------------------------------------------
@@ -639,14 +639,14 @@ def compared(**changes):
 
 
 def test_published_numbers_stand_beside_ours():
-    grid = cut(*compared())
-    rows_ = {row.label: row.published for row in grid.rows}
+    rendered = cut(*compared())
+    rows_ = {row.label: row.published for row in rendered.rows}
     assert rows_[("cnnf", "last")] == ()
-    quotes = dict(zip(grid.columns, rows_[("cnnf", "avg")], strict=True))
+    quotes = dict(zip(rendered.columns, rows_[("cnnf", "avg")], strict=True))
     assert (quotes["PGD (first)"].value, quotes["PGD (first)"].std) == (48.72, 0.64)
     assert quotes["Min"].value == 48.72
     assert quotes["Transfer"] is None
-    assert grid.source == "Adversarial accuracy on CIFAR-10 (cnnf/3)"
+    assert rendered.source == "Adversarial accuracy on CIFAR-10 (cnnf/3)"
 
 
 @pytest.mark.parametrize(
@@ -745,13 +745,13 @@ LOGITS = {
 def test_a_row_may_count_something_else_and_a_column_name_a_class():
     skipped = skip("deepfool is planned: later", attack="deepfool")
     given = manifest([clean("c", n=1)], LOGITS, [skipped])
-    grid = cut(given, {"c": judged([[482.5, -644.5, -440.75]])})
-    assert values(grid) == [2, 1]
-    assert values(grid, 1) == [482.5, -440.75]
-    assert [each.hole for each in grid.rows[2].cells] == [DASH, DASH]
-    assert grid.rows[2].cells[0].notes == ("deepfool is planned: later",)
-    assert grid.units == ("number", "number")
-    assert grid.rows[1].cells[0].estimate.low is None
+    rendered = cut(given, {"c": judged([[482.5, -644.5, -440.75]])})
+    assert values(rendered) == [2, 1]
+    assert values(rendered, 1) == [482.5, -440.75]
+    assert [each.hole for each in rendered.rows[2].cells] == [DASH, DASH]
+    assert rendered.rows[2].cells[0].notes == ("deepfool is planned: later",)
+    assert rendered.units == ("number", "number")
+    assert rendered.rows[1].cells[0].estimate.low is None
 
 
 def test_a_class_is_for_the_metrics_of_a_class():
@@ -768,10 +768,10 @@ def test_a_class_is_for_the_metrics_of_a_class():
         "t1": judged([[1.0, 7.0, 0.0]], target=[1]),
         "t2": judged([[5.0, 1.0, 0.0]], target=[2]),
     }
-    grid = cut(manifest([*conditions, clean("c", n=1)], table), outcomes)
-    assert values(grid) == [1.5, 1]
-    assert values(grid, 1) == [7, None]
-    assert grid.rows[1].cells[1].notes == ("no example counts",)
+    rendered = cut(manifest([*conditions, clean("c", n=1)], table), outcomes)
+    assert values(rendered) == [1.5, 1]
+    assert values(rendered, 1) == [7, None]
+    assert rendered.rows[1].cells[1].notes == ("no example counts",)
 
 
 def test_what_the_outcomes_do_not_have_is_a_hole_with_its_reason():
@@ -830,7 +830,7 @@ def test_a_measure_that_cannot_be_is_refused(changes, message):
     assert message in refusal(manifest([clean("c")], {**LOGITS, **changes}, [skipped]))
 
 
-def test_a_square_may_be_the_least_of_averages_as_papers_print():
+def test_a_cell_may_be_the_least_of_averages_as_papers_print():
     # Each view breaks another half: the least average is a half, and nothing stands both.
     half = first(10, 5)
     conditions = [condition("base", view="base"), condition("bpda", view="bpda"), clean("c")]
@@ -862,8 +862,8 @@ def test_a_table_of_nothing_but_planned_attacks_is_dashes():
     }
     given = manifest([clean("c")], table, skips)
     tables.check(given, "T")
-    grid = cut(given, {})
-    assert grid.columns == ("0.5", "1.5")
-    assert {each.hole for row in grid.rows for each in row.cells} == {DASH}
+    rendered = cut(given, {})
+    assert rendered.columns == ("0.5", "1.5")
+    assert {each.hole for row in rendered.rows for each in row.cells} == {DASH}
     assert tables.jobs(given, "T") == set()
-    assert grid.question == {"data": "digits", "norm": "l2"}
+    assert rendered.question == {"data": "digits", "norm": "l2"}
