@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench import sources
-from bench.conditions import COORDINATES, Facts
+from bench.conditions import COORDINATES, FACTS
 from bench.errors import InputError
 from bench.outcomes import Frame, Stored
 from bench.store import ABSENT, ARTEFACTS, SCHEME, Store, seal, texts
@@ -73,20 +72,19 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
 
 def _whole(manifest: dict[str, Any]) -> bool:
     """Return whether everything is there; a manifest of an older version has no digest that would tell."""
-    facts = {field.name for field in fields(Facts)}
 
     def has(each: Any, name: str, known: Collection[str]) -> bool:
-        return isinstance(each, dict) and isinstance(each.get(name), dict) and each[name].keys() >= known
+        return isinstance(each, dict) and isinstance(each.get(name), dict) and each[name].keys() >= set(known)
 
     return (
         all(isinstance(manifest.get(name), kind) for name, kind in _KINDS.items())
         and texts(manifest["sources"])
         and texts(manifest["files"])
         and all(
-            has(each, "coordinates", set(COORDINATES)) and has(each, "facts", facts) and "job" in each
+            has(each, "coordinates", COORDINATES) and has(each, "facts", FACTS) and "job" in each
             for each in manifest["conditions"]
         )
-        and all(has(each, "coordinates", set(COORDINATES)) and "reason" in each for each in manifest["skips"])
+        and all(has(each, "coordinates", COORDINATES) and "reason" in each for each in manifest["skips"])
     )
 
 

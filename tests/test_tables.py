@@ -158,6 +158,24 @@ def test_jobs_hold_the_clean_ones_that_a_metric_needs():
     assert tables.jobs(given, "T") == {"a0", "clean0"}
 
 
+def test_the_unmoved_images_are_those_of_the_task_that_asked_for_most():
+    conditions = [condition("a", attack="a"), clean("few", n=4), clean("many", attack="still", n=10)]
+    table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}, "metric": "robust"}
+    given = manifest(conditions, table)
+    outcomes = {
+        "a": rows(first(10, 8)),
+        "few": rows(first(4, 1), moved=False),
+        "many": rows(first(10, 7), moved=False),
+    }
+    assert tables.jobs(given, "T") == {"a", "many"}
+    estimate = cut(given, outcomes).rows[0].cells[0].estimate
+    assert (estimate.value, estimate.n) == (0.7, 10)
+    # Where they are not there, fewer are better than none.
+    del outcomes["many"]
+    estimate = cut(given, outcomes).rows[0].cells[0].estimate
+    assert (estimate.value, estimate.n) == (0.25, 4)
+
+
 masks = st.integers(1, 12).flatmap(
     lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=6, max_size=6)
 )
