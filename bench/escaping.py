@@ -1,6 +1,6 @@
 """How text of unknown origin is shown, so that no terminal, document or spreadsheet runs a part of it.
 
-What LaTeX takes for its own is escaped in `render.py`, beside the rest that is written for it.
+Text is escaped for LaTeX in `render/latex.py`.
 """
 
 import codecs
@@ -10,14 +10,29 @@ from typing import TextIO
 
 
 def unprintable(text: str) -> str | None:
-    """Return the first character that cannot be seen as itself, as ``U+001B``: controls, lone surrogates,
-    changes of direction, spaces other than the usual one.
+    """Return the first character that cannot be seen as itself.
+
+    Such are control characters, lone surrogates, changes of direction, and spaces other than the usual one.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The character as ``U+001B``; None where there is none.
     """
     return next((f"U+{ord(each):04X}" for each in text if not each.isprintable()), None)
 
 
 def shown(text: str, keep: str = "\n\t") -> str:
-    """Return a text to print: what cannot be seen is spelled as Python would, ``\\x1b``."""
+    """Return a text to print, in which characters that cannot be seen are written as Python escapes them.
+
+    Args:
+        text: Any text.
+        keep: Characters to leave as they are.
+
+    Returns:
+        The text, with ``\\x1b`` in place of an escape character.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -27,11 +42,18 @@ def shown(text: str, keep: str = "\n\t") -> str:
 
 
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|&(?=#?\w+;)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<![^\s])#")
-"""What Markdown, or HTML in it, would take for something else than text. Between letters _ is one."""
+"""What Markdown, or HTML in it, would take for something else than text. Between letters _ is text."""
 
 
 def in_markdown(text: str) -> str:
-    """Return a text as Markdown shows it."""
+    """Escape a text, so that Markdown shows it as it is.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text on one line.
+    """
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", shown(text, keep=""))
 
 
@@ -39,7 +61,14 @@ _FORMULA = re.compile(r"\s*[=+\-@]")
 
 
 def in_csv(value: object) -> object:
-    """Return a value for a cell: a text that a spreadsheet would run is led by an apostrophe (OWASP)."""
+    """Return a value for a CSV file: a text that a spreadsheet would run begins with an apostrophe (OWASP).
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The text to write; what is no text, as it is. Texts that are numbers stay numbers.
+    """
     if not isinstance(value, str) or not _FORMULA.match(value):
         return shown(value, keep="") if isinstance(value, str) else value
     try:
@@ -56,7 +85,7 @@ _READABLE = "crossfire-readable"
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """Spell what a terminal cannot show: a footnote as [1], which must not become a digit of its number."""
+    """Replace what an encoding lacks: a superscript 1 by [1], which must not become a digit of the number."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     digits = str.maketrans(_RAISED, "0123456789")
@@ -66,7 +95,11 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
 
 
 def readable(stream: TextIO) -> None:
-    """Let a stream spell what its encoding does not have, where it would raise."""
+    """Let a stream replace characters that its encoding lacks, where it would raise.
+
+    Args:
+        stream: Standard output or standard error.
+    """
     codecs.register_error(_READABLE, _spelled)
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=_READABLE)

@@ -1,9 +1,9 @@
-"""The rows that judging leaves, one for each example: their columns, and how they are read back.
+"""Outcomes: the columns of `outcomes.parquet`, which has a row for each example, and how they are read.
 
-The columns are explained in `docs/results.md`; whatever else an attack noted comes after them.
+The columns are explained in `docs/results.md`. The notes of an attack follow them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
@@ -32,31 +33,40 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "differs": ("bool", True),
     "parameters": ("int64", False),
 }
-"""Name, type and whether it may be null, of the columns that every `outcomes.parquet` has.
+"""The columns that every `outcomes.parquet` has: name, type, and whether it may be null.
 
 Files that are older than `thresholds` and `parameters` lack these two.
 """
 
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
-"""Outcomes of one job as arrays (N,), in ascending order of `index`.
+"""Outcomes of one evaluation as arrays of shape (N,), in ascending order of `index`.
 
-`index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64; NaN stands for
-null. Where asked for, `logits` and `thresholds` are (N, K) and `parameters` is (N,).
+`index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64 with NaN for null.
+Where they are asked for, `logits` and `thresholds` have shape (N, K), and `parameters` (N,).
 """
 
 _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "void")
 _NUMBERS = ("target", "score", "distance", "differs")
-_NOTES = ("flat", "nonfinite", "raised", "saturated")
-_LISTS = ("logits", "thresholds")
+
+NOTES = ("flat", "nonfinite", "raised", "saturated")
+"""The notes of attacks that tables know."""
+
+LISTS = ("logits", "thresholds")
+"""The columns that hold a list for each example."""
 
 
 class Frame(Protocol):
-    """Outcomes as they come: a pandas `DataFrame`, a pyarrow `Table`, or a mapping of columns."""
+    """Outcomes in any form that gives a column by its name: a pandas `DataFrame`, a pyarrow `Table`, a
+    mapping."""
 
     def __getitem__(self, name: str, /) -> Any:
-        """Return a column."""
+        """Return a column; raise `KeyError` where there is none of this name."""
         ...
+
+
+FrameOf: TypeAlias = Callable[[str], Frame | None]
+"""Gives the outcomes of an evaluation by its key, None where there are none."""
 
 
 def schema() -> "pa.Schema":
@@ -74,19 +84,24 @@ def schema() -> "pa.Schema":
 
 
 class Stored:
-    """The columns of an `outcomes.parquet`: what every table needs, and the others as they are asked for."""
+    """The columns of an `outcomes.parquet`. Those that every table needs are read at once, others when asked
+    for.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         from pyarrow import parquet
 
         self._path = path
-        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *_NOTES}
+        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *NOTES}
         with parquet.ParquetFile(path) as file:
             self._names = frozenset(file.schema_arrow.names)
             self._columns = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
 
     def __getitem__(self, name: str) -> Any:
-        """Return a column; raise KeyError where the file has none of this name."""
+        """Return a column; raise `KeyError` where the file has none of this name."""
         from pyarrow import parquet
 
         if name not in self._names:
@@ -97,24 +112,69 @@ class Stored:
             self._columns = self._columns.append_column(name, column)
         return self._columns[name]
 
+    def frame(self, without: Collection[str] = ()) -> "pd.DataFrame":
+        """Return all columns of the file as a data frame.
+
+        Args:
+            without: Names of columns to leave out.
+
+        Returns:
+            The rows as they are stored; what may be null has a type that knows missing values.
+        """
+        import pandas as pd
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self._path) as file:
+            names = [name for name in file.schema_arrow.names if name not in without]
+            table = file.read(columns=names)
+        nullable = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
+        never = {name for name, (_, null) in OUTCOME_COLUMNS.items() if not null}
+        return pd.DataFrame(
+            {
+                name: table.column(name).to_pandas(types_mapper=None if name in never else nullable.get)
+                for name in names
+            }
+        )
+
 
 def load(path: Path, also: Iterable[str] = ()) -> Rows:
-    """Read what a table needs from an `outcomes.parquet`, and the columns `also` where it has them."""
+    """Read what a table needs from an `outcomes.parquet`.
+
+    Args:
+        path: The file.
+        also: Columns to read too, where the file has them.
+
+    Returns:
+        The outcomes.
+
+    Raises:
+        ValueError: The file has an example twice.
+    """
     return arrays(Stored(path), also)
 
 
 def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
-    """Return outcomes as arrays in ascending order of `index`; raise ValueError if one stands twice.
+    """Return outcomes as arrays in ascending order of `index`.
 
-    The columns `also` (`logits`, `thresholds`, `parameters`) are left out where the frame has none, or
-    where they are null: a read-out without thresholds has none.
+    Args:
+        frame: The outcomes.
+        also: Columns to return too (`logits`, `thresholds`, `parameters`). One that the frame lacks, or that
+        is
+            null (a read-out may have no thresholds), is left out.
+
+    Returns:
+        The outcomes.
+
+    Raises:
+        ValueError: An example is there twice.
     """
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
     rows |= {name: _numbers(frame[name]) for name in _NUMBERS}
-    for name in (*_NOTES, *also):
+    for name in (*NOTES, *also):
         if (column := _optional(frame, name)) is not None:
-            values = _lists(column) if name in _LISTS else _numbers(column)
+            values = _lists(column) if name in LISTS else _numbers(column)
             if values is not None:
                 rows[name] = values
     order = np.argsort(rows["index"], kind="stable")
@@ -126,7 +186,15 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
 
 
 def take(rows: Rows, chosen: NDArray[Any]) -> Rows:
-    """Return some of the rows: `chosen` is a mask or positions."""
+    """Return some of the rows.
+
+    Args:
+        rows: Outcomes of N examples.
+        chosen: A mask of shape (N,), or positions.
+
+    Returns:
+        The outcomes of the chosen examples.
+    """
     return {name: values[chosen] for name, values in rows.items()}
 
 

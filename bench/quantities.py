@@ -1,4 +1,4 @@
-"""Numbers as a suite writes them, ``8/255``, and as a table prints them."""
+"""Numbers as a task file writes them, such as ``8/255``, and as a table prints them."""
 
 import math
 import re
@@ -9,7 +9,19 @@ DASH = "\N{EN DASH}"
 
 
 def fraction(value: object) -> object:
-    """Read ``8/255``, ``76.5/255``, ``1e-3``: YAML has no fractions, and takes ``1e-3`` for text."""
+    """Read a number that may be written as a fraction: ``8/255``, ``76.5/255``, ``1e-3``, ``inf``.
+
+    YAML has no fractions, and takes ``1e-3`` for text.
+
+    Args:
+        value: What the task file has.
+
+    Returns:
+        The number of a text; any other value as it is, for pydantic to check.
+
+    Raises:
+        ValueError: It is true, false, or a text that is no number.
+    """
     if isinstance(value, bool):
         raise ValueError(f"expected a number, found {str(value).lower()}")  # noqa: TRY004 - for pydantic
     if isinstance(value, str):
@@ -31,8 +43,16 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace(" ", ""))
 
 
-def spell(value: object) -> str:
-    """Write a coordinate's value: a float as a short decimal, or over 255 where it has no short one."""
+def format_value(value: object) -> str:
+    """Write the value of a coordinate.
+
+    Args:
+        value: The value; None where there is none.
+
+    Returns:
+        A float with up to four digits if that is exact, else over 255 if it is a multiple of 1/510; a dash
+        for None.
+    """
     if value is None:
         return DASH
     if not isinstance(value, float) or not math.isfinite(value):

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from bench.layout import Table
 from bench.names import FileName, Name, Sentence
 from bench.protocols import Norm
 from bench.quantities import fraction
 from bench.registry import WHOLE, Count, NonNegativeCount
+from bench.table_models import Table
 
 
 class Model(BaseModel):

@@ -12,7 +12,7 @@ from attacks.common.rivals import rivals
 from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.noise import Noise
-from bench.protocols import Images, Shape, Threat, View
+from bench.protocols import Images, Inversion, Shape, Threat, View
 from bench.referee import Meter, watch
 from bench.registry import ATTACKS, arguments
 from bench.testing import Halfspace, _Trial
@@ -143,3 +143,62 @@ def test_estimates_by_cross_entropy_move_however_far_the_truth_leads() -> None:
     z = spsa(View(net), x, y, Threat("linf", 0.1), draws, steps=20, samples=16, loss="ce").images
     assert behind.sum() > 3
     assert ((z - x).flatten(1).abs().mean(1)[behind] > 0.01).all()
+
+
+# --- where all logits lie far from zero -------------------------------------------------------------------
+
+
+LEVEL = -3e7
+"""A level of log-likelihoods of images: there, float32 holds even whole numbers alone."""
+
+
+def raised(level: float) -> nn.Module:
+    """Return a small network in float64 with all of its logits raised to a level."""
+    net = leading(1.0).double()
+    with torch.no_grad():
+        net[3].bias += level
+    return net
+
+
+@pytest.mark.parametrize("access", ["gradient", "score"])
+def test_the_level_of_logits_is_taken_off_before_they_lose_their_digits(access: Any) -> None:
+    z = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    code = torch.rand(6, 3)
+    seen = {}
+    for level in (0.0, LEVEL):
+        net = raised(level)
+        view = Inversion(lambda z, net=net: net(z.double()), classify=lambda _, x, net=net: net(x.double()))
+        meter = Meter.of(6, torch.device("cpu"))
+        watched = watch(view, meter, access, target=None, final=True)
+        rows = torch.tensor([4, 1])
+        seen[level] = [watched.logits(z), watched.classify(code, z), watched.take(rows).logits(z[rows])]
+    for low, high in zip(seen[0.0], seen[LEVEL], strict=True):
+        assert low.dtype == high.dtype == torch.float32
+        assert low.amin(1).max() < -0.1
+        assert torch.allclose(low, high, atol=1e-6)
+        assert torch.equal(high.amax(1), torch.zeros(len(high)))
+
+
+def test_the_level_stays_where_a_view_says_that_it_matters() -> None:
+    z = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    net = raised(2.0)
+    view = View(lambda z: net(z.double()), centred=False)
+    seen = watch(view, Meter.of(6, torch.device("cpu")), "score", target=None, final=True)
+    assert torch.equal(seen.logits(z), net(z.double()).float())
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_an_attack_under_watch_does_the_same_at_any_level(loss: Any) -> None:
+    x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = leading(1.0)(x).argmax(1)
+    made = {}
+    for level in (0.0, LEVEL):
+        net = raised(level)
+        meter = Meter.of(30, torch.device("cpu"))
+        seen = watch(View(lambda z, net=net: net(z.double())), meter, "gradient", target=None, final=True)
+        draws = Noise("test", torch.arange(30))
+        made[level] = pgd(seen, x, y, Threat("linf", 0.04), draws, loss=loss, steps=10).images
+        broken = raised(0.0)(made[level].double()).argmax(1) != y
+        assert 5 < broken.sum() < 30
+    # Rounding of one part in 1e8 turns the sign of a few gradients that are nearly zero.
+    assert ((made[0.0] - made[LEVEL]).abs().flatten(1).amax(1) < 1e-6).float().mean() > 0.8

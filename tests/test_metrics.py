@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench import metrics
 from bench.errors import InputError
-from bench.metrics import METRICS, Scored
+from bench.metrics import METRICS, PerExample
 from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
 from bench.outcomes import take as outcomes_take
 
@@ -42,8 +42,8 @@ quick = settings(max_examples=60, deadline=None, database=None, derandomize=True
 )
 def test_an_answer_holds_or_not(label, rejected, distance, void, stood):
     frame = rows([True], label=[label], rejected=[rejected], distance=[distance], void=[void])
-    assert metrics.holds(frame).tolist() == [stood]
-    assert metrics.holds(arrays(frame)).tolist() == [stood]
+    assert metrics.is_correct(frame).tolist() == [stood]
+    assert metrics.is_correct(arrays(frame)).tolist() == [stood]
 
 
 def test_success_is_an_accepted_answer_that_the_attacker_wants():
@@ -156,6 +156,77 @@ def test_at_a_radius_the_clean_images_logits_are_read():
     np.testing.assert_array_equal(read["logits"][1:], still["logits"][1:])
 
 
+# --- every metric, by hand -----------------------------------------------------------------------------
+
+
+def by_hand():
+    """Return seven examples of true class 3 under attack and unmoved: one of each kind.
+
+    0 held; 1 broken; 2 broken, and wrong unmoved; 3 refused a wrong label, and wrong unmoved; 4 refused the
+    right one; 5 void, so that its refusal is of the clean image; 6 not finite.
+    """
+    label, none = [3, 5, 5, 5, 3, 3, -1], [False] * 7
+    refused = [False, False, False, True, True, True, False]
+    distance, void = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*none[:5], True, False]
+    logits = np.zeros((7, 6))
+    logits[:, 3], logits[:, 5] = [4, 1, 1, 2, 3, 6, 0], [0, 3, 5, 4, 1, 2, 0]
+    attacked = rows(none, label=label, rejected=refused, distance=distance, void=void)
+    attacked["logits"], attacked["thresholds"] = list(logits), [[-1.0, -1, 1, 2, -1, 3]] * 7
+    attacked["parameters"] = [250] * 7
+    still = rows([True, True, False, False, True, True, True], moved=False)
+    return arrays(attacked, LISTED), arrays(still)
+
+
+LISTED = ("logits", "thresholds", "parameters")
+NAN = math.nan
+TRUTHS = {
+    # Right: held, or refused after a move. A void refusal is of the clean image, and wrong.
+    "accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
+    # As accuracy, and right unmoved, which 2 and 3 are not.
+    "robust": ([1, 0, 0, 0, 1, 0, 0], 2 / 7),
+    # Accepted and wrong, of the five that are right unmoved; not finite is no success.
+    "success": ([0, 1, NAN, NAN, 0, 0, 0], 1 / 5),
+    "rejection": ([0, 0, 0, 1, 1, 1, 0], 3 / 7),
+    # Of the three whose label is wrong, one is refused.
+    "detection": ([NAN, 0, 0, 1, NAN, NAN, NAN], 1 / 3),
+    # Of the four that are accepted, one is right.
+    "selective": ([1, 0, 0, NAN, NAN, NAN, 0], 1 / 4),
+    # Wrong unmoved is broken at 0, and so is 5, a refused clean image: three zeros, 0.2, 0.7, and two held.
+    "distance": ([math.inf, 0.2, 0, 0, math.inf, 0, 0.7], 0.2),
+    "logit": ([0, 3, 5, 4, 1, 2, 0], 15 / 7),
+    "threshold": ([3] * 7, 3),
+    "top": ([4, 3, 5, 4, 3, 6, 0], 25 / 7),
+    # Of six classes: 2 is below its threshold always, 3 for 1 and 2 (1 < 2), 5 for 0, 4 and 5 (below 3).
+    "classwise": ([2 / 6, 2 / 6, 2 / 6, 1 / 6, 2 / 6, 2 / 6, NAN], 11 / 36),
+    "parameters": ([250] * 7, 250),
+}
+"""For each metric the value of each example, and their summary."""
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_what_a_hand_computes(name):
+    attacked, still = by_hand()
+    values, summary = TRUTHS[name]
+    chosen = METRICS[name].of(5) if METRICS[name].by_class else METRICS[name]
+    np.testing.assert_allclose(chosen.score(attacked, still), values)
+    found = metrics.score(chosen, attacked, None if chosen.clean == "unused" else still)
+    counted = [place for place, value in enumerate(values) if not math.isnan(value)]
+    assert found.index.tolist() == counted
+    assert metrics.estimate(chosen, {0: [found]}).value == pytest.approx(summary)
+
+
+def test_with_a_target_the_attacker_wants_that_label_alone():
+    attacked, still = by_hand()
+    aimed = {**attacked, "target": np.array([5.0, 5, 4, 5, 3, 5, 5])}
+    assert metrics.reached(aimed).tolist() == [False, True, False, True, True, False, False]
+    for name, expected in {
+        "success": [0, 1, NAN, NAN, 0, 0, 0],
+        "detection": [NAN, 0, NAN, 1, 1, NAN, NAN],
+        "top": [NAN, 3, NAN, 4, 3, NAN, NAN],
+    }.items():
+        np.testing.assert_array_equal(METRICS[name].score(aimed, still), expected)
+
+
 # --- distances ---------------------------------------------------------------------------------------
 
 
@@ -163,14 +234,14 @@ def test_beyond_the_radius_the_clean_image_is_shown():
     attacked = rows([False] * 4, distance=[0.05, 0.1 + 1e-8, 0.2, 0.3])
     still = rows([True, True, True, False], moved=False)
     read = metrics.within(arrays(attacked), arrays(still), 0.1)
-    assert metrics.holds(read).tolist() == [False, False, True, False]
+    assert metrics.is_correct(read).tolist() == [False, False, True, False]
     assert read["distance"].tolist() == [0.05, 0.1 + 1e-8, 0, 0]
 
 
 def test_a_clean_image_that_is_refused_is_wrong_at_every_radius():
     attacked = rows([True], rejected=[True], distance=[0.5])
     still = rows([True], rejected=[True], moved=False)
-    assert not metrics.holds(metrics.within(arrays(attacked), arrays(still), 0.1)).any()
+    assert not metrics.is_correct(metrics.within(arrays(attacked), arrays(still), 0.1)).any()
 
 
 def test_the_median_distance_is_infinite_where_fewer_than_half_are_broken():
@@ -229,7 +300,7 @@ def test_few_values_give_all_of_them():
 
 
 def scored(*values, start=0):
-    return Scored(np.arange(start, start + len(values)), np.array(values, float))
+    return PerExample(np.arange(start, start + len(values)), np.array(values, float))
 
 
 def test_seeds_are_averaged_and_examples_of_one_seed_counted():
@@ -260,8 +331,8 @@ def test_nothing_is_not_zero():
 
 
 def test_the_worst_is_taken_on_what_every_attack_saw():
-    one = Scored(np.array([0, 2, 5]), np.array([1.0, 0, 1]))
-    other = Scored(np.array([2, 3, 5, 7]), np.array([1.0, 0, 1, 0]))
+    one = PerExample(np.array([0, 2, 5]), np.array([1.0, 0, 1]))
+    other = PerExample(np.array([2, 3, 5, 7]), np.array([1.0, 0, 1, 0]))
     found = metrics.settle(METRICS["accuracy"], [one, other])
     assert found.index.tolist() == [2, 5]
     assert found.values.tolist() == [0, 1]
@@ -283,7 +354,7 @@ def test_the_worst_is_at_most_every_attack_and_robust_at_most_clean(attacks):
         worst = metrics.settle(METRICS[name], parts).values.mean()
         assert worst <= min(each.values.mean() for each in parts)
         if name == "robust":
-            assert worst <= metrics.holds(still).mean()
+            assert worst <= metrics.is_correct(still).mean()
 
 
 # --- comparisons -------------------------------------------------------------------------------------
@@ -294,11 +365,11 @@ def test_beats_is_the_one_sided_exact_mcnemar_test(wins, losses):
     one = np.r_[np.ones(wins), np.zeros(losses), np.ones(9), np.zeros(9)]
     other = np.r_[np.zeros(wins), np.ones(losses), np.ones(9), np.zeros(9)]
     expected = stats.binomtest(wins, wins + losses, alternative="greater").pvalue if wins + losses else 1
-    assert metrics.beats(one, other) == pytest.approx(expected, rel=1e-9)
+    assert metrics.mcnemar_p(one, other) == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_example_speaks_once_however_many_seeds_there_are():
-    assert metrics.beats(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
+    assert metrics.mcnemar_p(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
 
 
 # --- metrics by name, outcomes as stored -------------------------------------------------------------
@@ -334,7 +405,7 @@ def test_rows_come_back_in_order_with_nan_for_null(tmp_path):
     pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields)), tmp_path / "outcomes.parquet")
     read = load(tmp_path / "outcomes.parquet")
     assert read["index"].tolist() == [1, 3, 5]
-    assert metrics.holds(read).tolist() == [False, True, True]
+    assert metrics.is_correct(read).tolist() == [False, True, True]
     assert read["flat"].tolist() == [1, 0, 0]
     assert read["differs"][:2].tolist() == [1, 0]
     assert np.isnan(read["differs"][2])
