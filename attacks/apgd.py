@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.ascent import direction
+from attacks.common.projected_ascent import direction
 from attacks.common.starts import surface
 from bench import (
     Crafted,
@@ -42,7 +42,7 @@ def check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"rho must be a share from 0 to 1, not {params['rho']:g}")
 
 
-@attack("apgd", norms={"linf", "l2"}, version=1, check=check)
+@attack("apgd", norms={"linf", "l2"}, version=1, check_params=check)
 def apgd(
     view: View,
     x: Images,

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from attacks.apgd import Record, check, climb
-from attacks.common.rivals import rivals
+from attacks.common.candidates import candidate_labels
 from bench import Crafted, Images, Labels, Loss, Randomness, Threat, View, attack
 
 
-@attack("apgd-t", norms={"linf", "l2"}, version=1, check=check)
+@attack("apgd-t", norms={"linf", "l2"}, version=1, check_params=check)
 def apgd_t(
     view: View,
     x: Images,
@@ -31,7 +31,7 @@ def apgd_t(
     with torch.no_grad():
         logits: Tensor = view.logits(x)
     record.wrong(view, logits, y)
-    for towards in rivals(view, logits, y, classes).T:
+    for towards in candidate_labels(view, logits, y, classes).T:
         for _ in range(restarts):
             climb(
                 record,

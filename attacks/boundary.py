@@ -51,7 +51,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"step_adaptation must be a factor above 1, not {params['step_adaptation']:g}")
 
 
-@attack("boundary", norms={"l2"}, version=1, access="decision", budget="distance", check=_check)
+@attack("boundary", norms={"l2"}, version=1, access="decision", budget="distance", check_params=_check)
 def boundary(
     view: View,
     x: Images,

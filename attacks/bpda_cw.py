@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, autograd
 
-from attacks.common import signed
-from attacks.common.signed import Schedule, descend, missing
+from attacks.common.signed_penalty import Schedule, shortfall_and_success, signed_descent
 from bench import Crafted, Images, Labels, Randomness, Shape, Threat, View, attack
 
 
 def _check(params: dict[str, Any], shape: Shape) -> None:
-    signed.check(params)
+    signed_penalty.check(params)
 
 
-@attack("bpda-cw", norms={"l2"}, version=1, budget="distance", check=_check)
+@attack("bpda-cw", norms={"l2"}, version=1, budget="distance", check_params=_check)
 def bpda_cw(
     view: View,
     x: Images,
@@ -45,10 +44,10 @@ def bpda_cw(
     def ask(here: View, z: Images, labels: Labels, _: Randomness) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         with torch.enable_grad():
-            lack, won = missing(here, here.logits(z), labels, kappa)
+            lack, won = shortfall_and_success(here, here.logits(z), labels, kappa)
         return autograd.grad(lack.sum(), z)[0], won
 
-    return descend(
+    return signed_descent(
         view,
         x,
         y,

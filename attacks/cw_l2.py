@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from attacks.common.best_so_far import NearestSuccess
+from attacks.common.candidates import candidate_labels, nearest_candidate
 from attacks.common.margins import lack
-from attacks.common.nearest import Nearest
-from attacks.common.rivals import nearest_rival, rivals
-from attacks.common.weighing import Descent, Variable
+from attacks.common.penalty_search import PenaltySearch, Variable
 from bench import (
     Crafted,
     Images,
@@ -53,7 +53,7 @@ def doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object)
     return None
 
 
-@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts, check=check)
+@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts, check_params=check)
 def cw_l2(
     view: View,
     x: Images,
@@ -89,7 +89,7 @@ def cw_l2(
     def has(here: View, logits: Tensor, y: Labels) -> Tensor:
         return succeeded(here, logits, y) & (objective(here, logits, y, "margin") >= kappa)
 
-    descent = Descent(searches, steps, lr, c, variable, abort)
+    descent = PenaltySearch(searches, steps, lr, c, variable, abort)
     return least_move(view, x, y, threat, descent, lacks, has, goal=goal)
 
 
@@ -101,10 +101,18 @@ Has: TypeAlias = Callable[[View, Tensor, Labels], Tensor]
 
 
 def least_move(
-    view: View, x: Images, y: Labels, threat: Threat, descent: Descent, lacks: Lacks, has: Has, *, goal: Goal
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    descent: PenaltySearch,
+    lacks: Lacks,
+    has: Has,
+    *,
+    goal: Goal,
 ) -> Crafted:
     """Go down on |z - x|^2 + c * what is lacking; keep the nearest point that has what is wanted."""
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     choose = goal == "nearest" and view.target is None
     labels: Labels | None = None
 
@@ -119,7 +127,7 @@ def least_move(
     everyone = torch.arange(len(x), device=x.device)
     nearest.offer(everyone, z, has(view, logits.detach(), y))
     if choose:
-        labels = nearest_rival(view, z, logits, y, rivals(view, logits, y)).label
+        labels = nearest_candidate(view, z, logits, y, candidate_labels(view, logits, y)).label
     broken = descent.run(view, x, y, nearest, everyone[nearest.failed], missing)
     if choose:
         labels = None

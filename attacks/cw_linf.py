@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.common.ascent import Keep, Start, ascend
 from attacks.common.margins import lack
+from attacks.common.projected_ascent import Keep, Start, projected_ascent
 from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack
 
 
@@ -31,7 +31,7 @@ def _doubts(
     return None
 
 
-@attack("cw-linf", norms={"linf"}, version=1, doubts=_doubts, check=_check)
+@attack("cw-linf", norms={"linf"}, version=1, doubts=_doubts, check_params=_check)
 def cw_linf(
     view: View,
     x: Images,
@@ -59,7 +59,7 @@ def cw_linf(
         logits = here.logits(z)
         return -lack(here, logits, labels, k), logits
 
-    return ascend(
+    return projected_ascent(
         view,
         x,
         y,

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.common.nearest import Nearest, Push
-from attacks.common.rivals import nearest_rival, rivals
+from attacks.common.best_so_far import MinimumStep, NearestSuccess
+from attacks.common.candidates import candidate_labels, nearest_candidate
 from bench import (
     Crafted,
     Images,
@@ -31,7 +31,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"overshoot must be 0 or more, not {params['overshoot']:g}")
 
 
-@attack("deepfool", norms={"l2"}, version=1, budget="distance", check=_check)
+@attack("deepfool", norms={"l2"}, version=1, budget="distance", check_params=_check)
 def deepfool(
     view: View,
     x: Images,
@@ -51,7 +51,7 @@ def deepfool(
 
     Notes: ``failed``, where the label did not change; the image is the clean one.
     """
-    nearest, push = Nearest(x, threat), Push(x)
+    nearest, push = NearestSuccess(x, threat), MinimumStep(x)
     rows, here, labels, z = torch.arange(len(x), device=x.device), view, y, x
     classes: Tensor | None = None
     for t in range(steps + 1):
@@ -67,8 +67,8 @@ def deepfool(
         if last or won.all():
             break
         if classes is None:
-            classes = rivals(here, logits, labels, candidates)
-        step = nearest_rival(here, z, logits, labels, classes)
+            classes = candidate_labels(here, logits, labels, candidates)
+        step = nearest_candidate(here, z, logits, labels, classes)
         going = (~won & step.length.isfinite()).nonzero().squeeze(1)
         length = push(rows, (1 + overshoot) * step.length).to(z.dtype)
         z = (z.detach() + length[:, None, None, None] * step.unit).clamp(0, 1)

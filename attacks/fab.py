@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Nearest, Push
-from attacks.common.rivals import rivals
+from attacks.common.best_so_far import MinimumStep, NearestSuccess
+from attacks.common.candidates import candidate_labels
 from attacks.common.starts import surface
 from bench import (
     Crafted,
@@ -50,7 +50,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"eta must be 1 or more, to reach the boundary, not {params['eta']:g}")
 
 
-@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", check_params=_check)
 def fab(
     view: View,
     x: Images,
@@ -71,11 +71,11 @@ def fab(
     """
     hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
     for restart in range(restarts):
-        hunt.run(hunt.rivals(None), wander=restart > 0)
+        hunt.run(hunt.candidates(None), wander=restart > 0)
     return hunt.nearest.crafted()
 
 
-@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", check_params=_check)
 def fab_t(
     view: View,
     x: Images,
@@ -96,7 +96,7 @@ def fab_t(
     They are ranked by the logits of the clean image; any wrong answer is a success. Else as `fab`.
     """
     hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
-    for towards in hunt.rivals(classes).split(1, dim=1):
+    for towards in hunt.candidates(classes).split(1, dim=1):
         for restart in range(restarts):
             hunt.run(towards, wander=restart > 0)
     return hunt.nearest.crafted()
@@ -120,15 +120,15 @@ class _Hunt:
     ) -> None:
         self.view, self.x, self.y, self.threat, self.noise = view, x, y, threat, noise
         self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
-        self.nearest = Nearest(x, threat)
+        self.nearest = NearestSuccess(x, threat)
         with torch.no_grad():
             self.logits: Tensor = view.logits(x)
         self.margin = objective(view, self.logits, y, "margin")
         self.nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, self.logits, y))
 
-    def rivals(self, count: int | None) -> Tensor:
+    def candidates(self, count: int | None) -> Tensor:
         """Return the classes to aim at, (N, L)."""
-        return rivals(self.view, self.logits, self.y, count)
+        return candidate_labels(self.view, self.logits, self.y, count)
 
     def run(self, classes: Tensor, *, wander: bool) -> None:
         """Walk for `steps` steps, towards the classes (N, L), and search the last stretch."""
@@ -137,7 +137,7 @@ class _Hunt:
         everyone = (self.nearest.distance > enough).nonzero().squeeze(1)
         if len(everyone) == 0:
             return
-        found, push = Nearest(self.x[everyone], self.threat), Push(everyone)
+        found, push = NearestSuccess(self.x[everyone], self.threat), MinimumStep(everyone)
         rows, here = everyone, torch.arange(len(everyone), device=everyone.device)
         view, x, y, classes = self.view.take(rows), self.x[rows], self.y[rows], classes[rows]
         z = self._start(rows) if wander else x
@@ -183,7 +183,7 @@ class _Hunt:
         moved: Tensor = (1 - share) * (points + self.eta * here) + share * (clean + self.eta * there)
         return moved.clamp_(0, 1).view_as(z)
 
-    def _polish(self, rows: Tensor, found: Nearest, enough: float) -> None:
+    def _polish(self, rows: Tensor, found: NearestSuccess, enough: float) -> None:
         """Search the way from the clean image to the nearest success for where the margin is zero: three
         times by the secant (section 3.3).
         """

@@ -10,12 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.common.ascent import Start
 from attacks.common.matching import check, doubts, guides_of, match
+from attacks.common.projected_ascent import Start
 from bench import Crafted, Features, Images, InputError, Labels, Randomness, Threat, View, attack
 
 
-@attack("feature-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check=check)
+@attack(
+    "feature-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check_params=check
+)
 def feature_matching(
     view: Features,
     x: Images,

@@ -13,7 +13,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"fraction must be above 0 and at most 1, not {params['fraction']:g}")
 
 
-@attack("fgsm", norms={"linf"}, version=1, check=_check)
+@attack("fgsm", norms={"linf"}, version=1, check_params=_check)
 def fgsm(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, fraction: float = 1.0
 ) -> Crafted:

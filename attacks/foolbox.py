@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from attacks.common.wrapped import Adapter, Needs, parameter, reach
+from attacks.common.library_adapter import Adapter, Needs, parameter, reach
 from bench import Images, InputError, Labels, Norm, Threat
 
 LINF: frozenset[Norm] = frozenset({"linf"})

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Nearest
-from attacks.common.rivals import decisive, rivals
+from attacks.common.best_so_far import NearestSuccess
+from attacks.common.candidates import candidate_labels, mean_logits
 from bench import (
     Crafted,
     Images,
@@ -37,7 +37,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"gamma of {gamma:g} leaves fewer than 2 of {pixels} pixels to change")
 
 
-@attack("jsma", norms={"l0"}, version=2, budget="distance", check=_check)
+@attack("jsma", norms={"l0"}, version=2, budget="distance", check_params=_check)
 def jsma(
     view: View,
     x: Images,
@@ -60,13 +60,13 @@ def jsma(
 
     Notes: ``failed``, where no target was reached; the image is the clean one.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     everyone = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         logits = view.logits(x)
     nearest.offer(everyone, x, succeeded(view, logits, y))
     pairs = int(gamma * x[0, 0].numel() / 2)
-    for target in rivals(view, logits, y).unbind(1):
+    for target in candidate_labels(view, logits, y).unbind(1):
         # One change cannot be outdone by a search that makes two.
         rows = everyone[nearest.distance > 1]
         _reach(_Part(view.take(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
@@ -86,7 +86,7 @@ class _Part(NamedTuple):
         return _Part(self.view.take(places), *(each[places] for each in self[1:]))
 
 
-def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) -> None:
+def _reach(here: _Part, nearest: NearestSuccess, theta: float, both: bool, pairs: int) -> None:
     """Change pair after pair; an example is done when it has won, or cannot win with fewer changes."""
     z = before = here.x
     pair = torch.zeros(len(z), 2, dtype=torch.int64, device=z.device)
@@ -96,7 +96,7 @@ def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) 
         last = t == pairs
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            logits = decisive(here.view.logits(z))
+            logits = mean_logits(here.view.logits(z))
         won = succeeded(here.view, logits, here.y)
         nearest.offer(here.rows, z, won)
         _put_back(here, nearest, z, before, pair, won)
@@ -113,7 +113,9 @@ def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) 
         z = torch.where(_at(pair, before), moved, before)
 
 
-def _put_back(here: _Part, nearest: Nearest, z: Images, before: Images, pair: Tensor, won: Tensor) -> None:
+def _put_back(
+    here: _Part, nearest: NearestSuccess, z: Images, before: Images, pair: Tensor, won: Tensor
+) -> None:
     """Offer what has won without one of the last pair's two changes."""
     places = won.nonzero().squeeze(1)
     if len(places) == 0:

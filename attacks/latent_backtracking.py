@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, autograd
 
+from attacks.common.best_so_far import NearestSuccess
 from attacks.common.margins import lack
-from attacks.common.nearest import Nearest
-from attacks.common.weighing import Descent, Variable
+from attacks.common.penalty_search import PenaltySearch, Variable
 from bench import (
     Crafted,
     Images,
@@ -56,7 +56,7 @@ def _doubts(threat: Threat, *, backtracks: int, **_: object) -> str | None:
     space="inversion",
     budget="distance",
     doubts=_doubts,
-    check=_check,
+    check_params=_check,
 )
 def latent_backtracking(
     view: Inversion,
@@ -94,7 +94,7 @@ def latent_backtracking(
     Notes: ``failed``; ``flat``, where the energy had no curvature at a code, so that it was held fixed;
     ``nonfinite``, where a gradient was not finite; ``inversions``, how often the defense inverted.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     codes = _Codes(x, noise, backtracks=backtracks, rate=rate, draws=draws, offset=offset)
 
     def won(here: Inversion, z: Images, y: Labels, rows: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def latent_backtracking(
 
     everyone = torch.arange(len(x), device=x.device)
     nearest.offer(everyone, x, won(view, x, y, everyone))
-    descent = Descent(searches, steps, lr, weight, variable, abort)
+    descent = PenaltySearch(searches, steps, lr, weight, variable, abort)
     broken = descent.run(view, x, y, nearest, everyone[nearest.failed], missing)
     return nearest.crafted(flat=codes.flat, nonfinite=broken, inversions=codes.inversions)
 

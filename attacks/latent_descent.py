@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attacks.common.nearest import Nearest
-from attacks.common.rivals import rivals
+from attacks.common.best_so_far import NearestSuccess
+from attacks.common.candidates import candidate_labels
 from bench import (
     Crafted,
     Images,
@@ -40,7 +40,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
     access="score",
     space="prototypes",
     budget="distance",
-    check=_check,
+    check_params=_check,
 )
 def latent_descent(
     view: Prototypes,
@@ -64,14 +64,14 @@ def latent_descent(
 
     Note: ``failed``.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     with torch.no_grad():
         logits = view.logits(x)
     nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, logits, y))
     rows = nearest.failed.nonzero().squeeze(1)
     here, clean, labels = view.take(rows), x[rows], y[rows]
     paces = [min(eta * raise_by ** (t // raise_every), 1) for t in range(steps)]
-    every = rivals(here, logits[..., rows, :], labels).unbind(1) if classes == "all" else [None]
+    every = candidate_labels(here, logits[..., rows, :], labels).unbind(1) if classes == "all" else [None]
     for goals in every if len(rows) else []:
         z, won = _walk(here, clean, labels, goals, paces)
         nearest.offer(rows, z, won)
@@ -96,7 +96,7 @@ def _walk(
         if len(standing) < len(rows):
             rows, view, y, z = rows[standing], view.take(standing), y[standing], z[standing]
             logits = logits[..., standing, :]
-        towards = rivals(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
+        towards = candidate_labels(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
         with torch.no_grad():
             drawn = view.prototypes(z)
         z = z + pace * (drawn[torch.arange(len(z), device=z.device), towards] - z)
@@ -110,7 +110,7 @@ def halve(
     z: Images,
     won: Tensor,
     rows: Tensor,
-    nearest: Nearest,
+    nearest: NearestSuccess,
     bisections: int,
 ) -> None:
     """Bisect between `x` and the successes `z` (`won`) of the examples `rows`; offer every success."""

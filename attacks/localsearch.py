@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from attacks.common.nearest import Nearest
+from attacks.common.best_so_far import NearestSuccess
 from bench import (
     Crafted,
     Images,
@@ -39,7 +39,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
             raise InputError(f"{name} must be above 0, not {params[name]:g}")
 
 
-@attack("localsearch", norms={"l0"}, version=1, access="score", budget="distance", check=_check)
+@attack("localsearch", norms={"l0"}, version=1, access="score", budget="distance", check_params=_check)
 def localsearch(
     view: View,
     x: Images,
@@ -63,7 +63,7 @@ def localsearch(
 
     Note: ``failed``, where no round led to a success: those images are returned unchanged.
     """
-    nearest, rows = Nearest(x, threat), torch.arange(len(x), device=x.device)
+    nearest, rows = NearestSuccess(x, threat), torch.arange(len(x), device=x.device)
     height, width = x.shape[2:]
     near = torch.ones(len(x), height * width, dtype=torch.bool, device=x.device)
     tried = max(min(height * width // 10, PROBES), 1)

@@ -5,12 +5,14 @@ As feature matching, on the other end of the network (Tramer et al. 2020, arXiv:
 
 from torch import Tensor
 
-from attacks.common.ascent import Start
 from attacks.common.matching import check, doubts, guides_of, match
+from attacks.common.projected_ascent import Start
 from bench import Crafted, Features, Images, Labels, Randomness, Threat, View, attack
 
 
-@attack("logit-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check=check)
+@attack(
+    "logit-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check_params=check
+)
 def logit_matching(
     view: Features,
     x: Images,

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.common import signed
-from attacks.common.signed import Schedule, descend, missing
+from attacks.common.signed_penalty import Schedule, shortfall_and_success, signed_descent
 from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack
 
 
 def _check(params: dict[str, Any], shape: Shape) -> None:
-    signed.check(params)
+    signed_penalty.check(params)
     if params["samples"] < 2 or params["samples"] % 2:
         raise InputError(f"samples come in pairs: their number must be even, not {params['samples']}")
     if not params["sigma"] > 0:
         raise InputError(f"sigma must be above 0, not {params['sigma']:g}")
 
 
-@attack("nes", norms={"l2"}, version=1, access="score", budget="distance", check=_check)
+@attack("nes", norms={"l2"}, version=1, access="score", budget="distance", check_params=_check)
 def nes(
     view: View,
     x: Images,
@@ -48,13 +47,13 @@ def nes(
 
     def ask(here: View, z: Images, labels: Labels, draws: Randomness) -> tuple[Tensor, Tensor]:
         def lack(points: Images) -> Tensor:
-            return missing(here, here.logits(points), labels, kappa)[0]
+            return shortfall_and_success(here, here.logits(points), labels, kappa)[0]
 
         with torch.no_grad():
-            _, won = missing(here, here.logits(z), labels, kappa)
+            _, won = shortfall_and_success(here, here.logits(z), labels, kappa)
             return estimate(lack, z, draws, samples=samples, sigma=sigma), won
 
-    return descend(
+    return signed_descent(
         view,
         x,
         y,

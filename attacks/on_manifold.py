@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, autograd
 
+from attacks.common.best_so_far import NearestSuccess, PenaltyConstant
 from attacks.common.margins import lack
-from attacks.common.nearest import Constant, Nearest
 from attacks.common.optimisers import Adam
 from bench import (
     Crafted,
@@ -39,7 +39,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
             raise InputError(f"{name} must be a number above 0, not {params[name]:g}")
 
 
-@attack("on-manifold", norms={"l2"}, version=1, space="latent", budget="distance", check=_check)
+@attack("on-manifold", norms={"l2"}, version=1, space="latent", budget="distance", check_params=_check)
 def on_manifold(
     view: View,
     x: Images,
@@ -67,7 +67,7 @@ def on_manifold(
 
     Note: ``failed``; such images are unchanged, and so are those whose own code is wrong already.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     begun = view.encode(x).detach()
     with torch.no_grad():
         wrong = succeeded(view, view.logits(begun), y)
@@ -78,7 +78,7 @@ def on_manifold(
     here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
     begin = explain(here, clean, _starts(begun[rows], draws, starts), lr=lr, steps=start_steps)
     shape = tuple(begin.shape[1:])
-    constant = Constant(clean[:, 0, 0, 0], weight)
+    constant = PenaltyConstant(clean[:, 0, 0, 0], weight)
     for _ in range(searches):
         z, adam, ever = begin, Adam(begin, lr), torch.zeros_like(rows, dtype=torch.bool)
         for t in range(steps + 1):

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.common.ascent import Keep, Start, ascend
+from attacks.common.projected_ascent import Keep, Start, projected_ascent
 from bench import (
     Crafted,
     Images,
@@ -38,7 +38,7 @@ def _doubts(
     return None
 
 
-@attack("pgd", norms={"linf", "l2"}, version=1, doubts=_doubts, check=_check)
+@attack("pgd", norms={"linf", "l2"}, version=1, doubts=_doubts, check_params=_check)
 def pgd(
     view: View,
     x: Images,
@@ -71,7 +71,7 @@ def pgd(
         return objective(here, logits, labels, loss), logits
 
     length = 2.5 * threat.radius / steps if step is None else step
-    return ascend(
+    return projected_ascent(
         view,
         x,
         y,

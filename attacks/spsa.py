@@ -46,7 +46,7 @@ def _doubts(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None
     return None
 
 
-@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts, check=_check)
+@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts, check_params=_check)
 def spsa(
     view: View,
     x: Images,
@@ -102,7 +102,7 @@ def spsa(
     access="score",
     keyed="shard",
     doubts=_doubts,
-    check=_check,
+    check_params=_check,
 )
 def spsa_released(
     view: View,

@@ -39,7 +39,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"p_init must be a share above 0 and at most 1, not {params['p_init']:g}")
 
 
-@attack("square", norms={"linf", "l2"}, version=1, access="score", check=_check)
+@attack("square", norms={"linf", "l2"}, version=1, access="score", check_params=_check)
 def square(
     view: View,
     x: Images,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attacks import cw_l2
 from attacks.common.margins import below, margins
-from attacks.common.weighing import Descent, Variable
+from attacks.common.penalty_search import PenaltySearch, Variable
 from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, succeeded
 
 
@@ -23,7 +23,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
         raise InputError(f"room must be a margin of 0 or more, not {params['room']:g}")
 
 
-@attack("threshold-cw", norms={"l2"}, version=1, budget="distance", doubts=cw_l2.doubts, check=_check)
+@attack("threshold-cw", norms={"l2"}, version=1, budget="distance", doubts=cw_l2.doubts, check_params=_check)
 def threshold_cw(
     view: View,
     x: Images,
@@ -58,7 +58,7 @@ def threshold_cw(
         over_classes, over_threshold = (each.mean(0) for each in leads(here, logits, y))
         return succeeded(here, logits, y) & (over_classes >= kappa) & (over_threshold >= room)
 
-    descent = Descent(searches, steps, lr, c, variable, abort)
+    descent = PenaltySearch(searches, steps, lr, c, variable, abort)
     return cw_l2.least_move(view, x, y, threat, descent, lacks, has, goal=goal)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.common.wrapped import Adapter, Needs, parameter, reach
+from attacks.common.library_adapter import Adapter, Needs, parameter, reach
 from bench import Images, InputError, Labels, Norm, Shape, Threat
 
 LINF: frozenset[Norm] = frozenset({"linf"})

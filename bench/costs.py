@@ -1,12 +1,12 @@
 """How long jobs take, learned from receipts: for the order of jobs, and the time left."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
 from bench.plan import Craft, Evaluate, Job, Train
+from bench.registry import AttackEntry
 from bench.spec import inner
 
 _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
@@ -78,8 +78,9 @@ def passes(job: Job) -> int:
             within = sum(_count(params, "steps") for _, params in inner(job.defense))
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
-            params = job.attempt.attack.params
-            return math.prod(_count(params, name) for name in ("steps", "restarts", "samples", "searches"))
+            entry = job.attempt.attack.entry
+            assert isinstance(entry, AttackEntry)
+            return entry.passes(job.attempt.attack.params)
         case Evaluate():
             return 1
 

@@ -383,9 +383,9 @@ class Planner:
                 served = replace(filled, params={**filled.params, **serve})
                 self._checked("defenses", name, served, data.shape)
             for attack, params in inner(filled):
-                if attack.check is not None:
+                if attack.check_params is not None:
                     try:
-                        attack.check(dict(params), data.shape)
+                        attack.check_params(dict(params), data.shape)
                     except InputError as error:
                         where = self.suite.at("defenses", name)
                         raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
@@ -411,9 +411,10 @@ class Planner:
         """Raise where parameters cannot be, or do not fit the data."""
         entry = filled.entry
         assert isinstance(entry, AttackEntry | DefenseEntry)
-        if entry.check is not None:
+        check = entry.check_params if isinstance(entry, AttackEntry) else entry.check
+        if check is not None:
             try:
-                entry.check(dict(filled.params), shape)
+                check(dict(filled.params), shape)
             except InputError as error:
                 raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 

@@ -271,11 +271,11 @@ def test_sdim_without_thresholds_has_no_guides() -> None:
 )
 def test_settings_that_cannot_be_are_refused(name: str, params: dict[str, Any], sentence: str) -> None:
     entry = ATTACKS[name]
-    assert entry.check is not None
-    entry.check(arguments(entry, {}), Shape(1, 8, 8, 5))
-    entry.check(arguments(entry, {"classes": 4}), Shape(1, 8, 8, 5))
+    assert entry.check_params is not None
+    entry.check_params(arguments(entry, {}), Shape(1, 8, 8, 5))
+    entry.check_params(arguments(entry, {"classes": 4}), Shape(1, 8, 8, 5))
     with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), Shape(1, 8, 8, 5))
+        entry.check_params(arguments(entry, params), Shape(1, 8, 8, 5))
 
 
 @pytest.mark.parametrize("name", ["feature-matching", "logit-matching"])
@@ -453,9 +453,9 @@ def test_what_is_wrong_but_refused_moves_and_what_is_accepted_does_not() -> None
 )
 def test_settings_of_the_least_move_that_cannot_be_are_refused(params: dict[str, Any], sentence: str) -> None:
     entry = ATTACKS["threshold-cw"]
-    assert entry.check is not None
+    assert entry.check_params is not None
     with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), Shape(1, 8, 8, 5))
+        entry.check_params(arguments(entry, params), Shape(1, 8, 8, 5))
 
 
 def test_with_the_threshold_sdim_accepts_far_more_at_equal_success(

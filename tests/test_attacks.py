@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.common import ascent
+from attacks.common import projected_ascent
 from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import estimate, spsa, spsa_released
@@ -199,7 +199,7 @@ def test_pgd_in_l2_from_a_random_point_equals_torchattacks(monkeypatch: pytest.M
     torch.manual_seed(3)
     normal, share = torch.empty_like(X).normal_(), torch.empty(len(X), 1, 1, 1, dtype=X.dtype).uniform_(0, 1)
     unit = normal / normal.flatten(1).norm(dim=1)[:, None, None, None]
-    monkeypatch.setattr(ascent, "_start", lambda x, *_: (x + 0.2 * share * unit).clamp(0, 1))
+    monkeypatch.setattr(projected_ascent, "_start", lambda x, *_: (x + 0.2 * share * unit).clamp(0, 1))
     torch.manual_seed(3)
     theirs = torchattacks.PGDL2(NET, eps=0.2, alpha=0.04, steps=20, random_start=True)(X, Y)
     ours = pgd(View(NET), X, Y, L2, draws(X), steps=20, step=0.04, keep="last", drop=False).images
@@ -234,7 +234,7 @@ def watched(view: View, n: int, *, final: bool = True) -> tuple[View, Meter]:
 def walk(threat: Threat, steps: int, **params: Any) -> list[Images]:
     """Return every iterate of the undropped walk, the start included."""
     params = PLAIN | params
-    first = ascent._start(X, threat, draws(X), params["start"])
+    first = projected_ascent._start(X, threat, draws(X), params["start"])
     step = 2.5 * threat.radius / steps
     return [first] + [
         pgd(View(NET), X, Y, threat, draws(X), steps=t, step=step, **params).images
@@ -328,7 +328,7 @@ def test_fgsm_is_optimal_on_a_half_space_and_takes_a_fraction() -> None:
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 def test_random_starts_are_uniform_in_the_ball(threat: Threat) -> None:
     x = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64)
-    move = (ascent._start(x, threat, draws(x), "uniform") - x) / threat.radius
+    move = (projected_ascent._start(x, threat, draws(x), "uniform") - x) / threat.radius
     # In l2, the share of the ball's volume within the point's distance.
     shares = move.flatten() / 2 + 0.5 if threat.norm == "linf" else move.flatten(1).norm(dim=1) ** 4
     grid = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
@@ -663,11 +663,11 @@ def test_settings_that_cannot_reach_the_radius_are_doubted() -> None:
 )
 def test_settings_that_cannot_be_are_refused(name: str, params: dict[str, Any], message: str) -> None:
     entry = ATTACKS[name]
-    assert entry.check is not None
+    assert entry.check_params is not None
     shape = Shape(1, 28, 28, 10)
-    entry.check(entry.schema().model_dump(), shape)
+    entry.check_params(entry.schema().model_dump(), shape)
     with pytest.raises(InputError, match=message):
-        entry.check(entry.schema(**params).model_dump(), shape)
+        entry.check_params(entry.schema(**params).model_dump(), shape)
 
 
 # --- check_attack must notice a broken attack ----------------------------------------------------------
@@ -757,7 +757,7 @@ def mislabelled(view: View, x: Images, y: Labels, threat: Threat, noise: Any) ->
 def test_a_broken_attack_does_not_pass(
     attack: Callable[..., Any], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = replace(ATTACKS["fgsm"], name="broken", make=attack, check=None)
+    entry = replace(ATTACKS["fgsm"], name="broken", make=attack, check_params=None)
     monkeypatch.setitem(ATTACKS._entries, "broken", entry)
     with pytest.raises(AssertionError, match=complaint):
         check_attack("broken", "linf")

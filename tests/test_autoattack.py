@@ -794,7 +794,7 @@ def test_rand_averages_losses_over_draws(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_settings_that_cannot_be_are_refused(name: str, params: dict[str, Any], complaint: str) -> None:
     entry = ATTACKS[name]
     defaults = {key: info.default for key, info in entry.schema.model_fields.items()}
-    assert entry.check is not None
-    entry.check(defaults, Shape(1, 4, 4, 10))
+    assert entry.check_params is not None
+    entry.check_params(defaults, Shape(1, 4, 4, 10))
     with pytest.raises(InputError, match=complaint):
-        entry.check(defaults | params, Shape(1, 4, 4, 10))
+        entry.check_params(defaults | params, Shape(1, 4, 4, 10))

@@ -15,7 +15,7 @@ from attacks import boundary as walks
 from attacks import square as squares
 from attacks.boundary import boundary
 from attacks.bpda_cw import bpda_cw
-from attacks.common import signed
+from attacks.common import signed_penalty
 from attacks.localsearch import localsearch
 from attacks.nes import estimate, nes
 from attacks.square import square
@@ -61,10 +61,10 @@ def broken(z: Images, y: Labels = Y) -> Tensor:
 
 def refused(name: str, message: str, **params: Any) -> None:
     entry = ATTACKS[name]
-    assert entry.check is not None
-    entry.check(entry.schema().model_dump(), Shape(1, 28, 28, 10))
+    assert entry.check_params is not None
+    entry.check_params(entry.schema().model_dump(), Shape(1, 28, 28, 10))
     with pytest.raises(InputError, match=message):
-        entry.check(entry.schema(**params).model_dump(), Shape(1, 28, 28, 10))
+        entry.check_params(entry.schema(**params).model_dump(), Shape(1, 28, 28, 10))
 
 
 # --- Square ---------------------------------------------------------------------------------------------
@@ -342,10 +342,12 @@ def test_bpda_cw_on_the_identity_is_signed_descent_on_the_objective_of_cw(schedu
 
 
 def test_steps_of_bpda_cw_grow_as_printed_or_fall() -> None:
-    grown = [signed.length(t, 500, 0.04, "growing") for t in (1, 250, 500)]
+    grown = [signed_penalty.step_length(t, 500, 0.04, "growing") for t in (1, 250, 500)]
     assert grown == pytest.approx([0.04 / 500, 0.02, 0.04])
-    fallen = [signed.length(t, 500, 0.04, "falling") for t in range(1, 501)]
-    assert fallen == pytest.approx([signed.length(t, 500, 0.04, "growing") for t in range(500, 0, -1)])
+    fallen = [signed_penalty.step_length(t, 500, 0.04, "falling") for t in range(1, 501)]
+    assert fallen == pytest.approx(
+        [signed_penalty.step_length(t, 500, 0.04, "growing") for t in range(500, 0, -1)]
+    )
 
 
 def test_bpda_cw_takes_the_gradient_where_the_defense_looks() -> None:

@@ -717,7 +717,7 @@ def test_noise_on_the_code_keeps_successes_away_from_the_edge() -> None:
 def test_bad_settings_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:
     entry = ATTACKS[name]
     params = entry.schema(**wrong).model_dump()
-    assert entry.check is not None
+    assert entry.check_params is not None
     with pytest.raises(InputError, match=message):
-        entry.check(params, Shape(1, 28, 28, 10))
-    entry.check(entry.schema().model_dump(), Shape(1, 28, 28, 10))
+        entry.check_params(params, Shape(1, 28, 28, 10))
+    entry.check_params(entry.schema().model_dump(), Shape(1, 28, 28, 10))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
-from attacks.common.wrapped import craft
+from attacks.common.library_adapter import craft
 from bench import catalogue, cli, execute, sources, spec
 from bench import plan as planning
 from bench.costs import Costs

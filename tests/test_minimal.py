@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from attacks.bpda_cw import bpda_cw
+from attacks.common.candidates import candidate_labels, nearest_candidate
 from attacks.common.margins import lack
-from attacks.common.rivals import nearest_rival, rivals
-from attacks.common.weighing import Descent
+from attacks.common.penalty_search import PenaltySearch
 from attacks.cw_l2 import cw_l2
 from attacks.cw_linf import cw_linf
 from attacks.deepfool import deepfool
@@ -156,7 +156,7 @@ def test_two_classes_and_a_refusal() -> None:
     model = Linear(weight, torch.tensor([0.0, -0.75, -0.05]).double())
     x, y = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
     view = View(model, refusal=True)
-    assert rivals(view, model(x), y).tolist() == [[1]]
+    assert candidate_labels(view, model(x), y).tolist() == [[1]]
     for attack, params in ((cw_l2, QUICK), (deepfool, {})):
         crafted = attack(view, x, y, L2, draws(x), **params)
         assert model(crafted.images).argmax(1).item() == 1
@@ -168,11 +168,11 @@ def test_the_nearest_rival_is_the_nearest_plane_and_the_way_ends_on_it() -> None
     every = model.distances(x, y)
     z = x.clone().requires_grad_()
     logits = model(z)
-    order = rivals(View(model), logits, y)
+    order = candidate_labels(View(model), logits, y)
     assert order.shape == (12, 5)
     assert (order != y[:, None]).all()
     assert (logits.gather(1, order).diff(dim=1) <= 0).all()
-    step = nearest_rival(View(model), z, logits, y, order)
+    step = nearest_candidate(View(model), z, logits, y, order)
     assert torch.equal(step.label, every.argmin(1))
     assert apart(step.length, every.min(1).values) < 1e-9
     assert apart(step.unit.flatten(1).norm(dim=1), torch.ones(12).double()) < 1e-9
@@ -397,7 +397,7 @@ def test_the_constant_grows_tenfold_then_is_bisected_and_ends_at_the_least_that_
         tried.append(c.clone())
         won[here.rows] = c >= torch.tensor([0.3, 1e99])
 
-    monkeypatch.setattr(Descent, "_descend", descend)
+    monkeypatch.setattr(PenaltySearch, "_descend", descend)
     x, y = X[:2], Y[:2]
     cw_l2(View(NET), x, y, L2, draws(x), searches=5, goal="highest")
     assert torch.stack(tried)[:, 0].tolist() == pytest.approx([1e-3, 1e-2, 0.1, 1, 0.55])
@@ -434,7 +434,10 @@ def test_where_the_nearest_class_cannot_be_won_the_highest_is_tried() -> None:
     x, y = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
     z = x.clone().requires_grad_()
     answer = logits(z)
-    assert nearest_rival(View(logits), z, answer, y, rivals(View(logits), answer, y)).label.item() == 2
+    assert (
+        nearest_candidate(View(logits), z, answer, y, candidate_labels(View(logits), answer, y)).label.item()
+        == 2
+    )
     crafted = cw_l2(View(logits), x, y, L2, draws(x), **QUICK)
     assert far(x, crafted).item() == pytest.approx(0.4, rel=0.01)
 
@@ -806,11 +809,11 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
 )
 def test_wrong_settings_are_refused(name: str, params: dict[str, Any], message: str) -> None:
     entry = ATTACKS[name]
-    assert entry.check is not None
+    assert entry.check_params is not None
     defaults = {key: field.default for key, field in entry.schema.model_fields.items()}
-    entry.check(defaults, Shape(1, 8, 8, 10))
+    entry.check_params(defaults, Shape(1, 8, 8, 10))
     with pytest.raises(InputError, match=message):
-        entry.check(defaults | params, Shape(1, 8, 8, 10))
+        entry.check_params(defaults | params, Shape(1, 8, 8, 10))
 
 
 def test_settings_that_go_nowhere_are_doubted() -> None:

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attacks.common.ascent import Start, ascend
-from attacks.common.rivals import rivals
+from attacks.common.candidates import candidate_labels
+from attacks.common.projected_ascent import Start, projected_ascent
 from bench import Crafted, Features, Images, InputError, Labels, Randomness, Shape, Threat, View, succeeded
 
 Look: TypeAlias = Callable[[View, Images], tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ def match(
     Notes: those of the ascent, and ``guide``, the class whose guide the image was drawn to.
     """
     with torch.no_grad():
-        ranked = rivals(view, view.logits(x), y, classes)
+        ranked = candidate_labels(view, view.logits(x), y, classes)
     best = _Best(x)
     rows = torch.arange(len(x), device=x.device)
     for turn in ranked.unbind(1):
@@ -78,7 +78,7 @@ def match(
             wanted = goal[among].repeat(len(z) // max(len(among), 1), 1)
             return _nearness(found, wanted, succeeded(seen, logits.detach(), truth)), logits
 
-        crafted = ascend(
+        crafted = projected_ascent(
             here,
             clean,
             labels,

@@ -17,7 +17,7 @@ Start: TypeAlias = Literal["uniform", "zero"]
 Keep: TypeAlias = Literal["best", "last"]
 
 
-def ascend(
+def projected_ascent(
     view: View,
     x: Images,
     y: Labels,

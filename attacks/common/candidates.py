@@ -10,7 +10,7 @@ from torch import Tensor, autograd
 from bench import Images, Labels, View, objective
 
 
-def rivals(view: View, logits: Tensor, y: Labels, most: int | None = None) -> Tensor:
+def candidate_labels(view: View, logits: Tensor, y: Labels, most: int | None = None) -> Tensor:
     """Return the labels (N, C) that would be a win, likeliest first, `most` of them; a target is alone.
 
     In place of a class that cannot be, at minus infinity, stands the likeliest once more.
@@ -19,7 +19,7 @@ def rivals(view: View, logits: Tensor, y: Labels, most: int | None = None) -> Te
         return view.target[:, None]
     # Nothing is as low as the truth is put.
     least = torch.finfo(logits.dtype).min
-    scores = decisive(logits).detach()
+    scores = mean_logits(logits).detach()
     classes = scores[:, :-1] if view.refusal else scores
     known = classes.nan_to_num(least, neginf=least).scatter(1, y[:, None], -math.inf)
     order = known.argsort(dim=1, descending=True, stable=True)[:, :-1]
@@ -38,13 +38,13 @@ class Step(NamedTuple):
     """Its direction, of length 1, (N, C, H, W), which also a way of no length has."""
 
 
-def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tensor) -> Step:
+def nearest_candidate(view: View, z: Images, logits: Tensor, y: Labels, labels: Tensor) -> Step:
     """Return the shortest way from `z` to where one of `labels` (N, C) wins (Moosavi-Dezfooli et al. 2016,
     arXiv:1511.04599, eq. 8). `logits` are the view's at `z`, with their graph, which is used up.
 
     Pixels that would leave the box take no part: with them the way would end short of its goal.
     """
-    logits = decisive(logits)
+    logits = mean_logits(logits)
     label = labels[:, 0]
     length = torch.full((len(z),), math.inf, dtype=torch.float64, device=z.device)
     unit = torch.zeros_like(z)
@@ -66,6 +66,6 @@ def nearest_rival(view: View, z: Images, logits: Tensor, y: Labels, labels: Tens
     return Step(label, length, unit)
 
 
-def decisive(logits: Tensor) -> Tensor:
+def mean_logits(logits: Tensor) -> Tensor:
     """Return (N, K) logits: of a view that answers several times, their mean, which decides."""
     return logits.mean(0) if logits.dim() == 3 else logits

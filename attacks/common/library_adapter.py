@@ -53,7 +53,7 @@ LOWEST = 1e4
 """How far below a row's highest logit others may stay above 0: a larger lift would round margins (T2)."""
 
 
-class Seen(nn.Module):
+class LibraryModel(nn.Module):
     """A view as a library asks a model: float32 logits (n, K) of its own, arg-max wrong where ours is a win.
 
     A refusal is no class of a library's. Without targets it is folded into the true label `y`, whose logit
@@ -211,7 +211,7 @@ def _guarded(
     for some in (rows, *(rows.split(1) if len(rows) > 1 else ())):
         here = view.take(some)
         label = int(y[some[0]]) if view.refusal and view.target is None else None
-        model = Seen(here, x, label=label, lift=lift).eval()
+        model = LibraryModel(here, x, label=label, lift=lift).eval()
         # A shard's own seeds: libraries set the global random state to them (T7).
         seed = int(noise.integers((), 2**31 - 1)[0])
         start = x[some].float().clamp(0, 1)  # foolbox asserts the box to the last bit (F2).
@@ -356,7 +356,7 @@ class Adapter:
             library=self.library,
             signature=partial(self.signature, self.name),
             doubts=lambda threat, **params: self.doubts(self.name, threat, params),
-            check=self._checked,
+            check_params=self._checked,
             unfit=partial(self.unfit, self.name) if self.unfit else None,
         )(adapted)
 

@@ -13,7 +13,7 @@ LEAST = 1e-6
 """The first push: a few units of a pixel's last place."""
 
 
-class Nearest:
+class NearestSuccess:
     """The nearest adversarial image that was seen of each example; a failure never replaces a success."""
 
     def __init__(self, x: Images, threat: Threat) -> None:
@@ -43,7 +43,7 @@ class Nearest:
         return Crafted(self.images, {"failed": self.failed, **notes})
 
 
-class Push:
+class MinimumStep:
     """The least that each example is moved, so that none stands still on a boundary: at a tie the way to it
     has no length, and near it one that is lost in rounding. It doubles each time that it is needed.
     """
@@ -59,7 +59,7 @@ class Push:
         return torch.where(short, least, lengths.double())
 
 
-class Constant:
+class PenaltyConstant:
     """The binary search for each example's own constant (Carlini and Wagner 2017, arXiv:1608.04644).
 
     From `start`, ten times larger until a success, then bisected between the largest failure and the

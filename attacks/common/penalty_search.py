@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Constant, Nearest
+from attacks.common.best_so_far import NearestSuccess, PenaltyConstant
 from attacks.common.optimisers import Adam
 from bench import Images, Labels, View
 
@@ -26,7 +26,7 @@ _MOST = 1e10
 
 
 @dataclass(frozen=True)
-class Descent:
+class PenaltySearch:
     """How to go down."""
 
     searches: int
@@ -39,7 +39,7 @@ class Descent:
     """Whether an example's descent ends at a tenth of its steps that has no lower mean loss than the last."""
 
     def run(
-        self, view: View, x: Images, y: Labels, nearest: Nearest, rows: Tensor, missing: Missing
+        self, view: View, x: Images, y: Labels, nearest: NearestSuccess, rows: Tensor, missing: Missing
     ) -> Tensor:
         """Search for the examples `rows` of a batch; what is found goes to `nearest`. A constant has won if
         there was a success in the last tenth of its descent. With ten searches or more the last one takes
@@ -49,7 +49,7 @@ class Descent:
         """
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         here = _Part(view.take(rows), x[rows], y[rows], rows)
-        constant = Constant(here.x.flatten(1)[:, 0], self.c)
+        constant = PenaltyConstant(here.x.flatten(1)[:, 0], self.c)
         for search in range(self.searches):
             if search >= 9 and search == self.searches - 1:
                 constant.value = constant.high.clamp_max(_MOST)
@@ -60,7 +60,7 @@ class Descent:
         return broken
 
     def _descend(
-        self, here: "_Part", c: Tensor, nearest: Nearest, missing: Missing, won: Tensor, broken: Tensor
+        self, here: "_Part", c: Tensor, nearest: NearestSuccess, missing: Missing, won: Tensor, broken: Tensor
     ) -> None:
         """Go down once with the constants `c` (n,), and note what was `won` and `broken` (N,)."""
         w, adam = _inside(here.x, self.variable), Adam(here.x, self.lr)

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from attacks.common.best_so_far import NearestSuccess, PenaltyConstant
 from attacks.common.margins import below
-from attacks.common.nearest import Constant, Nearest
 from bench import (
     Crafted,
     Images,
@@ -41,18 +41,18 @@ def check(params: dict[str, Any]) -> None:
         raise InputError(f"kappa must be 0 or more, not {params['kappa']:g}")
 
 
-def missing(view: View, logits: Tensor, y: Labels, kappa: float) -> tuple[Tensor, Tensor]:
+def shortfall_and_success(view: View, logits: Tensor, y: Labels, kappa: float) -> tuple[Tensor, Tensor]:
     """Return F, how far the margin is below `kappa`, and whether each point has won by as much, (n,)."""
     margin = objective(view, logits, y, "margin")
     return below(kappa, margin), succeeded(view, logits, y) & (margin >= kappa)
 
 
-def length(t: int, steps: int, step: float, schedule: Schedule) -> float:
+def step_length(t: int, steps: int, step: float, schedule: Schedule) -> float:
     """Return how long step `t` is, from 1 to `steps`: `step` at the end, or at the beginning."""
     return step * (t if schedule == "growing" else steps - t + 1) / steps
 
 
-def descend(
+def signed_descent(
     view: View,
     x: Images,
     y: Labels,
@@ -73,14 +73,14 @@ def descend(
     Notes: ``failed``, ``flat``, where the first gradient of F was exactly zero, and ``nonfinite``, where
     one was not finite; neither moves a pixel.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     flat, nonfinite = (torch.zeros(len(x), dtype=torch.bool, device=x.device) for _ in range(2))
     with torch.no_grad():
-        _, won = missing(view, view.logits(x), y, kappa)
+        _, won = shortfall_and_success(view, view.logits(x), y, kappa)
     nearest.offer(torch.arange(len(x), device=x.device), x, won)
     rows = (~won).nonzero().squeeze(1)
     here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
-    constant = Constant(clean[:, 0, 0, 0], weight)
+    constant = PenaltyConstant(clean[:, 0, 0, 0], weight)
     for search in range(searches if len(rows) else 0):
         ever, z = torch.zeros_like(rows, dtype=torch.bool), clean
         for t in range(1, steps + 1):
@@ -92,10 +92,10 @@ def descend(
             if search == 0 and t == 1:
                 flat[rows] = peak == 0
             slope = constant.value[:, None, None, None] * gradient.nan_to_num(0.0, 0.0, 0.0)
-            z = z - length(t, steps, step, schedule) * (2 * (z - clean) + slope).sign()
+            z = z - step_length(t, steps, step, schedule) * (2 * (z - clean) + slope).sign()
             z = z.clamp(0, 1)
         with torch.no_grad():
-            _, won = missing(here, here.logits(z), labels, kappa)
+            _, won = shortfall_and_success(here, here.logits(z), labels, kappa)
         nearest.offer(rows, z, won)
         constant.learn(ever | won)
     return nearest.crafted(flat=flat, nonfinite=nonfinite)
