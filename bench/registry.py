@@ -256,13 +256,13 @@ class Needs:
     doubts: Callable[..., str | None] | None = None
     """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
     check_params: Check | None = None
-    """``check_params(params, shape)``: raises `InputError` where parameters do not fit each other or the data.
-    What a parameter may be by itself is said by its type."""
+    """``check_params(params, shape)``: raises `InputError` where parameters do not fit each other or the
+    data. What a parameter may be by itself is said by its type."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
     """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
     cost: Callable[..., int] | None = None
-    """``cost(**params)``: how many forward passes the attack makes over each example, at most. None: the product
-    of its steps, restarts, samples and searches, as far as it has such parameters."""
+    """``cost(**params)``: how many forward passes the attack makes over each example, at most. None: the
+    product of its steps, restarts, samples and searches, as far as it has such parameters."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norms", frozenset(self.norms))
@@ -418,12 +418,13 @@ C = TypeVar("C", bound=type)
 class attack(Needs):
     """Register a function as an attack; its keyword-only arguments are its parameters.
 
-    The function is called as ``function(view, x, y, threat, noise, **params)`` (see `bench.Attack`) and returns
-    the images, or `bench.Crafted` with notes on them. Each parameter has an annotation and a default; both enter
-    the schema of a task file. Everything else is a field of `Needs`, and given by keyword.
+    The function is called as ``function(view, x, y, threat, noise, **params)`` (see `bench.Attack`) and
+    returns the images, or `bench.Crafted` with notes on them. Each parameter has an annotation and a default;
+    both enter the schema of a task file. Everything else is a field of `Needs`, and given by keyword.
 
     Args:
-        name: The attack's name in task files; a plug-in's begins with the name of its entry point and a slash.
+        name: The attack's name in task files; a plug-in's begins with the name of its entry point and a
+            slash.
         version: A whole number that enters keys; it is raised when the attack's results change.
         neutral: Parameters that stay out of keys while they have this value, because they came later and
             change nothing.

@@ -9,19 +9,26 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import torch
+from pydantic import Field
 from torch import Tensor, autograd, nn
 
+from attacks.common.best_so_far import GradientNotes, by_example
+from attacks.common.flags import unreachable
 from bench import (
     BenchError,
+    Count,
     Crafted,
     Images,
     InputError,
     Labels,
+    Needs,
+    NonNegative,
     Norm,
     Randomness,
     Shape,
@@ -34,6 +41,11 @@ from bench import (
 
 TIME_LIMIT = 3600.0
 """Seconds that a shard may take unless a suite says otherwise: some of these attacks may never end (F7)."""
+
+LINF: frozenset[Norm] = frozenset({"linf"})
+L2: frozenset[Norm] = frozenset({"l2"})
+L1: frozenset[Norm] = frozenset({"l1"})
+L0: frozenset[Norm] = frozenset({"l0"})
 
 ROUNDING = 1e-6
 """How far, per value, images may lie outside the box."""
@@ -60,6 +72,12 @@ class LibraryModel(nn.Module):
     becomes the higher of the two: another class then leads exactly where it would be accepted (F5). That
     takes examples of one label, since a library asks about them in any order and number. With targets the
     refusal stays, as one more class that is not the target.
+
+    Args:
+        view: The view, for the examples that the library is shown.
+        like: Images whose dtype the view is asked in, on their device.
+        label: The true label of all of them, where a refusal is folded into it; else None.
+        lift: Whether all logits must be above 0.
     """
 
     def __init__(self, view: View, like: Images, *, label: int | None, lift: bool) -> None:
@@ -69,7 +87,7 @@ class LibraryModel(nn.Module):
         self.place = nn.Parameter(torch.empty(0, device=like.device), requires_grad=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return logits of points (n, C, H, W)."""
+        """Return float32 logits (n, K) of points (n, C, H, W)."""
         # A defense may search with gradients of its own: foolbox asks with autograd off (F4).
         with torch.enable_grad():
             logits = self._view.logits(z.to(self._dtype))
@@ -96,60 +114,115 @@ Call: TypeAlias = Callable[[nn.Module, Images, Labels, Labels | None, int], Tens
 random states, where it has them."""
 
 
-def craft(
-    view: View,
-    x: Images,
-    y: Labels,
-    threat: Threat,
-    noise: Randomness,
-    call: Call,
-    *,
-    access: str,
-    budget: Literal["radius", "distance"],
-    lift: bool,
-    softmax: bool = False,
-) -> Crafted:
-    """Run a library's attack behind the guard.
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What stands around a library's attack."""
 
-    Examples that are wrong already are left as they are, unless this is a surrogate and the attack has a
-    radius. One that moves as little as it can returns successes only; one with a radius its last try, too.
+    access: str
+    """What the attack asks for: ``gradient``, ``score`` or ``decision``."""
+    budget: Literal["radius", "distance"]
+    """Whether it has a radius, or moves as little as it can."""
+    lift: bool
+    """Whether the logits that it sees must be above 0 (T1)."""
+    softmax: bool = False
+    """Whether its loss is one of float32 probabilities."""
 
-    Notes: ``failed``, where no adversarial image was found (with a radius: where there is no try at all);
-    ``raised``, where the library raised an exception on the example alone; ``nonfinite``, where the
-    gradient at the image or the library's own image was not finite; ``flat``, where that gradient was
-    exactly zero. The last two for attacks that ask for gradients. ``saturated``, for those with a `softmax`
-    of their own in the loss: where at the image the truth leads by more than float32 probabilities tell.
-    """
-    if len(x) and bool(((x < -ROUNDING) | (x > 1 + ROUNDING)).any()):
-        # Libraries clamp it to the box, a move beyond any budget (T12).
-        raise InputError(f"images must be in [0, 1], these reach from {x.min():g} to {x.max():g}")
-    probe = _Probe(view, x, y, gradient=access == "gradient")
-    waiting = ~probe.won if view.final or budget == "distance" else torch.ones_like(probe.won)
-    images, raised = x.clone(), torch.zeros_like(probe.won)
-    errors: list[Exception] = []
-    for rows in _groups(view, y, waiting.nonzero().squeeze(1)):
-        for some, found in _guarded(view, x, y, rows, noise, call, lift, errors):
-            if found is None:
-                raised[some] = True
-            else:
-                images[some] = found.detach().to(x)
-    if errors and bool(raised[waiting].all()) and not all(map(_gave_up, errors)):
-        # A mistake of the settings, say: nothing was attacked, so that nothing may look robust.
-        raise errors[-1]
-    broken = ~images.isfinite().flatten(1).all(1)
-    images = torch.where(_wide(broken | raised), x, _projected(x, images, threat))
-    failed = waiting & (broken | raised)
-    if budget == "distance" and len(rows := waiting.nonzero().squeeze(1)):
-        # Whatever the library says of its success (T10, T19, F6, F13).
-        images[rows], won = _pushed(view.take(rows), x[rows], images[rows], y[rows])
-        failed[rows] = ~won
-        images = torch.where(_wide(failed), x, images)
-    notes = {"failed": failed, "raised": raised, "nonfinite": probe.nonfinite | broken}
-    if access == "gradient":
-        notes["flat"] = probe.flat
-    if softmax:
-        notes["saturated"] = probe.saturated
-    return Crafted(images, notes)
+    def run(self, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, call: Call) -> Crafted:
+        """Run a library's attack.
+
+        Examples that are wrong already are left as they are, unless this is a surrogate and the attack has a
+        radius. One that moves as little as it can returns successes only; one with a radius its last try,
+        too.
+
+        Args:
+            view: What the library is shown as a model.
+            x: Images (N, C, H, W) in [0, 1].
+            y: Their labels (N,).
+            threat: The norm and the radius that the result is brought back into.
+            noise: Draws for the library's seeds.
+            call: The library's attack.
+
+        Returns:
+            The images, with notes. ``failed``, where no adversarial image was found (with a radius: where
+            there is no try at all); ``raised``, where the library raised an exception on the example alone;
+            ``nonfinite``, where the gradient at the image or the library's own image was not finite;
+            ``flat``, where that gradient was exactly zero, for attacks that ask for gradients. ``saturated``,
+            for those with a softmax of their own in the loss: where at the image the truth leads by more than
+            float32 probabilities tell.
+
+        Raises:
+            InputError: Where images lie outside the box.
+            Exception: The library's own, where it raised on every example and did not just give up.
+        """
+        if len(x) and bool(((x < -ROUNDING) | (x > 1 + ROUNDING)).any()):
+            # Libraries clamp it to the box, a move beyond any budget (T12).
+            raise InputError(f"images must be in [0, 1], these reach from {x.min():g} to {x.max():g}")
+        probe = _Probe(view, x, y, gradient=self.access == "gradient")
+        least = self.budget == "distance"
+        waiting = ~probe.won if view.final or least else torch.ones_like(probe.won)
+        images, raised = x.clone(), torch.zeros_like(probe.won)
+        errors: list[Exception] = []
+        for rows in _groups(view, y, waiting.nonzero().squeeze(1)):
+            for some, found in self._called(view, x, y, rows, noise, call, errors):
+                if found is None:
+                    raised[some] = True
+                else:
+                    images[some] = found.detach().to(x)
+        if errors and bool(raised[waiting].all()) and not all(map(_gave_up, errors)):
+            # A mistake of the settings, say: nothing was attacked, so that nothing may look robust.
+            raise errors[-1]
+        broken = ~images.isfinite().flatten(1).all(1)
+        images = torch.where(by_example(broken | raised, x), x, _projected(x, images, threat))
+        failed = waiting & (broken | raised)
+        if least and len(rows := waiting.nonzero().squeeze(1)):
+            # Whatever the library says of its success (T10, T19, F6, F13).
+            images[rows], won = _pushed(view.take(rows), x[rows], images[rows], y[rows])
+            failed[rows] = ~won
+            images = torch.where(by_example(failed, x), x, images)
+        notes = {"failed": failed, "raised": raised, "nonfinite": probe.gradient.nonfinite | broken}
+        if self.access == "gradient":
+            notes["flat"] = probe.gradient.flat
+        if self.softmax:
+            notes["saturated"] = probe.saturated
+        return Crafted(images, notes)
+
+    def _called(
+        self,
+        view: View,
+        x: Images,
+        y: Labels,
+        rows: Tensor,
+        noise: Randomness,
+        call: Call,
+        errors: list[Exception],
+    ) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """Yield rows with their images: all at once or, where that fails, one by one; None where it
+        raised."""
+        for some in (rows, *(rows.split(1) if len(rows) > 1 else ())):
+            here = view.take(some)
+            label = int(y[some[0]]) if view.refusal and view.target is None else None
+            model = LibraryModel(here, x, label=label, lift=self.lift).eval()
+            # A shard's own seeds: libraries set the global random state to them (T7).
+            seed = int(noise.integers((), 2**31 - 1)[0])
+            start = x[some].float().clamp(0, 1)  # foolbox asserts the box to the last bit (F2).
+            try:
+                with warnings.catch_warnings(), torch.enable_grad():
+                    warnings.simplefilter("ignore")
+                    found = call(model, start, y[some].clone(), here.target, seed)
+                if found.shape != start.shape:
+                    raise ValueError(f"the library returned {tuple(found.shape)} for {tuple(start.shape)}")
+            except BenchError:
+                raise  # The time limit: not the library's.
+            except Exception as error:
+                if _out_of_memory(error):
+                    raise  # Done again in smaller chunks.
+                errors.append(error)
+                if len(rows) == 1 or some is not rows:
+                    yield some, None
+                continue
+            yield some, found
+            if some is rows:
+                return
 
 
 def _pushed(view: View, x: Images, z: Images, y: Labels) -> tuple[Images, Tensor]:
@@ -181,11 +254,10 @@ class _Probe:
         # Towards a target a softmax has its gradient where the truth leads.
         behind = objective(view, logits.detach(), y, "margin") < -SATURATED
         self.saturated = behind & (view.target is None)
-        self.flat = self.nonfinite = torch.zeros_like(self.won)
+        self.gradient = GradientNotes(x)
         if gradient:
             (slope,) = autograd.grad(objective(view, logits, y).sum(), z)
-            peak = slope.abs().flatten(1).amax(1)
-            self.flat, self.nonfinite = peak == 0, ~peak.isfinite()
+            self.gradient.see(torch.arange(len(x), device=x.device), slope[None], first=True)
 
 
 def _groups(view: View, y: Labels, rows: Tensor) -> Iterable[Tensor]:
@@ -195,44 +267,6 @@ def _groups(view: View, y: Labels, rows: Tensor) -> Iterable[Tensor]:
     if not view.refusal or view.target is not None:
         return [rows]
     return [rows[y[rows] == label] for label in y[rows].unique()]
-
-
-def _guarded(
-    view: View,
-    x: Images,
-    y: Labels,
-    rows: Tensor,
-    noise: Randomness,
-    call: Call,
-    lift: bool,
-    errors: list[Exception],
-) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """Yield rows with their images: all at once or, where that fails, one by one; None where it raised."""
-    for some in (rows, *(rows.split(1) if len(rows) > 1 else ())):
-        here = view.take(some)
-        label = int(y[some[0]]) if view.refusal and view.target is None else None
-        model = LibraryModel(here, x, label=label, lift=lift).eval()
-        # A shard's own seeds: libraries set the global random state to them (T7).
-        seed = int(noise.integers((), 2**31 - 1)[0])
-        start = x[some].float().clamp(0, 1)  # foolbox asserts the box to the last bit (F2).
-        try:
-            with warnings.catch_warnings(), torch.enable_grad():
-                warnings.simplefilter("ignore")
-                found = call(model, start, y[some].clone(), here.target, seed)
-            if found.shape != start.shape:
-                raise ValueError(f"the library returned {tuple(found.shape)} for {tuple(start.shape)}")
-        except BenchError:
-            raise  # The time limit: not the library's.
-        except Exception as error:
-            if _out_of_memory(error):
-                raise  # Done again in smaller chunks.
-            errors.append(error)
-            if len(rows) == 1 or some is not rows:
-                yield some, None
-            continue
-        yield some, found
-        if some is rows:
-            return
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -245,10 +279,6 @@ def _gave_up(error: Exception) -> bool:
     return isinstance(error, AssertionError) or any(words in str(error) for words in said)
 
 
-def _wide(column: Tensor) -> Tensor:
-    return column.view(-1, 1, 1, 1)
-
-
 def _projected(x: Images, z: Images, threat: Threat) -> Images:
     """Return the images in the ball and the box, by float64: libraries overshoot by rounding (T11, F11)."""
     start, wide = x.double(), z.double()
@@ -258,7 +288,7 @@ def _projected(x: Images, z: Images, threat: Threat) -> Images:
         return torch.where((near.double() - start).abs() > threat.radius, near.nextafter(x), near)
     if threat.norm != "l0":
         length = threat.distance(start, wide).clamp_min(1e-12)
-        move = move * _wide((threat.radius / length).clamp_max(1))
+        move = move * by_example((threat.radius / length).clamp_max(1), move)
     return (start + move).clamp(0, 1).to(x.dtype)
 
 
@@ -266,106 +296,144 @@ def _projected(x: Images, z: Images, threat: Threat) -> Images:
 
 
 def parameter(name: str, default: Any, kind: Any) -> inspect.Parameter:
-    """Return a keyword of a library's constructor as a parameter of the attack."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    """Return a keyword of a library's class as a parameter of the attack.
 
+    Numbers are bounded: whole ones, counts all of them, are 1 or more; others, a confidence, a length or a
+    share, are finite and 0 or more. Libraries take any, and do as it says.
 
-def reach(threat: Threat, params: Mapping[str, Any], steps: str, step: str) -> str | None:
-    """Return a doubt where so many steps of that length cannot reach the radius."""
-    if steps not in params or not isinstance(params.get(step), int | float):
-        return None
-    length = params[steps] * params[step]
-    if length >= threat.radius:
-        return None
-    return (
-        f"{params[steps]} steps of {params[step]:g} reach {length:g}, less than the radius {threat.radius:g}"
+    Args:
+        name: The keyword.
+        default: Its default.
+        kind: Its type, with its members bounded where it is an optional.
+    """
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bounded(kind, name in SIGNED)
     )
+
+
+def _bounded(kind: Any, signed: bool) -> Any:
+    """Return a type with the bounds of its numbers."""
+    if kind is int:
+        return Count
+    if kind is float:
+        return Annotated[float, Field(allow_inf_nan=False)] if signed else NonNegative
+    if get_origin(kind) in (Union, UnionType):
+        members = tuple(_bounded(each, signed) for each in get_args(kind))
+        return Union[members]  # noqa: UP007 - built at run time
+    return kind
+
+
+def unreachable_with(threat: Threat, params: Mapping[str, Any], steps: str, length: str) -> str | None:
+    """Return what is odd about steps that cannot reach the radius, where an attack has such parameters.
+
+    Args:
+        threat: The threat model.
+        params: The attack's parameters.
+        steps: Which of them is the number of steps.
+        length: Which of them is their length.
+    """
+    if steps not in params or not isinstance(params.get(length), int | float):
+        return None
+    return unreachable(threat, params[steps], params[length])
+
+
+COUNTS = (
+    "binary_search_steps",
+    "eot_iter",
+    "m",
+    "max_iterations",
+    "n_queries",
+    "n_restarts",
+    "noise_batch_size",
+    "num_iter_set",
+    "popsize",
+    "population",
+    "repeats",
+    "restarts",
+    "steps",
+)
+"""Names that the libraries give to counts of passes, each made for every one of the others."""
+
+
+def cost(**params: Any) -> int:
+    """Return how many forward passes an attack makes over each example, as far as its parameters tell.
+
+    Args:
+        params: The attack's parameters.
+
+    Returns:
+        The product of those that are counts (`COUNTS`), and one pass more for what comes before or after.
+    """
+    counts = (params.get(name) for name in COUNTS)
+    return 1 + math.prod(each for each in counts if isinstance(each, int))
 
 
 # --- registration --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What an attack of a library is, and what it needs: a row of an adapter's table."""
+class LibraryAttack(Needs):
+    """An attack of a library: a row of an adapter's table."""
 
     about: str
-    norms: frozenset[Norm]
-    access: Literal["gradient", "score", "decision"] = "gradient"
-    budget: Literal["radius", "distance"] = "radius"
-    least_classes: int = 2
-    channels: int | None = None
-    square: bool = False
-    targeted: bool = True
+    """Its docstring: a sentence, and where it was published."""
+    cost: Callable[..., int] | None = field(default=cost, kw_only=True)
+    keyed: Literal["image", "shard"] = field(default="shard", kw_only=True)
+    time_limit: float | None = field(default=TIME_LIMIT, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An attack of a library, under a name of the harness."""
+    """How the attacks of a library become the harness's."""
 
     library: str
+    """The installed distribution, and the first part of their names."""
     module: str
-    name: str
-    needs: Needs
+    """The module that registers them."""
     signature: Callable[[str], Iterable[inspect.Parameter]]
-    """``signature(name)``: its parameters; imports the library."""
-    call: Callable[..., Tensor]
-    """``call(name, threat, params, model, x, y, target, seed)``: see `Call`."""
+    """``signature(name)``: an attack's parameters; imports the library."""
+    prepare: Callable[[str, Threat, Mapping[str, Any]], Call]
+    """``prepare(name, threat, params)``: the library's attack as a call."""
     doubts: Callable[[str, Threat, Mapping[str, Any]], str | None]
+    """``doubts(name, threat, params)``: what is odd about its settings."""
     lift: bool
     """Whether logits must be above 0 (T1)."""
     softmax: frozenset[str]
     """Names of the attacks whose loss is one of float32 probabilities, with `loss` unless that is another."""
-    check: Callable[[str, Mapping[str, Any]], None] | None = None
+    check_params: Callable[[str, Mapping[str, Any]], None] | None = None
+    """``check_params(name, params)``: raises `InputError` for parameters that do not fit each other."""
     unfit: Callable[[str, Mapping[str, Any], Shape], str | None] | None = None
+    """``unfit(name, params, shape)``: why an attack is left out on such data."""
 
-    def register(self) -> None:
-        """Register it."""
-        needs = self.needs
+    def register(self, name: str, row: LibraryAttack) -> None:
+        """Register one of the library's attacks.
+
+        Args:
+            name: Its name in the library.
+            row: What it is, and what it needs.
+        """
 
         def adapted(
             view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, **params: Any
         ) -> Crafted:
-            call = partial(self.call, self.name, threat, params)
-            return craft(
-                view,
-                x,
-                y,
-                threat,
-                noise,
-                call,
-                access=needs.access,
-                budget=needs.budget,
-                lift=self.lift,
-                softmax=self.name in self.softmax and params.get("loss", "ce") in ("ce", "crossentropy"),
-            )
+            softmax = name in self.softmax and params.get("loss", "ce") in ("ce", "crossentropy")
+            guard = Guard(access=row.access, budget=row.budget, lift=self.lift, softmax=softmax)
+            return guard.run(view, x, y, threat, noise, self.prepare(name, threat, params))
 
-        adapted.__doc__, adapted.__module__ = needs.about, self.module
+        adapted.__doc__, adapted.__module__ = row.about, self.module
+        needs = row.declared() | {
+            "doubts": lambda threat, **params: self.doubts(name, threat, params),
+            "check_params": partial(self._check, name),
+            "unfit": partial(self.unfit, name) if self.unfit else None,
+        }
         attack(
-            f"{self.library}/{self.name}",
-            norms=set(needs.norms),
+            f"{self.library}/{name}",
             version=1,
-            access=needs.access,
-            keyed="shard",
-            budget=needs.budget,
-            least_classes=needs.least_classes,
-            channels=needs.channels,
-            square=needs.square,
-            targeted=needs.targeted,
-            time_limit=TIME_LIMIT,
             library=self.library,
-            signature=partial(self.signature, self.name),
-            doubts=lambda threat, **params: self.doubts(self.name, threat, params),
-            check_params=self._checked,
-            unfit=partial(self.unfit, self.name) if self.unfit else None,
+            signature=partial(self.signature, name),
+            **needs,
         )(adapted)
 
-    def _checked(self, params: dict[str, Any], shape: Shape) -> None:
-        for name, value in params.items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise InputError(f"{name} must be 1 or more, not {value}")
-            if isinstance(value, float) and not (math.isfinite(value) and (value >= 0 or name in SIGNED)):
-                # A confidence, a step, a share: the libraries take any, and do as it says.
-                raise InputError(f"{name} must be a number of 0 or more, not {value:g}")
-        if self.check:
-            self.check(self.name, params)
+    def _check(self, name: str, params: Mapping[str, Any], shape: Shape) -> None:
+        if self.check_params:
+            self.check_params(name, params)
