@@ -48,7 +48,18 @@ def doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object)
     return None
 
 
-@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts)
+def cost(*, searches: int, steps: int, goal: Goal, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        searches: How many descents there are.
+        steps: How many steps each descent takes.
+        goal: Whether the nearest class is gone for first, and then the highest.
+    """
+    return 1 + (2 if goal == "nearest" else 1) * searches * (steps + 1)
+
+
+@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts, cost=cost)
 def cw_l2(
     view: View,
     x: Images,

@@ -55,7 +55,7 @@ def cw_linf(
 
     ascent = ProjectedAscent(
         steps=steps,
-        length=2.5 * threat.radius / steps if step is None else step,
+        length=step,
         restarts=restarts,
         start=start,
         keep=keep,

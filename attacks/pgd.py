@@ -48,7 +48,7 @@ def pgd(
     """
     ascent = ProjectedAscent(
         steps=steps,
-        length=2.5 * threat.radius / steps if step is None else step,
+        length=step,
         restarts=restarts,
         start=start,
         keep=keep,

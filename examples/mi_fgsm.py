@@ -39,7 +39,7 @@ def mi_fgsm(
 
     ascent = ProjectedAscent(
         steps=steps,
-        length=(1 if restarts == 1 else 2.5) * threat.radius / steps,
+        reach=1 if restarts == 1 else 2.5,
         restarts=restarts,
         start="zero" if restarts == 1 else "uniform",
         direction=direction,

@@ -144,7 +144,15 @@ class GradientNotes:
 
 
 def by_example(values: Tensor, like: Tensor) -> Tensor:
-    """Return `values` (n,) with as many axes as `like` (n, ...), to go with each example's own."""
+    """Return a value for each example with as many axes as what belongs to the examples.
+
+    Args:
+        values: (n,).
+        like: (n, ...).
+
+    Returns:
+        (n, 1, ...).
+    """
     return values.view(-1, *[1] * (like.dim() - 1))
 
 

@@ -87,11 +87,7 @@ class GuideMatching:
         """
         with torch.no_grad():
             ranked = candidate_labels(view, view.logits(x), y, self.classes)
-        ascent = ProjectedAscent(
-            steps=self.steps,
-            length=4 * threat.radius / self.steps if self.step is None else self.step,
-            start=self.start,
-        )
+        ascent = ProjectedAscent(steps=self.steps, length=self.step, reach=4, start=self.start)
         best, notes, guide = BestIterate(x), GradientNotes(x), torch.full((len(x),), -1, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         for turn in ranked.unbind(1):

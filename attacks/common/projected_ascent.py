@@ -77,8 +77,11 @@ class ProjectedAscent:
 
     steps: int
     """How many steps a walk has, at least 1."""
-    length: float
-    """What a direction is multiplied by, in units of [0, 1]."""
+    length: float | None = None
+    """What a direction is multiplied by, in units of [0, 1]; None: what `reach` says."""
+    reach: float = 2.5
+    """How many radii all steps are long together, where they have no length of their own; 2.5 as in the
+    authors' MNIST challenge of PGD."""
     restarts: int = 1
     """How many walks there are, at least 1."""
     start: Start = "uniform"
@@ -108,6 +111,7 @@ class ProjectedAscent:
             exactly zero, and ``nonfinite``, where a gradient was not finite; neither moves a pixel.
         """
         stop = self.drop and view.final
+        length = self.reach * threat.radius / self.steps if self.length is None else self.length
         record, notes = BestIterate(x), GradientNotes(x)
         at_start = torch.zeros_like(record.won)
         rows = torch.arange(len(x), device=x.device)
@@ -148,7 +152,7 @@ class ProjectedAscent:
                     memory = None if memory is None else memory[:, standing]
                 notes.see(rows, gradient, first=t == 0)
                 move, memory = self.direction(finite(gradient), memory, threat)
-                moved = (z + self.length * move).flatten(0, 1)
+                moved = (z + length * move).flatten(0, 1)
                 z = threat.project(clean.expand_as(z).flatten(0, 1), moved).view_as(z)
         if stop and self.start == "uniform":
             # Asked afterwards and of these alone, so that nothing is spent where nothing breaks.
