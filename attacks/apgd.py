@@ -5,26 +5,25 @@ whose walk has stopped to gain halves its step and goes back to its best point.
 """
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.ascent import direction
+from attacks.common.best_so_far import BestIterate, GradientNotes, finite
+from attacks.common.projected_ascent import steepest
 from attacks.common.starts import surface
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
     Loss,
     Randomness,
-    Shape,
+    Share,
     Threat,
     View,
     attack,
-    lengths,
     objective,
     succeeded,
 )
@@ -33,16 +32,7 @@ MOMENTUM = 0.75
 """The share of a step that is the gradient's; the rest repeats the last move (eq. 3)."""
 
 
-def check(params: dict[str, Any], shape: Shape) -> None:
-    """Refuse counts below 1, and a share of steps that is none."""
-    for name in ("steps", "restarts", "classes"):
-        if params.get(name, 1) < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    if not 0 <= params["rho"] <= 1:
-        raise InputError(f"rho must be a share from 0 to 1, not {params['rho']:g}")
-
-
-@attack("apgd", norms={"linf", "l2"}, version=1, check=check)
+@attack("apgd", norms={"linf", "l2"}, version=1)
 def apgd(
     view: View,
     x: Images,
@@ -50,32 +40,52 @@ def apgd(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 100,
-    restarts: int = 1,
+    steps: Count = 100,
+    restarts: Count = 1,
     loss: Loss = "ce",
-    rho: float = 0.75,
+    rho: Share = 0.75,
 ) -> Crafted:
-    """Climb `loss` in `steps` steps that choose their own length.
+    """Climb a loss in steps that choose their own length.
 
     At a checkpoint an example's step is halved if no more than `rho` of its steps since the last one
     raised its loss, or if the step was kept there and its highest loss has not grown since.
 
     Where winning here is winning (``view.final``), an image that is wrong already is left unmoved, an
     example is dropped at its first adversarial iterate, and further restarts see the survivors only;
-    else each keeps the iterate with the highest loss. Notes: ``flat``, where the gradient at a start
-    was exactly zero, and ``nonfinite``, where a gradient was not finite; neither moves a pixel.
+    else each keeps the iterate with the highest loss.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        steps: How many steps each restart takes; 100, as in AutoAttack.
+        restarts: How many walks there are, each from a random point of the ball's surface.
+        loss: What is climbed, as in `bench.objective`.
+        rho: The share of steps, from 0 to 1, that must raise the loss between two checkpoints; 0.75 in the
+            paper.
+
+    Returns:
+        The images, in the ball and the box, with the notes ``flat``, where the gradient at a start was
+        exactly zero, and ``nonfinite``, where a gradient was not finite; neither moves a pixel.
     """
-    record = Record(x)
+    walks = Walks(view, x, y, threat, noise, Settings(steps, loss, rho))
     with torch.no_grad():
-        record.wrong(view, view.logits(x), y)
+        walks.begin(view.logits(x))
     for _ in range(restarts):
-        climb(record, view, x, y, threat, noise, steps=steps, loss=loss, rho=rho)
-    return record.crafted()
+        walks.climb()
+    return walks.crafted()
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Return after how many steps the walks are judged: 22 % of them, then in windows each 3 % shorter than
-    the one before, at least 6 % (section 3.2.1).
+    """Return after how many steps the walks are judged.
+
+    That is after 22 % of them, then in windows each 3 % shorter than the one before, at least 6 % (section
+    3.2.1).
+
+    Args:
+        steps: How many steps a walk has, at least 1.
     """
     at, window, found = 22, 22, set()
     while at <= 100:
@@ -85,50 +95,26 @@ def checkpoints(steps: int) -> list[int]:
     return sorted(found)
 
 
-class Record:
-    """What is known of each example after some walks: its best image, and whether that is a success."""
+@dataclass(frozen=True)
+class Settings:
+    """What the walks of an attack have in common."""
 
-    def __init__(self, x: Images) -> None:
-        def no() -> Tensor:
-            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
-
-        self.images = x.clone()
-        self.losses = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        self.won, self.flat, self.nonfinite = no(), no(), no()
-
-    @property
-    def standing(self) -> Tensor:
-        """The positions of the examples that were not won."""
-        return (~self.won).nonzero().squeeze(1)
-
-    def wrong(self, view: View, logits: Tensor, y: Labels) -> None:
-        """Take note of the images that are won unmoved, if winning here is winning."""
-        self.won |= succeeded(view, logits, y) & view.final
-
-    def win(self, rows: Tensor, images: Images) -> None:
-        """Take successes."""
-        self.images[rows], self.won[rows] = images, True
-
-    def note(self, rows: Tensor, gradient: Tensor, *, first: bool) -> None:
-        """Note gradients that say nothing."""
-        peak = lengths(gradient, "linf")
-        self.nonfinite[rows] |= ~(peak < math.inf)
-        if first:
-            self.flat[rows] |= peak == 0
-
-    def offer(self, rows: Tensor, images: Images, losses: Tensor) -> None:
-        """Take the images of examples without a success where their losses are higher."""
-        higher = losses > self.losses[rows]
-        self.images[rows] = torch.where(higher[:, None, None, None], images, self.images[rows])
-        self.losses[rows] = torch.where(higher, losses.double(), self.losses[rows])
-
-    def crafted(self) -> Crafted:
-        """Return the images and the notes."""
-        return Crafted(self.images, {"flat": self.flat, "nonfinite": self.nonfinite})
+    steps: int
+    """How many steps a walk has, at least 1."""
+    loss: Loss
+    """What is climbed."""
+    rho: float
+    """The share of steps that must raise the loss between two checkpoints."""
 
 
 class Progress:
-    """How each example's walk gains, and how long its steps are."""
+    """How each example's walk gains, and how long its steps are.
+
+    Args:
+        x: The images (N, C, H, W), for their number, dtype and device.
+        length: How long the first steps are, in the threat's units.
+        rho: The share of steps that must raise the loss between two checkpoints.
+    """
 
     def __init__(self, x: Images, length: float, rho: float) -> None:
         self._rho = rho
@@ -141,7 +127,7 @@ class Progress:
         self._halved = self._rises == 0
 
     def learn(self, losses: Tensor) -> Tensor:
-        """Take the losses, of the start and after each step; return bool (N,), where none was higher."""
+        """Take the losses (N,), of the start and after each step; return bool (N,), where none was higher."""
         better = losses > self.best
         self._rises = self._rises + (losses > self._last)
         self._last = losses.nan_to_num(-math.inf)
@@ -170,64 +156,82 @@ class Progress:
         return part
 
 
-def climb(
-    record: Record,
-    view: View,
-    x: Images,
-    y: Labels,
-    threat: Threat,
-    noise: Randomness,
-    *,
-    steps: int,
-    loss: Loss,
-    rho: float,
-    towards: Labels | None = None,
-) -> None:
-    """Walk once from a random point of the ball's surface, with every example that stands, and record.
+class Walks:
+    """Walks of the examples that stand, and what is known of each.
 
-    The loss is that of the goal, or of the class `towards` (N,); a success is one of `view` in any case.
+    Args:
+        view: What is looked through, with gradients.
+        x: Images (N, C, H, W) in [0, 1].
+        y: Their labels (N,).
+        threat: A ball in linf or l2.
+        noise: Draws of each example's own, for the starts.
+        settings: What the walks have in common.
     """
-    if len(rows := record.standing) == 0:
-        return
-    view, x, y, noise = view.take(rows), x[rows], y[rows], noise.take(rows)
-    towards = None if towards is None else towards[rows]
-    z = old = threat.project(x, x + threat.radius * surface(x, threat.norm, noise))
-    best = best_uphill = z
-    progress = Progress(x, 2 * threat.radius, rho)
-    marks, mark = checkpoints(steps), 0
-    for t in range(steps + 1):
-        last = t == steps
-        z = z.detach().requires_grad_(not last)
-        with torch.set_grad_enabled(not last):
-            logits = view.logits(z)
-            aim = view if towards is None else replace(view, target=towards)
-            losses = objective(aim, logits, y, loss)
-        won = succeeded(view, logits, y) & view.final
-        # The one place where a step waits for the device: how many examples are left.
-        if len(standing := (~won).nonzero().squeeze(1)) == 0:
-            record.win(rows, z.detach())
+
+    def __init__(
+        self, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, settings: Settings
+    ) -> None:
+        self._view, self._x, self._y, self._threat, self._noise = view, x, y, threat, noise
+        self._settings = settings
+        self.record, self.notes = BestIterate(x), GradientNotes(x)
+
+    def begin(self, logits: Tensor) -> None:
+        """Take note of the images that are won unmoved, by their logits, if winning here is winning."""
+        self.record.won |= succeeded(self._view, logits, self._y) & self._view.final
+
+    def crafted(self) -> Crafted:
+        """Return the images and the notes."""
+        return Crafted(self.record.images, self.notes.columns())
+
+    def climb(self, towards: Labels | None = None) -> None:
+        """Walk once from a random point of the ball's surface, with every example that stands.
+
+        Args:
+            towards: The class (N,) whose loss is climbed; None: the goal's own. A success is one of the view
+                in any case.
+        """
+        record, threat, settings = self.record, self._threat, self._settings
+        if len(rows := record.standing) == 0:
             return
-        gradient = z if last else autograd.grad(losses.sum(), z)[0]
-        z, losses = z.detach(), losses.detach()
-        if len(standing) < len(rows):
-            record.win(rows[won], z[won])
-            rows, view, progress = rows[standing], view.take(standing), progress.take(standing)
-            towards = None if towards is None else towards[standing]
-            x, y, z, old, best, best_uphill, losses, gradient = (
-                each[standing] for each in (x, y, z, old, best, best_uphill, losses, gradient)
-            )
-        better = progress.learn(losses)[:, None, None, None]
-        best = torch.where(better, z, best)
-        if last:
-            break
-        record.note(rows, gradient, first=t == 0)
-        uphill = direction(gradient[None], threat)[0]
-        best_uphill = torch.where(better, uphill, best_uphill)
-        if t in marks:
-            halved = progress.judge(t - mark)[:, None, None, None]
-            z, uphill, mark = torch.where(halved, best, z), torch.where(halved, best_uphill, uphill), t
-        moved = threat.project(x, z.addcmul(progress.length[:, None, None, None], uphill))
-        if t > 0:
-            moved = threat.project(x, z.lerp(moved, MOMENTUM).add(z - old, alpha=1 - MOMENTUM))
-        z, old = moved, z
-    record.offer(rows, best, progress.best)
+        view, x, y, noise = self._view.take(rows), self._x[rows], self._y[rows], self._noise.take(rows)
+        towards = None if towards is None else towards[rows]
+        z = old = threat.project(x, x + threat.radius * surface(x, threat.norm, noise))
+        best = best_uphill = z
+        progress = Progress(x, 2 * threat.radius, settings.rho)
+        marks, mark = checkpoints(settings.steps), 0
+        for t in range(settings.steps + 1):
+            last = t == settings.steps
+            z = z.detach().requires_grad_(not last)
+            with torch.set_grad_enabled(not last):
+                logits = view.logits(z)
+                aim = view if towards is None else replace(view, target=towards)
+                losses = objective(aim, logits, y, settings.loss)
+            won = succeeded(view, logits, y) & view.final
+            # The one place where a step waits for the device: how many examples are left.
+            if len(standing := (~won).nonzero().squeeze(1)) == 0:
+                record.win(rows, z.detach())
+                return
+            gradient = z if last else autograd.grad(losses.sum(), z)[0]
+            z, losses = z.detach(), losses.detach()
+            if len(standing) < len(rows):
+                record.win(rows[won], z[won])
+                rows, view, progress = rows[standing], view.take(standing), progress.take(standing)
+                towards = None if towards is None else towards[standing]
+                x, y, z, old, best, best_uphill, losses, gradient = (
+                    each[standing] for each in (x, y, z, old, best, best_uphill, losses, gradient)
+                )
+            better = progress.learn(losses)[:, None, None, None]
+            best = torch.where(better, z, best)
+            if last:
+                break
+            self.notes.see(rows, gradient[None], first=t == 0)
+            uphill = steepest(finite(gradient)[None], None, threat)[0][0]
+            best_uphill = torch.where(better, uphill, best_uphill)
+            if t in marks:
+                halved = progress.judge(t - mark)[:, None, None, None]
+                z, uphill, mark = torch.where(halved, best, z), torch.where(halved, best_uphill, uphill), t
+            moved = threat.project(x, z.addcmul(progress.length[:, None, None, None], uphill))
+            if t > 0:
+                moved = threat.project(x, z.lerp(moved, MOMENTUM).add(z - old, alpha=1 - MOMENTUM))
+            z, old = moved, z
+        record.offer(rows, best, progress.best)

@@ -1,6 +1,6 @@
 """AutoAttack (Croce and Hein 2020, arXiv:2003.01690), with the settings of its authors and no others."""
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -8,8 +8,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from attacks import apgd_t as targeted
+from attacks import fab as boundaries
+from attacks import square as squares
 from attacks.apgd import apgd
 from attacks.apgd_t import apgd_t
+from attacks.common.best_so_far import BestIterate
 from attacks.fab import fab, fab_t
 from attacks.square import square
 from bench import (
@@ -55,7 +59,26 @@ VERSIONS: dict[Version, dict[str, partial[Crafted]]] = {
 """The members of each version, in their order."""
 
 
-@attack("autoattack", norms={"linf", "l2"}, version=1)
+_COSTS: dict[Callable[..., Crafted], Callable[..., int]] = {
+    apgd: lambda *, steps, restarts=1, **_: restarts * (steps + 1) + 1,
+    apgd_t: targeted.cost,
+    fab: boundaries.cost,
+    fab_t: boundaries.cost,
+    square: squares.cost,
+}
+
+
+def cost(*, version: Version) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        version: Which members run.
+    """
+    passes = (1 + _COSTS[member.func](**member.keywords) for member in VERSIONS[version].values())
+    return 1 + sum(passes) * (DRAWS if version == "rand" else 1)
+
+
+@attack("autoattack", norms={"linf", "l2"}, version=1, cost=cost)
 def autoattack(
     view: View,
     x: Images,
@@ -67,19 +90,28 @@ def autoattack(
 ) -> Crafted:
     """Run one attack after the other on the examples that still stand.
 
-    ``standard``: `apgd` with cross-entropy, `apgd-t`, `fab-t`, `square`. ``plus``: five restarts, and
-    the untargeted forms as well. ``rand``, for random defenses: `apgd` with cross-entropy and with DLR,
-    each loss the mean of 20 draws. A member's images count as the view answers when it is asked again.
-    Where winning here is not winning (``view.final`` is false) nothing stands or falls: every member
-    sees every example, and the image with the highest margin is kept.
+    A member's images count as the view answers when it is asked again. Where winning here is not winning
+    (``view.final`` is false) nothing stands or falls: every member sees every example, and the image with the
+    highest margin is kept.
 
-    Notes: ``found_by``, the position of the member that found the image, from 0; -1 where none did, or
-    the image was wrong already. ``passes.NAME``, what each member spent on the example, forward and
-    backward passes together. ``flat`` and ``nonfinite``, as `apgd`'s, of any member.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        version: ``standard``: `apgd` with cross-entropy, `apgd-t`, `fab-t`, `square`. ``plus``: five
+            restarts, and the untargeted forms as well. ``rand``, for random defenses: `apgd` with
+            cross-entropy and with DLR, each loss the mean of 20 draws.
+
+    Returns:
+        The images, in the ball and the box, with notes. ``found_by``: the position of the member that found
+        the image, from 0; -1 where none did, or the image was wrong already. ``passes.NAME``: what each
+        member spent on the example, forward and backward passes together. ``flat`` and ``nonfinite``, as
+        `apgd`'s, of any member.
     """
     members = VERSIONS[version]
-    images, device = x.clone(), x.device
-    highest = torch.full((len(x),), -math.inf, dtype=torch.float64, device=device)
+    best, device = BestIterate(x), x.device
     found_by = torch.full((len(x),), -1, device=device)
     says = {note: torch.zeros(len(x), dtype=torch.bool, device=device) for note in ("flat", "nonfinite")}
     spent = {name: torch.zeros(len(x), dtype=torch.float64, device=device) for name in members}
@@ -98,17 +130,13 @@ def autoattack(
         with torch.no_grad():
             logits = here.logits(z)
         won = succeeded(here, logits, labels) & view.final
-        margin = objective(here, logits, labels, "margin").double()
-        better = won | (margin > highest[rows])
-        images[rows] = torch.where(better[:, None, None, None], z, images[rows])
-        highest[rows] = torch.where(better, margin, highest[rows])
+        better = best.offer(rows, z, objective(here, logits, labels, "margin"), won)
         found_by[rows] = torch.where(won if view.final else better, position, found_by[rows])
         done[rows] = won
         for note in says.keys() & crafted.notes.keys():
             says[note][rows] |= crafted.notes[note]
-    return Crafted(
-        images, {"found_by": found_by, **says, **{f"passes.{name}": each for name, each in spent.items()}}
-    )
+    passes = {f"passes.{name}": each for name, each in spent.items()}
+    return Crafted(best.images, {"found_by": found_by, **says, **passes})
 
 
 class _Counted:

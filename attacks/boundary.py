@@ -8,19 +8,20 @@ a whole where one example has no start, and shares its draws.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench import (
+    Count,
     Crafted,
     Features,
     Images,
-    InputError,
     Labels,
+    Positive,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
@@ -40,18 +41,23 @@ CONVERGED = 1e-7
 """The length of the step towards the image at which an example is done."""
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "directions", "starts"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    for name in ("spherical_step", "source_step"):
-        if not params[name] > 0:
-            raise InputError(f"{name} must be above 0, not {params[name]:g}")
-    if not params["step_adaptation"] > 1:
-        raise InputError(f"step_adaptation must be a factor above 1, not {params['step_adaptation']:g}")
+def cost(*, steps: int, directions: int, starts: int, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most, beside those for a view's guides.
+
+    Args:
+        steps: How many steps the walk has.
+        directions: How many proposals a step tries at most.
+        starts: How many draws are tried as a start.
+    """
+    tried = steps * directions
+    return 1 + starts + BLENDS + tried + tried // EVERY
 
 
-@attack("boundary", norms={"l2"}, version=1, access="decision", budget="distance", check=_check)
+Factor: TypeAlias = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+"""A factor that changes something."""
+
+
+@attack("boundary", norms={"l2"}, version=1, access="decision", budget="distance", cost=cost)
 def boundary(
     view: View,
     x: Images,
@@ -59,24 +65,40 @@ def boundary(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 25_000,
-    directions: int = 1,
-    spherical_step: float = 0.01,
-    source_step: float = 0.01,
-    step_adaptation: float = 1.5,
+    steps: Count = 25_000,
+    directions: Count = 1,
+    spherical_step: Positive = 0.01,
+    source_step: Positive = 0.01,
+    step_adaptation: Factor = 1.5,
     conditional: bool = False,
-    starts: int = 1000,
+    starts: Count = 1000,
 ) -> Crafted:
-    """Walk `steps` steps: to a random side on the sphere around the image, then towards the image.
+    """Walk along the boundary: to a random side on the sphere around the image, then towards the image.
 
-    A proposal is accepted if it is adversarial and nearer; a step tries up to `directions` of them. Both
-    lengths are relative to the distance, and are multiplied or divided by `step_adaptation` where too many
-    or too few succeed. With `conditional`, steps towards the image are measured, and asked for, only where
-    the move on the sphere is adversarial (foolbox 1 and 2). The walk starts from a blend with the first
-    of `starts` uniform draws that is adversarial. Where none is, as with a read-out that refuses noise, it
-    starts from a blend with the nearest of the view's guides that is: accepted images, one of each class.
+    A proposal is accepted if it is adversarial and nearer. The walk starts from a blend with the first
+    uniform draw that is adversarial. Where none is, as with a read-out that refuses noise, it starts from a
+    blend with the nearest of the view's guides that is: accepted images, one of each class. Defaults are
+    foolbox 3's.
 
-    Note: ``failed``, where no start was adversarial: those images are returned unchanged.
+    Args:
+        view: The answers of the read-out; nothing else is asked for.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        steps: How many steps the walk has.
+        directions: How many proposals a step tries at most.
+        spherical_step: The first length of the move on the sphere, relative to the distance.
+        source_step: The first length of the move towards the image, relative to the distance.
+        step_adaptation: By what factor, above 1, both lengths are multiplied or divided where too many or too
+            few proposals succeed.
+        conditional: Whether steps towards the image are measured, and asked for, only where the move on the
+            sphere is adversarial (foolbox 1 and 2).
+        starts: How many uniform draws are tried as a start.
+
+    Returns:
+        The nearest adversarial image of each walk, with the note ``failed``, where no start was adversarial:
+        those images are returned unchanged.
     """
     images = x.clone()
     right = (~_won(view, x, y)).nonzero().squeeze(1)

@@ -2,36 +2,15 @@
 (2018, arXiv:1706.06083) do with their confidence of 50.
 """
 
-from typing import Any
-
 from torch import Tensor
 
-from attacks.common.ascent import Keep, Start, ascend
-from attacks.common.margins import lack
-from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack
+from attacks.common import flags
+from attacks.common.margins import margin_shortfall
+from attacks.common.projected_ascent import Keep, ProjectedAscent, Start
+from bench import Count, Crafted, Images, Labels, NonNegative, Positive, Randomness, Threat, View, attack
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "restarts"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    if params["step"] is not None and not params["step"] > 0:
-        raise InputError(f"step must be a length above 0, not {params['step']:g}")
-    if not params["k"] >= 0:
-        raise InputError(f"k must be a margin of 0 or more, not {params['k']:g}")
-
-
-def _doubts(
-    threat: Threat, *, steps: int, step: float | None, restarts: int, start: str, **_: object
-) -> str | None:
-    if step is not None and (reach := steps * step) < threat.radius:
-        return f"{steps} steps of {step:g} reach {reach:g}, less than the radius {threat.radius:g}"
-    if restarts > 1 and start == "zero":
-        return f"{restarts} restarts from the image itself are one run, {restarts} times"
-    return None
-
-
-@attack("cw-linf", norms={"linf"}, version=1, doubts=_doubts, check=_check)
+@attack("cw-linf", norms={"linf"}, version=1, doubts=flags.of_ascent)
 def cw_linf(
     view: View,
     x: Images,
@@ -39,10 +18,10 @@ def cw_linf(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 40,
-    step: float | None = None,
-    restarts: int = 1,
-    k: float = 50.0,
+    steps: Count = 40,
+    step: Positive | None = None,
+    restarts: Count = 1,
+    k: NonNegative = 50.0,
     start: Start = "uniform",
     keep: Keep = "best",
     drop: bool = True,
@@ -52,24 +31,34 @@ def cw_linf(
     Beyond a margin of `k` there is no gradient and an example stays where it is. Where an example is
     dropped at its first success, or margins stay below `k`, it is PGD with ``loss="margin"``.
 
-    Notes: ``flat`` and ``nonfinite``, as PGD's.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        steps: How many steps each restart takes.
+        step: The length of a step, in units of [0, 1]; None: 2.5 radius / steps.
+        restarts: How many walks there are, each from a start of its own.
+        k: The wanted margin, in units of the logits; 50, as Madry et al. have it.
+        start: ``uniform``: a point drawn uniformly from the ball; ``zero``: the image itself.
+        keep: ``best``: the best iterate of all; ``last``: the best of the restarts' last ones.
+        drop: False goes on to the end where an example could be dropped; no failure replaces a success.
+
+    Returns:
+        The images, in the ball and the box, with the notes ``flat`` and ``nonfinite``, as PGD's.
     """
 
-    def ask(here: View, z: Images, labels: Labels, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(here: View, z: Images, labels: Labels, rows: Tensor) -> tuple[Tensor, Tensor]:
         logits = here.logits(z)
-        return -lack(here, logits, labels, k), logits
+        return -margin_shortfall(here, logits, labels, k), logits
 
-    return ascend(
-        view,
-        x,
-        y,
-        threat,
-        noise,
-        ask,
+    ascent = ProjectedAscent(
         steps=steps,
-        length=2.5 * threat.radius / steps if step is None else step,
+        length=step,
         restarts=restarts,
         start=start,
         keep=keep,
         drop=drop,
     )
+    return ascent.run(view, x, y, threat, noise, evaluate)

@@ -1,19 +1,18 @@
 """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2), in l2."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from attacks.common.nearest import Nearest, Push
-from attacks.common.rivals import nearest_rival, rivals
+from attacks.common.best_so_far import NearestSuccess
+from attacks.common.candidates import candidate_labels, nearest_candidate
+from attacks.common.minimum_step import MinimumStep
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
+    NonNegative,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
@@ -22,16 +21,7 @@ from bench import (
 )
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    if params["steps"] < 1:
-        raise InputError(f"steps must be 1 or more, not {params['steps']}")
-    if params["candidates"] is not None and params["candidates"] < 1:
-        raise InputError(f"candidates must be 1 or more, or null for all, not {params['candidates']}")
-    if not params["overshoot"] >= 0:
-        raise InputError(f"overshoot must be 0 or more, not {params['overshoot']:g}")
-
-
-@attack("deepfool", norms={"l2"}, version=1, budget="distance", check=_check)
+@attack("deepfool", norms={"l2"}, version=1, budget="distance")
 def deepfool(
     view: View,
     x: Images,
@@ -39,19 +29,31 @@ def deepfool(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 50,
-    overshoot: float = 0.02,
-    candidates: int | None = None,
+    steps: Count = 50,
+    overshoot: NonNegative = 0.02,
+    candidates: Count | None = None,
 ) -> Crafted:
     """Go straight to the nearest of the other classes, as if logits were linear, until the label changes.
 
-    `candidates` are the likeliest wrong classes of the image itself (null: all). Each step is made longer
-    by `overshoot` and cut to the box; one that is too short to arrive beyond the boundary, as at a tie, is
-    made as long as it takes (`Push`).
+    Each step is cut to the box; one that is too short to arrive beyond the boundary, as at a tie, is made as
+    long as it takes (`MinimumStep`).
 
-    Notes: ``failed``, where the label did not change; the image is the clean one.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        steps: How many steps are taken at most; 50, as in the authors' code.
+        overshoot: By what share each step is made longer; 0.02 in the paper.
+        candidates: How many of the likeliest wrong classes of the image itself are gone for, a backward pass
+            for each at every step; None: all.
+
+    Returns:
+        The first success of each image, else the image, with the note ``failed``, where the label did not
+        change.
     """
-    nearest, push = Nearest(x, threat), Push(x)
+    nearest, least = NearestSuccess(x, threat), MinimumStep(x)
     rows, here, labels, z = torch.arange(len(x), device=x.device), view, y, x
     classes: Tensor | None = None
     for t in range(steps + 1):
@@ -67,11 +69,11 @@ def deepfool(
         if last or won.all():
             break
         if classes is None:
-            classes = rivals(here, logits, labels, candidates)
-        step = nearest_rival(here, z, logits, labels, classes)
-        going = (~won & step.length.isfinite()).nonzero().squeeze(1)
-        length = push(rows, (1 + overshoot) * step.length).to(z.dtype)
-        z = (z.detach() + length[:, None, None, None] * step.unit).clamp(0, 1)
+            classes = candidate_labels(here, logits, labels, candidates)
+        way = nearest_candidate(here, z, logits, labels, classes)
+        going = (~won & way.length.isfinite()).nonzero().squeeze(1)
+        length = least(rows, (1 + overshoot) * way.length).to(z.dtype)
+        z = (z.detach() + length[:, None, None, None] * way.unit).clamp(0, 1)
         if len(going) == 0:
             break
         if len(going) < len(rows):

@@ -2,27 +2,33 @@
 
 It moves as little as it can: step by step to the nearest decision boundary as it looks from the point,
 drawn towards the clean image, and back towards it from every success.
+
+Two attacks on one search, in one file for it: `fab` looks at the boundaries of all classes at every step,
+`fab-t` at one class's at a time.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Nearest, Push
-from attacks.common.rivals import rivals
+from attacks.common.best_so_far import NearestSuccess, finite
+from attacks.common.candidates import candidate_labels
+from attacks.common.minimum_step import MinimumStep
 from attacks.common.starts import surface
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
     Norm,
     Randomness,
-    Shape,
+    Share,
     Threat,
     View,
     attack,
@@ -38,19 +44,25 @@ the last bit is an adversarial image in one batch and none in another."""
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
+SECANTS = 3
+"""How often the final search cuts the way (section 3.3)."""
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "restarts", "classes"):
-        if params.get(name, 1) < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    for name in ("alpha_max", "beta"):
-        if not 0 <= params[name] <= 1:
-            raise InputError(f"{name} must be a share from 0 to 1, not {params[name]:g}")
-    if not params["eta"] >= 1:
-        raise InputError(f"eta must be 1 or more, to reach the boundary, not {params['eta']:g}")
+Overshoot: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+"""A factor that must reach the boundary."""
 
 
-@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+def cost(*, steps: int, restarts: int = 1, classes: int = 1, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        steps: How many steps each walk takes.
+        restarts: How many walks there are for each class, or for all of them at once.
+        classes: How many classes are gone for, one at a time.
+    """
+    return 1 + classes * restarts * (2 * steps + 1 + SECANTS)
+
+
+@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", cost=cost)
 def fab(
     view: View,
     x: Images,
@@ -58,24 +70,41 @@ def fab(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 100,
-    restarts: int = 1,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
+    steps: Count = 100,
+    restarts: Count = 1,
+    alpha_max: Share = 0.1,
+    eta: Overshoot = 1.05,
+    beta: Share = 0.9,
 ) -> Crafted:
     """Step to the boundary of the wrong class that looks nearest, each time: a gradient for every class.
 
-    Returned is the nearest adversarial image of all. The first restart begins at the image, the others
-    at a random point half as far as that. Within a radius, if one is given, an example is done.
+    The first restart begins at the image, the others at a random point half as far as the nearest success.
+    Within a radius, if one is given, an example is done.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        steps: How many steps each restart takes; 100, as in AutoAttack.
+        restarts: How many walks there are.
+        alpha_max: The largest share, from 0 to 1, that the clean image's own projection has in a step (eq.
+            9); 0.1 in the paper.
+        eta: By what factor, 1 or more, a step goes beyond the boundary; 1.05 in the paper.
+        beta: What is left, from 0 to 1, of the way from the image to a success, when the walk goes back from
+            it; 0.9 in the paper.
+
+    Returns:
+        The nearest success of each image, else the image, with the note ``failed``.
     """
-    hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
+    search = _BoundarySearch(view, x, y, threat, noise, _Settings(steps, alpha_max, eta, beta))
     for restart in range(restarts):
-        hunt.run(hunt.rivals(None), wander=restart > 0)
-    return hunt.nearest.crafted()
+        search.run(search.candidates(None), wander=restart > 0)
+    return search.nearest.crafted()
 
 
-@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", check=_check)
+@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", cost=cost)
 def fab_t(
     view: View,
     x: Images,
@@ -83,70 +112,86 @@ def fab_t(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 100,
-    restarts: int = 1,
-    classes: int = 9,
-    alpha_max: float = 0.1,
-    eta: float = 1.05,
-    beta: float = 0.9,
+    steps: Count = 100,
+    restarts: Count = 1,
+    classes: Count = 9,
+    alpha_max: Share = 0.1,
+    eta: Overshoot = 1.05,
+    beta: Share = 0.9,
 ) -> Crafted:
-    """Step to the boundary of one class only, for each of the `classes` likeliest wrong classes in turn
+    """Step to the boundary of one class only, for each of the likeliest wrong classes in turn
     (Croce and Hein 2020, arXiv:2003.01690, section 5): a gradient in each step, however many classes.
 
     They are ranked by the logits of the clean image; any wrong answer is a success. Else as `fab`.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        steps: How many steps each walk takes; 100, as in AutoAttack.
+        restarts: How many walks there are for each class.
+        classes: How many classes are gone for at most; 9, as in AutoAttack.
+        alpha_max: The largest share, from 0 to 1, that the clean image's own projection has in a step.
+        eta: By what factor, 1 or more, a step goes beyond the boundary.
+        beta: What is left, from 0 to 1, of the way from the image to a success, when the walk goes back.
+
+    Returns:
+        The nearest success of each image, else the image, with the note ``failed``.
     """
-    hunt = _Hunt(view, x, y, threat, noise, steps=steps, alpha_max=alpha_max, eta=eta, beta=beta)
-    for towards in hunt.rivals(classes).split(1, dim=1):
+    search = _BoundarySearch(view, x, y, threat, noise, _Settings(steps, alpha_max, eta, beta))
+    for towards in search.candidates(classes).split(1, dim=1):
         for restart in range(restarts):
-            hunt.run(towards, wander=restart > 0)
-    return hunt.nearest.crafted()
+            search.run(towards, wander=restart > 0)
+    return search.nearest.crafted()
 
 
-class _Hunt:
+@dataclass(frozen=True)
+class _Settings:
+    """What the walks of a search have in common."""
+
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+
+
+class _BoundarySearch:
     """The search for the nearest adversarial image of each example, run after run."""
 
     def __init__(
-        self,
-        view: View,
-        x: Images,
-        y: Labels,
-        threat: Threat,
-        noise: Randomness,
-        *,
-        steps: int,
-        alpha_max: float,
-        eta: float,
-        beta: float,
+        self, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, settings: _Settings
     ) -> None:
         self.view, self.x, self.y, self.threat, self.noise = view, x, y, threat, noise
-        self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
-        self.nearest = Nearest(x, threat)
+        self.settings = settings
+        self.nearest = NearestSuccess(x, threat)
         with torch.no_grad():
             self.logits: Tensor = view.logits(x)
         self.margin = objective(view, self.logits, y, "margin")
         self.nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, self.logits, y))
 
-    def rivals(self, count: int | None) -> Tensor:
+    def candidates(self, count: int | None) -> Tensor:
         """Return the classes to aim at, (N, L)."""
-        return rivals(self.view, self.logits, self.y, count)
+        return candidate_labels(self.view, self.logits, self.y, count)
 
     def run(self, classes: Tensor, *, wander: bool) -> None:
-        """Walk for `steps` steps, towards the classes (N, L), and search the last stretch."""
+        """Walk towards the classes (N, L), and search the last stretch."""
         # Where there is no radius, an example is done if it moved by nothing: it was wrong already.
         enough = self.threat.radius if math.isfinite(self.threat.radius) and self.view.final else 0.0
         everyone = (self.nearest.distance > enough).nonzero().squeeze(1)
         if len(everyone) == 0:
             return
-        found, push = Nearest(self.x[everyone], self.threat), Push(everyone)
+        found, least = NearestSuccess(self.x[everyone], self.threat), MinimumStep(everyone)
         rows, here = everyone, torch.arange(len(everyone), device=everyone.device)
         view, x, y, classes = self.view.take(rows), self.x[rows], self.y[rows], classes[rows]
         z = self._start(rows) if wander else x
-        for _ in range(self.steps):
-            z = self._step(view, x, z, y, classes, partial(push, here))
+        for _ in range(self.settings.steps):
+            z = self._step(view, x, z, y, classes, partial(least, here))
             with torch.no_grad():
                 won = succeeded(view, view.logits(z), y)
             found.offer(here, z, won)
-            z = torch.where(won[:, None, None, None], x + self.beta * (z - x), z)
+            z = torch.where(won[:, None, None, None], x + self.settings.beta * (z - x), z)
             if enough and len(standing := (found.distance[here] > enough).nonzero().squeeze(1)) < len(here):
                 here, view, classes = here[standing], view.take(standing), classes[standing]
                 x, y, z = x[standing], y[standing], z[standing]
@@ -164,7 +209,7 @@ class _Hunt:
         return (x + reach[:, None, None, None] / 2 * move).clamp(0, 1)
 
     def _step(
-        self, view: View, x: Images, z: Images, y: Labels, classes: Tensor, push: Callable[[Tensor], Tensor]
+        self, view: View, x: Images, z: Images, y: Labels, classes: Tensor, least: Callable[[Tensor], Tensor]
     ) -> Images:
         """Return the next point (algorithm 1): beyond the plane by `eta`, drawn to the clean image's own
         projection the more, the nearer that lies.
@@ -174,16 +219,17 @@ class _Hunt:
         points, clean = z.flatten(1), x.flatten(1)
         # What is missing at either point: the plane through both is the one linearised at `z`.
         missing = torch.cat(
-            [_lacking(margin, slope, norm, push), -margin - (slope * (clean - points)).sum(1)]
+            [_lacking(margin, slope, norm, least), -margin - (slope * (clean - points)).sum(1)]
         )
         moves = crossing(torch.cat([points, clean]), torch.cat([slope, slope]), missing, norm)
         here, there = moves.chunk(2)
-        length, least = (lengths(move, norm) for move in (here, there))
-        share = (length / (length + least).clamp_min(1e-12)).clamp_max(self.alpha_max)[:, None]
-        moved: Tensor = (1 - share) * (points + self.eta * here) + share * (clean + self.eta * there)
+        length, other = (lengths(move, norm) for move in (here, there))
+        share = (length / (length + other).clamp_min(1e-12)).clamp_max(self.settings.alpha_max)[:, None]
+        eta = self.settings.eta
+        moved: Tensor = (1 - share) * (points + eta * here) + share * (clean + eta * there)
         return moved.clamp_(0, 1).view_as(z)
 
-    def _polish(self, rows: Tensor, found: Nearest, enough: float) -> None:
+    def _polish(self, rows: Tensor, found: NearestSuccess, enough: float) -> None:
         """Search the way from the clean image to the nearest success for where the margin is zero: three
         times by the secant (section 3.3).
         """
@@ -202,7 +248,7 @@ class _Hunt:
 
         low, high = torch.zeros_like(self.margin[rows]), torch.ones_like(self.margin[rows])
         below, (above, _) = self.margin[rows], ask(high)
-        for _ in range(3):
+        for _ in range(SECANTS):
             root = low - below / (above - below) * (high - low)
             share = torch.minimum(root.nan_to_num(1.0).clamp(0, 1) * (1 + SLACK), high)
             margin, won = ask(share)
@@ -210,14 +256,14 @@ class _Hunt:
             high, above = torch.where(won, share, high), torch.where(won, margin, above)
 
 
-def _lacking(margin: Tensor, slope: Tensor, norm: Norm, push: Callable[[Tensor], Tensor]) -> Tensor:
+def _lacking(margin: Tensor, slope: Tensor, norm: Norm, least: Callable[[Tensor], Tensor]) -> Tensor:
     """Return what margins (N,) lack to 0, or to where the least move leads that gets on: what has not won
     does not stand still on the boundary.
     """
     size = lengths(slope, DUAL[norm])
     away = (-margin / size).masked_fill(margin > 0, math.inf)
-    least = push(away).to(margin.dtype)
-    return torch.where(away < least, least * size, -margin)
+    nudge = least(away).to(margin.dtype)
+    return torch.where(away < nudge, nudge * size, -margin)
 
 
 def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -234,12 +280,12 @@ def _nearest_plane(view: View, z: Images, y: Labels, classes: Tensor, norm: Norm
         chosen = torch.zeros_like(margins)
         chosen[:, place] = 1.0
         (gradient,) = autograd.grad(margins, z, chosen, retain_graph=place < last)
-        gradient = gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+        gradient = finite(gradient.flatten(1))
         away = level.abs() / lengths(gradient, DUAL[norm])
         nearer = away < near  # Never where it is not a number.
         near, margin = torch.where(nearer, away, near), torch.where(nearer, level, margin)
         slope = torch.where(nearer[:, None], gradient, slope)
-    return margin.nan_to_num(0.0, 0.0, 0.0), slope
+    return finite(margin), slope
 
 
 def _margins(view: View, logits: Tensor, y: Labels, classes: Tensor) -> Tensor:
@@ -255,8 +301,16 @@ def _margins(view: View, logits: Tensor, y: Labels, classes: Tensor) -> Tensor:
 
 
 def crossing(points: Tensor, slope: Tensor, missing: Tensor, norm: Norm) -> Tensor:
-    """Return the shortest moves of `points` (N, D) in the box whose products with `slope` (N, D) are
-    `missing` (N,); where the box is too small for that, those that come nearest.
+    """Return the shortest moves in the box that gain what is missing, to first order.
+
+    Args:
+        points: Where to move from, (N, D), in [0, 1].
+        slope: What each value gains when it is moved by 1, (N, D).
+        missing: What the moves are to gain, (N,).
+        norm: In which norm they are the shortest.
+
+    Returns:
+        (N, D); where the box is too small for the gain, the moves that come nearest.
     """
     gain, need = slope.abs(), missing.abs()[:, None]
     forward = (slope > 0) ^ (missing < 0)[:, None]

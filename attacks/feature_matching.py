@@ -10,12 +10,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.common.ascent import Start
-from attacks.common.matching import check, doubts, guides_of, match
-from bench import Crafted, Features, Images, InputError, Labels, Randomness, Threat, View, attack
+from attacks.common import flags
+from attacks.common.matching import GuideMatching, check_params, cost, guides_of
+from attacks.common.projected_ascent import Start
+from bench import (
+    Count,
+    Crafted,
+    Features,
+    Images,
+    InputError,
+    Labels,
+    Positive,
+    Randomness,
+    Threat,
+    View,
+    attack,
+)
 
 
-@attack("feature-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check=check)
+@attack(
+    "feature-matching",
+    norms={"linf", "l2"},
+    version=1,
+    space="features",
+    doubts=flags.of_ascent,
+    check_params=check_params,
+    cost=cost,
+)
 def feature_matching(
     view: Features,
     x: Images,
@@ -24,21 +45,38 @@ def feature_matching(
     noise: Randomness,
     *,
     guide: Literal["image", "centre"] = "image",
-    classes: int | None = None,
-    steps: int = 200,
-    step: float | None = None,
+    classes: Count | None = None,
+    steps: Count = 200,
+    step: Positive | None = None,
     start: Start = "zero",
 ) -> Crafted:
-    """Climb -||E(z) - E(guide)||^2 in `steps` projected steps (by default 4 radius / steps long).
-
-    `guide` is the image of a class that the defense keeps as accepted, or the ``centre`` of the class, its
-    typical features. One class after another is tried, those with the best logits first, `classes` of them
-    (by default all); with a target, that alone.
+    """Climb -||E(z) - E(guide)||^2 in projected steps, towards the guide of one class after another.
 
     Of a turn's iterates, and then of all turns, the one is kept that is nearest to its guide, a wrong answer
     before a right one: a view of features shows no refusal, and what lies deepest among the other class's
     images is what it accepts. Where winning here is winning (``view.final``), an example is done at its first
     wrong answer.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        guide: ``image``: the image of a class that the defense keeps as accepted; ``centre``: the centre of
+            the class, its typical features.
+        classes: How many classes are tried at most, those with the best logits first; None: all. With a
+            target, that alone.
+        steps: How many steps each class has.
+        step: The length of a step, in the threat's norm and units; None: 4 radius / steps.
+        start: ``zero``: from the image itself; ``uniform``: from a point drawn uniformly from the ball.
+
+    Returns:
+        The images, in the ball and the box, with the notes ``flat`` and ``nonfinite``, as PGD's, and
+        ``guide``, the class whose guide the image was drawn to.
+
+    Raises:
+        InputError: Where the view has no guides, or no centres.
     """
 
     def look(seen: View, z: Images) -> tuple[Tensor, Tensor]:
@@ -55,4 +93,5 @@ def feature_matching(
             raise InputError("guide: centre: this view has no centres; guide: image needs none")
         return seen.centres.to(x)[labels]
 
-    return match(view, x, y, threat, noise, look, aim, classes=classes, steps=steps, step=step, start=start)
+    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step=step, start=start)
+    return matching.run(view, x, y, threat, noise)

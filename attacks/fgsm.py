@@ -1,30 +1,32 @@
 """Fast gradient sign method (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
-from typing import Any
-
 import torch
 from torch import autograd
 
-from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, objective
+from attacks.common.best_so_far import GradientNotes, finite
+from bench import Crafted, Images, Labels, PositiveShare, Randomness, Threat, View, attack, objective
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    if not 0 < params["fraction"] <= 1:
-        raise InputError(f"fraction must be above 0 and at most 1, not {params['fraction']:g}")
-
-
-@attack("fgsm", norms={"linf"}, version=1, check=_check)
+@attack("fgsm", norms={"linf"}, version=1)
 def fgsm(
-    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, fraction: float = 1.0
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, fraction: PositiveShare = 1.0
 ) -> Crafted:
-    """Take one step of `fraction` of the radius along the sign of the cross-entropy's gradient.
+    """Take one step along the sign of the cross-entropy's gradient.
 
-    Notes: ``flat``, where the gradient was exactly zero, and ``nonfinite``, where it was not finite;
-    neither moves a pixel.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        fraction: The length of the step, as a share of the radius, above 0 and at most 1.
+
+    Returns:
+        The images, in the ball and the box, with the notes ``flat``, where the gradient was exactly zero, and
+        ``nonfinite``, where it was not finite; neither moves a pixel.
     """
-    z = x.clone().requires_grad_()
+    z, notes = x.clone().requires_grad_(), GradientNotes(x)
     (gradient,) = autograd.grad(objective(view, view.logits(z), y).sum(), z)
-    peak = gradient.abs().flatten(1).amax(1)
-    # Where an entry is not finite it says nothing of the direction.
-    step = fraction * threat.radius * torch.nan_to_num(gradient, 0.0, 0.0, 0.0).sign()
-    return Crafted(threat.project(x, x + step), notes={"flat": peak == 0, "nonfinite": ~peak.isfinite()})
+    notes.see(torch.arange(len(x), device=x.device), gradient[None], first=True)
+    step = fraction * threat.radius * finite(gradient).sign()
+    return Crafted(threat.project(x, x + step), notes.columns())

@@ -17,103 +17,158 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from attacks.common.wrapped import Adapter, Needs, parameter, reach
-from bench import Images, InputError, Labels, Norm, Threat
+from attacks.common.library_adapter import (
+    L0,
+    L1,
+    L2,
+    LINF,
+    Adapter,
+    Call,
+    LibraryAttack,
+    parameter,
+    unreachable_with,
+)
+from bench import Images, InputError, Labels, Threat
 
-LINF: frozenset[Norm] = frozenset({"linf"})
-L2: frozenset[Norm] = frozenset({"l2"})
-L1: frozenset[Norm] = frozenset({"l1"})
-L0: frozenset[Norm] = frozenset({"l0"})
 ANY = LINF | L2 | L1 | L0
 
-TABLE: dict[str, Needs] = {
-    "BinarySearchContrastReductionAttack": Needs(
-        "Less contrast, by bisection.", ANY, access="decision", budget="distance"
+
+def _fmn_cost(*, steps: int, binary_search_steps: int, **_: object) -> int:
+    return 1 + steps + binary_search_steps
+
+
+TABLE: dict[str, LibraryAttack] = {
+    "BinarySearchContrastReductionAttack": LibraryAttack(
+        "Less contrast, by bisection.", norms=ANY, access="decision", budget="distance"
     ),
-    "BoundaryAttack": Needs(
-        "Boundary attack (Brendel et al. 2018).", L2, budget="distance", access="decision"
+    "BoundaryAttack": LibraryAttack(
+        "Boundary attack (Brendel et al. 2018).", norms=L2, budget="distance", access="decision"
     ),
-    "DDNAttack": Needs("Decoupled direction and norm (Rony et al. 2019).", L2, budget="distance"),
-    "EADAttack": Needs("Elastic net (Chen et al. 2018).", L1, budget="distance"),
-    "FGM": Needs("Fast gradient method.", L2, targeted=False),
-    "FGSM": Needs("Fast gradient sign method (Goodfellow et al. 2015).", LINF, targeted=False),
-    "GaussianBlurAttack": Needs("More and more blur.", ANY, access="decision", budget="distance"),
-    "GenAttack": Needs("Genetic search (Alzantot et al. 2019).", LINF, access="score"),
-    "HopSkipJumpAttack": Needs(
-        "HopSkipJump (Chen et al. 2020).", LINF | L2, budget="distance", access="decision"
+    "DDNAttack": LibraryAttack(
+        "Decoupled direction and norm (Rony et al. 2019).", norms=L2, budget="distance"
     ),
-    "InversionAttack": Needs("The negative.", ANY, access="decision", budget="distance"),
-    "L0BrendelBethgeAttack": Needs("Along the boundary (Brendel et al. 2019).", L0, budget="distance"),
-    "L0FMNAttack": Needs("Fast minimum norm (Pintor et al. 2021).", L0, budget="distance"),
-    "L1AdamBasicIterativeAttack": Needs("Basic iterative method, by Adam.", L1),
-    "L1AdamPGD": Needs("Projected gradient descent, by Adam.", L1),
-    "L1BasicIterativeAttack": Needs("Basic iterative method.", L1),
-    "L1BrendelBethgeAttack": Needs("Along the boundary (Brendel et al. 2019).", L1, budget="distance"),
-    "L1FMNAttack": Needs("Fast minimum norm (Pintor et al. 2021).", L1, budget="distance"),
-    "L1FastGradientAttack": Needs("Fast gradient method.", L1, targeted=False),
-    "L1MomentumIterativeFastGradientMethod": Needs("Momentum (Dong et al. 2018).", L1),
-    "L1PGD": Needs("Projected gradient descent.", L1),
-    "L2AdamBasicIterativeAttack": Needs("Basic iterative method, by Adam.", L2),
-    "L2AdamPGD": Needs("Projected gradient descent, by Adam.", L2),
-    "L2AdditiveGaussianNoiseAttack": Needs("Gaussian noise, once.", L2, access="decision", targeted=False),
-    "L2AdditiveUniformNoiseAttack": Needs("Uniform noise, once.", L2, access="decision", targeted=False),
-    "L2BasicIterativeAttack": Needs("Basic iterative method.", L2),
-    "L2BrendelBethgeAttack": Needs("Along the boundary (Brendel et al. 2019).", L2, budget="distance"),
-    "L2CarliniWagnerAttack": Needs(
+    "EADAttack": LibraryAttack("Elastic net (Chen et al. 2018).", norms=L1, budget="distance"),
+    "FGM": LibraryAttack("Fast gradient method.", norms=L2, targeted=False),
+    "FGSM": LibraryAttack("Fast gradient sign method (Goodfellow et al. 2015).", norms=LINF, targeted=False),
+    "GaussianBlurAttack": LibraryAttack(
+        "More and more blur.", norms=ANY, access="decision", budget="distance"
+    ),
+    "GenAttack": LibraryAttack("Genetic search (Alzantot et al. 2019).", norms=LINF, access="score"),
+    "HopSkipJumpAttack": LibraryAttack(
+        "HopSkipJump (Chen et al. 2020).",
+        norms=LINF | L2,
+        budget="distance",
+        access="decision",
+        cost=lambda *, steps, max_gradient_eval_steps, **_: 100 + steps * (max_gradient_eval_steps + 100),
+    ),
+    "InversionAttack": LibraryAttack("The negative.", norms=ANY, access="decision", budget="distance"),
+    "L0BrendelBethgeAttack": LibraryAttack(
+        "Along the boundary (Brendel et al. 2019).", norms=L0, budget="distance"
+    ),
+    "L0FMNAttack": LibraryAttack(
+        "Fast minimum norm (Pintor et al. 2021).", norms=L0, budget="distance", cost=_fmn_cost
+    ),
+    "L1AdamBasicIterativeAttack": LibraryAttack("Basic iterative method, by Adam.", norms=L1),
+    "L1AdamPGD": LibraryAttack("Projected gradient descent, by Adam.", norms=L1),
+    "L1BasicIterativeAttack": LibraryAttack("Basic iterative method.", norms=L1),
+    "L1BrendelBethgeAttack": LibraryAttack(
+        "Along the boundary (Brendel et al. 2019).", norms=L1, budget="distance"
+    ),
+    "L1FMNAttack": LibraryAttack(
+        "Fast minimum norm (Pintor et al. 2021).", norms=L1, budget="distance", cost=_fmn_cost
+    ),
+    "L1FastGradientAttack": LibraryAttack("Fast gradient method.", norms=L1, targeted=False),
+    "L1MomentumIterativeFastGradientMethod": LibraryAttack("Momentum (Dong et al. 2018).", norms=L1),
+    "L1PGD": LibraryAttack("Projected gradient descent.", norms=L1),
+    "L2AdamBasicIterativeAttack": LibraryAttack("Basic iterative method, by Adam.", norms=L2),
+    "L2AdamPGD": LibraryAttack("Projected gradient descent, by Adam.", norms=L2),
+    "L2AdditiveGaussianNoiseAttack": LibraryAttack(
+        "Gaussian noise, once.", norms=L2, access="decision", targeted=False
+    ),
+    "L2AdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise, once.", norms=L2, access="decision", targeted=False
+    ),
+    "L2BasicIterativeAttack": LibraryAttack("Basic iterative method.", norms=L2),
+    "L2BrendelBethgeAttack": LibraryAttack(
+        "Along the boundary (Brendel et al. 2019).", norms=L2, budget="distance"
+    ),
+    "L2CarliniWagnerAttack": LibraryAttack(
         "Carlini and Wagner (2017); it stops by the loss of the batch (F10); ours is `cw-l2`.",
-        L2,
+        norms=L2,
         budget="distance",
     ),
-    "L2ClippingAwareAdditiveGaussianNoiseAttack": Needs(
-        "Gaussian noise in the box, once.", L2, access="decision", targeted=False
+    "L2ClippingAwareAdditiveGaussianNoiseAttack": LibraryAttack(
+        "Gaussian noise in the box, once.", norms=L2, access="decision", targeted=False
     ),
-    "L2ClippingAwareAdditiveUniformNoiseAttack": Needs(
-        "Uniform noise in the box, once.", L2, access="decision", targeted=False
+    "L2ClippingAwareAdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise in the box, once.", norms=L2, access="decision", targeted=False
     ),
-    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Needs(
-        "Gaussian noise in the box, until it hits.", L2, access="decision"
+    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": LibraryAttack(
+        "Gaussian noise in the box, until it hits.", norms=L2, access="decision"
     ),
-    "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": Needs(
-        "Uniform noise in the box, until it hits.", L2, access="decision"
+    "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise in the box, until it hits.", norms=L2, access="decision"
     ),
-    "L2ContrastReductionAttack": Needs("Less contrast, once.", L2, access="decision", targeted=False),
-    "L2DeepFoolAttack": Needs(
-        "DeepFool (Moosavi-Dezfooli et al. 2016).", L2, budget="distance", targeted=False
+    "L2ContrastReductionAttack": LibraryAttack(
+        "Less contrast, once.", norms=L2, access="decision", targeted=False
     ),
-    "L2FMNAttack": Needs("Fast minimum norm (Pintor et al. 2021).", L2, budget="distance"),
-    "L2MomentumIterativeFastGradientMethod": Needs("Momentum (Dong et al. 2018).", L2),
-    "L2PGD": Needs("Projected gradient descent.", L2),
-    "L2RepeatedAdditiveGaussianNoiseAttack": Needs("Gaussian noise, until it hits.", L2, access="decision"),
-    "L2RepeatedAdditiveUniformNoiseAttack": Needs("Uniform noise, until it hits.", L2, access="decision"),
-    "LInfFMNAttack": Needs("Fast minimum norm (Pintor et al. 2021).", LINF, budget="distance"),
-    "LinearSearchBlendedUniformNoiseAttack": Needs(
-        "More and more of a random image.", ANY, access="decision", budget="distance"
+    "L2DeepFoolAttack": LibraryAttack(
+        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=L2, budget="distance", targeted=False
     ),
-    "LinearSearchContrastReductionAttack": Needs(
-        "Less contrast, step by step.", ANY, access="decision", budget="distance"
+    "L2FMNAttack": LibraryAttack(
+        "Fast minimum norm (Pintor et al. 2021).", norms=L2, budget="distance", cost=_fmn_cost
     ),
-    "LinfAdamBasicIterativeAttack": Needs("Basic iterative method, by Adam.", LINF),
-    "LinfAdamPGD": Needs("Projected gradient descent, by Adam.", LINF),
-    "LinfAdditiveUniformNoiseAttack": Needs("Uniform noise, once.", LINF, access="decision", targeted=False),
-    "LinfBasicIterativeAttack": Needs("Basic iterative method (Kurakin et al. 2017).", LINF),
-    "LinfDeepFoolAttack": Needs(
-        "DeepFool (Moosavi-Dezfooli et al. 2016).", LINF, budget="distance", targeted=False
+    "L2MomentumIterativeFastGradientMethod": LibraryAttack("Momentum (Dong et al. 2018).", norms=L2),
+    "L2PGD": LibraryAttack("Projected gradient descent.", norms=L2),
+    "L2RepeatedAdditiveGaussianNoiseAttack": LibraryAttack(
+        "Gaussian noise, until it hits.", norms=L2, access="decision"
     ),
-    "LinfPGD": Needs("Projected gradient descent (Madry et al. 2018).", LINF),
-    "LinfRepeatedAdditiveUniformNoiseAttack": Needs("Uniform noise, until it hits.", LINF, access="decision"),
-    "LinfinityBrendelBethgeAttack": Needs(
-        "Along the boundary (Brendel et al. 2019).", LINF, budget="distance"
+    "L2RepeatedAdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise, until it hits.", norms=L2, access="decision"
     ),
-    "MIFGSM": Needs("Momentum (Dong et al. 2018).", LINF),
-    "NewtonFoolAttack": Needs("NewtonFool (Jang et al. 2017).", L2, budget="distance", targeted=False),
-    "PointwiseAttack": Needs(
-        "Pixels put back one by one (Schott et al. 2019).", ANY, access="decision", budget="distance"
+    "LInfFMNAttack": LibraryAttack(
+        "Fast minimum norm (Pintor et al. 2021).", norms=LINF, budget="distance", cost=_fmn_cost
     ),
-    "SaltAndPepperNoiseAttack": Needs(
-        "Salt and pepper, ever less.", L2, budget="distance", access="decision"
+    "LinearSearchBlendedUniformNoiseAttack": LibraryAttack(
+        "More and more of a random image.",
+        norms=ANY,
+        access="decision",
+        budget="distance",
+        cost=lambda *, directions, steps: 1 + directions + steps,
     ),
-    "SparseL1DescentAttack": Needs("Sparse l1 descent (Tramer and Boneh 2019).", L1),
-    "VirtualAdversarialAttack": Needs("Virtual adversarial (Miyato et al. 2018).", L2, targeted=False),
+    "LinearSearchContrastReductionAttack": LibraryAttack(
+        "Less contrast, step by step.", norms=ANY, access="decision", budget="distance"
+    ),
+    "LinfAdamBasicIterativeAttack": LibraryAttack("Basic iterative method, by Adam.", norms=LINF),
+    "LinfAdamPGD": LibraryAttack("Projected gradient descent, by Adam.", norms=LINF),
+    "LinfAdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise, once.", norms=LINF, access="decision", targeted=False
+    ),
+    "LinfBasicIterativeAttack": LibraryAttack("Basic iterative method (Kurakin et al. 2017).", norms=LINF),
+    "LinfDeepFoolAttack": LibraryAttack(
+        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=LINF, budget="distance", targeted=False
+    ),
+    "LinfPGD": LibraryAttack("Projected gradient descent (Madry et al. 2018).", norms=LINF),
+    "LinfRepeatedAdditiveUniformNoiseAttack": LibraryAttack(
+        "Uniform noise, until it hits.", norms=LINF, access="decision"
+    ),
+    "LinfinityBrendelBethgeAttack": LibraryAttack(
+        "Along the boundary (Brendel et al. 2019).", norms=LINF, budget="distance"
+    ),
+    "MIFGSM": LibraryAttack("Momentum (Dong et al. 2018).", norms=LINF),
+    "NewtonFoolAttack": LibraryAttack(
+        "NewtonFool (Jang et al. 2017).", norms=L2, budget="distance", targeted=False
+    ),
+    "PointwiseAttack": LibraryAttack(
+        "Pixels put back one by one (Schott et al. 2019).", norms=ANY, access="decision", budget="distance"
+    ),
+    "SaltAndPepperNoiseAttack": LibraryAttack(
+        "Salt and pepper, ever less.", norms=L2, budget="distance", access="decision"
+    ),
+    "SparseL1DescentAttack": LibraryAttack("Sparse l1 descent (Tramer and Boneh 2019).", norms=L1),
+    "VirtualAdversarialAttack": LibraryAttack(
+        "Virtual adversarial (Miyato et al. 2018).", norms=L2, targeted=False
+    ),
 }
 
 SET_ELSEWHERE = {"self", "distance", "constraint", "init_attack", "tensorboard", "channel_axis"}
@@ -171,58 +226,54 @@ def _signature(name: str) -> Iterable[inspect.Parameter]:
     return found
 
 
-def _call(
-    name: str,
-    threat: Threat,
-    params: Mapping[str, Any],
-    model: nn.Module,
-    x: Images,
-    y: Labels,
-    target: Labels | None,
-    seed: int,
-) -> Tensor:
+def _prepare(name: str, threat: Threat, params: Mapping[str, Any]) -> Call:
+    """Return the library's attack, with its parameters."""
     foolbox = _library()
     cls = getattr(foolbox.attacks, name)
     taken = inspect.signature(cls.__init__).parameters
     offered = {"distance": getattr(foolbox.distances, threat.norm), "constraint": threat.norm}
     attack = cls(**{key: value for key, value in offered.items() if key in taken}, **params)
-    # Without a device it moves the model to the first GPU (F3).
-    seen = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-    if name == "GenAttack" and target is None:
-        # It knows targets only: the class that comes next.
-        with torch.no_grad():
-            target = model(x).scatter(1, y[:, None], -torch.inf).argmax(1)
-    criterion = (
-        foolbox.criteria.Misclassification(y)
-        if target is None
-        else foolbox.criteria.TargetedMisclassification(target)
-    )
     # One radius, or none, and never a list of them (F8).
     radius = threat.radius if TABLE[name].budget == "radius" else None
-    found: Tensor = attack(seen, x, criterion, epsilons=radius)[1]
-    if name in BLACK:
-        found = torch.where((found == 0).all((1, 2, 3), keepdim=True), x, found)
-    return found
+
+    def call(model: nn.Module, x: Images, y: Labels, target: Labels | None, seed: int) -> Tensor:
+        # Without a device it moves the model to the first GPU (F3).
+        seen = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        if name == "GenAttack" and target is None:
+            # It knows targets only: the class that comes next.
+            with torch.no_grad():
+                target = model(x).scatter(1, y[:, None], -torch.inf).argmax(1)
+        criterion = (
+            foolbox.criteria.Misclassification(y)
+            if target is None
+            else foolbox.criteria.TargetedMisclassification(target)
+        )
+        found: Tensor = attack(seen, x, criterion, epsilons=radius)[1]
+        if name in BLACK:
+            found = torch.where((found == 0).all((1, 2, 3), keepdim=True), x, found)
+        return found
+
+    return call
 
 
 def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
     if params.get("abs_stepsize") is not None:
-        return reach(threat, params, "steps", "abs_stepsize")
+        return unreachable_with(threat, params, "steps", "abs_stepsize")
     if "rel_stepsize" in params:
         relative = {**params, "rel_stepsize": params["rel_stepsize"] * threat.radius}
-        return reach(threat, relative, "steps", "rel_stepsize")
+        return unreachable_with(threat, relative, "steps", "rel_stepsize")
     return None
 
 
-for _name, _needs in TABLE.items():
-    Adapter(
-        library="foolbox",
-        module=__name__,
-        name=_name,
-        needs=_needs,
-        signature=_signature,
-        call=_call,
-        doubts=_doubts,
-        lift=False,
-        softmax=SOFTMAX,
-    ).register()
+ADAPTER = Adapter(
+    library="foolbox",
+    module=__name__,
+    signature=_signature,
+    prepare=_prepare,
+    doubts=_doubts,
+    lift=False,
+    softmax=SOFTMAX,
+)
+
+for _name, _row in TABLE.items():
+    ADAPTER.register(_name, _row)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.nearest import Nearest
-from attacks.common.rivals import decisive, rivals
+from attacks.common.best_so_far import NearestSuccess, finite
+from attacks.common.candidates import candidate_labels, mean_logits
 from bench import (
     Crafted,
     Images,
     InputError,
     Labels,
+    PositiveShare,
     Randomness,
     Shape,
     Threat,
@@ -26,18 +27,26 @@ from bench import (
 )
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    theta, gamma = params["theta"], params["gamma"]
-    if not 0 < abs(theta) <= 1:
-        raise InputError(f"theta must be a move above 0 and at most 1, or below 0, not {theta:g}")
-    if not 0 < gamma <= 1:
-        raise InputError(f"gamma must be a share of the pixels, above 0 and at most 1, not {gamma:g}")
+def _check_params(params: dict[str, Any], shape: Shape) -> None:
+    if not 0 < abs(params["theta"]) <= 1:
+        raise InputError(f"theta must be a move above 0 and at most 1, or below 0, not {params['theta']:g}")
     pixels = shape.height * shape.width
-    if gamma * pixels < 2:
-        raise InputError(f"gamma of {gamma:g} leaves fewer than 2 of {pixels} pixels to change")
+    if params["gamma"] * pixels < 2:
+        raise InputError(f"gamma of {params['gamma']:g} leaves fewer than 2 of {pixels} pixels to change")
 
 
-@attack("jsma", norms={"l0"}, version=2, budget="distance", check=_check)
+def cost(*, gamma: float, **_: object) -> int:
+    """Return about how many forward passes it makes over each example, at most, on images as large as
+    MNIST's.
+
+    Args:
+        gamma: The share of the pixels that may change.
+    """
+    # A pass for each pair, and one for each of what is put back; towards each of nine other classes.
+    return 1 + 9 * (int(gamma * 28 * 28 / 2) + 3)
+
+
+@attack("jsma", norms={"l0"}, version=2, budget="distance", check_params=_check_params, cost=cost)
 def jsma(
     view: View,
     x: Images,
@@ -46,30 +55,41 @@ def jsma(
     noise: Randomness,
     *,
     theta: float = 1.0,
-    gamma: float = 1.0,
+    gamma: PositiveShare = 1.0,
     both: bool = True,
 ) -> Crafted:
-    """Change the two pixels that say most for a target and against the others, until the label changes;
-    without a target, try all of them, the likeliest first, and keep the fewest changes.
+    """Change the two pixels that say most for a target and against the others, until the label changes.
 
-    A pair moves by `theta`, cut to the box, at most `gamma` / 2 times as often as there are pixels. All
-    channels of a pixel move, each to its own side: the distance counts them as one. With `both`, a value may
-    go up or down and counts by what it gains, its gradient times the way it has; else all go up (`theta`
-    above 0) or down, and count by their gradients, as published. When a pair has won, one of the two is put
-    back if the other is enough.
+    Without a target all of them are tried, the likeliest first, and the fewest changes are kept. All channels
+    of a pixel move, each to its own side: the distance counts them as one. When a pair has won, one of the
+    two is put back if the other is enough.
 
-    Notes: ``failed``, where no target was reached; the image is the clean one.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        theta: By how much a value moves, in units of [0, 1], cut to the box: up where it is above 0, else
+            down; with `both` its sign says nothing. From -1 to 1, but not 0.
+        gamma: The share of the pixels, above 0 and at most 1, that may change towards one target.
+        both: Whether a value may go up or down and counts by what it gains, its gradient times the way it
+            has; else all go one way, and count by their gradients, as published.
+
+    Returns:
+        The success of each image with the fewest changes, else the image, with the note ``failed``, where no
+        target was reached.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     everyone = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         logits = view.logits(x)
     nearest.offer(everyone, x, succeeded(view, logits, y))
     pairs = int(gamma * x[0, 0].numel() / 2)
-    for target in rivals(view, logits, y).unbind(1):
+    for target in candidate_labels(view, logits, y).unbind(1):
         # One change cannot be outdone by a search that makes two.
         rows = everyone[nearest.distance > 1]
-        _reach(_Part(view.take(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
+        _go_for(_Part(view.take(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
     return nearest.crafted()
 
 
@@ -86,7 +106,7 @@ class _Part(NamedTuple):
         return _Part(self.view.take(places), *(each[places] for each in self[1:]))
 
 
-def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) -> None:
+def _go_for(here: _Part, nearest: NearestSuccess, theta: float, both: bool, pairs: int) -> None:
     """Change pair after pair; an example is done when it has won, or cannot win with fewer changes."""
     z = before = here.x
     pair = torch.zeros(len(z), 2, dtype=torch.int64, device=z.device)
@@ -96,7 +116,7 @@ def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) 
         last = t == pairs
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
-            logits = decisive(here.view.logits(z))
+            logits = mean_logits(here.view.logits(z))
         won = succeeded(here.view, logits, here.y)
         nearest.offer(here.rows, z, won)
         _put_back(here, nearest, z, before, pair, won)
@@ -113,7 +133,9 @@ def _reach(here: _Part, nearest: Nearest, theta: float, both: bool, pairs: int) 
         z = torch.where(_at(pair, before), moved, before)
 
 
-def _put_back(here: _Part, nearest: Nearest, z: Images, before: Images, pair: Tensor, won: Tensor) -> None:
+def _put_back(
+    here: _Part, nearest: NearestSuccess, z: Images, before: Images, pair: Tensor, won: Tensor
+) -> None:
     """Offer what has won without one of the last pair's two changes."""
     places = won.nonzero().squeeze(1)
     if len(places) == 0:
@@ -142,19 +164,23 @@ def _moves(
     way = moved - z if both else sign
     # A value that has moved does not come back.
     free = (moved != z) & ((z - x) * sign >= 0) & own.isfinite() & others.isfinite()
-    gain, loss = (
-        torch.nan_to_num(each * way, 0.0, 0.0, 0.0).masked_fill(~free, 0.0).sum(1).flatten(1)
-        for each in (own, -others)
-    )
+    gain, loss = (finite(each * way).masked_fill(~free, 0.0).sum(1).flatten(1) for each in (own, -others))
     return torch.where(free, moved, z), gain, loss, free.any(1).flatten(1)
 
 
 def best_pair(gain: Tensor, loss: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two places, (n, 2), of (n, D) that are `free` and maximise the product of summed gain and
-    summed loss, both above 0; and whether there are such, (n,).
+    """Return the two places that maximise the product of summed gain and summed loss, both above 0.
 
     Who has two others above it in both is in no best pair that could not do without it: a few dozen
     places are left of thousands, and pairs of these are looked at instead of all.
+
+    Args:
+        gain: What each place adds to the target, (n, D).
+        loss: What it takes from the others, (n, D).
+        free: Which places may be taken, bool (n, D).
+
+    Returns:
+        The places, int64 (n, 2), and whether there are such, bool (n,).
     """
     order = gain.masked_fill(~free, -math.inf).argsort(dim=1, descending=True, stable=True)
     sorted_ = loss.masked_fill(~free, -math.inf).gather(1, order)

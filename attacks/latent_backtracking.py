@@ -1,52 +1,50 @@
 """Latent backtracking (Chen, Xie and Zhu, theorem 1): a gradient through the inversion of a generator."""
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.margins import lack
-from attacks.common.nearest import Nearest
-from attacks.common.weighing import Descent, Variable
+from attacks.common.best_so_far import NearestSuccess, by_example
+from attacks.common.margins import margin_shortfall
+from attacks.common.penalty_search import PenaltySearch, Variable
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Inversion,
     Labels,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
     objective,
     succeeded,
 )
-
-TURNS = 20
-"""Of the power iteration."""
+from defenses.nets.power_iteration import largest_curvature
 
 FLAT = 1e-12
 """A curvature below this is none: nothing says where the code would go."""
-
-
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "searches", "refresh", "draws"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    for name in ("backtracks", "offset", "kappa"):
-        if not 0 <= params[name] < math.inf:
-            raise InputError(f"{name} must be 0 or more, not {params[name]:g}")
-    for name in ("rate", "lr", "weight"):
-        if params[name] is not None and not 0 < params[name] < math.inf:
-            raise InputError(f"{name} must be a number above 0, not {params[name]:g}")
 
 
 def _doubts(threat: Threat, *, backtracks: int, **_: object) -> str | None:
     if backtracks == 0:
         return "with 0 backtracks codes are held fixed: a defense that sees nothing but them has no gradient"
     return None
+
+
+def cost(*, steps: int, searches: int, backtracks: int, draws: int, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        steps: How many steps each descent takes.
+        searches: How many descents there are.
+        backtracks: How many steps codes are led by.
+        draws: How often each inversion is made.
+    """
+    # At every image the codes are led and classified, and may be inverted, with an energy for the rate.
+    return draws * (3 + searches * (steps + 1) * (backtracks + 1 + 3))
 
 
 @attack(
@@ -56,7 +54,7 @@ def _doubts(threat: Threat, *, backtracks: int, **_: object) -> str | None:
     space="inversion",
     budget="distance",
     doubts=_doubts,
-    check=_check,
+    cost=cost,
 )
 def latent_backtracking(
     view: Inversion,
@@ -65,36 +63,54 @@ def latent_backtracking(
     threat: Threat,
     noise: Randomness,
     *,
-    backtracks: int = 20,
-    rate: float | None = None,
-    refresh: int = 10,
-    steps: int = 100,
-    searches: int = 5,
-    weight: float = 1.0,
-    lr: float = 0.01,
-    kappa: float = 0.0,
+    backtracks: NonNegativeCount = 20,
+    rate: Positive | None = None,
+    refresh: Count = 10,
+    steps: Count = 100,
+    searches: Count = 5,
+    weight: Positive = 1.0,
+    lr: Positive = 0.01,
+    kappa: NonNegative = 0.0,
     variable: Variable = "box",
     abort: bool = True,
-    draws: int = 1,
-    offset: float = 0.0,
+    draws: Count = 1,
+    offset: NonNegative = 0.0,
 ) -> Crafted:
     """Minimise |z - x|^2 + lambda * max(kappa - margin, 0), where the margin follows the code of `z`.
 
-    The code is led `backtracks` steps down the energy at the present image, and the gradient goes through
-    these steps. They are of length `rate`, or 0.9 over the energy's largest curvature there, for each
-    example. The code that they end at, held fixed, is where the next image's begin; the defense's own
-    inversion takes its place every `refresh` images, and wherever it promises a nearer success. A success
-    is one of the defense itself: by an inversion of that image. With `draws`, every inversion is made as
-    often, margins are averaged over them, and a success is one of the mean logits. `offset` is the
-    deviation of noise on each code from an inversion.
+    The code is led some steps down the energy at the present image, and the gradient goes through these
+    steps. The code that they end at, held fixed, is where the next image's begin; the defense's own inversion
+    takes its place now and then, and wherever it promises a nearer success. A success is one of the defense
+    itself: by an inversion of that image.
 
-    lambda starts at `weight` and is found for each example by `searches` of a binary search, each of
-    `steps` steps of Adam on the pixels, or through tanh (`variable`).
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        backtracks: How many steps the code is led by; 0 holds it fixed.
+        rate: The length of these steps; None: 0.9 over the energy's largest curvature there, for each
+            example.
+        refresh: After how many images the defense inverts again.
+        steps: How many steps of Adam each descent takes.
+        searches: How many descents there are: lambda is found for each example by a binary search.
+        weight: The first lambda.
+        lr: Adam's learning rate, in units of the variable.
+        kappa: The wanted margin, in units of the logits.
+        variable: ``box``: the pixels are moved, and cut to the box after each step; ``tanh``: w is, for
+            pixels (tanh w + 1) / 2.
+        abort: Whether each example's descent ends at a tenth of the steps over which its loss has not fallen.
+        draws: How often every inversion is made; margins are averaged over them, and a success is one of the
+            mean logits.
+        offset: The standard deviation of normal noise on each code from an inversion, in units of the codes.
 
-    Notes: ``failed``; ``flat``, where the energy had no curvature at a code, so that it was held fixed;
-    ``nonfinite``, where a gradient was not finite; ``inversions``, how often the defense inverted.
+    Returns:
+        The nearest success of each image, else the image, with notes. ``failed``; ``flat``, where the energy
+        had no curvature at a code, so that it was held fixed; ``nonfinite``, where a gradient was not finite;
+        ``inversions``, how often the defense inverted.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     codes = _Codes(x, noise, backtracks=backtracks, rate=rate, draws=draws, offset=offset)
 
     def won(here: Inversion, z: Images, y: Labels, rows: Tensor) -> Tensor:
@@ -122,12 +138,12 @@ def latent_backtracking(
         hit[hopeful] = won(here.take(hopeful), seen[hopeful], y[hopeful], rows[hopeful])
         codes.age[rows] += 1
         # Codes that are held fixed have no graph, and Adam asks for a gradient.
-        return lack(here, logits, y, kappa) + 0 * z.flatten(1).sum(1), hit
+        return margin_shortfall(here, logits, y, kappa) + 0 * z.flatten(1).sum(1), hit
 
     everyone = torch.arange(len(x), device=x.device)
     nearest.offer(everyone, x, won(view, x, y, everyone))
-    descent = Descent(searches, steps, lr, weight, variable, abort)
-    broken = descent.run(view, x, y, nearest, everyone[nearest.failed], missing)
+    search = PenaltySearch(searches, steps, lr, weight, variable, abort)
+    broken = search.run(view, x, y, nearest, everyone[nearest.failed], missing)
     return nearest.crafted(flat=codes.flat, nonfinite=broken, inversions=codes.inversions)
 
 
@@ -165,7 +181,7 @@ class _Codes:
         self._codes = self._put(self._codes, rows, found)
         self.age[rows] = 0
         self.inversions[rows] += self._draws
-        return self._apart(logits)
+        return self._by_draw(logits)
 
     def follow(self, view: Inversion, z: Images, rows: Tensor) -> Tensor:
         """Lead the codes to the images `z`; return their logits, with the gradient to `z`."""
@@ -174,7 +190,7 @@ class _Codes:
         rates = self._rates[rows].T.flatten() if self._backtracks else z.new_empty(0)
         led = follow(view, found.flatten(0, 1), images, steps=self._backtracks, rates=rates)
         self._codes[rows] = led.detach().view_as(found).transpose(0, 1)
-        return self._apart(view.classify(led, images))
+        return self._by_draw(view.classify(led, images))
 
     def _paces(self, view: Inversion, codes: Tensor, images: Images, rows: Tensor) -> Tensor:
         """Return the length of a step for each code, (draws * n,); 0 where nothing says how long."""
@@ -195,38 +211,50 @@ class _Codes:
     def _copied(self, z: Images) -> Images:
         return z if self._draws == 1 else z.repeat(self._draws, 1, 1, 1)
 
-    def _apart(self, logits: Tensor) -> Tensor:
+    def _by_draw(self, logits: Tensor) -> Tensor:
         return logits if self._draws == 1 else logits.unflatten(0, (self._draws, -1))
 
 
 def follow(view: Inversion, codes: Tensor, x: Images, *, steps: int, rates: Tensor) -> Tensor:
-    """Return codes (N, ...) after `steps` steps down the energy at images `x`, with their gradient to `x`.
+    """Return codes after some steps down the energy at images, with their gradient to these.
 
     From a solution they stay there, and carry the first `steps` terms, t = 0 to `steps` - 1 (D-37), of
-    dz/dx = sum over t of A^t B, where A = I - rate d2E/dz2 and B = -rate d2E/dz dx. `rates` (N,).
+    dz/dx = sum over t of A^t B, where A = I - rate d2E/dz2 and B = -rate d2E/dz dx.
+
+    Args:
+        view: What has the energy.
+        codes: Where they begin, (N, ...); held fixed.
+        x: The images (N, C, H, W).
+        steps: How many steps they are led by.
+        rates: How long each code's steps are, (N,).
+
+    Returns:
+        (N, ...).
     """
     z = codes.detach().requires_grad_()
     for _ in range(steps):
         (slope,) = autograd.grad(view.energy(z, x).sum(), z, create_graph=True)
-        z = z - rates.view(-1, *[1] * (z.dim() - 1)) * slope
+        z = z - by_example(rates, z) * slope
     return z
 
 
-def curvature(view: Inversion, codes: Tensor, x: Images, *, turns: int = TURNS) -> Tensor:
-    """Return the largest curvature of each example's energy at its code, (N,), by power iteration.
+def curvature(view: Inversion, codes: Tensor, x: Images, *, turns: int = 20) -> Tensor:
+    """Return the largest curvature of each example's energy at its code, by power iteration.
 
-    Of the energy's own Hessian, as a view shows no generator; it is the Gauss-Newton one where the
+    It is that of the energy's own Hessian, as a view shows no generator: the Gauss-Newton one where the
     generator is piecewise linear. Every example starts from the same vector.
+
+    Args:
+        view: What has the energy.
+        codes: The codes (N, ...).
+        x: Their images (N, C, H, W).
+        turns: How many turns are made.
+
+    Returns:
+        (N,), at least 0.
     """
     start = torch.randn(codes.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    vector = start.to(codes).expand_as(codes)
     with torch.enable_grad():
         z = codes.detach().requires_grad_()
         (slope,) = autograd.grad(view.energy(z, x.detach()).sum(), z, create_graph=True)
-    length: Tensor = torch.linalg.vector_norm(vector.flatten(1), dim=1)
-    # One turn more: the first makes the start a direction.
-    for _ in range(turns + 1):
-        unit = length.clamp_min(torch.finfo(length.dtype).tiny).view(-1, *[1] * (z.dim() - 1))
-        (vector,) = autograd.grad(slope, z, vector / unit, retain_graph=True)
-        length = torch.linalg.vector_norm(vector.flatten(1), dim=1)
-    return length
+    return largest_curvature(slope, z, start.to(codes).expand_as(codes), turns=turns)

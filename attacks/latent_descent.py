@@ -1,36 +1,37 @@
 """Latent descent (Chen, Xie and Zhu, eq. 22): towards what another class would draw of the image."""
 
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attacks.common.nearest import Nearest
-from attacks.common.rivals import rivals
+from attacks.common.best_so_far import NearestSuccess
+from attacks.common.candidates import candidate_labels
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
+    NonNegativeCount,
+    Positive,
+    PositiveShare,
     Prototypes,
     Randomness,
-    Shape,
     Threat,
     attack,
     succeeded,
 )
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "raise_every"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    if not 0 < params["eta"] <= 1:
-        raise InputError(f"eta must be above 0 and at most 1, not {params['eta']:g}")
-    if not params["raise_by"] > 0:
-        raise InputError(f"raise_by must be above 0, not {params['raise_by']:g}")
-    if params["bisections"] < 0:
-        raise InputError(f"bisections must be 0 or more, not {params['bisections']}")
+def cost(*, steps: int, bisections: int, classes: str, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most; with all classes, of ten.
+
+    Args:
+        steps: How many steps a walk has.
+        bisections: How often the way to a success is halved.
+        classes: Whether the best wrong class is gone for, or all.
+    """
+    return 1 + (9 if classes == "all" else 1) * (2 * steps + 1 + bisections)
 
 
 @attack(
@@ -40,7 +41,7 @@ def _check(params: dict[str, Any], shape: Shape) -> None:
     access="score",
     space="prototypes",
     budget="distance",
-    check=_check,
+    cost=cost,
 )
 def latent_descent(
     view: Prototypes,
@@ -49,33 +50,46 @@ def latent_descent(
     threat: Threat,
     noise: Randomness,
     *,
-    eta: float = 0.02,
-    steps: int = 75,
-    raise_every: int = 25,
-    raise_by: float = 2.0,
-    bisections: int = 5,
+    eta: PositiveShare = 0.02,
+    steps: Count = 75,
+    raise_every: Count = 25,
+    raise_by: Positive = 2.0,
+    bisections: NonNegativeCount = 5,
     classes: Literal["best", "all"] = "best",
 ) -> Crafted:
-    """Take `steps` steps z <- (1 - eta) z + eta G_c(z), where G_c(z) is what class c draws of z.
+    """Walk towards what another class c would draw of the image: z <- (1 - eta) z + eta G_c(z).
 
-    c is the best wrong class at each step, or the target; with ``classes="all"`` every wrong class in
-    its turn, and the nearest success is kept. `eta` is multiplied by `raise_by` every `raise_every`
-    steps. The walk ends at its first success, which is then drawn back towards the image by bisection.
+    The walk ends at its first success, which is then drawn back towards the image by bisection.
 
-    Note: ``failed``.
+    Args:
+        view: What the attack looks through; its logits are asked for, without gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        eta: The share of the way, above 0 and at most 1, that a step goes at first.
+        steps: How many steps are taken at most.
+        raise_every: After how many steps `eta` is raised.
+        raise_by: What it is multiplied by; it stays at most 1.
+        bisections: How often the way between the image and a success is halved.
+        classes: Without a target, ``best``: c is the best wrong class at each step; ``all``: every wrong
+            class in its turn, and the nearest success is kept.
+
+    Returns:
+        The nearest success of each image, else the image, with the note ``failed``.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     with torch.no_grad():
         logits = view.logits(x)
     nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, logits, y))
     rows = nearest.failed.nonzero().squeeze(1)
     here, clean, labels = view.take(rows), x[rows], y[rows]
     paces = [min(eta * raise_by ** (t // raise_every), 1) for t in range(steps)]
-    every = rivals(here, logits[..., rows, :], labels).unbind(1) if classes == "all" else [None]
+    every = candidate_labels(here, logits[..., rows, :], labels).unbind(1) if classes == "all" else [None]
     for goals in every if len(rows) else []:
         z, won = _walk(here, clean, labels, goals, paces)
         nearest.offer(rows, z, won)
-        halve(here, clean, labels, z, won, rows, nearest, bisections)
+        draw_back(here, Ways(clean, labels, z, won, rows), nearest, bisections)
     return nearest.crafted()
 
 
@@ -96,26 +110,36 @@ def _walk(
         if len(standing) < len(rows):
             rows, view, y, z = rows[standing], view.take(standing), y[standing], z[standing]
             logits = logits[..., standing, :]
-        towards = rivals(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
+        towards = candidate_labels(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
         with torch.no_grad():
             drawn = view.prototypes(z)
         z = z + pace * (drawn[torch.arange(len(z), device=z.device), towards] - z)
     return ends, wins
 
 
-def halve(
-    view: Prototypes,
-    x: Images,
-    y: Labels,
-    z: Images,
-    won: Tensor,
-    rows: Tensor,
-    nearest: Nearest,
-    bisections: int,
-) -> None:
-    """Bisect between `x` and the successes `z` (`won`) of the examples `rows`; offer every success."""
-    found = won.nonzero().squeeze(1)
-    view, low, high, y, rows = view.take(found), x[found], z[found], y[found], rows[found]
+class Ways(NamedTuple):
+    """Where walks led from and to, of the examples `rows` of a batch."""
+
+    x: Images
+    y: Labels
+    z: Images
+    won: Tensor
+    """Which of the ends are successes, bool (n,)."""
+    rows: Tensor
+
+
+def draw_back(view: Prototypes, ways: Ways, nearest: NearestSuccess, bisections: int) -> None:
+    """Bisect the ways to successes, and offer every success on them.
+
+    Args:
+        view: What is looked through, for the examples of the ways.
+        ways: The ways; those to no success are left.
+        nearest: Where successes go.
+        bisections: How often each way is halved.
+    """
+    found = ways.won.nonzero().squeeze(1)
+    low, y, high, _, rows = (each[found] for each in ways)
+    view = view.take(found)
     for _ in range(bisections if len(found) else 0):
         middle = (low + high) / 2
         with torch.no_grad():

@@ -3,20 +3,21 @@
 Greedy search on scores for few pixels: where a black or white pixel would help most, pixels are changed.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from attacks.common.nearest import Nearest
+from attacks.common.best_so_far import NearestSuccess
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
+    NonNegativeCount,
+    Positive,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
@@ -30,16 +31,16 @@ PROBES = 128
 """How many pixels of a neighbourhood are tried, at most."""
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name, least in (("t", 1), ("rounds", 1), ("d", 0)):
-        if params[name] < least:
-            raise InputError(f"{name} must be {least} or more, not {params[name]}")
-    for name in ("r", "p"):
-        if not params[name] > 0:
-            raise InputError(f"{name} must be above 0, not {params[name]:g}")
+def cost(*, rounds: int, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        rounds: How many rounds there are.
+    """
+    return 1 + rounds * (PROBES + 1)
 
 
-@attack("localsearch", norms={"l0"}, version=1, access="score", budget="distance", check=_check)
+@attack("localsearch", norms={"l0"}, version=1, access="score", budget="distance", cost=cost)
 def localsearch(
     view: View,
     x: Images,
@@ -47,23 +48,37 @@ def localsearch(
     threat: Threat,
     noise: Randomness,
     *,
-    r: float = 1.5,
-    p: float = 10.0,
-    d: int = 5,
-    t: int = 5,
-    rounds: int = 150,
+    r: Positive = 1.5,
+    p: Positive = 10.0,
+    d: NonNegativeCount = 5,
+    t: Count = 5,
+    rounds: Count = 150,
     score: Score = "margin",
 ) -> Crafted:
-    """Change `t` pixels in each of `rounds`, those that hurt the truth most when they are probed.
+    """Change a few pixels in each round, those that hurt the truth most when they are probed.
 
-    With values in [-0.5, 0.5]: a probe sets all channels of one pixel to `p` times their sign, clipped;
-    a change multiplies them by `r` and wraps around. First a tenth of the pixels is probed, at random,
-    then those within `d` of the last changed, never more than 128. Changes add up until a success. The
-    truth is scored by its margin, or by its `probability` as published, which is blind where it is 1.
+    Values are taken as in [-0.5, 0.5]. First a tenth of the pixels is probed, at random, then those near the
+    last changed, never more than 128. Changes add up until a success. Letters are the paper's.
 
-    Note: ``failed``, where no round led to a success: those images are returned unchanged.
+    Args:
+        view: What the attack looks through; its logits are asked for, without gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        r: What a change multiplies all channels of a pixel by; what leaves the range comes in from the other
+            side.
+        p: What a probe sets them to: so many times their sign, clipped.
+        d: How far, in pixels to each side, the pixels may be from the last changed that are probed next.
+        t: How many pixels are changed in each round.
+        rounds: How many rounds there are.
+        score: What tells how the truth is hurt: its ``margin``, or its ``probability`` as published, which is
+            blind where it is 1.
+
+    Returns:
+        The first success of each image, else the image, with the note ``failed``, where no round led to one.
     """
-    nearest, rows = Nearest(x, threat), torch.arange(len(x), device=x.device)
+    nearest, rows = NearestSuccess(x, threat), torch.arange(len(x), device=x.device)
     height, width = x.shape[2:]
     near = torch.ones(len(x), height * width, dtype=torch.bool, device=x.device)
     tried = max(min(height * width // 10, PROBES), 1)
@@ -86,13 +101,13 @@ def localsearch(
         best = gains.argsort(dim=1, descending=True, stable=True)[:, :t]
         chosen = torch.zeros_like(near).scatter(1, pixels.gather(1, best), among.gather(1, best))
         chosen = chosen.view(-1, 1, height, width)
-        z = torch.where(chosen, _wrapped(r * (z - 0.5)) + 0.5, z)
+        z = torch.where(chosen, _from_the_other_side(r * (z - 0.5)) + 0.5, z)
         near = max_pool2d(chosen.to(x.dtype), 2 * d + 1, stride=1, padding=d).flatten(1) > 0
         tried = min(PROBES, height * width, t * (2 * d + 1) ** 2)
     return nearest.crafted()
 
 
-def _wrapped(values: Tensor) -> Tensor:
+def _from_the_other_side(values: Tensor) -> Tensor:
     """Return values that left [-0.5, 0.5] on one side coming in from the other."""
     back = values - (values > 0.5).to(values.dtype) + (values < -0.5).to(values.dtype)
     return back.clamp(-0.5, 0.5)

@@ -5,12 +5,21 @@ As feature matching, on the other end of the network (Tramer et al. 2020, arXiv:
 
 from torch import Tensor
 
-from attacks.common.ascent import Start
-from attacks.common.matching import check, doubts, guides_of, match
-from bench import Crafted, Features, Images, Labels, Randomness, Threat, View, attack
+from attacks.common import flags
+from attacks.common.matching import GuideMatching, check_params, cost, guides_of
+from attacks.common.projected_ascent import Start
+from bench import Count, Crafted, Features, Images, Labels, Positive, Randomness, Threat, View, attack
 
 
-@attack("logit-matching", norms={"linf", "l2"}, version=1, space="features", doubts=doubts, check=check)
+@attack(
+    "logit-matching",
+    norms={"linf", "l2"},
+    version=1,
+    space="features",
+    doubts=flags.of_ascent,
+    check_params=check_params,
+    cost=cost,
+)
 def logit_matching(
     view: Features,
     x: Images,
@@ -18,15 +27,33 @@ def logit_matching(
     threat: Threat,
     noise: Randomness,
     *,
-    classes: int | None = None,
-    steps: int = 200,
-    step: float | None = None,
+    classes: Count | None = None,
+    steps: Count = 200,
+    step: Positive | None = None,
     start: Start = "zero",
 ) -> Crafted:
-    """Climb -||Z(z) - Z(guide)||^2 in `steps` projected steps (by default 4 radius / steps long).
+    """Climb -||Z(z) - Z(guide)||^2 in projected steps, towards the guide of one class after another.
 
     Guides, turns and what is kept are those of `feature-matching`. Where the view is centred, as most are,
     the level of the logits is not to be seen: Z is then the logits less their mean.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        classes: How many classes are tried at most, those with the best logits first; None: all. With a
+            target, that alone.
+        steps: How many steps each class has.
+        step: The length of a step, in the threat's norm and units; None: 4 radius / steps.
+        start: ``zero``: from the image itself; ``uniform``: from a point drawn uniformly from the ball.
+
+    Returns:
+        The images, in the ball and the box, with the notes of `feature-matching`.
+
+    Raises:
+        InputError: Where the view has no guides.
     """
 
     def look(seen: View, z: Images) -> tuple[Tensor, Tensor]:
@@ -44,4 +71,5 @@ def logit_matching(
         found, _ = look(seen, guides_of(seen, labels, x))
         return found.mean(0) if found.dim() == 3 else found
 
-    return match(view, x, y, threat, noise, look, aim, classes=classes, steps=steps, step=step, start=start)
+    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step=step, start=start)
+    return matching.run(view, x, y, threat, noise)

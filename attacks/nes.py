@@ -8,20 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.common import signed
-from attacks.common.signed import Schedule, descend, missing
-from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack
+from attacks.common.signed_penalty import Schedule, SignedSearch, lacks
+from bench import (
+    Count,
+    Crafted,
+    Images,
+    InputError,
+    Labels,
+    NonNegative,
+    Positive,
+    Randomness,
+    Shape,
+    Threat,
+    View,
+    attack,
+)
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    signed.check(params)
-    if params["samples"] < 2 or params["samples"] % 2:
+def _check_params(params: dict[str, Any], shape: Shape) -> None:
+    if params["samples"] % 2:
         raise InputError(f"samples come in pairs: their number must be even, not {params['samples']}")
-    if not params["sigma"] > 0:
-        raise InputError(f"sigma must be above 0, not {params['sigma']:g}")
 
 
-@attack("nes", norms={"l2"}, version=1, access="score", budget="distance", check=_check)
+def cost(*, samples: int, steps: int, searches: int, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        samples: How many probes each gradient takes.
+        steps: How many steps each descent takes.
+        searches: How many descents there are.
+    """
+    return 1 + searches * (steps * (samples + 1) + 1)
+
+
+@attack(
+    "nes",
+    norms={"l2"},
+    version=1,
+    access="score",
+    budget="distance",
+    check_params=_check_params,
+    cost=cost,
+)
 def nes(
     view: View,
     x: Images,
@@ -29,54 +57,71 @@ def nes(
     threat: Threat,
     noise: Randomness,
     *,
-    samples: int = 50,
-    sigma: float = 0.25,
-    steps: int = 500,
-    step: float = 0.02,
+    samples: Count = 50,
+    sigma: Positive = 0.25,
+    steps: Count = 500,
+    step: Positive = 0.02,
     schedule: Schedule = "growing",
-    searches: int = 5,
-    weight: float = 0.25,
-    kappa: float = 0.0,
+    searches: Count = 5,
+    weight: Positive = 0.25,
+    kappa: NonNegative = 0.0,
 ) -> Crafted:
-    """Go down |z - x|^2 + lambda F as `bpda-cw` does; each gradient of F is estimated from `samples` probes.
+    """Go down |z - x|^2 + lambda F as `bpda-cw` does, on gradients of F that are estimated from probes.
 
-    They come in pairs, a normal draw of standard deviation `sigma` (D-35) and its opposite, and may
-    leave the box. The printed 0.5 is 0.25 here if it is meant for images in [-1, 1].
+    Probes come in pairs, a normal draw and its opposite, and may leave the box. The printed deviation of 0.5
+    is 0.25 here if it is meant for images in [-1, 1].
 
-    Notes: ``failed``, ``flat``, where the first estimate was exactly zero, and ``nonfinite``.
+    Args:
+        view: What the attack looks through; its logits are asked for, without gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        samples: How many probes each gradient takes, an even number.
+        sigma: The standard deviation of the probes (D-35), in units of [0, 1].
+        steps: How many steps each descent takes.
+        step: The full length of a step, in units of [0, 1].
+        schedule: ``growing``: steps grow to the full length, as printed; ``falling``: they fall from it
+            (D-34).
+        searches: How many descents there are: lambda is found for each example by a binary search.
+        weight: The first lambda.
+        kappa: The wanted margin, in units of the logits.
+
+    Returns:
+        The nearest success of each image, else the image, with the notes ``failed``, ``flat``, where the
+        first estimate was exactly zero, and ``nonfinite``, where one was not finite.
     """
 
-    def ask(here: View, z: Images, labels: Labels, draws: Randomness) -> tuple[Tensor, Tensor]:
-        def lack(points: Images) -> Tensor:
-            return missing(here, here.logits(points), labels, kappa)[0]
+    def slope(here: View, z: Images, labels: Labels, draws: Randomness) -> tuple[Tensor, Tensor]:
+        def lacking(points: Images) -> Tensor:
+            return lacks(here, here.logits(points), labels, kappa)[0]
 
         with torch.no_grad():
-            _, won = missing(here, here.logits(z), labels, kappa)
-            return estimate(lack, z, draws, samples=samples, sigma=sigma), won
+            _, won = lacks(here, here.logits(z), labels, kappa)
+            return estimate(lacking, z, draws, samples=samples, sigma=sigma), won
 
-    return descend(
-        view,
-        x,
-        y,
-        threat,
-        noise,
-        ask,
-        steps=steps,
-        step=step,
-        schedule=schedule,
-        searches=searches,
-        weight=weight,
-        kappa=kappa,
+    search = SignedSearch(
+        steps=steps, step=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
     )
+    return search.run(view, x, y, threat, noise, slope)
 
 
 def estimate(
     loss: Callable[[Images], Tensor], z: Images, noise: Randomness, *, samples: int, sigma: float
 ) -> Tensor:
-    """Return the gradient of `loss` at `z`, (N, C, H, W), without asking for one.
+    """Return an estimate of a loss's gradient, made of probes: the mean of L(z + sigma u) u / sigma.
 
-    The mean over the `samples` of L(z + sigma u) u / sigma, where normal draws u come with their
-    opposites. `loss` answers (copies * N,) to points that come copy after copy.
+    Normal draws u come with their opposites.
+
+    Args:
+        loss: Answers (copies * N,) to points (copies * N, C, H, W) that come copy after copy.
+        z: Where the gradient is wanted, (N, C, H, W).
+        noise: Draws of each example's own.
+        samples: How many probes are made, an even number.
+        sigma: Their standard deviation, in units of [0, 1].
+
+    Returns:
+        (N, C, H, W).
     """
     total = torch.zeros_like(z).flatten(1)
     # Bounds memory; by nothing but the size of an image, so that company changes no draw.

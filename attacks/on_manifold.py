@@ -1,21 +1,23 @@
 """Search on the manifold (Athalye et al. 2018, arXiv:1802.00420, section 5.4): the image is G(z)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, autograd
 
-from attacks.common.margins import lack
-from attacks.common.nearest import Constant, Nearest
+from attacks.common.best_so_far import BestIterate, NearestSuccess, finite
+from attacks.common.margins import margin_shortfall
 from attacks.common.optimisers import Adam
+from attacks.common.penalty_search import PenaltyConstant
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
@@ -27,19 +29,24 @@ TOGETHER = 1024
 """Codes that are decoded at once while a beginning is sought; they bound the memory, and change no result."""
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "searches"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    for name in ("starts", "start_steps", "kappa", "jitter"):
-        if not 0 <= params[name] < math.inf:
-            raise InputError(f"{name} must be 0 or more, not {params[name]:g}")
-    for name in ("lr", "weight"):
-        if not 0 < params[name] < math.inf:
-            raise InputError(f"{name} must be a number above 0, not {params[name]:g}")
+def cost(
+    *, starts: int, start_steps: int, steps: int, searches: int, jitter: float, again: bool, **_: object
+) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        starts: How many drawn codes it may begin at.
+        start_steps: How many steps each has towards the image.
+        steps: How many steps each descent takes.
+        searches: How many descents there are.
+        jitter: The deviation of noise on codes.
+        again: Whether a success is asked about again.
+    """
+    each = 2 + (jitter > 0) + 2 * again
+    return 2 + (1 + starts) * (start_steps + 1) + searches * (steps + 1) * each
 
 
-@attack("on-manifold", norms={"l2"}, version=1, space="latent", budget="distance", check=_check)
+@attack("on-manifold", norms={"l2"}, version=1, space="latent", budget="distance", cost=cost)
 def on_manifold(
     view: View,
     x: Images,
@@ -47,27 +54,43 @@ def on_manifold(
     threat: Threat,
     noise: Randomness,
     *,
-    starts: int = 4,
-    start_steps: int = 200,
-    steps: int = 500,
-    lr: float = 0.1,
-    searches: int = 5,
-    weight: float = 1.0,
-    kappa: float = 0.0,
-    jitter: float = 0.0,
+    starts: NonNegativeCount = 4,
+    start_steps: NonNegativeCount = 200,
+    steps: Count = 500,
+    lr: Positive = 0.1,
+    searches: Count = 5,
+    weight: Positive = 1.0,
+    kappa: NonNegative = 0.0,
+    jitter: NonNegative = 0.0,
     again: bool = True,
 ) -> Crafted:
     """Minimise |G(z) - x|^2 + c * max(kappa - margin, 0) over the code z with Adam; keep the nearest G(z).
 
-    It begins at the code that draws `x` best: of the view's own, and of `starts` that are drawn from
-    N(0, I), each after `start_steps` steps of Adam on |G(z) - x|^2 alone. c starts at `weight` and is found
-    for each example by `searches` of a binary search, each of `steps` steps. With `again`, a success is one
-    only if the code that the view gives G(z) is wrong too. With `jitter`, the margin is that of z with noise
-    of this deviation, and a success is one with and without.
+    It begins at the code that draws `x` best, of the view's own and of some that are drawn from N(0, I), each
+    after a few steps of Adam on |G(z) - x|^2 alone.
 
-    Note: ``failed``; such images are unchanged, and so are those whose own code is wrong already.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        starts: How many codes are drawn to begin at, beside the view's own.
+        start_steps: How many steps of Adam each of them has towards the image.
+        steps: How many steps of Adam each descent takes.
+        lr: Adam's learning rate, in units of the codes.
+        searches: How many descents there are: c is found for each example by a binary search.
+        weight: The first c.
+        kappa: The wanted margin, in units of the logits.
+        jitter: The standard deviation of normal noise on the code whose margin counts, in units of the codes;
+            a success is one with the noise and without.
+        again: Whether a success is one only if the code that the view gives G(z) is wrong too.
+
+    Returns:
+        The nearest success of each image, with the note ``failed``; such images are unchanged, and so are
+        those whose own code is wrong already.
     """
-    nearest = Nearest(x, threat)
+    nearest = NearestSuccess(x, threat)
     begun = view.encode(x).detach()
     with torch.no_grad():
         wrong = succeeded(view, view.logits(begun), y)
@@ -78,7 +101,7 @@ def on_manifold(
     here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
     begin = explain(here, clean, _starts(begun[rows], draws, starts), lr=lr, steps=start_steps)
     shape = tuple(begin.shape[1:])
-    constant = Constant(clean[:, 0, 0, 0], weight)
+    constant = PenaltyConstant(clean[:, 0, 0, 0], weight)
     for _ in range(searches):
         z, adam, ever = begin, Adam(begin, lr), torch.zeros_like(rows, dtype=torch.bool)
         for t in range(steps + 1):
@@ -90,7 +113,7 @@ def on_manifold(
                 if jitter:
                     logits = here.logits(z + jitter * draws.normal(shape))
                     won &= succeeded(here, logits, labels)
-                missing = lack(here, logits, labels, kappa)
+                missing = margin_shortfall(here, logits, labels, kappa)
                 loss = (image - clean).square().flatten(1).sum(1) + constant.value * missing
             won &= objective(here, logits.detach(), labels, "margin") >= kappa
             ever |= won
@@ -100,7 +123,7 @@ def on_manifold(
             nearest.offer(rows, image, won)
             if not last:
                 (gradient,) = autograd.grad(loss.sum(), z)
-                z = z - adam.step(torch.nan_to_num(gradient, 0.0, 0.0, 0.0))
+                z = z - adam.step(finite(gradient))
         constant.learn(ever)
     return nearest.crafted()
 
@@ -124,33 +147,42 @@ def _starts(own: Tensor, noise: Randomness, count: int) -> Tensor:
 
 
 def explain(view: View, x: Images, starts: Tensor, *, lr: float, steps: int) -> Tensor:
-    """Return the code (N, ...) that draws each image best, of all that Adam passes from `starts` (N, S, ...).
+    """Return the code that draws each image best, of all that Adam passes.
 
     A start is given up when its error has not fallen for a tenth of the steps.
+
+    Args:
+        view: What decodes, with gradients.
+        x: The images (N, C, H, W).
+        starts: The codes to begin at, (N, S, ...).
+        lr: Adam's learning rate, in units of the codes.
+        steps: How many steps each start has.
+
+    Returns:
+        (N, ...).
     """
     count = starts.shape[1]
     owners = torch.arange(len(x), device=x.device).repeat_interleave(count)
     parts = zip(starts.flatten(0, 1).split(TOGETHER), owners.split(TOGETHER), strict=True)
     found = [_descend(view, x[whose], z, lr, steps) for z, whose in parts]
-    codes, errors = (torch.cat(each).unflatten(0, (-1, count)) for each in zip(*found, strict=True))
-    best: Tensor = codes[torch.arange(len(x), device=x.device), errors.argmin(1)]
+    codes = torch.cat([best.images for best in found]).unflatten(0, (-1, count))
+    closeness = torch.cat([best.losses for best in found]).unflatten(0, (-1, count))
+    best: Tensor = codes[torch.arange(len(x), device=x.device), closeness.argmax(1)]
     return best
 
 
-def _descend(view: View, x: Images, z: Tensor, lr: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Return, for each row, the code with the least |G(z) - x|^2, and that."""
-    codes, errors = z.clone(), torch.full_like(x[:, 0, 0, 0], math.inf)
+def _descend(view: View, x: Images, z: Tensor, lr: float, steps: int) -> BestIterate:
+    """Return, for each row, the code with the least |G(z) - x|^2; its loss is minus that."""
+    best = BestIterate(z)
     rows, adam, tenth = torch.arange(len(z), device=z.device), Adam(z, lr), max(steps // 10, 1)
-    before = errors.clone()
+    before = torch.full_like(x[:, 0, 0, 0], math.inf)
     for t in range(steps + 1):
         last = t == steps
         z = z.detach().requires_grad_(not last)
         with torch.set_grad_enabled(not last):
             error = (view.decode(z) - x).square().flatten(1).sum(1)
         now = error.detach()
-        better = now < errors[rows]
-        codes[rows] = torch.where(better.view(-1, *[1] * (z.dim() - 1)), z.detach(), codes[rows])
-        errors[rows] = torch.where(better, now, errors[rows])
+        best.offer(rows, z.detach(), -now)
         if last:
             break
         (gradient,) = autograd.grad(error.sum(), z)
@@ -162,4 +194,4 @@ def _descend(view: View, x: Images, z: Tensor, lr: float, steps: int) -> tuple[T
                 break
             if len(going) < len(rows):
                 rows, x, z, before, adam = rows[going], x[going], z[going], before[going], adam.take(going)
-    return codes, errors
+    return best

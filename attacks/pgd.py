@@ -1,44 +1,11 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083), in the linf and the l2 ball."""
 
-from typing import Any
-
-from torch import Tensor
-
-from attacks.common.ascent import Keep, Start, ascend
-from bench import (
-    Crafted,
-    Images,
-    InputError,
-    Labels,
-    Loss,
-    Randomness,
-    Shape,
-    Threat,
-    View,
-    attack,
-    objective,
-)
+from attacks.common import flags
+from attacks.common.projected_ascent import Keep, ProjectedAscent, Start, loss_of
+from bench import Count, Crafted, Images, Labels, Loss, Positive, Randomness, Threat, View, attack
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    for name in ("steps", "restarts"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, not {params[name]}")
-    if params["step"] is not None and not params["step"] > 0:
-        raise InputError(f"step must be a length above 0, not {params['step']:g}")
-
-
-def _doubts(
-    threat: Threat, *, steps: int, step: float | None, restarts: int, start: str, **_: object
-) -> str | None:
-    if step is not None and (reach := steps * step) < threat.radius:
-        return f"{steps} steps of {step:g} reach {reach:g}, less than the radius {threat.radius:g}"
-    if restarts > 1 and start == "zero":
-        return f"{restarts} restarts from the image itself are one run, {restarts} times"
-    return None
-
-
-@attack("pgd", norms={"linf", "l2"}, version=1, doubts=_doubts, check=_check)
+@attack("pgd", norms={"linf", "l2"}, version=1, doubts=flags.of_ascent)
 def pgd(
     view: View,
     x: Images,
@@ -46,42 +13,45 @@ def pgd(
     threat: Threat,
     noise: Randomness,
     *,
-    steps: int = 40,
-    step: float | None = None,
-    restarts: int = 1,
+    steps: Count = 40,
+    step: Positive | None = None,
+    restarts: Count = 1,
     loss: Loss = "ce",
     start: Start = "uniform",
     keep: Keep = "best",
     drop: bool = True,
 ) -> Crafted:
-    """Climb `loss` in `steps` projected steps of length `step` (by default 2.5 radius / steps).
+    """Climb a loss in projected steps of one length, from a random point of the ball.
 
-    Where winning here is winning (``view.final``), an example is dropped at its first adversarial
-    iterate (the image itself, where that and its start are wrong), and further restarts see the
-    survivors only; ``drop=False`` goes on to the end, and no failure replaces a success. Otherwise the
-    iterate with the highest loss is kept, the start and the last included; with ``keep="last"``, each
-    restart's last.
+    Where winning here is winning (``view.final``), an example is dropped at its first adversarial iterate
+    (the image itself, where that and its start are wrong), and further restarts see the survivors only.
+    Otherwise the iterate with the highest loss is kept, the start and the last included.
 
-    Notes: ``flat``, where the gradient at the first step of a restart was exactly zero, and
-    ``nonfinite``, where a gradient was not finite; neither moves a pixel.
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        steps: How many steps each restart takes; 40, as the paper does on MNIST.
+        step: The length of a step, in the threat's norm and units; None: 2.5 radius / steps, the rule of the
+            authors' MNIST challenge.
+        restarts: How many walks there are, each from a start of its own.
+        loss: What is climbed, as in `bench.objective`: the cross-entropy, the margin, DLR.
+        start: ``uniform``: a point drawn uniformly from the ball; ``zero``: the image itself.
+        keep: ``best``: the best iterate of all; ``last``: the best of the restarts' last ones.
+        drop: False goes on to the end where an example could be dropped; no failure replaces a success.
+
+    Returns:
+        The images, in the ball and the box, with the notes ``flat``, where the gradient at the first step of
+        a restart was exactly zero, and ``nonfinite``, where a gradient was not finite; neither moves a pixel.
     """
-
-    def ask(here: View, z: Images, labels: Labels, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = here.logits(z)
-        return objective(here, logits, labels, loss), logits
-
-    length = 2.5 * threat.radius / steps if step is None else step
-    return ascend(
-        view,
-        x,
-        y,
-        threat,
-        noise,
-        ask,
+    ascent = ProjectedAscent(
         steps=steps,
-        length=length,
+        length=step,
         restarts=restarts,
         start=start,
         keep=keep,
         drop=drop,
     )
+    return ascent.run(view, x, y, threat, noise, loss_of(loss))

@@ -5,19 +5,18 @@ Random search on scores: a proposal repaints one square of the image, and is kep
 
 import math
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench import (
+    Count,
     Crafted,
     Images,
-    InputError,
     Labels,
     Loss,
+    PositiveShare,
     Randomness,
-    Shape,
     Threat,
     View,
     attack,
@@ -32,14 +31,16 @@ BLOCK = 64
 """Proposals whose draws are made together: it decides which draws they are, and enters the results."""
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    if params["queries"] < 1:
-        raise InputError(f"queries must be 1 or more, not {params['queries']}")
-    if not 0 < params["p_init"] <= 1:
-        raise InputError(f"p_init must be a share above 0 and at most 1, not {params['p_init']:g}")
+def cost(*, queries: int, **_: object) -> int:
+    """Return how many forward passes it makes over each example, at most.
+
+    Args:
+        queries: How many points are asked for, the image itself beside.
+    """
+    return 1 + queries
 
 
-@attack("square", norms={"linf", "l2"}, version=1, access="score", check=_check)
+@attack("square", norms={"linf", "l2"}, version=1, access="score", cost=cost)
 def square(
     view: View,
     x: Images,
@@ -47,18 +48,31 @@ def square(
     threat: Threat,
     noise: Randomness,
     *,
-    queries: int = 5000,
-    p_init: float = 0.8,
+    queries: Count = 5000,
+    p_init: PositiveShare = 0.8,
     loss: Loss = "margin",
     rescale: bool = True,
 ) -> Crafted:
-    """Ask for `queries` points, the first striped or tiled, the others with a square repainted.
+    """Ask for one point after the other, the first striped or tiled, the others with a square repainted.
 
-    A square covers the share `p_init` of the image at first, less and less later: by the schedule for
-    10,000 queries, stretched to `queries` unless ``rescale=False``. The image itself is asked first,
-    beside the count, and is left unmoved if it is wrong. Where winning here is winning
-    (``view.final``), an example is dropped at its first success; otherwise the search goes on for the
-    highest loss.
+    The image itself is asked first, beside the count, and is left unmoved if it is wrong. Where winning here
+    is winning (``view.final``), an example is dropped at its first success; otherwise the search goes on for
+    the highest loss.
+
+    Args:
+        view: What the attack looks through; its logits are asked for, without gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: The norm, and the radius in units of [0, 1].
+        noise: Draws of each example's own.
+        queries: How many points are asked for at most; 5000, as in AutoAttack.
+        p_init: The share of the image, above 0 and at most 1, that a square covers at first, less and less
+            later; 0.8, as in AutoAttack.
+        loss: What is climbed, as in `bench.objective`; the margin in the paper.
+        rescale: Whether the schedule of shares, for 10,000 queries, is stretched to `queries`.
+
+    Returns:
+        The images, in the ball and the box.
     """
     images, rows = x.clone(), torch.arange(len(x), device=x.device)
     with torch.no_grad():
@@ -98,7 +112,12 @@ def square(
 
 
 def shrinking(query: int, queries: int) -> float:
-    """Return the share of its first size that the square of a query has, of so many."""
+    """Return the share of its first size that a square has.
+
+    Args:
+        query: Which query it is for, from 1.
+        queries: For how many the schedule is stretched.
+    """
     at = query * 10_000 // queries
     return 0.5 ** sum(at > each for each in HALVED_AT)
 

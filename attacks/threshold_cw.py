@@ -6,24 +6,29 @@ threshold is added to what is missing to the class.
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from attacks import cw_l2
-from attacks.common.margins import below, margins
-from attacks.common.weighing import Descent, Variable
-from bench import Crafted, Images, InputError, Labels, Randomness, Shape, Threat, View, attack, succeeded
+from attacks.common.margins import margins, shortfall
+from attacks.common.penalty_search import PenaltySearch, Variable
+from bench import (
+    Count,
+    Crafted,
+    Images,
+    Labels,
+    NonNegative,
+    Positive,
+    Randomness,
+    Threat,
+    View,
+    attack,
+    succeeded,
+)
 
 
-def _check(params: dict[str, Any], shape: Shape) -> None:
-    cw_l2.check(params, shape)
-    if not 0 <= params["room"] < math.inf:
-        raise InputError(f"room must be a margin of 0 or more, not {params['room']:g}")
-
-
-@attack("threshold-cw", norms={"l2"}, version=1, budget="distance", doubts=cw_l2.doubts, check=_check)
+@attack("threshold-cw", norms={"l2"}, version=1, budget="distance", doubts=cw_l2.doubts, cost=cw_l2.cost)
 def threshold_cw(
     view: View,
     x: Images,
@@ -31,41 +36,65 @@ def threshold_cw(
     threat: Threat,
     noise: Randomness,
     *,
-    kappa: float = 0.0,
-    room: float = 0.0,
-    searches: int = 9,
-    steps: int = 1000,
-    lr: float = 0.01,
-    c: float = 1e-3,
+    kappa: NonNegative = 0.0,
+    room: NonNegative = 0.0,
+    searches: Count = 9,
+    steps: Count = 1000,
+    lr: Positive = 0.01,
+    c: Positive = 1e-3,
     variable: Variable = "box",
     goal: cw_l2.Goal = "nearest",
     abort: bool = False,
 ) -> Crafted:
     """Minimise |z - x|^2 + c * [max(kappa - margin, 0) + max(threshold + room - the goal's logit, 0)].
 
-    The margin is that among the classes alone; the threshold is the view's refusal, its last column. Kept is
-    the nearest point that is wrong (or the target) and accepted, by `kappa` over the other classes and by
-    `room` over the threshold. On a view that never refuses it is `cw-l2`, whose other settings, notes and
-    search it has; but `abort` is off, as the threshold that is seen is that of the class that leads, and what
-    is missing may rise where the goal begins to.
+    The margin is that among the classes alone; the threshold is the view's refusal, its last column. On a
+    view that never refuses it is `cw-l2`.
+
+    Args:
+        view: What the attack looks through, with gradients.
+        x: Images, float (N, C, H, W) in [0, 1].
+        y: Their labels, int64 (N,).
+        threat: Its norm measures the move; without a radius the move is as short as can be.
+        noise: Draws of each example's own.
+        kappa: The wanted lead over the other classes, in units of the logits.
+        room: The wanted lead over the threshold, in units of the logits.
+        searches: How many descents there are, as in `cw-l2`.
+        steps: How many steps of Adam each descent takes, from the image.
+        lr: Adam's learning rate, in units of the variable.
+        c: The first constant.
+        variable: What is moved, as in `cw-l2`.
+        goal: Which wrong label is gone for, as in `cw-l2`.
+        abort: Whether a descent may end before its steps, as in `cw-l2`; off, as the threshold that is seen
+            is that of the class that leads, and what is missing may rise where the goal begins to.
+
+    Returns:
+        The nearest point of each image that is wrong (or the target) and accepted, else the image, with the
+        notes of `cw-l2`.
     """
 
     def lacks(here: View, logits: Tensor, y: Labels) -> Tensor:
         over_classes, over_threshold = leads(here, logits, y)
-        return (below(kappa, over_classes) + below(room, over_threshold)).mean(0)
+        return (shortfall(kappa, over_classes) + shortfall(room, over_threshold)).mean(0)
 
     def has(here: View, logits: Tensor, y: Labels) -> Tensor:
         over_classes, over_threshold = (each.mean(0) for each in leads(here, logits, y))
         return succeeded(here, logits, y) & (over_classes >= kappa) & (over_threshold >= room)
 
-    descent = Descent(searches, steps, lr, c, variable, abort)
-    return cw_l2.least_move(view, x, y, threat, descent, lacks, has, goal=goal)
+    search = PenaltySearch(searches, steps, lr, c, variable, abort)
+    return cw_l2.LeastMove(search, lacks, has, goal).run(view, x, y, threat)
 
 
 def leads(view: View, logits: Tensor, y: Labels) -> tuple[Tensor, Tensor]:
-    """Return by how much the best goal leads the other classes, and by how much the refusal, (draws, N) each.
+    """Return by how much the best goal leads the other classes, and by how much the refusal.
 
-    Where nothing is refused it leads the refusal by infinity.
+    Args:
+        view: The view that answered.
+        logits: Its logits, (N, K) or (draws, N, K).
+        y: The labels (N,).
+
+    Returns:
+        (draws, N) each. Where nothing is refused the goal leads the refusal by infinity.
     """
     if not view.refusal:
         over_classes = margins(view, logits, y)

@@ -13,78 +13,109 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.common.wrapped import Adapter, Needs, parameter, reach
-from bench import Images, InputError, Labels, Norm, Shape, Threat
+from attacks.common.library_adapter import (
+    L0,
+    L1,
+    L2,
+    LINF,
+    Adapter,
+    Call,
+    LibraryAttack,
+    cost,
+    parameter,
+    unreachable_with,
+)
+from bench import Images, InputError, Labels, Shape, Threat
 
-LINF: frozenset[Norm] = frozenset({"linf"})
-L2: frozenset[Norm] = frozenset({"l2"})
-L1: frozenset[Norm] = frozenset({"l1"})
-L0: frozenset[Norm] = frozenset({"l0"})
 
-TABLE: dict[str, Needs] = {
-    "APGD": Needs("Auto-PGD (Croce and Hein 2020).", LINF | L2, targeted=False),
-    "APGDT": Needs(
+def _tuned_cost(*, steps: int, N: int, **_: object) -> int:
+    return steps * (N + 1)
+
+
+TABLE: dict[str, LibraryAttack] = {
+    "APGD": LibraryAttack("Auto-PGD (Croce and Hein 2020).", norms=LINF | L2, targeted=False),
+    "APGDT": LibraryAttack(
         "Auto-PGD on the targeted DLR loss, class after class (Croce and Hein 2020).",
-        LINF | L2,
+        norms=LINF | L2,
+        cost=lambda **params: 9 * cost(**params),
         least_classes=4,
         targeted=False,
     ),
-    "AutoAttack-10": Needs(
+    "AutoAttack-10": LibraryAttack(
         "The library's AutoAttack: 10 steps where the official one has 100 (T5).",
-        LINF | L2,
+        norms=LINF | L2,
+        cost=lambda *, version: {"standard": 5200, "plus": 5600, "rand": 400}[version],
         least_classes=4,
         targeted=False,
     ),
-    "BIM": Needs("Basic iterative method (Kurakin et al. 2017).", LINF),
-    "CW": Needs(
+    "BIM": LibraryAttack("Basic iterative method (Kurakin et al. 2017).", norms=LINF),
+    "CW": LibraryAttack(
         "Carlini and Wagner (2017) with one constant for all and no search for it (T4).",
-        L2,
+        norms=L2,
         budget="distance",
     ),
-    "DIFGSM": Needs("Diverse inputs (Xie et al. 2019).", LINF, square=True),
-    "DeepFool": Needs(
+    "DIFGSM": LibraryAttack("Diverse inputs (Xie et al. 2019).", norms=LINF, square=True),
+    "DeepFool": LibraryAttack(
         "DeepFool (Moosavi-Dezfooli et al. 2016), image by image.",
-        L2,
+        norms=L2,
         budget="distance",
         targeted=False,
     ),
-    "EADEN": Needs("Elastic net, by its rule EN (Chen et al. 2018).", L1 | L2, budget="distance"),
-    "EADL1": Needs("Elastic net, by its rule L1 (Chen et al. 2018).", L1, budget="distance"),
-    "EOTPGD": Needs("PGD on gradients averaged over several draws (Zimmermann 2019).", LINF),
-    "FAB": Needs("Fast adaptive boundary (Croce and Hein 2020).", LINF | L2, targeted=False),
-    "FFGSM": Needs("Fast adversarial training's FGSM from a random start (Wong et al. 2020).", LINF),
-    "FGSM": Needs("Fast gradient sign method (Goodfellow et al. 2015).", LINF),
-    "GN": Needs("Gaussian noise, once.", LINF | L2, access="decision", budget="distance", targeted=False),
-    "JSMA": Needs(
-        "Jacobian saliency map, towards the next class (Papernot et al. 2016).", L0, budget="distance"
+    "EADEN": LibraryAttack(
+        "Elastic net, by its rule EN (Chen et al. 2018).", norms=L1 | L2, budget="distance"
     ),
-    "Jitter": Needs("Scaled logits with noise (Schwinn et al. 2021).", LINF),
-    "MIFGSM": Needs("Momentum (Dong et al. 2018).", LINF),
-    "NIFGSM": Needs("Nesterov momentum (Lin et al. 2020).", LINF),
-    "OnePixel": Needs(
-        "Differential evolution of a few pixels (Su et al. 2019).", L0, budget="distance", access="score"
+    "EADL1": LibraryAttack("Elastic net, by its rule L1 (Chen et al. 2018).", norms=L1, budget="distance"),
+    "EOTPGD": LibraryAttack("PGD on gradients averaged over several draws (Zimmermann 2019).", norms=LINF),
+    "FAB": LibraryAttack("Fast adaptive boundary (Croce and Hein 2020).", norms=LINF | L2, targeted=False),
+    "FFGSM": LibraryAttack(
+        "Fast adversarial training's FGSM from a random start (Wong et al. 2020).", norms=LINF
     ),
-    "PGD": Needs("Projected gradient descent (Madry et al. 2018).", LINF),
-    "PGDL2": Needs("Projected gradient descent (Madry et al. 2018).", L2),
-    "PGDRS": Needs("PGD against randomised smoothing (Salman et al. 2019).", LINF),
-    "PGDRSL2": Needs("PGD against randomised smoothing (Salman et al. 2019).", L2),
-    "PIFGSM": Needs("Patch-wise FGSM (Gao et al. 2020).", LINF, channels=3, targeted=False),
-    "PIFGSMPP": Needs("Patch-wise FGSM++ (Gao et al. 2020).", LINF, channels=3),
-    "Pixle": Needs(
-        "Rearranged pixels (Pomponi et al. 2022).", L0, budget="distance", access="score", square=True
+    "FGSM": LibraryAttack("Fast gradient sign method (Goodfellow et al. 2015).", norms=LINF),
+    "GN": LibraryAttack(
+        "Gaussian noise, once.", norms=LINF | L2, access="decision", budget="distance", targeted=False
     ),
-    "RFGSM": Needs("FGSM after a random step (Tramer et al. 2018).", LINF),
-    "SINIFGSM": Needs("Nesterov momentum over scaled copies (Lin et al. 2020).", LINF),
-    "SPSA": Needs("SPSA with one direction for the whole batch (T8); ours is `spsa`.", LINF, access="score"),
-    "SparseFool": Needs(
-        "SparseFool (Modas et al. 2019), image by image.", L0, budget="distance", targeted=False
+    "JSMA": LibraryAttack(
+        "Jacobian saliency map, towards the next class (Papernot et al. 2016).", norms=L0, budget="distance"
     ),
-    "Square": Needs("Square attack (Andriushchenko et al. 2020).", LINF | L2, access="score"),
-    "TIFGSM": Needs("Translation-invariant gradients (Dong et al. 2019).", LINF, channels=3, square=True),
-    "TPGD": Needs("PGD on the divergence of TRADES (Zhang et al. 2019).", LINF, targeted=False),
-    "UPGD": Needs("PGD with a choice of losses and momentum.", LINF),
-    "VMIFGSM": Needs("Variance-tuned momentum (Wang and He 2021).", LINF),
-    "VNIFGSM": Needs("Variance-tuned Nesterov momentum (Wang and He 2021).", LINF),
+    "Jitter": LibraryAttack("Scaled logits with noise (Schwinn et al. 2021).", norms=LINF),
+    "MIFGSM": LibraryAttack("Momentum (Dong et al. 2018).", norms=LINF),
+    "NIFGSM": LibraryAttack("Nesterov momentum (Lin et al. 2020).", norms=LINF),
+    "OnePixel": LibraryAttack(
+        "Differential evolution of a few pixels (Su et al. 2019).",
+        norms=L0,
+        budget="distance",
+        access="score",
+    ),
+    "PGD": LibraryAttack("Projected gradient descent (Madry et al. 2018).", norms=LINF),
+    "PGDL2": LibraryAttack("Projected gradient descent (Madry et al. 2018).", norms=L2),
+    "PGDRS": LibraryAttack("PGD against randomised smoothing (Salman et al. 2019).", norms=LINF),
+    "PGDRSL2": LibraryAttack("PGD against randomised smoothing (Salman et al. 2019).", norms=L2),
+    "PIFGSM": LibraryAttack("Patch-wise FGSM (Gao et al. 2020).", norms=LINF, channels=3, targeted=False),
+    "PIFGSMPP": LibraryAttack("Patch-wise FGSM++ (Gao et al. 2020).", norms=LINF, channels=3),
+    "Pixle": LibraryAttack(
+        "Rearranged pixels (Pomponi et al. 2022).", norms=L0, budget="distance", access="score", square=True
+    ),
+    "RFGSM": LibraryAttack("FGSM after a random step (Tramer et al. 2018).", norms=LINF),
+    "SINIFGSM": LibraryAttack("Nesterov momentum over scaled copies (Lin et al. 2020).", norms=LINF),
+    "SPSA": LibraryAttack(
+        "SPSA with one direction for the whole batch (T8); ours is `spsa`.",
+        norms=LINF,
+        access="score",
+        cost=lambda *, nb_iter, nb_sample, **_: 2 * nb_iter * nb_sample,
+    ),
+    "SparseFool": LibraryAttack(
+        "SparseFool (Modas et al. 2019), image by image.", norms=L0, budget="distance", targeted=False
+    ),
+    "Square": LibraryAttack("Square attack (Andriushchenko et al. 2020).", norms=LINF | L2, access="score"),
+    "TIFGSM": LibraryAttack(
+        "Translation-invariant gradients (Dong et al. 2019).", norms=LINF, channels=3, square=True
+    ),
+    "TPGD": LibraryAttack("PGD on the divergence of TRADES (Zhang et al. 2019).", norms=LINF, targeted=False),
+    "UPGD": LibraryAttack("PGD with a choice of losses and momentum.", norms=LINF),
+    "VMIFGSM": LibraryAttack("Variance-tuned momentum (Wang and He 2021).", norms=LINF, cost=_tuned_cost),
+    "VNIFGSM": LibraryAttack(
+        "Variance-tuned Nesterov momentum (Wang and He 2021).", norms=LINF, cost=_tuned_cost
+    ),
 }
 
 SET_ELSEWHERE = {"self", "model", "eps", "max_epsilon", "norm", "n_classes", "seed", "verbose"}
@@ -153,48 +184,43 @@ def _signature(name: str) -> Iterable[inspect.Parameter]:
     return found
 
 
-def _call(
-    name: str,
-    threat: Threat,
-    params: Mapping[str, Any],
-    model: nn.Module,
-    x: Images,
-    y: Labels,
-    target: Labels | None,
-    seed: int,
-) -> Tensor:
+def _prepare(name: str, threat: Threat, params: Mapping[str, Any]) -> Call:
+    """Return the library's attack, with its parameters."""
     cls = _class(name)
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1] if name in ("APGDT", "AutoAttack-10", "FAB", "JSMA") else 0
-    offered: dict[str, Any] = {
-        "eps": threat.radius,
-        "max_epsilon": threat.radius,
-        "norm": {"linf": "Linf", "l2": "L2"}.get(threat.norm),
-        "n_classes": classes,
-        "seed": seed,
-    }
     taken = inspect.signature(cls.__init__).parameters
-    given = {key: value for key, value in offered.items() if key in taken}
-    attack = cls(model, **given, **params)
-    if name == "JSMA" and target is None:
-        # The library's own choice, but for as many classes as there are (T6).
-        target = (y + 1) % classes
-    if target is not None:
-        goal = target
-        attack.set_mode_targeted_by_function(lambda *_: goal, quiet=True)
-    if name == "CW":
-        x = x.clamp(NUDGE, 1 - NUDGE)
-    found: Tensor = attack(x, y if target is None or name not in TARGET_AS_LABEL else target)
-    return found
+
+    def call(model: nn.Module, x: Images, y: Labels, target: Labels | None, seed: int) -> Tensor:
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1] if name in ("APGDT", "AutoAttack-10", "FAB", "JSMA") else 0
+        offered: dict[str, Any] = {
+            "eps": threat.radius,
+            "max_epsilon": threat.radius,
+            "norm": {"linf": "Linf", "l2": "L2"}.get(threat.norm),
+            "n_classes": classes,
+            "seed": seed,
+        }
+        attack = cls(model, **{key: value for key, value in offered.items() if key in taken}, **params)
+        if name == "JSMA" and target is None:
+            # The library's own choice, but for as many classes as there are (T6).
+            target = (y + 1) % classes
+        if target is not None:
+            goal = target
+            attack.set_mode_targeted_by_function(lambda *_: goal, quiet=True)
+        if name == "CW":
+            x = x.clamp(NUDGE, 1 - NUDGE)
+        found: Tensor = attack(x, y if target is None or name not in TARGET_AS_LABEL else target)
+        return found
+
+    return call
 
 
 def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
     if name == "SPSA":
-        return reach(threat, params, "nb_iter", "lr")
-    return reach(threat, params, "steps", "alpha")
+        return unreachable_with(threat, params, "nb_iter", "lr")
+    return unreachable_with(threat, params, "steps", "alpha")
 
 
-def _check(name: str, params: Mapping[str, Any]) -> None:
+def _check_params(name: str, params: Mapping[str, Any]) -> None:
     if name in ("EADEN", "EADL1") and params["abort_early"] and params["max_iterations"] < 10:
         # It divides by a tenth of them, rounded down (T17).
         raise InputError(f"max_iterations must be 10 or more to abort early, not {params['max_iterations']}")
@@ -207,17 +233,17 @@ def _unfit(name: str, params: Mapping[str, Any], shape: Shape) -> str | None:
     return None
 
 
-for _name, _needs in TABLE.items():
-    Adapter(
-        library="torchattacks",
-        module=__name__,
-        name=_name,
-        needs=_needs,
-        signature=_signature,
-        call=_call,
-        doubts=_doubts,
-        check=_check,
-        unfit=_unfit,
-        lift=True,
-        softmax=SOFTMAX,
-    ).register()
+ADAPTER = Adapter(
+    library="torchattacks",
+    module=__name__,
+    signature=_signature,
+    prepare=_prepare,
+    doubts=_doubts,
+    check_params=_check_params,
+    unfit=_unfit,
+    lift=True,
+    softmax=SOFTMAX,
+)
+
+for _name, _row in TABLE.items():
+    ADAPTER.register(_name, _row)

@@ -4,22 +4,19 @@ A job is a number of examples times a number of passes over each; what a pass ta
 most like it that were measured.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from bench.jobs import Craft, Evaluate, Job, Train
 from bench.registry import AttackEntry
+from bench.jobs import Craft, Evaluate, Job, Train
 from bench.resolve import inner
 
 _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""
 
 
-_PASSES = ("steps", "restarts", "samples", "searches")
-"""Parameters whose product is the number of passes of an attack that does not tell it by its `cost`."""
 
 
 class Costs:
@@ -117,19 +114,12 @@ def passes(job: Job) -> int:
     """
     match job:
         case Train():
-            within = sum(_passes(entry, params) for entry, params in inner(job.defense))
+            within = sum(entry.passes(params) for entry, params in inner(job.defense))
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
-            return _passes(job.attempt.attack.entry, job.attempt.attack.params)
+            return job.attempt.attack.entry.passes(job.attempt.attack.params)
         case Evaluate():
             return 1
-
-
-def _passes(attack: AttackEntry, params: Mapping[str, Any]) -> int:
-    """Return about how many passes an attack makes: what it says itself, or what its parameters do."""
-    if attack.cost is not None:
-        return max(1, attack.cost(**params))
-    return math.prod(_count(params, name) for name in _PASSES)
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:

@@ -435,9 +435,9 @@ class Planner:
         for serve in self.suite.serves[name]:
             self._checked("defenses", name, replace(filled, params={**filled.params, **serve}), shape)
         for attack, params in inner(filled):
-            if attack.check is not None:
+            if attack.check_params is not None:
                 try:
-                    attack.check(dict(params), shape)
+                    attack.check_params(dict(params), shape)
                 except InputError as error:
                     where = self.suite.at("defenses", name)
                     raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
@@ -446,9 +446,9 @@ class Planner:
         self, kind: str, name: str, filled: Filled[AttackEntry] | Filled[DefenseEntry], shape: Shape
     ) -> None:
         """Raise where parameters cannot be, or do not fit the data."""
-        if filled.entry.check is not None:
+        if filled.entry.check_params is not None:
             try:
-                filled.entry.check(dict(filled.params), shape)
+                filled.entry.check_params(dict(filled.params), shape)
             except InputError as error:
                 raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 

@@ -7,10 +7,11 @@ installed plug-ins, then closes the registries.
 
 import importlib
 import inspect
+import math
 import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from types import ModuleType, UnionType
@@ -259,40 +260,77 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackEntry(Entry):
-    """An attack, and what it needs."""
+class Needs:
+    """What an attack is and needs, known before anything is loaded: the one place that lists it.
 
-    norms: frozenset[Norm]
-    access: Access
-    space: str
-    keyed: Literal["image", "shard"]
+    The decorator `attack` takes these as its keywords, an `AttackEntry` carries them, and the adapters of
+    attack libraries give one for each attack.
+    """
+
+    norms: Set[Norm]
+    """The norms of its threat model; one of them is each task's."""
+    access: Access = "gradient"
+    """What it asks of a view."""
+    space: str = "pixel"
+    """The space that its points lie in; only views of this space are shown to it."""
+    keyed: Literal["image", "shard"] = "image"
     """Whose stream its draws come from: each image's own, or the shard's."""
-    budget: Literal["radius", "distance"]
+    budget: Literal["radius", "distance"] = "radius"
     """Whether it needs a radius, or moves as little as it can."""
-    least_classes: int
-    doubts: Callable[..., str | None] | None
-    """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
-    check: Check | None
-    """Raises `InputError` where the parameters do not fit the data."""
-    channels: int | None
+    least_classes: int = 2
+    """The smallest number of classes that it can work with."""
+    channels: int | None = None
     """How many channels an image must have; None: any number."""
-    square: bool
+    square: bool = False
     """Whether images must be as high as wide."""
-    time_limit: float | None
+    time_limit: float | None = None
     """Seconds that a shard may take unless a suite says otherwise; None: any time."""
     targeted: bool = True
     """Whether it reaches for a given label where it is given one."""
+    doubts: Callable[..., str | None] | None = None
+    """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
+    check_params: Check | None = None
+    """``check_params(params, shape)``: raises `InputError` where parameters do not fit each other or the
+    data. What a parameter may be by itself is said by its type."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
     """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
     idle: bool = False
     """Whether it leaves every image as it is: what it shows is the clean accuracy."""
     cost: Callable[..., int] | None = None
-    """``cost(**params)``: about how many passes it makes over each example; None: by names of parameters."""
+    """``cost(**params)``: how many forward passes the attack makes over each example, at most. None: the
+    product of its steps, restarts, samples and searches, as far as it has such parameters."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norms", frozenset(self.norms))
 
     @property
     def blind(self) -> bool:
         """Whether it looks at nothing, so that it has no view, no source and no targets."""
         return self.access == "none"
+
+    def declared(self) -> dict[str, Any]:
+        """Return the needs by name, to declare something with the same ones."""
+        return {each.name: getattr(self, each.name) for each in fields(Needs)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackEntry(Entry, Needs):
+    """An attack, and what it needs."""
+
+    def passes(self, params: Mapping[str, Any]) -> int:
+        """Return how many forward passes it makes over each example with these parameters, at most.
+
+        Args:
+            params: Values of all its parameters, by name.
+
+        Returns:
+            What its `cost` says; without one, the product of the counts that are called steps, restarts,
+            samples and searches, 1 where it has none of them.
+        """
+        if self.cost is not None:
+            return self.cost(**params)
+        counts = (params.get(name, 1) for name in ("steps", "restarts", "samples", "searches"))
+        return math.prod(count for count in counts if isinstance(count, int))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,67 +488,54 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
 
 
-def attack(
-    name: str,
-    *,
-    norms: set[Norm],
-    version: int,
-    access: Access = "gradient",
-    space: str = "pixel",
-    keyed: Literal["image", "shard"] = "image",
-    budget: Literal["radius", "distance"] = "radius",
-    least_classes: int = 2,
-    neutral: Mapping[str, Any] | None = None,
-    doubts: Callable[..., str | None] | None = None,
-    check: Check | None = None,
-    channels: int | None = None,
-    square: bool = False,
-    time_limit: float | None = None,
-    targeted: bool = True,
-    unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None,
-    idle: bool = False,
-    cost: Callable[..., int] | None = None,
-    library: str | None = None,
-    signature: Callable[[], Iterable[inspect.Parameter]] | None = None,
-) -> Callable[[F], F]:
+@dataclass(frozen=True)
+class attack(Needs):
     """Register a function as an attack; its keyword-only arguments are its parameters.
 
-    An adapter of a library's attack takes ``**params`` instead, gives `signature` for them, and names the
-    `library`. What else it needs of the images (`channels`, `square`) and of their classes, a plan knows.
+    The function is called as ``function(view, x, y, threat, noise, **params)`` (see `bench.Attack`) and
+    returns the images, or `bench.Crafted` with notes on them. Each parameter has an annotation and a default;
+    both enter the schema of a task file. Everything else is a field of `Needs`, and given by keyword.
+
+    Args:
+        name: The attack's name in task files; a plug-in's begins with the name of its entry point and a
+            slash.
+        version: A whole number that enters keys; it is raised when the attack's results change.
+        neutral: Parameters that stay out of keys while they have this value, because they came later and
+            change nothing.
+        library: The installed distribution that does the work, if one does; its version enters keys.
+        signature: Returns the parameters of a function that takes them as ``**params``; called when they
+            are asked for, so that a library is not imported before.
+
+    Raises:
+        InputError: Where a parameter has a name that means something else in a task file, or the name of the
+            attack is taken.
+
+    Examples:
+        >>> @attack("mylab/shift", norms={"linf"}, version=1, access="none")
+        ... def shift(view, x, y, threat, noise, *, share: float = 1.0):
+        ...     return threat.project(x, x + share * threat.radius)
     """
 
-    def register(function: F) -> F:
+    name: str
+    version: int = field(kw_only=True)
+    neutral: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    library: str | None = field(default=None, kw_only=True)
+    signature: Callable[[], Iterable[inspect.Parameter]] | None = field(default=None, kw_only=True)
+
+    def __call__(self, function: F) -> F:
+        """Register `function`, and return it unchanged."""
         taken = sorted(RESERVED & set(inspect.signature(function).parameters))
         if taken:
-            raise InputError(f"attack {name!r}: {', '.join(taken)}: a suite says something else by this name")
+            raise InputError(
+                f"attack {self.name!r}: {', '.join(taken)}: a suite says something else by this name"
+            )
         ATTACKS.add(
             AttackEntry(
-                name=name,
                 make=function,
-                version=version,
-                neutral=neutral or {},
-                norms=frozenset(norms),
-                access=access,
-                space=space,
-                keyed=keyed,
-                budget=budget,
-                least_classes=least_classes,
-                doubts=doubts,
-                check=check,
-                channels=channels,
-                square=square,
-                time_limit=time_limit,
-                targeted=targeted,
-                unfit=unfit,
-                idle=idle,
-                cost=cost,
-                library=library,
-                signature=signature,
+                **{each.name: getattr(self, each.name) for each in fields(self)},
             )
         )
         return function
-
-    return register
 
 
 def view(

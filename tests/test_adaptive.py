@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from test_attacks import NET, apart
 from test_attacks import X as IMAGES
 from test_attacks import Y as LABELS
@@ -262,20 +263,17 @@ def test_sdim_without_thresholds_has_no_guides() -> None:
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"step": 0.0}, "step must be a length above 0, not 0"),
-        ({"step": -0.1}, "step must be a length above 0, not -0.1"),
-        ({"classes": 0}, "classes must be 1 to 4, the others than the true one, not 0"),
+        ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+        ({"step": 0.0}, "step: expected a number above 0, found 0.0"),
+        ({"step": -0.1}, "step: expected a number above 0, found -0.1"),
+        ({"classes": 0}, "classes: expected a number of 1 or more, found 0"),
         ({"classes": 5}, "classes must be 1 to 4, the others than the true one, not 5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, params: dict[str, Any], sentence: str) -> None:
-    entry = ATTACKS[name]
-    assert entry.check is not None
-    entry.check(arguments(entry, {}), Shape(1, 8, 8, 5))
-    entry.check(arguments(entry, {"classes": 4}), Shape(1, 8, 8, 5))
-    with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), Shape(1, 8, 8, 5))
+    assert refusal(name, {}, Shape(1, 8, 8, 5)) is None
+    assert refusal(name, {"classes": 4}, Shape(1, 8, 8, 5)) is None
+    assert refusal(name, params, Shape(1, 8, 8, 5)) == sentence
 
 
 @pytest.mark.parametrize("name", ["feature-matching", "logit-matching"])
@@ -445,17 +443,14 @@ def test_what_is_wrong_but_refused_moves_and_what_is_accepted_does_not() -> None
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"room": -1.0}, "room must be a margin of 0 or more, not -1"),
-        ({"room": float("nan")}, "room must be a margin of 0 or more, not nan"),
-        ({"kappa": -1.0}, "kappa must be a margin of 0 or more, not -1"),
-        ({"searches": 0}, "searches must be 1 or more, not 0"),
+        ({"room": -1.0}, "room: expected a number of 0 or more, found -1.0"),
+        ({"room": float("nan")}, "room: expected a number of 0 or more, found .nan"),
+        ({"kappa": -1.0}, "kappa: expected a number of 0 or more, found -1.0"),
+        ({"searches": 0}, "searches: expected a number of 1 or more, found 0"),
     ],
 )
 def test_settings_of_the_least_move_that_cannot_be_are_refused(params: dict[str, Any], sentence: str) -> None:
-    entry = ATTACKS["threshold-cw"]
-    assert entry.check is not None
-    with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), Shape(1, 8, 8, 5))
+    assert refusal("threshold-cw", params, Shape(1, 8, 8, 5)) == sentence
 
 
 def test_with_the_threshold_sdim_accepts_far_more_at_equal_success(

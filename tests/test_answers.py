@@ -8,7 +8,7 @@ import torch
 from test_attacks import ROWS
 from torch import Tensor, nn
 
-from attacks.common.rivals import rivals
+from attacks.common.candidates import candidate_labels
 from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.noise import Noise
@@ -91,12 +91,17 @@ def test_a_class_that_cannot_be_is_never_gone_for() -> None:
     inf = math.inf
     logits = torch.tensor([[5.0, -inf, 3, 4], [5, -inf, -inf, 4], [-inf, 1, 2, -inf], [1, -inf, -inf, -inf]])
     y = torch.zeros(4, dtype=torch.int64)
-    assert rivals(View(lambda z: z), logits, y).tolist() == [[3, 2, 3], [3, 3, 3], [2, 1, 2], [1, 1, 1]]
-    assert rivals(View(lambda z: z), logits, y, 2).tolist() == [[3, 2], [3, 3], [2, 1], [1, 1]]
+    assert candidate_labels(View(lambda z: z), logits, y).tolist() == [
+        [3, 2, 3],
+        [3, 3, 3],
+        [2, 1, 2],
+        [1, 1, 1],
+    ]
+    assert candidate_labels(View(lambda z: z), logits, y, 2).tolist() == [[3, 2], [3, 3], [2, 1], [1, 1]]
     refusing = View(lambda z: z, refusal=True)
-    assert rivals(refusing, logits[:3], y[:3]).tolist() == [[2, 2], [1, 1], [2, 1]]
+    assert candidate_labels(refusing, logits[:3], y[:3]).tolist() == [[2, 2], [1, 1], [2, 1]]
     given = View(lambda z: z, target=torch.tensor([1, 1, 1, 1]))
-    assert rivals(given, logits, y).tolist() == [[1], [1], [1], [1]]
+    assert candidate_labels(given, logits, y).tolist() == [[1], [1], [1], [1]]
 
 
 # --- where the truth leads by more than float32 probabilities tell ----------------------------------------

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from torch import Tensor, nn
 
 from attacks import boundary as walks
 from attacks import square as squares
 from attacks.boundary import boundary
 from attacks.bpda_cw import bpda_cw
-from attacks.common import signed
+from attacks.common import signed_penalty
 from attacks.localsearch import localsearch
 from attacks.nes import estimate, nes
 from attacks.square import square
-from bench.errors import InputError
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Decision, Images, Labels, Shape, Threat, View
 from bench.referee import Meter, answers_only, watch
-from bench.registry import ATTACKS, Access
+from bench.registry import Access
 from bench.testing import Halfspace
 
 
@@ -60,11 +60,8 @@ def broken(z: Images, y: Labels = Y) -> Tensor:
 
 
 def refused(name: str, message: str, **params: Any) -> None:
-    entry = ATTACKS[name]
-    assert entry.check is not None
-    entry.check(entry.schema().model_dump(), Shape(1, 28, 28, 10))
-    with pytest.raises(InputError, match=message):
-        entry.check(entry.schema(**params).model_dump(), Shape(1, 28, 28, 10))
+    assert refusal(name, {}, Shape(1, 28, 28, 10)) is None
+    assert refusal(name, params, Shape(1, 28, 28, 10)) == message
 
 
 # --- Square ---------------------------------------------------------------------------------------------
@@ -278,8 +275,8 @@ def test_square_reaches_targets_and_averages_the_answers_of_a_random_defense() -
 
 
 def test_square_refuses_settings_that_cannot_be() -> None:
-    refused("square", "queries must be 1 or more, not 0", queries=0)
-    refused("square", "p_init must be a share above 0 and at most 1, not 1.5", p_init=1.5)
+    refused("square", "queries: expected a number of 1 or more, found 0", queries=0)
+    refused("square", "p_init: expected a number of 1 or less, found 1.5", p_init=1.5)
 
 
 # --- the search of BPDA and NES -------------------------------------------------------------------------
@@ -342,10 +339,12 @@ def test_bpda_cw_on_the_identity_is_signed_descent_on_the_objective_of_cw(schedu
 
 
 def test_steps_of_bpda_cw_grow_as_printed_or_fall() -> None:
-    grown = [signed.length(t, 500, 0.04, "growing") for t in (1, 250, 500)]
+    grown = [signed_penalty.length_at(t, 500, 0.04, "growing") for t in (1, 250, 500)]
     assert grown == pytest.approx([0.04 / 500, 0.02, 0.04])
-    fallen = [signed.length(t, 500, 0.04, "falling") for t in range(1, 501)]
-    assert fallen == pytest.approx([signed.length(t, 500, 0.04, "growing") for t in range(500, 0, -1)])
+    fallen = [signed_penalty.length_at(t, 500, 0.04, "falling") for t in range(1, 501)]
+    assert fallen == pytest.approx(
+        [signed_penalty.length_at(t, 500, 0.04, "growing") for t in range(500, 0, -1)]
+    )
 
 
 def test_bpda_cw_takes_the_gradient_where_the_defense_looks() -> None:
@@ -476,15 +475,15 @@ def test_nes_finds_what_bpda_cw_finds_a_little_farther() -> None:
 @pytest.mark.parametrize(
     ("name", "message", "params"),
     [
-        ("bpda-cw", "steps must be 1 or more, not 0", {"steps": 0}),
-        ("bpda-cw", "searches must be 1 or more, not 0", {"searches": 0}),
-        ("bpda-cw", "weight must be above 0, not 0", {"weight": 0.0}),
-        ("bpda-cw", "kappa must be 0 or more, not -1", {"kappa": -1.0}),
-        ("nes", "their number must be even, not 5", {"samples": 5}),
-        ("nes", "sigma must be above 0, not 0", {"sigma": 0.0}),
-        ("localsearch", "t must be 1 or more, not 0", {"t": 0}),
-        ("localsearch", "r must be above 0, not -1", {"r": -1.0}),
-        ("boundary", "directions must be 1 or more, not 0", {"directions": 0}),
+        ("bpda-cw", "steps: expected a number of 1 or more, found 0", {"steps": 0}),
+        ("bpda-cw", "searches: expected a number of 1 or more, found 0", {"searches": 0}),
+        ("bpda-cw", "weight: expected a number above 0, found 0.0", {"weight": 0.0}),
+        ("bpda-cw", "kappa: expected a number of 0 or more, found -1.0", {"kappa": -1.0}),
+        ("nes", "samples come in pairs: their number must be even, not 5", {"samples": 5}),
+        ("nes", "sigma: expected a number above 0, found 0.0", {"sigma": 0.0}),
+        ("localsearch", "t: expected a number of 1 or more, found 0", {"t": 0}),
+        ("localsearch", "r: expected a number above 0, found -1.0", {"r": -1.0}),
+        ("boundary", "directions: expected a number of 1 or more, found 0", {"directions": 0}),
         ("boundary", "a factor above 1, not 1", {"step_adaptation": 1.0}),
     ],
 )

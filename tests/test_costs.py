@@ -34,10 +34,10 @@ def test_what_was_measured_is_expected_again_for_as_much_work(tmp_path: Path) ->
 def test_an_attack_that_was_never_seen_is_judged_by_its_passes(tmp_path: Path) -> None:
     crossed = planned(tmp_path)
     pgd, spsa = crafts(crossed, "pgd")[0], crafts(crossed, "spsa")[0]
-    assert (passes(pgd), passes(spsa)) == (10, 80)
+    assert (passes(pgd), passes(spsa)) == (10, 1 + 5 * (2 * 16 + 1))
     costs = Costs()
     costs.learn(pgd, {"seconds": 1.0})
-    assert costs.seconds(spsa) == 8.0 * examples(spsa) / examples(pgd)
+    assert costs.seconds(spsa) == 16.6 * examples(spsa) / examples(pgd)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhe
     crossed = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
     on = {job.attempt.source.train.defense.name: job for job in crafts(crossed, "pgd") if job.attempt.source}
     (cw,) = [job for job in crafts(crossed, "cw-l2") if job.start == 0][:1]
-    assert (len(on), passes(cw)) == (2, 30)
+    assert (len(on), passes(cw)) == (2, 1 + 2 * 3 * 11)
     assert cw.attempt.source is not None
     costs = Costs()
     for name, job in on.items():
         costs.learn(job, {"seconds": 1.0 if name == cw.attempt.source.train.defense.name else 99.0})
     seen = on[cw.attempt.source.train.defense.name]
-    assert costs.seconds(cw) == 3.0 * examples(cw) / examples(seen)
+    assert costs.seconds(cw) == 6.7 * examples(cw) / examples(seen)
 
 
 def test_the_longest_way_goes_through_what_comes_after(tmp_path: Path) -> None:

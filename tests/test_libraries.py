@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
+from attacks.common.library_adapter import Guard
+from bench import catalogue, cli, execute, sources, spec
+from bench import plan as planning
 from attacks.common.wrapped import craft
 from bench import catalogue, cli, execute, planner, resolve, sources
 from bench.context import Desk
@@ -304,7 +307,7 @@ def test_a_library_that_goes_too_far_is_brought_back(norm: Any) -> None:
         return (start + 3 * torch.sign(start - 0.5)).double()
 
     noise = Noise("key", torch.arange(len(x)))
-    crafted = craft(View(model), x, y, threat, noise, far, access="score", budget="radius", lift=False)
+    crafted = Guard(access="score", budget="radius", lift=False).run(View(model), x, y, threat, noise, far)
     lawful(crafted, x, threat)
     # As far as it may, in its direction.
     assert float((threat.distance(x, crafted.images) / threat.radius).min()) > 0.99
@@ -314,7 +317,7 @@ def test_a_library_that_goes_too_far_is_brought_back(norm: Any) -> None:
         return start[:, :, 1:]
 
     with pytest.raises(ValueError, match=r"returned \(1, 1, 5, 6\) for \(1, 1, 6, 6\)"):
-        craft(View(model), x, y, threat, noise, short, access="score", budget="radius", lift=False)
+        Guard(access="score", budget="radius", lift=False).run(View(model), x, y, threat, noise, short)
 
 
 def test_a_time_limit_is_not_the_librarys_exception() -> None:
@@ -328,7 +331,7 @@ def test_a_time_limit_is_not_the_librarys_exception() -> None:
 
     noise = Noise("key", torch.arange(len(x)))
     with pytest.raises(OvertimeError):
-        craft(View(model), x, y, Threat("l2"), noise, late, access="score", budget="distance", lift=False)
+        Guard(access="score", budget="distance", lift=False).run(View(model), x, y, Threat("l2"), noise, late)
 
 
 # --- torchattacks ----------------------------------------------------------------------------------------
@@ -996,7 +999,7 @@ def test_f13_what_it_says_of_success_is_not_what_it_returns() -> None:
     # Nothing is taken from its word: what an adapter says agrees with what its view answers when asked.
     ran = run("foolbox/L2FMNAttack", model, x, y, Threat("l2"), steps=3)
     assert torch.equal(cracked(model, ran.images, y), ~ran.crafted.notes["failed"])
-    assert "success" not in inspect.getsource(foolbox_adapter._call)
+    assert "success" not in inspect.getsource(foolbox_adapter._prepare)
 
 
 # --- the command line, and what is not installed -----------------------------------------------------------
@@ -1076,12 +1079,18 @@ def refused(answer: Answer, *words: str) -> None:
         ({"use": "torchattacks/PGD", "step": 5}, ["suite.yaml", "step", "did you mean 'steps'"]),
         ({"use": "torchattacks/PGD", "eps": 0.1}, ["suite.yaml", "eps"]),
         ({"use": "torchattacks/PGD", "steps": "many"}, ["suite.yaml", "steps", "'many'"]),
-        ({"use": "torchattacks/PGD", "steps": 0}, ["suite.yaml", "steps must be 1 or more, not 0"]),
+        (
+            {"use": "torchattacks/PGD", "steps": 0},
+            ["steps", "expected a number of 1 or more, found 0"],
+        ),
         ({"use": "torchattacks/PGD", "alpha": math.nan}, ["suite.yaml", "alpha", "found .nan"]),
-        ({"use": "torchattacks/EADL1", "kappa": -1}, ["suite.yaml", "kappa must be a number of 0 or more"]),
+        (
+            {"use": "torchattacks/EADL1", "kappa": -1},
+            ["kappa", "expected a number of 0 or more, found -1"],
+        ),
         (
             {"use": "foolbox/EADAttack", "confidence": -1},
-            ["confidence must be a number of 0 or more, not -1"],
+            ["suite.yaml", "confidence", "expected a number of 0 or more, found -1"],
         ),
         ({"use": "torchattacks/UPGD", "loss": "dlrr"}, ["suite.yaml", "loss", "'dlrr'"]),
         ({"use": "foolbox/LinfPGD", "rel_stepsiez": 0.1}, ["did you mean 'rel_stepsize'"]),

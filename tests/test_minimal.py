@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from attacks.bpda_cw import bpda_cw
-from attacks.common.margins import lack
-from attacks.common.rivals import nearest_rival, rivals
-from attacks.common.weighing import Descent
+from attacks.common.candidates import candidate_labels, nearest_candidate
+from attacks.common.margins import margin_shortfall
+from attacks.common.penalty_search import PenaltySearch
 from attacks.cw_l2 import cw_l2
 from attacks.cw_linf import cw_linf
 from attacks.deepfool import deepfool
@@ -21,7 +22,6 @@ from attacks.fab import fab, fab_t
 from attacks.jsma import best_pair, jsma
 from attacks.pgd import pgd
 from attacks.threshold_cw import threshold_cw
-from bench.errors import InputError
 from bench.losses import eot, objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
@@ -156,7 +156,7 @@ def test_two_classes_and_a_refusal() -> None:
     model = Linear(weight, torch.tensor([0.0, -0.75, -0.05]).double())
     x, y = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
     view = View(model, refusal=True)
-    assert rivals(view, model(x), y).tolist() == [[1]]
+    assert candidate_labels(view, model(x), y).tolist() == [[1]]
     for attack, params in ((cw_l2, QUICK), (deepfool, {})):
         crafted = attack(view, x, y, L2, draws(x), **params)
         assert model(crafted.images).argmax(1).item() == 1
@@ -168,11 +168,11 @@ def test_the_nearest_rival_is_the_nearest_plane_and_the_way_ends_on_it() -> None
     every = model.distances(x, y)
     z = x.clone().requires_grad_()
     logits = model(z)
-    order = rivals(View(model), logits, y)
+    order = candidate_labels(View(model), logits, y)
     assert order.shape == (12, 5)
     assert (order != y[:, None]).all()
     assert (logits.gather(1, order).diff(dim=1) <= 0).all()
-    step = nearest_rival(View(model), z, logits, y, order)
+    step = nearest_candidate(View(model), z, logits, y, order)
     assert torch.equal(step.label, every.argmin(1))
     assert apart(step.length, every.min(1).values) < 1e-9
     assert apart(step.unit.flatten(1).norm(dim=1), torch.ones(12).double()) < 1e-9
@@ -397,7 +397,7 @@ def test_the_constant_grows_tenfold_then_is_bisected_and_ends_at_the_least_that_
         tried.append(c.clone())
         won[here.rows] = c >= torch.tensor([0.3, 1e99])
 
-    monkeypatch.setattr(Descent, "_descend", descend)
+    monkeypatch.setattr(PenaltySearch, "_descend", descend)
     x, y = X[:2], Y[:2]
     cw_l2(View(NET), x, y, L2, draws(x), searches=5, goal="highest")
     assert torch.stack(tried)[:, 0].tolist() == pytest.approx([1e-3, 1e-2, 0.1, 1, 0.55])
@@ -434,7 +434,10 @@ def test_where_the_nearest_class_cannot_be_won_the_highest_is_tried() -> None:
     x, y = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
     z = x.clone().requires_grad_()
     answer = logits(z)
-    assert nearest_rival(View(logits), z, answer, y, rivals(View(logits), answer, y)).label.item() == 2
+    assert (
+        nearest_candidate(View(logits), z, answer, y, candidate_labels(View(logits), answer, y)).label.item()
+        == 2
+    )
     crafted = cw_l2(View(logits), x, y, L2, draws(x), **QUICK)
     assert far(x, crafted).item() == pytest.approx(0.4, rel=0.01)
 
@@ -443,8 +446,8 @@ def test_losses_of_several_draws_are_averaged_and_the_mean_answers() -> None:
     logits = torch.tensor([[[0.0, 3.0]], [[0.0, -1.0]], [[0.0, 1.0]]])
     y = torch.tensor([0])
     # Margins 3, -1 and 1: what they lack to 2 is 0, 3 and 1.
-    assert lack(View(NET), logits, y, 2.0).item() == pytest.approx(4 / 3)
-    assert lack(View(NET), logits[1], y, 2.0).item() == 3
+    assert margin_shortfall(View(NET), logits, y, 2.0).item() == pytest.approx(4 / 3)
+    assert margin_shortfall(View(NET), logits[1], y, 2.0).item() == 3
     plane = Halfspace(Shape(2, 4, 4, 2))
     x, labels = plane.examples(4)
     turn = iter(range(10**6))
@@ -786,31 +789,27 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("cw-l2", {"kappa": -1.0}, "kappa must be a margin of 0 or more, not -1"),
-        ("cw-l2", {"kappa": math.inf}, "kappa must be a margin"),
-        ("cw-l2", {"searches": 0}, "searches must be 1 or more, not 0"),
-        ("cw-l2", {"steps": 0}, "steps must be 1 or more, not 0"),
-        ("cw-l2", {"c": 0.0}, "c must be a number above 0, not 0"),
-        ("cw-l2", {"lr": -0.1}, "lr must be a number above 0, not -0.1"),
-        ("cw-linf", {"k": -1.0}, "k must be a margin of 0 or more, not -1"),
-        ("cw-linf", {"restarts": 0}, "restarts must be 1 or more"),
-        ("cw-linf", {"step": 0.0}, "step must be a length above 0"),
-        ("deepfool", {"steps": 0}, "steps must be 1 or more"),
-        ("deepfool", {"candidates": 0}, "candidates must be 1 or more, or null for all"),
-        ("deepfool", {"overshoot": -0.1}, "overshoot must be 0 or more"),
-        ("jsma", {"theta": 0.0}, "theta must be a move above 0"),
-        ("jsma", {"theta": 1.5}, "theta must be a move above 0"),
-        ("jsma", {"gamma": 0.0}, "gamma must be a share"),
-        ("jsma", {"gamma": 0.01}, "leaves fewer than 2 of 64 pixels"),
+        ("cw-l2", {"kappa": -1.0}, "kappa: expected a number of 0 or more, found -1.0"),
+        ("cw-l2", {"kappa": math.inf}, "kappa: expected a finite number, found .inf"),
+        ("cw-l2", {"searches": 0}, "searches: expected a number of 1 or more, found 0"),
+        ("cw-l2", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+        ("cw-l2", {"c": 0.0}, "c: expected a number above 0, found 0.0"),
+        ("cw-l2", {"lr": -0.1}, "lr: expected a number above 0, found -0.1"),
+        ("cw-linf", {"k": -1.0}, "k: expected a number of 0 or more, found -1.0"),
+        ("cw-linf", {"restarts": 0}, "restarts: expected a number of 1 or more, found 0"),
+        ("cw-linf", {"step": 0.0}, "step: expected a number above 0, found 0.0"),
+        ("deepfool", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+        ("deepfool", {"candidates": 0}, "candidates: expected a number of 1 or more, found 0"),
+        ("deepfool", {"overshoot": -0.1}, "overshoot: expected a number of 0 or more, found -0.1"),
+        ("jsma", {"theta": 0.0}, "theta must be a move above 0 and at most 1, or below 0, not 0"),
+        ("jsma", {"theta": 1.5}, "theta must be a move above 0 and at most 1, or below 0, not 1.5"),
+        ("jsma", {"gamma": 0.0}, "gamma: expected a number above 0, found 0.0"),
+        ("jsma", {"gamma": 0.01}, "gamma of 0.01 leaves fewer than 2 of 64 pixels to change"),
     ],
 )
 def test_wrong_settings_are_refused(name: str, params: dict[str, Any], message: str) -> None:
-    entry = ATTACKS[name]
-    assert entry.check is not None
-    defaults = {key: field.default for key, field in entry.schema.model_fields.items()}
-    entry.check(defaults, Shape(1, 8, 8, 10))
-    with pytest.raises(InputError, match=message):
-        entry.check(defaults | params, Shape(1, 8, 8, 10))
+    assert refusal(name, {}, Shape(1, 8, 8, 10)) is None
+    assert refusal(name, params, Shape(1, 8, 8, 10)) == message
 
 
 def test_settings_that_go_nowhere_are_doubted() -> None:

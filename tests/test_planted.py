@@ -165,7 +165,7 @@ def sound(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Image
 def test_a_broken_attack_finds_too_few(
     attack: Callable[..., Images], most: float | None, norm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = replace(ATTACKS["pgd"], name="broken", make=attack, check=None)
+    entry = replace(ATTACKS["pgd"], name="broken", make=attack, check_params=None)
     monkeypatch.setitem(ATTACKS._entries, "broken", entry)
     found = check_planted("broken", norm)
     assert found >= 0.95 if most is None else found <= most
@@ -183,7 +183,7 @@ def test_an_attack_that_moves_as_little_as_it_can_is_held_to_the_same_ball(
         assert threat.radius == float("inf")
         return pgd(view, x, y, Threat(threat.norm, 2.0), noise, steps=100, loss="margin", drop=False).images
 
-    entry = replace(ATTACKS["cw-l2"], name="broken", make=far, check=None)
+    entry = replace(ATTACKS["cw-l2"], name="broken", make=far, check_params=None)
     monkeypatch.setitem(ATTACKS._entries, "broken", entry)
     assert check_planted("broken", "l2") <= 0.05
 
@@ -193,7 +193,7 @@ def test_an_attack_with_a_list_of_its_own_is_told_what_to_do(monkeypatch: pytest
         view.logits(x[: max(len(x) // 2, 1) + (len(x) > 1)])
         return x
 
-    entry = replace(ATTACKS["pgd"], name="broken", make=listing, check=None)
+    entry = replace(ATTACKS["pgd"], name="broken", make=listing, check_params=None)
     monkeypatch.setitem(ATTACKS._entries, "broken", entry)
     with pytest.raises(AssertionError, match=r"21 points were asked about for 40 examples: .* alone=True"):
         check_planted("broken", "linf")

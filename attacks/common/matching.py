@@ -5,13 +5,15 @@ accepted too, by any rule of refusal that looks at the same thing, so that no su
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from attacks.common.ascent import Start, ascend
-from attacks.common.rivals import rivals
+from attacks.common.best_so_far import BestIterate, GradientNotes
+from attacks.common.candidates import candidate_labels
+from attacks.common.projected_ascent import ProjectedAscent, Start
 from bench import Crafted, Features, Images, InputError, Labels, Randomness, Shape, Threat, View, succeeded
 
 Look: TypeAlias = Callable[[View, Images], tuple[Tensor, Tensor]]
@@ -20,85 +22,102 @@ Look: TypeAlias = Callable[[View, Images], tuple[Tensor, Tensor]]
 Aim: TypeAlias = Callable[[View, Labels], Tensor]
 """``aim(view, labels)``: what to match, (N, D), for the guides of these classes; `view` is the examples'."""
 
+TYPICAL = 9
+"""How many other classes there are in most data sets: the guess where a cost has to be told without the
+data."""
 
-def check(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where an attack that matches guides cannot go."""
-    if params["steps"] < 1:
-        raise InputError(f"steps must be 1 or more, not {params['steps']}")
-    if params["step"] is not None and not params["step"] > 0:
-        raise InputError(f"step must be a length above 0, not {params['step']:g}")
-    if params["classes"] is not None and not 0 < params["classes"] < shape.classes:
+
+def check_params(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where there are not as many other classes as are to be tried.
+
+    Args:
+        params: The attack's parameters; ``classes`` is looked at.
+        shape: The data's.
+    """
+    if params["classes"] is not None and not params["classes"] < shape.classes:
         raise InputError(
             f"classes must be 1 to {shape.classes - 1}, the others than the true one, not {params['classes']}"
         )
 
 
-def doubts(threat: Threat, *, steps: int, step: float | None, **_: object) -> str | None:
-    """Return what is odd about steps that cannot reach the radius."""
-    if step is not None and (reach := steps * step) < threat.radius:
-        return f"{steps} steps of {step:g} reach {reach:g}, less than the radius {threat.radius:g}"
-    return None
+def cost(*, classes: int | None, steps: int, **_: object) -> int:
+    """Return how many forward passes a matching makes over each example, at most.
 
-
-def match(
-    view: View,
-    x: Images,
-    y: Labels,
-    threat: Threat,
-    noise: Randomness,
-    look: Look,
-    aim: Aim,
-    *,
-    classes: int | None,
-    steps: int,
-    step: float | None,
-    start: Start,
-) -> Crafted:
-    """Climb -||look(z) - aim||^2, towards one class's guide after another, the likeliest first.
-
-    An iterate that is wrong is better than one that is not; of both kinds the one is kept that is nearest
-    to its guide. Where winning here is winning (``view.final``), an example is done at its first success.
-    Notes: those of the ascent, and ``guide``, the class whose guide the image was drawn to.
+    Args:
+        classes: How many classes are tried; None: all of them, taken for 9.
+        steps: How many steps each turn has.
     """
-    with torch.no_grad():
-        ranked = rivals(view, view.logits(x), y, classes)
-    best = _Best(x)
-    rows = torch.arange(len(x), device=x.device)
-    for turn in ranked.unbind(1):
-        if len(rows) == 0:
-            break
-        here, clean, labels = view.take(rows), x[rows], y[rows]
+    # The ranking; of each turn the guide, the iterates with the start, a start that is put back, the result.
+    return 1 + (TYPICAL if classes is None else classes) * (steps + 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideMatching:
+    """The climb of -||look(z) - aim||^2, towards one class's guide after another, the likeliest first."""
+
+    look: Look
+    """What is matched."""
+    aim: Aim
+    """What it is to match."""
+    classes: int | None
+    """How many classes are tried at most, at least 1; None: all."""
+    steps: int
+    """How many steps each climb has, at least 1."""
+    step: float | None
+    """Their length, in units of [0, 1]; None: 4 radius / steps."""
+    start: Start
+    """Where each climb begins."""
+
+    def run(self, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Crafted:
+        """Climb, turn after turn.
+
+        An iterate that is wrong is better than one that is not; of both kinds the one is kept that is nearest
+        to its guide. Where winning here is winning (``view.final``), an example is done at its first success.
+
+        Args:
+            view: A view of features, with gradients.
+            x: Images (N, C, H, W) in [0, 1].
+            y: Their labels (N,).
+            threat: A ball in linf or l2.
+            noise: Draws of each example's own, for the starts.
+
+        Returns:
+            The images, with the notes of the ascent, and ``guide``, the class whose guide the image was drawn
+            to, -1 for none.
+        """
         with torch.no_grad():
-            goal = aim(here, turn[rows])
+            ranked = candidate_labels(view, view.logits(x), y, self.classes)
+        ascent = ProjectedAscent(steps=self.steps, length=self.step, reach=4, start=self.start)
+        best, notes, guide = BestIterate(x), GradientNotes(x), torch.full((len(x),), -1, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        for turn in ranked.unbind(1):
+            if len(rows) == 0:
+                break
+            here, clean, labels = view.take(rows), x[rows], y[rows]
+            with torch.no_grad():
+                goal = self.aim(here, turn[rows])
 
-        def ask(
-            seen: View, z: Images, truth: Labels, among: Tensor, goal: Tensor = goal
-        ) -> tuple[Tensor, Tensor]:
-            found, logits = look(seen, z)
-            wanted = goal[among].repeat(len(z) // max(len(among), 1), 1)
-            return _nearness(found, wanted, succeeded(seen, logits.detach(), truth)), logits
+            def evaluate(
+                seen: View, z: Images, truth: Labels, among: Tensor, goal: Tensor = goal
+            ) -> tuple[Tensor, Tensor]:
+                found, logits = self.look(seen, z)
+                wanted = goal[among].repeat(len(z) // max(len(among), 1), 1)
+                return _closeness(found, wanted, succeeded(seen, logits.detach(), truth)), logits
 
-        crafted = ascend(
-            here,
-            clean,
-            labels,
-            threat,
-            noise.take(rows),
-            ask,
-            steps=steps,
-            length=4 * threat.radius / steps if step is None else step,
-            start=start,
-        )
-        everyone = torch.arange(len(rows), device=x.device)
-        with torch.no_grad():
-            losses, logits = ask(here, crafted.images, labels, everyone)
-        best.offer(rows, crafted, losses, turn[rows])
-        if view.final:
-            rows = rows[~succeeded(here, logits, labels)]
-    return Crafted(best.images, best.notes)
+            crafted = ascent.run(here, clean, labels, threat, noise.take(rows), evaluate)
+            everyone = torch.arange(len(rows), device=x.device)
+            with torch.no_grad():
+                losses, logits = evaluate(here, crafted.images, labels, everyone)
+            better = best.offer(rows, crafted.images, losses)
+            guide[rows] = torch.where(better, turn[rows], guide[rows])
+            notes.flat[rows] |= crafted.notes["flat"]
+            notes.nonfinite[rows] |= crafted.notes["nonfinite"]
+            if view.final:
+                rows = rows[~succeeded(here, logits, labels)]
+        return Crafted(best.images, {**notes.columns(), "guide": guide})
 
 
-def _nearness(found: Tensor, wanted: Tensor, wrong: Tensor) -> Tensor:
+def _closeness(found: Tensor, wanted: Tensor, wrong: Tensor) -> Tensor:
     """Return (N,): larger is nearer; any that is wrong is above all that are not, and climbs the same way."""
     far = (found - wanted).square().sum(-1)
     if far.dim() == 2:  # Several answers: the mean of their losses.
@@ -106,28 +125,20 @@ def _nearness(found: Tensor, wanted: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(wrong, 1 / (1 + far), -far)
 
 
-class _Best:
-    """The best image of each example over all turns, and what is noted of it."""
-
-    def __init__(self, x: Images) -> None:
-        self.images = x.clone()
-        self._losses = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
-        no = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        guide = torch.full((len(x),), -1, device=x.device)
-        self.notes = {"flat": no, "nonfinite": no.clone(), "guide": guide}
-
-    def offer(self, rows: Tensor, crafted: Crafted, losses: Tensor, guide: Labels) -> None:
-        """Take what a turn made of the examples `rows` where it is better; a loss of NaN never is."""
-        better = losses > self._losses[rows]
-        self.images[rows] = torch.where(better[:, None, None, None], crafted.images, self.images[rows])
-        self._losses[rows] = torch.where(better, losses.double(), self._losses[rows])
-        self.notes["guide"][rows] = torch.where(better, guide, self.notes["guide"][rows])
-        for name in ("flat", "nonfinite"):
-            self.notes[name][rows] |= crafted.notes[name]
-
-
 def guides_of(view: View, labels: Labels, like: Images) -> Images:
-    """Return the guide image of each label; raise `InputError` where the view has none to show."""
+    """Return the guide of each label.
+
+    Args:
+        view: A view of features.
+        labels: The labels, (N,).
+        like: Images whose dtype and device are taken.
+
+    Returns:
+        (N, C, H, W).
+
+    Raises:
+        InputError: Where the view has none to show.
+    """
     if not isinstance(view, Features) or view.guides is None:
         raise InputError(
             "this view has no guides, images of each class that the defense accepts: they are kept when a "

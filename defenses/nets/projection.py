@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, autograd, nn
 
 from bench import Images
+from defenses.nets.power_iteration import largest_curvature
 
 ROWS = {"cpu": 64, "cuda": 5120}
 """Points (an image and a restart each) that pass the generator at once. They bound the memory and change no
@@ -115,17 +116,12 @@ def curvature(generator: nn.Module, z: Tensor, x: Images, *, turns: int = 10) ->
     largest eigenvalue in size, or a little less. Every row starts from the same vector.
     """
     draw = torch.Generator().manual_seed(0)
-    vector = torch.randn(z.shape[1], generator=draw).to(z).expand_as(z)
-    length: Tensor = torch.linalg.vector_norm(vector, dim=1)
+    start = torch.randn(z.shape[1], generator=draw).to(z).expand_as(z)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         energy = (generator(z) - x.detach()).square().sum()
-        (gradient,) = autograd.grad(energy, z, create_graph=True)
-        for _ in range(turns + 1):
-            vector = vector / length.clamp_min(torch.finfo(z.dtype).tiny)[:, None]
-            (vector,) = autograd.grad(gradient, z, vector, retain_graph=True)
-            length = torch.linalg.vector_norm(vector, dim=1)
-    return length
+        (slope,) = autograd.grad(energy, z, create_graph=True)
+    return largest_curvature(slope, z, start, turns=turns)
 
 
 def backtrack(generator: nn.Module, z: Tensor, x: Images, *, steps: int, rate: Tensor) -> Tensor:
