@@ -23,7 +23,7 @@ from bench import (
     defense,
     view,
 )
-from defenses.nets import vae
+from defenses.nets.abs import architectures, autoencoders, decoders, released
 
 MULTIPLIERS = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Of Binary ABS, for the ten digits: what each class's objective is multiplied by (D-32)."""
@@ -42,7 +42,7 @@ the other."""
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where autoencoders, training or inference cannot be as asked."""
-    vae.check(params["architecture"], shape)
+    architectures.check(params["architecture"], shape)
     for name in ("epochs", "batch", "latent", "grid"):
         if params[name] < 1:
             raise InputError(f"{name} must be at least 1, found {params[name]}")
@@ -54,11 +54,11 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
             raise InputError(f"{name} must not be negative, found {params[name]}")
     if params["decoders"] is None:
         return
-    for name, value in (("architecture", "official"), ("latent", vae.LATENT), ("width", 1)):
+    for name, value in (("architecture", "official"), ("latent", architectures.LATENT), ("width", 1)):
         if params[name] != value:
             raise InputError(f"decoders: the released files need {name}: {value}, found {params[name]}")
-    for file in vae.released(params["decoders"], shape.classes):
-        vae.decoder_state(file, shape.channels)
+    for file in released.released(params["decoders"], shape.classes):
+        released.decoder_state(file, shape.channels)
 
 
 class Found(NamedTuple):
@@ -112,8 +112,8 @@ class Abs(nn.Module):
         self,
         shape: Shape,
         *,
-        architecture: vae.Architecture = "official",
-        latent: int = vae.LATENT,
+        architecture: architectures.Architecture = "official",
+        latent: int = architectures.LATENT,
         width: float = 1.0,
         epochs: int = 274,
         batch: int = 64,
@@ -130,12 +130,12 @@ class Abs(nn.Module):
         binary: bool = False,
     ) -> None:
         super().__init__()
-        self.networks = vae.Autoencoders(
+        self.networks = autoencoders.Autoencoders(
             shape, architecture, latent=latent, width=width, encode=decoders is None
         )
         self.classes, self.latent = shape.classes, latent
         self.epochs, self.batch, self.lr, self.beta = epochs, batch, lr, beta
-        self.decoders = None if decoders is None else vae.released(decoders, shape.classes)
+        self.decoders = None if decoders is None else released.released(decoders, shape.classes)
         self.grid, self.steps, self.rate, self.radius = grid, steps, rate, radius
         self.clip, self.keep, self.objective, self.binary = clip, keep, objective, binary
         self.rows: int | None = None
@@ -309,7 +309,7 @@ class Abs(nn.Module):
 
     def _descend(
         self,
-        network: vae.Folded,
+        network: decoders.Folded,
         shown: Images,
         codes: Tensor,
         classes: slice,
@@ -348,19 +348,19 @@ class Abs(nn.Module):
                 codes = clipped(codes, self.radius, clip)
         return found
 
-    def _nearest(self, network: vae.Folded, shown: Images) -> Tensor:
+    def _nearest(self, network: decoders.Folded, shown: Images) -> Tensor:
         """Return the latent of the grid with the least objective, (N, K, latent)."""
         grid = self._prepared(network)
         flat = shown.flatten(1)
         level = grid.squares + self._weight / 2 * grid.codes.square().sum(1)
         best = torch.empty(len(flat), self.classes, dtype=torch.int64, device=flat.device)
-        for rows, classes in vae.blocks(len(flat), self.classes, max(1, NEAREST // len(grid.codes))):
+        for rows, classes in decoders.blocks(len(flat), self.classes, max(1, NEAREST // len(grid.codes))):
             for number in range(classes.start, classes.stop):
                 scores = distances(flat[rows], grid.images[number], level[number])
                 best[rows, number] = scores.argmin(1)
         return grid.codes[best]
 
-    def _prepared(self, network: vae.Folded) -> Grid:
+    def _prepared(self, network: decoders.Folded) -> Grid:
         """Return the grid and its images, made anew after a change of weights, device or `grid`."""
         weights = (*network.weights, *network.biases)
         # Class by class, so that decoders that change places are seen.
@@ -403,7 +403,7 @@ class Abs(nn.Module):
                 (slopes[rows, classes],) = autograd.grad(losses.sum(), x)
         return slopes
 
-    def _paces(self, network: vae.Folded, codes: Tensor, classes: slice) -> Tensor:
+    def _paces(self, network: decoders.Folded, codes: Tensor, classes: slice) -> Tensor:
         """Return 0.9 / lambda_max of each image's and class's objective, (N, G, 1); 0 where G_c is flat."""
         with torch.enable_grad():
             z = codes.detach().requires_grad_()
@@ -464,7 +464,7 @@ class Abs(nn.Module):
 
     def _blocks(self, like: Tensor) -> Iterator[tuple[slice, slice]]:
         """Cut what is asked of all classes into what is decoded at once."""
-        return vae.blocks(len(like), self.classes, self._rows(like))
+        return decoders.blocks(len(like), self.classes, self._rows(like))
 
     def _rows(self, like: Tensor) -> int:
         return self.rows or (CPU_ROWS if like.device.type == "cpu" else GPU_ROWS)

@@ -28,7 +28,7 @@ from bench import (
     view_of,
 )
 from defenses.nets import training as trainings
-from defenses.nets.layers import straight
+from defenses.nets.common import straight
 
 PGD = Use("pgd", {"steps": 7, "step": 0.007, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack on CIFAR-10 and SVHN: always seven steps from a uniform start, the last iterate."""

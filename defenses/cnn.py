@@ -8,13 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from bench import Decision, Fitting, Images, Labels, Shape, Split, Threat, Use, View, defense, view
 from defenses.nets import training as trainings
-from defenses.nets import zoo
-from defenses.nets.losses import adversarial_loss
+from defenses.nets.cnnf import architectures
+from defenses.nets.cnnf.losses import adversarial_loss
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network or its training cannot be as asked."""
-    zoo.check(
+    architectures.check(
         params["net"],
         shape,
         width=params["width"],
@@ -50,7 +50,7 @@ class Cnn(nn.Module):
         self,
         shape: Shape,
         *,
-        net: zoo.Net = "b2",
+        net: architectures.Net = "b2",
         width: float = 1.0,
         hidden: tuple[int, ...] | None = None,
         first_kernel: Literal[1, 3] = 3,
@@ -69,7 +69,7 @@ class Cnn(nn.Module):
         clean_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        self.network = zoo.build(net, shape, width=width, hidden=hidden, first_kernel=first_kernel)
+        self.network = architectures.build(net, shape, width=width, hidden=hidden, first_kernel=first_kernel)
         self.recipe = trainings.feedback_recipe(
             training=training,
             epochs=epochs,

@@ -20,15 +20,15 @@ from bench import (
     view,
 )
 from defenses.nets import training as trainings
-from defenses.nets import zoo
-from defenses.nets.layers import Rule
-from defenses.nets.losses import adversarial_loss, standard_loss
-from defenses.nets.network import Cycle
+from defenses.nets.cnnf import architectures
+from defenses.nets.cnnf.feedback import Cycle
+from defenses.nets.cnnf.losses import adversarial_loss, standard_loss
+from defenses.nets.cnnf.operators import Rule
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network, its inference or its training cannot be as asked."""
-    zoo.check(
+    architectures.check(
         params["net"],
         shape,
         ind=params["ind"],
@@ -64,7 +64,7 @@ class CnnF(nn.Module):
         self,
         shape: Shape,
         *,
-        net: zoo.Net = "b2",
+        net: architectures.Net = "b2",
         width: float = 1.0,
         hidden: tuple[int, ...] | None = None,
         first_kernel: Literal[1, 3] = 3,
@@ -89,7 +89,9 @@ class CnnF(nn.Module):
         taps: Literal["all", "input"] = "all",
     ) -> None:
         super().__init__()
-        self.network = zoo.build(net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel)
+        self.network = architectures.build(
+            net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel
+        )
         self.recipe = trainings.feedback_recipe(
             training=training,
             epochs=epochs,

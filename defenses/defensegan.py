@@ -25,9 +25,9 @@ from bench import (
     view,
     view_of,
 )
-from defenses.nets import gan, letters
-from defenses.nets.layers import straight
-from defenses.nets.projection import Descent, Keep, Projection, backtrack, curvature, project
+from defenses.nets.common import straight
+from defenses.nets.defensegan import classifiers, gan
+from defenses.nets.defensegan.projection import Descent, Keep, Projection, backtrack, curvature, project
 from defenses.nets.training import frozen
 
 BETAS = (0.5, 0.9)
@@ -107,7 +107,7 @@ class DefenseGan(nn.Module):
         batch: int = 50,
         classifier: Part | None = None,
         through: str = "logits",
-        net: letters.Letter = "A",
+        net: classifiers.Letter = "A",
         net_width: float = 1.0,
         trained_on: Literal["originals", "reconstructions"] = "originals",
         classifier_epochs: int = 10,
@@ -142,7 +142,7 @@ class DefenseGan(nn.Module):
         )
         self.through: str | None = None
         if classifier is None:
-            self.classifier: nn.Module = letters.build(net, shape, width=net_width)
+            self.classifier: nn.Module = classifiers.build(net, shape, width=net_width)
         else:
             assert isinstance(classifier, nn.Module)
             self.classifier, self.through = classifier, through

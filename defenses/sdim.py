@@ -20,9 +20,9 @@ from bench import (
     defense,
     view,
 )
-from defenses.nets import infomax, keeping, resnet8n
 from defenses.nets import training as trainings
 from defenses.nets import weights as files
+from defenses.nets.sdim import best_epoch, encoder, infomax
 
 SHARES = (0.01, 0.02)
 """Which percentiles of the training images' log-likelihoods `reject-1` and `reject-2` refuse below."""
@@ -30,9 +30,9 @@ SHARES = (0.01, 0.02)
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network cannot be as asked, or a file of weights is not what it should."""
-    resnet8n.check(params["n"], params["width"], shape)
+    encoder.check(params["n"], params["width"], shape)
     loaded = params["weights"] is not None
-    keeping.check(params, idle=loaded)
+    best_epoch.check(params, idle=loaded)
     if params["features"] < 1:
         raise InputError(f"features must be at least 1, found {params['features']}")
     for name in ("margin_gap", "mi_weight", "nll_weight", "margin_weight"):
@@ -104,7 +104,7 @@ class Sdim(nn.Module):
         n: int = 1,
         width: float = 1.0,
         features: int = 64,
-        head: resnet8n.Head = "two-layer",
+        head: encoder.Head = "two-layer",
         covariance: infomax.Covariance = "diagonal",
         critic: infomax.CriticName = "dot",
         negatives: infomax.Negatives | None = None,
@@ -118,12 +118,12 @@ class Sdim(nn.Module):
         batch: int = 128,
         lr: float = 1e-3,
         augment: bool = False,
-        keep: keeping.Keep = "best",
+        keep: best_epoch.Keep = "best",
         weights: ContentPath | None = None,
         thresholds: Literal["fit", "weights"] = "fit",
     ) -> None:
         super().__init__()
-        resnet8n.check(n, width, shape)
+        encoder.check(n, width, shape)
         self.network = infomax.Infomax(
             shape,
             n=n,
@@ -152,7 +152,9 @@ class Sdim(nn.Module):
             self._expect_every_class(train.labels)
         if self.weights is not None:
             self._load(Path(self.weights), fitting)
-        keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
+        best_epoch.train(
+            self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep
+        )
         self.eval()
         if self.thresholds_from == "fit":
             self.calibrate(train.images, train.labels)

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench import Decision, Fitting, Images, Labels, Shape, Split, View, defense, view
-from defenses.nets import keeping, resnet8n
 from defenses.nets import training as trainings
+from defenses.nets.sdim import best_epoch, encoder
 
 
 def fits(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network or its training cannot be as asked."""
-    resnet8n.check(params["n"], params["width"], shape)
-    keeping.check(params)
+    encoder.check(params["n"], params["width"], shape)
+    best_epoch.check(params)
 
 
 @defense("sdim-twin", readouts=("label",), version=1, check=fits)
@@ -31,22 +31,24 @@ class SdimTwin(nn.Module):
         *,
         n: int = 1,
         width: float = 1.0,
-        head: resnet8n.Head = "two-layer",
+        head: encoder.Head = "two-layer",
         epochs: int = 500,
         batch: int = 128,
         lr: float = 1e-3,
         augment: bool = False,
-        keep: keeping.Keep = "best",
+        keep: best_epoch.Keep = "best",
     ) -> None:
         super().__init__()
-        resnet8n.check(n, width, shape)
-        self.network = resnet8n.Encoder(shape.channels, shape.classes, n=n, width=width, head=head)
+        encoder.check(n, width, shape)
+        self.network = encoder.Encoder(shape.channels, shape.classes, n=n, width=width, head=head)
         self.recipe = trainings.Recipe(epochs=epochs, batch=batch, lr=lr, augment=augment)
         self.keep = keep
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Train on the split."""
-        keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
+        best_epoch.train(
+            self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep
+        )
         self.eval()
 
     def loss(self, x: Images, y: Labels) -> Tensor:

@@ -19,7 +19,10 @@ from bench.testing import check_defense
 from bench.training import Trainer
 from defenses import abs as absmodule
 from defenses.abs import Abs, clipped, confidences, distances, latents
-from defenses.nets import dcgan, vae
+from defenses.nets.abs import architectures, autoencoders
+from defenses.nets.abs.activations import Elu
+from defenses.nets.abs.decoders import blocks
+from defenses.nets.defensegan import dcgan
 
 GREY = Shape(1, 28, 28, 3)
 SMALL: dict[str, Any] = {"width": 0.125, "grid": 40, "steps": 6}
@@ -101,7 +104,7 @@ def test_parameter_counts_of_the_official_architecture() -> None:
 
 @pytest.mark.parametrize("architecture", ["official", "supplement"])
 def test_sides_of_every_layer(architecture: Literal["official", "supplement"]) -> None:
-    side = vae.FORMS[architecture].side
+    side = architectures.FORMS[architecture].side
     width = 0.125 if architecture == "official" else 0.02
     model = Abs(Shape(3, side, side, 2), architecture=architecture, width=width)
     assert model.networks.encoder is not None
@@ -118,7 +121,7 @@ def test_sides_of_every_layer(architecture: Literal["official", "supplement"]) -
 
 @pytest.mark.parametrize("architecture", ["official", "supplement"])
 def test_a_group_is_a_network_of_its_own(architecture: Literal["official", "supplement"]) -> None:
-    side = vae.FORMS[architecture].side
+    side = architectures.FORMS[architecture].side
     shape = Shape(3, side, side, 3)
     model = small(shape=shape, architecture=architecture, width=0.125 if side == 28 else 0.02)
     z = torch.randn(5, 3, 8, dtype=torch.float64)
@@ -163,10 +166,10 @@ def test_the_supplements_networks_are_those_of_its_gan() -> None:
 def test_elu_is_elu_and_can_be_differentiated_twice() -> None:
     x = torch.cat((torch.linspace(-30, 30, 401), torch.tensor([-1e-9, 0.0, 1e-9])))
     # exp(x) - 1 is exact to half a unit of 1 in float32.
-    assert torch.allclose(vae.Elu.apply(x), elu(x), rtol=0, atol=6e-8)
+    assert torch.allclose(Elu.apply(x), elu(x), rtol=0, atol=6e-8)
     x = torch.randn(30, dtype=torch.float64, requires_grad=True)
-    assert autograd.gradcheck(vae.Elu.apply, x)
-    assert autograd.gradgradcheck(vae.Elu.apply, x)
+    assert autograd.gradcheck(Elu.apply, x)
+    assert autograd.gradgradcheck(Elu.apply, x)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -192,7 +195,7 @@ def test_blocks_cover_everything_once() -> None:
     for count, classes, rows in ((7, 3, 1), (7, 3, 5), (2, 10, 8), (40, 10, 32), (5, 4, 10**6), (0, 3, 8)):
         seen = torch.zeros(count, classes)
         seen = torch.zeros(count, classes)
-        for block in vae.blocks(count, classes, rows):
+        for block in blocks(count, classes, rows):
             seen[block] += 1
             assert seen[block].numel() <= rows
         assert (seen == 1).all()
@@ -813,7 +816,7 @@ def test_classes_one_after_another_learn_the_same() -> None:
 
 def test_the_loss_is_minus_the_evidence_bound() -> None:
     torch.manual_seed(0)
-    networks = vae.Autoencoders(GREY, "official", latent=8, width=0.25, encode=True).double().eval()
+    networks = autoencoders.Autoencoders(GREY, "official", latent=8, width=0.25, encode=True).double().eval()
     x, noise = images(6).view(2, 3, 1, 28, 28), torch.randn(2, 3, 8, dtype=torch.float64)
     everyone = slice(0, 3)
     losses = networks.losses(x, noise, everyone, beta=0.7)
@@ -1045,7 +1048,7 @@ def test_what_is_served_needs_no_training() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ["official", "supplement"])
 def test_a_gpu_answers_like_a_cpu(architecture: Literal["official", "supplement"]) -> None:
-    side = vae.FORMS[architecture].side
+    side = architectures.FORMS[architecture].side
     model = small(shape=Shape(1, side, side, 3), architecture=architecture, width=0.05)
     x = images(3, Shape(1, side, side, 3))
     here = model.decide(x, "label").logits

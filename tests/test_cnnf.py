@@ -15,8 +15,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 from bench import InputError, Shape, objective
 from defenses.cnn import Cnn
 from defenses.cnnf import CnnF
-from defenses.nets.chains import b2
-from defenses.nets.layers import (
+from defenses.nets.cnnf.convolutional import b2
+from defenses.nets.cnnf.feedback import Network
+from defenses.nets.cnnf.losses import adversarial_loss, standard_loss
+from defenses.nets.cnnf.operators import (
     AdaPool,
     AdaReLU,
     AveragePool,
@@ -31,9 +33,7 @@ from defenses.nets.layers import (
     normalise,
     unpool,
 )
-from defenses.nets.losses import adversarial_loss, standard_loss
-from defenses.nets.network import Network
-from defenses.nets.wrn import wrn_40_2
+from defenses.nets.cnnf.wide_resnet import wrn_40_2
 
 Array = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from bench.training import Trainer
 from defenses import defensegan
 from defenses.cnn import Cnn
 from defenses.defensegan import DefenseGan
-from defenses.nets import dcgan, gan, letters
-from defenses.nets.deconv import Draw
-from defenses.nets.projection import Descent, backtrack, curvature, project
+from defenses.nets.defensegan import classifiers, dcgan, gan
+from defenses.nets.defensegan.deconvolution import Deconvolution
+from defenses.nets.defensegan.projection import Descent, backtrack, curvature, project
 
 GREY, COLOUR = Shape(1, 28, 28, 10), Shape(3, 32, 32, 5)
 TINY: dict[str, Any] = {"width": 0.04, "latent": 8, "net": "E", "net_width": 0.1, "restarts": 3, "steps": 12}
@@ -78,15 +78,15 @@ def test_networks_at_full_width_have_the_tables_numbers_of_parameters() -> None:
     assert count(gan.generator("released", 1, latent=128, width=1)) == 1_554_177
     assert count(gan.critic("released", 1, width=1)) == 1_030_145
     expected = {"A": 1_285_194, "B": 710_218, "C": 1_387_210, "D": 199_210, "E": 199_210, "F": 710_218}
-    nets: tuple[letters.Letter, ...] = ("A", "B", "C", "D", "E", "F")
-    assert {net: count(letters.build(net, GREY)) for net in nets} == expected
+    nets: tuple[classifiers.Letter, ...] = ("A", "B", "C", "D", "E", "F")
+    assert {net: count(classifiers.build(net, GREY)) for net in nets} == expected
 
 
 @pytest.mark.parametrize("net", ["A", "B", "C", "D", "E", "F"])
-def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: letters.Letter) -> None:
+def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: classifiers.Letter) -> None:
     rates = {"A": [0.25, 0.5], "B": [0.2, 0.5], "C": [0.25, 0.5], "D": [0.5], "E": [], "F": []}
     for shape in (GREY, COLOUR):
-        network = letters.build(net, shape, width=0.1)
+        network = classifiers.build(net, shape, width=0.1)
         assert network(images(2, shape).float()).shape == (2, shape.classes)
         assert [each.p for each in network if isinstance(each, nn.Dropout)] == rates[net]
         for layer in network:
@@ -99,7 +99,7 @@ def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: letters.Le
 
 @pytest.mark.parametrize("kernel", [4, 5])
 def test_drawing_by_parities_is_the_transposed_convolution(kernel: int) -> None:
-    layer = Draw(6, 3, kernel).double()
+    layer = Deconvolution(6, 3, kernel).double()
     x = drawn(2, 6, 5, 4).requires_grad_()
     plain = conv_transpose2d(
         x, layer.weight, layer.bias, stride=2, padding=kernel - 3, output_padding=kernel - 4
@@ -173,7 +173,7 @@ def test_what_is_drawn_lies_in_the_box_and_uses_all_of_it(
 ) -> None:
     # T-dgan-5: sigmoid and tanh reach any value of [0, 1] and none outside.
     network = tiny(shape, architecture=architecture).generator
-    (last,) = (each for each in network if isinstance(each, Draw))
+    (last,) = (each for each in network if isinstance(each, Deconvolution))
     last.weight.data *= 1e4
     out = network(100 * drawn(50, 8))
     assert 0 <= out.min() < 1e-6

@@ -16,8 +16,9 @@ from bench.registry import DEFENSES, arguments
 from bench.testing import check_defense
 from defenses.cnn import Cnn
 from defenses.cnnf import CnnF
-from defenses.nets import training, zoo
-from defenses.nets.layers import Linear
+from defenses.nets import training
+from defenses.nets.cnnf import architectures
+from defenses.nets.cnnf.operators import Linear
 
 DIGIT = Shape(1, 16, 16, 10)
 SMALL: dict[str, Any] = {"width": 0.25, "hidden": (24, 12), "batch": 16}
@@ -108,12 +109,12 @@ def unique_parameters(model: nn.Module) -> int:
 
 def test_the_papers_nets_have_the_papers_parameters() -> None:
     grey, colour = Shape(1, 28, 28, 10), Shape(3, 32, 32, 10)
-    assert unique_parameters(zoo.build("b2", grey, ind=2)) == 3_298_962
-    assert unique_parameters(zoo.build("wrn-40-2", colour, ind=5)) == 2_240_842
+    assert unique_parameters(architectures.build("b2", grey, ind=2)) == 3_298_962
+    assert unique_parameters(architectures.build("wrn-40-2", colour, ind=5)) == 2_240_842
     # By hand: 1x1 instead of 3x3 in the first of B.2; and B.1 with its 12,544 inputs to FC 128.
-    assert unique_parameters(zoo.build("b2", grey, first_kernel=1)) == 3_298_962 - 16 * 8
+    assert unique_parameters(architectures.build("b2", grey, first_kernel=1)) == 3_298_962 - 16 * 8
     b1 = 32 * 9 + 32 + 64 * 32 * 9 + 64 + 64 * 14 * 14 * 128 + 128 + 128 * 10 + 10
-    assert unique_parameters(zoo.build("b1", grey)) == b1
+    assert unique_parameters(architectures.build("b1", grey)) == b1
     # Feedback has no parameters of its own: the weights are tied.
     assert unique_parameters(CnnF(grey)) == unique_parameters(Cnn(grey)) == 3_298_962
 
@@ -135,7 +136,7 @@ def test_narrow_nets_can_be_asked_for() -> None:
         ("wrn-40-2", Shape(4, 8, 12, 2), 6),
     ],
 )
-def test_nets_work_on_any_size_that_fits(net: zoo.Net, shape: Shape, ind: int) -> None:
+def test_nets_work_on_any_size_that_fits(net: architectures.Net, shape: Shape, ind: int) -> None:
     hidden = None if net == "wrn-40-2" else (6,)
     model = CnnF(shape, net=net, ind=ind, cycles=1, width=0.125, hidden=hidden).requires_grad_(False)
     x = torch.rand(2, *shape[:3])
@@ -233,7 +234,7 @@ def test_both_are_what_they_declare(name: str, shape: Shape, params: dict[str, A
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("net", ["b1", "b2", "wrn-40-2"])
-def test_a_gpu_answers_like_a_cpu(net: zoo.Net) -> None:
+def test_a_gpu_answers_like_a_cpu(net: architectures.Net) -> None:
     hidden = None if net == "wrn-40-2" else (6,)
     model = CnnF(DIGIT, net=net, ind=0, cycles=2, width=0.125, hidden=hidden).double().requires_grad_(False)
     x = torch.rand(3, 1, 16, 16, dtype=torch.float64)
@@ -367,7 +368,7 @@ def test_the_inner_attack_sees_the_first_pass_of_a_frozen_network(
 
 
 def test_a_network_thaws_after_an_attack_that_fails() -> None:
-    network = zoo.build("b2", DIGIT, width=0.125, hidden=(3,)).train()
+    network = architectures.build("b2", DIGIT, width=0.125, hidden=(3,)).train()
     network.layers[0].requires_grad_(False)
 
     def fail(view: View, *_: object) -> Images:

@@ -16,9 +16,9 @@ from bench import Features, InputError, Shape, Split, TrainingError, objective, 
 from bench.registry import DEFENSES, arguments
 from bench.testing import check_defense
 from bench.training import Trainer
-from defenses.nets import infomax, resnet8n
-from defenses.nets.infomax import Pairs, information_loss, margin_loss
-from defenses.nets.keeping import Kept
+from defenses.nets.sdim import encoder, infomax
+from defenses.nets.sdim.best_epoch import Kept
+from defenses.nets.sdim.infomax import Pairs, information_loss, margin_loss
 from defenses.sdim import Sdim
 from defenses.sdim_twin import SdimTwin
 
@@ -97,8 +97,8 @@ def test_parameters_are_as_many_as_counted(
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_encoder_has_8n_plus_2_layers(n: int) -> None:
-    encoder = resnet8n.Encoder(3, 7, n=n, width=0.125, head="linear")
-    layers = [each for each in encoder.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    network = encoder.Encoder(3, 7, n=n, width=0.125, head="linear")
+    layers = [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
     assert len(layers) == 8 * n + 2
     maps = encoder.maps(torch.rand(2, 3, 32, 32))
     assert maps.second.shape == (2, 8, 16, 16)
@@ -107,20 +107,20 @@ def test_the_encoder_has_8n_plus_2_layers(n: int) -> None:
 
 
 def test_a_shortcut_takes_every_second_pixel_and_pads_channels() -> None:
-    block = resnet8n.Block(4, 8, 2).eval()
+    block = encoder.Block(4, 8, 2).eval()
     nn.init.zeros_(block.norm2.weight)  # Nothing but the shortcut is left.
     x = torch.rand(2, 4, 6, 6)
     out = block(x)
     assert not out[:, :2].any()
     assert not out[:, 6:].any()
     assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
-    plain = resnet8n.Block(4, 4, 1).eval()
+    plain = encoder.Block(4, 4, 1).eval()
     nn.init.zeros_(plain.norm2.weight)
     assert torch.equal(plain(x), x)
 
 
 def test_a_block_is_what_it_is_defined_as() -> None:
-    block = resnet8n.Block(4, 8, 2).double()
+    block = encoder.Block(4, 8, 2).double()
     x = drawn((5, 4, 6, 6))
     inner = torch.nn.functional.conv2d(x, block.conv1.weight, stride=2, padding=1)
     inner = (inner - inner.mean((0, 2, 3), True)) / (inner.var((0, 2, 3), False, keepdim=True) + 1e-5).sqrt()
@@ -132,8 +132,8 @@ def test_a_block_is_what_it_is_defined_as() -> None:
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.3])
 def test_any_width_can_be_built(width: float) -> None:
-    encoder = resnet8n.Encoder(1, 5, n=2, width=width, head="two-layer").eval()
-    assert encoder(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    network = encoder.Encoder(1, 5, n=2, width=width, head="two-layer").eval()
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 5)
 
 
 def test_initial_weights_are_kaimings_in_the_encoder_alone() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bench import Decision, Fitting, Images, InputError, Part, Shape, Split, View, view
-from defenses.nets import smallcnn, training, zoo
+from defenses.nets import smallcnn, training
+from defenses.nets.cnnf import architectures
 from defenses.nets.resnet import ResNet18
 from defenses.nets.training import Objective, Recipe
 
@@ -18,13 +19,13 @@ _LEAST: dict[Net, int] = {
     "lenet": smallcnn.LENET_LEAST,
     "resnet18": 1,
 }
-"""The shortest side that an image may have; the other nets are `zoo`'s."""
+"""The shortest side that an image may have; the other nets are CNN-F's."""
 
 
 def check(net: Net, shape: Shape, *, width: float = 1.0, hidden: Sequence[int] | None = None) -> None:
     """Raise `InputError` where a network cannot be built so."""
     if net == "b1" or net == "b2" or net == "wrn-40-2":
-        zoo.check(net, shape, width=width, hidden=hidden)
+        architectures.check(net, shape, width=width, hidden=hidden)
         return
     if not width > 0:
         raise InputError(f"net {net}: width must be positive, found {width}")
@@ -53,7 +54,7 @@ def build(net: Net, shape: Shape, *, width: float = 1.0, hidden: Sequence[int] |
         case "resnet18":
             return ResNet18(shape, width=width)
         case _:
-            return zoo.build(net, shape, width=width, hidden=hidden)
+            return architectures.build(net, shape, width=width, hidden=hidden)
 
 
 def fits(params: Mapping[str, Any], shape: Shape) -> None:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from bench import Images, Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 
 class ResNet18(nn.Module):

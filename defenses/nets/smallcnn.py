@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 SMALLCNN_LEAST = 16
 LENET_LEAST = 12

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.optim import SGD, Adam, Optimizer
 
 from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomness, Threat, Use, View
-from defenses.nets.layers import Linear
+from defenses.nets.cnnf.operators import Linear
 
 PGD = Use("pgd", {"steps": 7, "step": 0.0355, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack of CNN-F on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""

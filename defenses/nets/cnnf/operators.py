@@ -20,6 +20,8 @@ from torch.nn.functional import (
     relu,
 )
 
+from defenses.nets.common import channels_last, straight
+
 EPSILON = 1e-8
 """What is added to the mean square before the root, in every normalisation."""
 
@@ -311,30 +313,9 @@ def gated(x: Tensor, gate: Gate) -> Tensor:
     return out if gate.soft is None else straight(out, x * gate.soft)
 
 
-def straight(hard: Tensor, soft: Tensor) -> Tensor:
-    """Return `hard`, with the gradient of `soft` (BPDA, Athalye et al. 2018, arXiv:1802.00420)."""
-    out: Tensor = _Straight.apply(hard.detach(), soft)
-    return out
-
-
-class _Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0]
-
-
 def unpool(u: Tensor, place: Tensor) -> Tensor:
     """Return planes of twice the size with `u` at the positions `place`, zero elsewhere."""
     return max_unpool2d(aligned(u), place, [2, 2])
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Return `x` laid out channel by channel within a pixel: on a CPU, what convolution is fast at."""
-    return x if x.is_cuda else x.to(memory_format=torch.channels_last)
 
 
 def aligned(x: Tensor) -> Tensor:

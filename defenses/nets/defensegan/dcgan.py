@@ -5,8 +5,8 @@ Generator and decoder are one stack, critic and encoder another.
 
 from torch import nn
 
-from defenses.nets.chains import scaled_width
-from defenses.nets.deconv import Draw
+from defenses.nets.common import scaled_width
+from defenses.nets.defensegan.deconvolution import Deconvolution
 
 SIDE = 32
 """Of the images: of a side of 28, three convolutions of stride 2 leave 3, too little for the last kernel."""
@@ -30,7 +30,7 @@ def decoder(latent: int, channels: int, width: float = 1.0) -> nn.Sequential:
         nn.ConvTranspose2d(second, third, 4, stride=2, padding=1),
         nn.BatchNorm2d(third),
         nn.ReLU(),
-        Draw(third, channels, 4),
+        Deconvolution(third, channels, 4),
         nn.Tanh(),
     )
 

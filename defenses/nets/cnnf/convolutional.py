@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 
 from bench import Shape
-from defenses.nets.layers import EPSILON, AdaPool, AdaReLU, Conv, FeedbackNorm, Flatten, Layer, Linear, Norm
-from defenses.nets.network import Network, Tap
+from defenses.nets.cnnf.feedback import Network, Tap
+from defenses.nets.cnnf.operators import (
+    EPSILON,
+    AdaPool,
+    AdaReLU,
+    Conv,
+    FeedbackNorm,
+    Flatten,
+    Layer,
+    Linear,
+    Norm,
+)
+from defenses.nets.common import scaled_width
 
 
 def b1(
@@ -58,11 +69,6 @@ def b2(
         channels = outputs
     layers += _head((channels, shape.height // 4, shape.width // 4), hidden, shape.classes)
     return Network(layers, start=_starts(layers)[ind], taps=taps)
-
-
-def scaled_width(channels: int, width: float) -> int:
-    """Return a number of channels times `width`, at least 1."""
-    return max(1, round(channels * width))
 
 
 def _head(planes: tuple[int, int, int], hidden: Sequence[int], classes: int) -> list[Layer]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from bench import Images, InputError, Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 Head: TypeAlias = Literal["two-layer", "linear"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defenses.nets.layers import Layer, Rule, Seen, State
+from defenses.nets.cnnf.operators import Layer, Rule, Seen, State
 
 
 class Tap(NamedTuple):

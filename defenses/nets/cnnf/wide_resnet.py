@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
-from defenses.nets.layers import (
+from defenses.nets.cnnf.feedback import Network, Tap
+from defenses.nets.cnnf.operators import (
     EPSILON,
     AdaReLU,
     AveragePool,
@@ -22,7 +22,7 @@ from defenses.nets.layers import (
     State,
     normalise,
 )
-from defenses.nets.network import Network, Tap
+from defenses.nets.common import scaled_width
 
 BLOCKS = 6
 """Basic blocks of each of the three groups: 40 layers are 3 * 2 * 6 + 4 (D-04)."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from bench import Images, Labels, Shape
-from defenses.nets.chains import scaled_width
-from defenses.nets.resnet8n import Encoder, Head, Maps
+from defenses.nets.common import scaled_width
+from defenses.nets.sdim.encoder import Encoder, Head, Maps
 
 CriticName: TypeAlias = Literal["dot", "concat"]
 Negatives: TypeAlias = Literal["all", "shuffle"]

@@ -8,10 +8,9 @@ from torch import Tensor, autograd, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bench import Images, InputError, Shape
-from defenses.nets import dcgan
-from defenses.nets.chains import scaled_width
-from defenses.nets.deconv import Draw
-from defenses.nets.layers import channels_last
+from defenses.nets.common import channels_last, scaled_width
+from defenses.nets.defensegan import dcgan
+from defenses.nets.defensegan.deconvolution import Deconvolution
 
 Architecture: TypeAlias = Literal["released", "supplement"]
 
@@ -77,7 +76,7 @@ def generator(architecture: Architecture, channels: int, *, latent: int, width: 
         nn.ReLU(),
         nn.ConvTranspose2d(second, third, 5, stride=2, padding=2, output_padding=1),
         nn.ReLU(),
-        Draw(third, channels, 5),
+        Deconvolution(third, channels, 5),
         nn.Sigmoid(),
     )
     return _started(network)

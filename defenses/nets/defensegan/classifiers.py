@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 Letter: TypeAlias = Literal["A", "B", "C", "D", "E", "F"]
 

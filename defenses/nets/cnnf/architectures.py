@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from bench import InputError, Shape
-from defenses.nets.chains import b1, b2
-from defenses.nets.network import Network
-from defenses.nets.wrn import BLOCKS, wrn_40_2
+from defenses.nets.cnnf.convolutional import b1, b2
+from defenses.nets.cnnf.feedback import Network
+from defenses.nets.cnnf.wide_resnet import BLOCKS, wrn_40_2
 
 Net: TypeAlias = Literal["b1", "b2", "wrn-40-2"]
 
