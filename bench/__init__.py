@@ -33,7 +33,21 @@ if TYPE_CHECKING:
         answered,
         lengths,
     )
-    from bench.registry import CodePath, ContentPath, attack, defense, source, view, view_of
+    from bench.registry import (
+        CodePath,
+        ContentPath,
+        Count,
+        NonNegative,
+        NonNegativeCount,
+        Positive,
+        PositiveShare,
+        Share,
+        attack,
+        defense,
+        source,
+        view,
+        view_of,
+    )
     from bench.sources import module_file
 
 _HOME = {
@@ -62,7 +76,21 @@ _HOME = {
         "answered",
         "lengths",
     ),
-    "registry": ("CodePath", "ContentPath", "attack", "defense", "source", "view", "view_of"),
+    "registry": (
+        "CodePath",
+        "ContentPath",
+        "Count",
+        "NonNegative",
+        "NonNegativeCount",
+        "Positive",
+        "PositiveShare",
+        "Share",
+        "attack",
+        "defense",
+        "source",
+        "view",
+        "view_of",
+    ),
     "sources": ("module_file",),
 }
 
@@ -71,6 +99,7 @@ __all__ = [
     "BenchError",
     "CodePath",
     "ContentPath",
+    "Count",
     "Crafted",
     "Decision",
     "Defense",
@@ -82,13 +111,18 @@ __all__ = [
     "Inversion",
     "Labels",
     "Loss",
+    "NonNegative",
+    "NonNegativeCount",
     "Norm",
     "Part",
     "Pixels",
     "Places",
+    "Positive",
+    "PositiveShare",
     "Prototypes",
     "Randomness",
     "Shape",
+    "Share",
     "Source",
     "Split",
     "Threat",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from bench.errors import InputError, did_you_mean
 from bench.escaping import shown
@@ -77,10 +78,7 @@ class Document:
             return f"{self.at(*way)}: unknown key{did_you_mean(way[-1], known)}"
         if problem["type"] == "missing":
             return f"{self.at(*way[:-1])}: missing key {way[-1]!r}"
-        text = problem["msg"].removeprefix("Value error, ")
-        found = problem["input"]
-        shown = "" if "found" in text or isinstance(found, Mapping) else f", found {_brief(found)}"
-        return f"{self.at(*way)}: {text[0].lower()}{text[1:]}{shown}"
+        return f"{self.at(*way)}: {complaint(problem)}"
 
     def _way(self, place: Place, loc: Place) -> Place:
         """Return the place of an error, less the names of union members that pydantic puts into it."""
@@ -92,6 +90,36 @@ class Document:
             last = str(way[-1])
             return way[:-1] if "[" in last or last in {"str", "int", "float", "list"} else way
         return way
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "above {}"),
+    "greater_than_equal": ("ge", "of {} or more"),
+    "less_than": ("lt", "below {}"),
+    "less_than_equal": ("le", "of {} or less"),
+}
+"""For pydantic's errors about bounds: where it keeps the bound, and how a message says it."""
+
+
+def complaint(problem: ErrorDetails) -> str:
+    """Return what is wrong with a value: ``expected a number of 1 or more, found 0``.
+
+    Args:
+        problem: one of `pydantic.ValidationError.errors()`, of any type but a key too many or too few.
+
+    Returns:
+        What was expected and what was found, without the place.
+    """
+    found = problem["input"]
+    if problem["type"] in _BOUNDS:
+        name, words = _BOUNDS[problem["type"]]
+        text = "expected a number " + words.format(f"{problem['ctx'][name]:.15g}")
+    elif problem["type"] == "finite_number":
+        text = "expected a finite number"
+    else:
+        text = problem["msg"].removeprefix("Value error, ")
+    shown = "" if "found" in text or isinstance(found, Mapping) else f", found {_brief(found)}"
+    return f"{text[0].lower()}{text[1:]}{shown}"
 
 
 def read(path: Path) -> Document:

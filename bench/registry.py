@@ -60,6 +60,25 @@ Number = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float
 """A float that may be written as a fraction."""
 
 Whole = Annotated[int, BeforeValidator(_strict_int)]
+"""A whole number; `true` is none."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A parameter: a finite number above 0, or a fraction such as ``8/255``."""
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A parameter: a finite number of 0 or more."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A parameter: a number from 0 to 1, both included."""
+
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""A parameter: a number above 0, up to 1."""
+
+Count = Annotated[int, Field(ge=1)]
+"""A parameter: a whole number of 1 or more."""
+
+NonNegativeCount = Annotated[int, Field(ge=0)]
+"""A parameter: a whole number of 0 or more."""
 
 ContentPath = Annotated[str, BeforeValidator(_text), "content"]
 """A parameter that names a file, relative to the suite's folder; its content enters the keys.
@@ -88,20 +107,29 @@ class UseModel(BaseModel):
 
 def _annotation(hint: Any) -> Any:
     """Return the hint as a suite writes it: fractions for floats, names for parts, mappings for uses."""
-    if hint is float:
-        return Number
-    if hint is int:
-        return Whole
     if hint is Part:
         return Annotated[str, "part"]
     if hint is Use:
         return UseModel
-    origin = get_origin(hint)
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _bounded(inside[0], hint.__metadata__)
     if origin in (Union, UnionType):
-        return Union[tuple(_annotation(each) for each in get_args(hint))]  # noqa: UP007 - built at run time
+        return Union[tuple(_annotation(each) for each in inside)]  # noqa: UP007 - built at run time
     if origin in (tuple, list, dict):
-        return origin[tuple(_annotation(each) for each in get_args(hint))]
-    return hint
+        return origin[tuple(_annotation(each) for each in inside)]
+    return _bounded(hint, ())
+
+
+def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
+    """Return an annotation with its bounds, which are checked after the number was read."""
+    # The JSON Schema of what is read first says nothing of bounds that are checked later, unless told.
+    if base is float:
+        bare = Annotated[(float, *bounds)] if bounds else float
+        return Annotated[(float, *bounds, BeforeValidator(fraction, json_schema_input_type=bare | str))]
+    if base is int:
+        return Annotated[(int, *bounds, BeforeValidator(_strict_int))]
+    return Annotated[(_annotation(base), *bounds)] if bounds else base
 
 
 def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
@@ -137,10 +165,8 @@ def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Sche
 
 def marked(annotation: Any, metadata: list[Any], mark: str) -> bool:
     """Return whether an annotation carries `mark`, inside an optional or a tuple too."""
-    if mark in metadata:
+    if mark in (*metadata, *getattr(annotation, "__metadata__", ())):
         return True
-    if get_origin(annotation) is Annotated:
-        return mark in annotation.__metadata__
     return any(marked(each, [], mark) for each in get_args(annotation))
 
 

@@ -407,8 +407,7 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
             try:
                 model = entry.schema.model_validate({**(use.model_extra or {}), parameter: value})
             except ValidationError as error:
-                text = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise InputError(f"{doc.at(*place)}: {text[0].lower()}{text[1:]}, found {value!r}") from None
+                raise InputError(f"{doc.at(*place)}: {document.complaint(error.errors()[0])}") from None
             filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
             _check_shown(doc.at(*place), filled[-1])
         choices = [{**choice, parameter: value} for choice in choices for value in filled]

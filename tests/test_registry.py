@@ -5,12 +5,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from bench import ContentPath, Count, NonNegative, NonNegativeCount, Positive, PositiveShare, Share, document
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import ATTACKS, DEFENSES, SOURCES, Registry, arguments, attack, discover, fraction, view
+from bench.registry import (
+    ATTACKS,
+    DEFENSES,
+    SOURCES,
+    Registry,
+    arguments,
+    attack,
+    discover,
+    fraction,
+    marked,
+    schema_of,
+    view,
+)
 
 ATTACK = '''
 from bench import attack
@@ -128,3 +143,113 @@ def test_no_summary_ends_in_the_middle_of_a_sentence() -> None:
         each.summary[-1:] for each in entries if each.module.startswith(("attacks.", "defenses.", "bench."))
     }
     assert ends <= {".", "`"}
+
+
+# Bounds in signatures ------------------------------------------------------------------------------
+
+
+def bounded(
+    *,
+    steps: Count = 5,
+    warmup: NonNegativeCount = 0,
+    step: Positive = 0.1,
+    decay: NonNegative = 0.0,
+    part: Share = 0.5,
+    keep: PositiveShare = 1.0,
+    tries: PositiveInt | None = None,
+    scale: PositiveFloat = 1.0,
+    after: NonNegativeInt = 0,
+    tail: NonNegativeFloat = 0.0,
+    rates: tuple[Positive, ...] = (0.1,),
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,),
+    width: Annotated[int, Field(ge=2, le=9)] | None = None,
+    other: Positive | tuple[Positive, Positive] | None = None,
+) -> None:
+    """Take every bound that a signature can declare."""
+
+
+def placed(folder: Path, text: str) -> document.Document:
+    path = folder / "suite.yaml"
+    path.write_text(text)
+    return document.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: 0", "steps: expected a number of 1 or more, found 0"),
+        ("steps: true", "steps: expected a whole number, found true"),
+        ("steps: 1.5", "steps: input should be a valid integer, got a number with a fractional part, found 1.5"),  # noqa: E501 - pydantic's sentence
+        ("warmup: -1", "warmup: expected a number of 0 or more, found -1"),
+        ("step: 0/255", "step: expected a number above 0, found 0.0"),
+        ("step: .inf", "step: expected a finite number, found inf"),
+        ("step: inf", "step: expected a finite number, found inf"),
+        ("step: true", "step: expected a number, found true"),
+        ("step: a/b", "step: expected a number or a fraction like 8/255, found 'a/b'"),
+        ("decay: -1/255", "decay: expected a number of 0 or more, found -0.00392156862745098"),
+        ("part: 256/255", "part: expected a number of 1 or less, found 1.003921568627451"),
+        ("part: -0.5", "part: expected a number of 0 or more, found -0.5"),
+        ("keep: 0", "keep: expected a number above 0, found 0"),
+        ("keep: 2", "keep: expected a number of 1 or less, found 2"),
+        ("tries: 0", "tries: expected a number above 0, found 0"),
+        ("tries: true", "tries: expected a whole number, found true"),
+        ("scale: 0", "scale: expected a number above 0, found 0"),
+        ("after: -1", "after: expected a number of 0 or more, found -1"),
+        ("tail: -1e-3", "tail: expected a number of 0 or more, found -0.001"),
+        ("rates: [1/2, 0]", "rates[1]: expected a number above 0, found 0"),
+        ("rates: [true]", "rates[0]: expected a number, found true"),
+        ("sizes: [1, 0]", "sizes[1]: expected a number of 1 or more, found 0"),
+        ("sizes: [true]", "sizes[0]: expected a whole number, found true"),
+        ("width: 1", "width: expected a number of 2 or more, found 1"),
+        ("width: 10", "width: expected a number of 9 or less, found 10"),
+        ("other: 0", "other: expected a number above 0, found 0"),
+        ("other: [1/255, 0]", "other[1]: expected a number above 0, found 0"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_bounds_is_refused_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    read = placed(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        read.check(schema_of(bounded, "bounded"), read.data)
+    assert str(caught.value) == f"suite.yaml:1: {said}"
+
+
+def test_fractions_reach_bounded_parameters_as_numbers() -> None:
+    given = {
+        "step": "8/255",
+        "decay": "0",
+        "part": "1/2",
+        "scale": "1e-3",
+        "rates": ["2/255"],
+        "other": "1/3",
+    }
+    made = schema_of(bounded, "bounded").model_validate(given)
+    found = made.model_dump()
+    assert {name: found[name] for name in given} == {
+        "step": 8 / 255, "decay": 0, "part": 0.5, "scale": 1e-3, "rates": (2 / 255,), "other": 1 / 3,
+    }  # fmt: skip
+    assert (
+        schema_of(bounded, "bounded").model_validate({"tries": None, "width": 9}).model_dump()["width"] == 9
+    )
+
+
+def test_bounds_stand_in_the_json_schema() -> None:
+    schema = schema_of(bounded, "bounded").model_json_schema()
+    found = schema["properties"]
+    assert found["steps"] == {"title": "Steps", "default": 5, "type": "integer", "minimum": 1}
+    assert found["warmup"]["minimum"] == 0
+    assert found["step"]["anyOf"] == [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
+    assert found["decay"]["anyOf"][0] == {"type": "number", "minimum": 0}
+    assert found["part"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert found["keep"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    assert {"type": "integer", "exclusiveMinimum": 0} in found["tries"]["anyOf"]
+    assert found["rates"]["items"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
+    assert (found["sizes"]["items"], found["sizes"]["minItems"]) == ({"type": "integer", "minimum": 1}, 1)
+    assert {"type": "integer", "minimum": 2, "maximum": 9} in found["width"]["anyOf"]
+
+
+def test_marks_are_found_inside_bounded_tuples() -> None:
+    def files(*, paths: Annotated[tuple[ContentPath, ...], Field(min_length=1)] | None = None) -> None: ...
+
+    info = schema_of(files, "files").model_fields["paths"]
+    assert marked(info.annotation, list(info.metadata), "content")
+    assert not marked(info.annotation, list(info.metadata), "code")
