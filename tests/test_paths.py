@@ -15,6 +15,8 @@ from bench.registry import DEFENSES, arguments, discover
 from bench.training import Trainer
 from defenses.abs import Abs
 from defenses.nets import weights
+from defenses.nets.abs.autoencoders import Autoencoders
+from defenses.nets.abs.released import decoder_state
 from defenses.sdim import Sdim
 
 discover()
