@@ -411,9 +411,10 @@ class Planner:
         """Raise where parameters cannot be, or do not fit the data."""
         entry = filled.entry
         assert isinstance(entry, AttackEntry | DefenseEntry)
-        if entry.check is not None:
+        check = entry.check if isinstance(entry, AttackEntry) else entry.check_params
+        if check is not None:
             try:
-                entry.check(dict(filled.params), shape)
+                check(dict(filled.params), shape)
             except InputError as error:
                 raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 

@@ -282,7 +282,7 @@ class DefenseEntry(Entry):
     """False where there is nothing to fit, so that no training images are needed."""
     doubts: Callable[..., str | None] | None
     """``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to."""
-    check: Check | None
+    check_params: Check | None
     """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
 
     def view(self, name: str) -> ViewEntry | None:
@@ -470,7 +470,7 @@ def defense(
     learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
     doubts: Callable[..., str | None] | None = None,
-    check: Check | None = None,
+    check_params: Check | None = None,
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
 
@@ -498,7 +498,7 @@ def defense(
                 random=random,
                 learns=learns,
                 doubts=doubts,
-                check=check,
+                check_params=check_params,
             )
         )
         return cls

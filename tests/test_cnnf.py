@@ -8,11 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from asking import typed
 from numpy.typing import NDArray
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from bench import InputError, Shape, objective
+from bench.registry import DEFENSES
 from defenses.cnn import Cnn
 from defenses.cnnf import CnnF
 from defenses.nets.cnnf.convolutional import b2
@@ -777,8 +779,8 @@ def test_sum_averages_losses_and_not_logits() -> None:
 
 
 def test_a_temperature_must_be_positive() -> None:
-    with pytest.raises(InputError, match="temperature must be positive, found 0"):
-        narrow("b2", 2).bpda(temperature=0.0)
+    with pytest.raises(InputError, match="temperature: expected a number above 0, found 0"):
+        typed(DEFENSES["cnnf"].views["bpda"], temperature=0.0)
 
 
 # --- losses (T-cnnf-10) -------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask
 from torch import Tensor, autograd, nn
 from torch.nn.functional import conv_transpose2d, cross_entropy
 
 from bench import InputError, Inversion, Shape, Split, TrainingError
-from bench.registry import DEFENSES, arguments, discover
+from bench.registry import DEFENSES
 from bench.testing import check_defense
 from bench.training import Trainer
 from defenses import defensegan
@@ -713,42 +714,36 @@ def test_weights_load_whatever_is_served() -> None:
 
 
 BAD = [
-    ({"restarts": 0}, "restarts must be 1 or more, found 0"),
-    ({"steps": 0}, "steps must be 1 or more, found 0"),
-    ({"iterations": 0}, "iterations must be 1 or more"),
-    ({"critic_steps": 0}, "critic_steps must be 1 or more"),
-    ({"batch": 0}, "batch must be 1 or more"),
-    ({"latent": 0}, "latent must be 1 or more"),
-    ({"width": 0.0}, "width must be above 0"),
-    ({"net_width": 0.0}, "net_width must be above 0"),
-    ({"lr": 0.0}, "lr must be above 0"),
-    ({"gan_lr": -1.0}, "gan_lr must be above 0"),
+    ({"restarts": 0}, "restarts: expected a number of 1 or more, found 0"),
+    ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+    ({"iterations": 0}, "iterations: expected a number of 1 or more"),
+    ({"critic_steps": 0}, "critic_steps: expected a number of 1 or more"),
+    ({"batch": 0}, "batch: expected a number of 1 or more"),
+    ({"latent": 0}, "latent: expected a number of 1 or more"),
+    ({"width": 0.0}, "width: expected a number above 0"),
+    ({"net_width": 0.0}, "net_width: expected a number above 0"),
+    ({"lr": 0.0}, "lr: expected a number above 0"),
+    ({"gan_lr": -1.0}, "gan_lr: expected a number above 0"),
     ({"momentum": 1.0}, "momentum must be at least 0 and below 1, found 1"),
-    ({"penalty": -1.0}, "penalty must not be negative"),
+    ({"penalty": -1.0}, "penalty: expected a number of 0 or more"),
     ({"classifier": "other", "trained_on": "reconstructions"}, "trained_on: reconstructions is for"),
 ]
 
 
 @pytest.mark.parametrize(("params", "sentence"), BAD, ids=[str(params) for params, _ in BAD])
 def test_what_cannot_be_is_refused_by_the_plan(params: dict[str, Any], sentence: str) -> None:
-    discover()
-    entry = DEFENSES["defensegan"]
-    assert entry.check is not None
-    entry.check(arguments(entry, {}), GREY)
+    ask("defensegan", GREY)
     with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), GREY)
+        ask("defensegan", GREY, **params)
 
 
 def test_a_generator_whose_size_is_not_the_datas_is_refused_by_the_plan() -> None:
-    discover()
-    entry = DEFENSES["defensegan"]
-    assert entry.check is not None
     with pytest.raises(InputError, match="draws images of 28x28, the data's are 8x8; set resize: 28"):
-        entry.check(arguments(entry, {}), Shape(1, 8, 8, 10))
+        ask("defensegan", Shape(1, 8, 8, 10))
     with pytest.raises(InputError, match=r"28x28, .* 32x32; .* or architecture: supplement"):
-        entry.check(arguments(entry, {}), COLOUR)
+        ask("defensegan", COLOUR)
     with pytest.raises(InputError, match="supplement generator draws images of 32x32, the data's are 28x28"):
-        entry.check(arguments(entry, {"architecture": "supplement"}), GREY)
+        ask("defensegan", GREY, architecture="supplement")
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
@@ -769,5 +764,5 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         with pytest.raises(InputError, match=f"expected a view of pixels, found '{codes}'"):
             tiny(classifier=tiny(), through=codes)
     for params in ({"steps": 0}, {"rate": 0.0}):
-        with pytest.raises(InputError, match="view backtrack"):
-            tiny().backtrack(**params)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"(steps|rate): expected a number (of 1 or more|above 0)"):
+            typed(DEFENSES["defensegan"].views["backtrack"], **params)

@@ -98,8 +98,8 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         states.append(fitted(entry.make(shape, **params, **given), shape))
         by_schema = arguments(entry, {**params, **given})
         states.append(fitted(entry.make(shape, **by_schema), shape))
-        assert entry.check is not None
-        entry.check({**by_schema, **given}, shape)
+        assert entry.check_params is not None
+        entry.check_params({**by_schema, **given}, shape)
         filled = spec.fill(entry, {**params, **given}, tmp_path)
         states.append(fitted(entry.make(shape, **arguments(entry, filled.params)), shape))
     # A task file names them from where it lies, wherever the run begins.

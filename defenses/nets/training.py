@@ -1,20 +1,16 @@
 """How networks are trained here: one loop, what it is told, and attacks on the network in training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import SGD, Adam, Optimizer
 
-from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomness, Threat, Use, View
-from defenses.nets.cnnf.operators import Linear
-
-PGD = Use("pgd", {"steps": 7, "step": 0.0355, "start": "uniform", "keep": "last", "drop": False})
-"""The inner attack of CNN-F on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""
+from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomness, Threat, View
 
 Objective: TypeAlias = Callable[[Images, Labels, Randomness], Tensor]
 """The loss of a batch, a scalar: of its images (augmented, if they are), labels, and draws for them."""
@@ -71,14 +67,12 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float | None = None
     """The norm that gradients are clipped to, all together; None: they are not."""
-    double_decay: bool = False
-    """Weights of a feedback network's fully connected layers decay twice (D-39)."""
+    double_decay: tuple[type[nn.Module], ...] = ()
+    """Kinds of layer whose `weight` decays twice (D-39)."""
 
     def optimiser_of(self, model: nn.Module) -> Optimizer:
         """Return SGD or Adam over the parameters that are learned."""
-        doubled = {
-            id(each.weight) for each in model.modules() if isinstance(each, Linear) and self.double_decay
-        }
+        doubled = {id(each.weight) for each in model.modules() if isinstance(each, self.double_decay)}
         groups = [
             {
                 "params": [each for each in _learned(model) if (id(each) in doubled) is twice],
@@ -96,20 +90,14 @@ class Recipe:
         return self.lr * self.schedule(step, total)
 
 
-def check(params: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a training cannot be run so; parameters that are not there are not asked."""
-    for name in ("epochs", "batch", "steps"):
-        if name in params and params[name] < 1:
-            raise InputError(f"{name} must be at least 1, found {params[name]}")
-    for name in ("weight_decay", "momentum", "clip", "radius", "beta", "warmup"):
-        if params.get(name) is not None and not params[name] >= 0:
-            raise InputError(f"{name} must not be negative, found {params[name]}")
-    for name in ("lr", "step"):
-        if params.get(name) is not None and not params[name] > 0:
-            raise InputError(f"{name} must be positive, found {params[name]}")
-    milestones = list(params.get("milestones", ()))
-    if milestones != sorted(set(milestones)) or any(each < 1 for each in milestones):
-        raise InputError(f"milestones must be numbers of epochs, from 1 and rising, found {milestones}")
+def check_milestones(milestones: Sequence[int]) -> None:
+    """Raise `InputError` where epochs after which the rate falls do not rise.
+
+    Args:
+        milestones: numbers of epochs done, each 1 or more.
+    """
+    if list(milestones) != sorted(set(milestones)):
+        raise InputError(f"milestones must be numbers of epochs that rise, found {list(milestones)}")
 
 
 def train(
@@ -233,38 +221,3 @@ def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
     image = torch.arange(count, device=x.device)[:, None, None]
     cut = pad(x, [border] * 4)[image, :, rows[:, :, None], columns[:, None, :]]
     return cut.permute(0, 3, 1, 2).contiguous()
-
-
-def feedback_recipe(
-    *,
-    training: Literal["adversarial", "standard"],
-    epochs: int,
-    batch: int,
-    drop_last: bool,
-    augment: bool,
-    lr: float | None,
-    weight_decay: float,
-    momentum: float,
-    clip: float,
-    double_decay: bool = False,
-) -> Recipe:
-    """Return the recipe of CNN-F and its feed-forward twin (Huang et al. 2020, section 3).
-
-    Adversarial training has SGD, gradients clipped, and a rate that falls polynomially from 0.05;
-    standard training has Adam at a constant 0.001, nothing clipped and no decay doubled.
-    """
-    adversarial = training == "adversarial"
-    usual = 0.05 if adversarial else 1e-3
-    return Recipe(
-        epochs=epochs,
-        batch=batch,
-        drop_last=drop_last,
-        augment=augment,
-        optimiser="sgd" if adversarial else "adam",
-        lr=usual if lr is None else lr,
-        schedule=polynomial if adversarial else constant,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        clip=clip if adversarial else None,
-        double_decay=double_decay and adversarial,
-    )

@@ -59,8 +59,13 @@ FORMS: dict[Architecture, Form] = {
 }
 
 
-def check(architecture: Architecture, shape: Shape) -> None:
-    """Raise `InputError` where the decoders' images are not of the data's size."""
+def check_shape(architecture: Architecture, shape: Shape) -> None:
+    """Raise `InputError` where the decoders' images are not of the data's size.
+
+    Args:
+        architecture: of the autoencoders.
+        shape: channels, height, width and classes of the data.
+    """
     side = FORMS[architecture].side
     if (shape.height, shape.width) != (side, side):
         raise InputError(

@@ -1,1 +1,1 @@
-"""Networks and training of SDIM (Li et al. 2020) and of its discriminative twin."""
+"""Networks and training of SDIM (anonymous submission, 2019) and of its discriminative twin."""
