@@ -283,7 +283,7 @@ class DefenseEntry(Entry):
     doubts: Callable[..., str | None] | None
     """``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to."""
     check_params: Check | None
-    """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
+    """Raises `InputError` where parameters do not fit the data or each other, or a file is damaged."""
 
     def view(self, name: str) -> ViewEntry | None:
         """Return a view by its name or alias."""
@@ -441,7 +441,23 @@ def view(
     ignores: tuple[str, ...] = (),
     gradient: bool = True,
 ) -> Callable[[F], F]:
-    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters."""
+    """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters.
+
+    Args:
+        name: the view's name in suites.
+        space: what a point of the view is: ``pixel`` images, or a space that attacks name (``latent``,
+            ``inversion``, ``features``, ``prototypes``).
+        reads: read-outs whose answer is the arg-max of this view's logits, so that a success here is one.
+        ignores: parameters of the defense that may change after fitting and change nothing here, so that
+            crafts are shared.
+        gradient: whether a gradient flows from the logits to the point.
+
+    Returns:
+        A decorator that returns the method as it is. The method returns a `View`.
+
+    Raises:
+        InputError: a parameter has a name that a suite keeps for itself.
+    """
 
     def mark(method: F) -> F:
         taken = sorted(RESERVED_BY_VIEWS & set(inspect.signature(method).parameters))
@@ -474,8 +490,28 @@ def defense(
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
 
-    `check` is called by the plan, before anything runs: with the parameters (paths absolute) and the
-    data's shape.
+    Limits of single parameters stand in their annotations (`Count`, `Positive`, `Share`, ...).
+
+    Args:
+        name: the name in suites; a plug-in's begins with the plug-in's own and a slash.
+        readouts: the ways in which the defense can be asked, for `decide`.
+        version: raised by hand where results change.
+        aliases: other names of views: a feed-forward net's ``e2e_last`` is its ``first``.
+        served: parameters that may have other values after fitting than the defense was trained with.
+        random: whether two answers to one image may differ; where that depends on the parameters, a function
+            of them.
+        learns: False where there is nothing to fit, so that no training images are needed.
+        neutral: parameters that stay out of keys while they have these values.
+        doubts: ``doubts(**params)``: a sentence where the settings cannot do what they seem to, or None.
+        check_params: ``check_params(params, shape)``, called by the plan before anything runs, with the
+            parameters (paths absolute) and the data's shape: raises `InputError` for what only together
+            cannot be.
+
+    Returns:
+        A decorator that returns the class as it is.
+
+    Raises:
+        InputError: the name is taken, or lacks the plug-in's prefix.
     """
 
     def register(cls: C) -> C:

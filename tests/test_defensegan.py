@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import ask
+from asking import ask, typed
 from torch import Tensor, autograd, nn
 from torch.nn.functional import conv_transpose2d, cross_entropy
 
