@@ -251,7 +251,11 @@ class ApiNet(nn.Module):
         return x.repeat(self.shape.classes, 1, 1, 1), classes
 
     def chunk(self, x: Tensor) -> int:
-        """Return how many points pass the base at once."""
+        """Return how many points pass the base at once.
+
+        Args:
+            x: points on the device where they are computed.
+        """
         return self.rows or ROWS["cuda" if x.is_cuda else "cpu"]
 
     def _starts(self, points: Images) -> Images:
@@ -261,7 +265,11 @@ class ApiNet(nn.Module):
         return torch.randn_like(points).mul_(NOISE).add_(points)
 
     def box(self, points: Images) -> tuple[Images, Images]:
-        """Return the least and the greatest z: in the ball around each point, and in [0, 1]."""
+        """Return the least and the greatest z: in the ball around each point, and in [0, 1].
+
+        Args:
+            points: images (M, C, H, W) in [0, 1].
+        """
         return (points - self.eps_ap).clamp(min=0), (points + self.eps_ap).clamp(max=1)
 
     def climb(self, z: Images, points: Images, classes: Labels, *, steps: int) -> Images:

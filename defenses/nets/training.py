@@ -26,20 +26,35 @@ Mode: TypeAlias = Literal["eval", "train"]
 
 
 def constant(step: int, total: int) -> float:
-    """Return 1."""
+    """Return 1.
+
+    Args:
+        step: the step, from 0.
+        total: number of all steps.
+    """
     return 1.0
 
 
 def polynomial(step: int, total: int) -> float:
-    """Return a factor that falls from 1 to 0, with power 0.9."""
+    """Return a factor that falls from 1 to 0, with power 0.9.
+
+    Args:
+        step: the step, from 0.
+        total: number of all steps.
+    """
     return float((1 - step / total) ** 0.9)
 
 
 def staged(epochs: int, milestones: Sequence[int], warmup: int = 0) -> Schedule:
-    """Return a schedule that changes between epochs: a tenth after each milestone, in epochs done.
+    """Return a schedule that changes between epochs: the rate falls to a tenth after each milestone.
 
     In the first `warmup` epochs the rate is 1/3 of what it would be, and then rises linearly, epoch by
     epoch: with three, it is 1/3, 5/9, 7/9, then 1.
+
+    Args:
+        epochs: epochs of the whole training.
+        milestones: epochs done after which the rate falls to a tenth, rising.
+        warmup: first epochs in which the rate rises, 0 or more.
     """
 
     def factor(step: int, total: int) -> float:
@@ -71,7 +86,11 @@ class Recipe:
     """Kinds of layer whose `weight` decays twice (D-39)."""
 
     def optimiser_of(self, model: nn.Module) -> Optimizer:
-        """Return SGD or Adam over the parameters that are learned."""
+        """Return SGD or Adam over the parameters that are learned.
+
+        Args:
+            model: what is trained.
+        """
         doubled = {id(each.weight) for each in model.modules() if isinstance(each, self.double_decay)}
         groups = [
             {
@@ -86,7 +105,12 @@ class Recipe:
         return SGD(groups, lr=self.rate(0, 1), momentum=self.momentum)
 
     def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of a step."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: the step, from 0.
+            total: number of all steps.
+        """
         return self.lr * self.schedule(step, total)
 
 
@@ -112,9 +136,18 @@ def train(
     """Train a model, epoch by epoch, and leave it in evaluation mode.
 
     A step depends on its number alone, so that a training that is resumed ends the same. Batches of
-    less than `fewest` images are left out: batch normalisation of single values needs two (`fewest_of`);
-    an epoch of nothing else raises `InputError`. `ended` is told the mean loss of each epoch before its
-    state is saved.
+    less than `fewest` images are left out: batch normalisation of single values needs two.
+
+    Args:
+        model: what is trained.
+        fitting: gives epochs and batches.
+        objective: the loss of a batch.
+        recipe: epochs, batches, optimiser and schedule.
+        fewest: images that a batch must have, see `fewest_of`; smaller ones are left out.
+        ended: told the mean loss of each epoch before its state is saved.
+
+    Raises:
+        InputError: an epoch has no batch of `fewest` images.
     """
     optimiser = recipe.optimiser_of(model)
     steps = fitting.steps(recipe.batch, drop_last=recipe.drop_last)
@@ -146,7 +179,11 @@ def train(
 
 
 def fewest_of(model: nn.Module) -> int:
-    """Return how many images a batch must have: with batch normalisation two, of one has no deviation."""
+    """Return how many images a batch must have: with batch normalisation two, of one has no deviation.
+
+    Args:
+        model: any module.
+    """
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return 2 if any(isinstance(each, norms) for each in model.modules()) else 1
 
@@ -161,6 +198,13 @@ def attacked(
     """Return the objective of adversarial training: `loss` of images and what `attack` makes of them.
 
     Without an attack, that of standard training.
+
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+        loss: of clean images, attacked ones and labels.
+        attack: what attacks each batch; None trains on clean images alone.
+        threat: norm and radius of the attack.
+        mode: mode of batch normalisation and dropout while the network is attacked.
     """
 
     def objective(x: Images, y: Labels, noise: Randomness) -> Tensor:
@@ -180,7 +224,17 @@ def craft(
     *,
     mode: Mode = "eval",
 ) -> Images:
-    """Attack the network's plain forward pass, without gradients of parameters; its dtype may be any."""
+    """Attack the network's plain forward pass, without gradients of parameters; its dtype may be any.
+
+    Args:
+        attack: what attacks.
+        network: images (N, C, H, W) to logits (N, K).
+        x: images (N, C, H, W) in [0, 1].
+        y: labels (N,).
+        threat: norm and radius.
+        noise: draws for these images.
+        mode: mode of batch normalisation and dropout meanwhile.
+    """
 
     def logits(z: Tensor) -> Tensor:
         answer: Tensor = network(z)
@@ -193,7 +247,12 @@ def craft(
 
 @contextmanager
 def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[None]:
-    """Put a network in evaluation mode (or in another) with fixed parameters, and back."""
+    """Put a network in evaluation mode (or in another) with fixed parameters, and back.
+
+    Args:
+        network: any module.
+        mode: ``eval``, or ``train``.
+    """
     modes = [(each, each.training) for each in network.modules()]
     flags = [(each, each.requires_grad) for each in network.parameters()]
     network.train(mode == "train").requires_grad_(False)
@@ -211,6 +270,11 @@ def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
 
     Black is 0, which is -1 to CNN-F's networks, as in the released code: its border is added before
     scaling.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+        noise: draws for these images.
+        border: width of the border in pixels, 0 or more.
     """
     count, _, height, width = x.shape
     flipped = noise.integers((), 2).bool()

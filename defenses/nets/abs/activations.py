@@ -15,7 +15,11 @@ class Elu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Return x where it is positive, exp(x) - 1 elsewhere."""
+        """Return x where it is positive, exp(x) - 1 elsewhere.
+
+        Args:
+            x: any tensor.
+        """
         # exp(x) - 1 >= x everywhere; held at 0 from above, the maximum is the right branch.
         out = x.exp().clamp_max_(1).sub_(1)
         torch.maximum(x, out, out=out)
@@ -31,7 +35,12 @@ class Elu(torch.autograd.Function):
 
 
 def activated(x: Tensor, name: str) -> Tensor:
-    """Return `x` after the activation called ``elu``, ``relu``, or ``leaky`` (slope 0.2)."""
+    """Return `x` after the activation called ``elu``, ``relu``, or ``leaky`` (slope 0.2).
+
+    Args:
+        x: any tensor.
+        name: the activation.
+    """
     if name == "elu":
         out: Tensor = Elu.apply(x)
         return out

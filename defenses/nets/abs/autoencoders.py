@@ -28,6 +28,14 @@ class Stack(nn.Module):
 
     Weights lie class after class along the first axis, as grouped convolutions have them, so that
     neighbouring classes can be asked alone.
+
+    Args:
+        classes: K, the number of autoencoders.
+        inputs: channels of each one's input.
+        plans: the convolutions.
+        transposed: whether they are transposed ones, as in a decoder.
+        norm: whether each but the last is batch-normalised.
+        activation: what follows each but the last: ``elu``, ``relu`` or ``leaky``.
     """
 
     def __init__(
@@ -53,7 +61,12 @@ class Stack(nn.Module):
             self.norms.extend(nn.BatchNorm2d(classes * plan.outputs) for plan in plans[:-1])
 
     def forward(self, x: Tensor, classes: slice) -> Tensor:
-        """Return (N, G, outputs, H', W') of (N, G, inputs, H, W), for the G classes of the slice."""
+        """Return (N, G, outputs, H', W') of (N, G, inputs, H, W), for the G classes of the slice.
+
+        Args:
+            x: inputs (N, G, inputs, H, W).
+            classes: the G classes that they belong to.
+        """
         count = classes.stop - classes.start
         h = x.flatten(1, 2)
         for conv, norm, (_, _, stride, padding) in self.layers():
@@ -78,14 +91,27 @@ class Stack(nn.Module):
             yield conv, norm, plan
 
     def of(self, value: Tensor | None, classes: slice) -> Tensor:
-        """Return the part of a weight or buffer that is these classes'."""
+        """Return the part of a weight or buffer that is these classes'.
+
+        Args:
+            value: a weight, bias or buffer of all classes.
+            classes: the classes that are asked for.
+        """
         assert value is not None
         each = len(value) // self.classes
         return value[classes.start * each : classes.stop * each]
 
 
 class Autoencoders(nn.Module):
-    """A variational autoencoder for each of the data's classes; without `encode`, decoders alone."""
+    """A variational autoencoder for each of the data's classes, or its decoder alone.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        architecture: ``official`` or ``supplement``.
+        latent: dimensions of a code, 1 or more.
+        width: factor of the number of channels, above 0.
+        encode: whether there are encoders; without them nothing can be trained.
+    """
 
     def __init__(
         self, shape: Shape, architecture: Architecture, *, latent: int, width: float, encode: bool
@@ -118,8 +144,13 @@ class Autoencoders(nn.Module):
     def losses(self, x: Tensor, noise: Tensor, classes: slice, *, beta: float) -> Tensor:
         """Return minus the evidence bound of each image and class, (N, G), in squared distances.
 
-        `x` is (N, G, C, H, W), each class's own images, `noise` (N, G, latent) standard normal: the
-        squared distance of the drawn code's image, plus `beta` times KL(q(z | x) || N(0, I)).
+        The squared distance of the drawn code's image, plus `beta` times KL(q(z | x) || N(0, I)).
+
+        Args:
+            x: each class's own images, (N, G, C, H, W) in [0, 1].
+            noise: standard normal, (N, G, latent).
+            classes: the G classes.
+            beta: weight of the divergence, 0 or more.
         """
         assert self.encoder is not None
         # A tanh network sees what it draws: [-1, 1].
@@ -155,7 +186,11 @@ class Autoencoders(nn.Module):
 
     @torch.no_grad()
     def fill(self, decoders: FilePaths) -> list[str]:
-        """Load decoders from the authors' files, one for each class in its order; say what was converted."""
+        """Load decoders from the authors' files, one for each class in its order; say what was converted.
+
+        Args:
+            decoders: the files.
+        """
         own, said = self.decoder.state_dict(), []
         for number, file in enumerate(released(decoders, self.classes)):
             state = decoder_state(file, self.channels)

@@ -36,7 +36,12 @@ class Phases(NamedTuple):
 
     @classmethod
     def of(cls, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Self:
-        """Return this form of two layers' weights, (K, inputs, outputs, kernel, kernel), and biases."""
+        """Return this form of two layers' weights, (K, inputs, outputs, kernel, kernel), and biases.
+
+        Args:
+            weights: of the two layers, each (K, inputs, outputs, kernel, kernel).
+            biases: of the two layers, each (K, outputs).
+        """
         first, second = weights
         # Which tap k of a kernel joins pixels: 1 where it does. Pixel 2q + p is made of q + t - 2.
         p, t, k = torch.meshgrid(*map(torch.arange, (2, 3, 5)), indexing="ij")
@@ -129,7 +134,13 @@ class Folded(NamedTuple):
 
 
 def blocks(images: int, classes: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut images x classes into blocks of at most `rows` codes, of few classes where images are many."""
+    """Cut images x classes into blocks of at most `rows` codes, of few classes where images are many.
+
+    Args:
+        images: number of images.
+        classes: number of classes.
+        rows: codes that are decoded at once, 1 or more.
+    """
     tall = max(1, min(images, rows))
     wide = max(1, min(classes, rows // tall))
     for top in range(0, images, tall):

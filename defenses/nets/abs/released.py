@@ -18,7 +18,12 @@ _LAYER = re.compile(r"(conv|bn)_?(\d+)\.(weight|bias|running_mean|running_var)")
 
 
 def released(decoders: FilePaths, classes: int) -> list[Path]:
-    """Return the authors' files; raise `InputError` where there is not one for each class."""
+    """Return the authors' files; raise `InputError` where there is not one for each class.
+
+    Args:
+        decoders: the files, in the order of the classes.
+        classes: number of classes.
+    """
     given = [decoders] if isinstance(decoders, str | Path) else decoders
     if len(given) != classes:
         raise InputError(
@@ -33,6 +38,10 @@ def decoder_state(file: Path | str, channels: int) -> dict[str, Tensor]:
     The file is a plain state dict with keys ``Encoder.*`` and ``Decoder.conv_i.*``, ``Decoder.bn_i.*``,
     counted from any number; it is read without running code. Raise `InputError` where it is no such
     thing, or its shapes are not the official decoder's.
+
+    Args:
+        file: the file.
+        channels: channels of the images.
     """
     try:
         state = files.read(file)

@@ -28,8 +28,15 @@ def b1(
 ) -> Network:
     """Build net B.1: convolutions of 32 and 64 channels, the second pooled instead of rectified (D-02).
 
-    What the paper leaves open is as in net B.2: padding 1, cells of 2x2, biases in every layer. Sides
-    must be even; `ind` is 0 (pixels) or 1 (after the first convolution's block).
+    What the paper leaves open is as in net B.2: padding 1, cells of 2x2, biases in every layer. Sides of
+    images must be even.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, 1 is after the first convolution's block.
+        width: factor of the number of channels, above 0.
+        hidden: units of the hidden fully connected layers.
+        epsilon: added to the mean square before the root, above 0.
     """
     layers: list[Layer] = [
         *(Conv(shape.channels, first := scaled_width(32, width)), Norm(first, epsilon), AdaReLU()),
@@ -52,8 +59,15 @@ def b2(
 ) -> Network:
     """Build net B.2: convolutions of 16, 32, 32 and 64 channels, the last two pooled.
 
-    `first_kernel` is 3 in the released code and 1 in print (D-03). Sides must be divisible by 4; `ind`
-    is 0 (pixels), 1 or 2 (after the first or the second convolution's block).
+    Sides of images must be divisible by 4.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, 1 or 2 is after that convolution's block.
+        width: factor of the number of channels, above 0.
+        hidden: units of the hidden fully connected layers.
+        first_kernel: kernel side of the first convolution, 3 in the released code and 1 in print (D-03).
+        epsilon: added to the mean square before the root, above 0.
     """
     layers: list[Layer] = []
     taps: list[Tap] = []

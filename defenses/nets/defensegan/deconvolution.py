@@ -13,6 +13,11 @@ class Deconvolution(nn.ConvTranspose2d):
     parities of an output pixel sees a 3x3 neighbourhood: that makes it one ordinary convolution to four
     times the channels. On a CPU this is several times faster than the transposed one, which is slow
     where outputs are few; the numbers are the same up to rounding.
+
+    Args:
+        inputs: channels of the input.
+        channels: channels of the output.
+        kernel: side of the kernel, 4 or 5.
     """
 
     def __init__(self, inputs: int, channels: int, kernel: int) -> None:
@@ -31,6 +36,9 @@ def parities(weight: Tensor) -> Tensor:
 
     An input pixel h reaches the output o = 2h + k - p. For o = 2i + a the tap is k = a + p + 2 (i - h), with
     i - h in -1, 0, 1; with the kernel padded to 6, so that p is 2, there is one for each of the three.
+
+    Args:
+        weight: the transposed convolution's own, (inputs, channels, 4 or 5, 4 or 5).
     """
     inputs, channels, size, _ = weight.shape
     before = 5 - size

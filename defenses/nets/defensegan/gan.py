@@ -19,7 +19,12 @@ SIDES: dict[Architecture, int] = {"released": 28, "supplement": dcgan.SIDE}
 
 
 class Rows(nn.Module):
-    """Vectors to maps that lie channel by channel within a pixel, as convolutions on a CPU want them."""
+    """Vectors to maps that lie channel by channel within a pixel, as convolutions on a CPU want them.
+
+    Args:
+        channels: channels of a map.
+        side: of a map, which is square.
+    """
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()

@@ -18,6 +18,9 @@ class Kept(nn.Module):
     """A network in training beside a copy of it as it was after its best epoch.
 
     Both, and the loss of that epoch, are one state, so that a training that is resumed forgets nothing.
+
+    Args:
+        network: the network in training.
     """
 
     least: Tensor
@@ -29,7 +32,11 @@ class Kept(nn.Module):
         self.register_buffer("least", torch.tensor(torch.inf))
 
     def offer(self, loss: Tensor) -> None:
-        """Copy the network if no epoch's mean loss was lower."""
+        """Copy the network if no epoch's mean loss was lower.
+
+        Args:
+            loss: the mean training loss of the epoch that has ended, a scalar.
+        """
         if loss < self.least:
             self.least.copy_(loss)
             self.best.load_state_dict(self.network.state_dict())

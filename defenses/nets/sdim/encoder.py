@@ -34,6 +34,11 @@ class Block(nn.Module):
 
     Where the shape changes, the shortcut takes every second pixel and puts the missing channels, all
     zero, half before and half behind its own.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: 1 or 2.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -30,7 +30,12 @@ class Pairs(NamedTuple):
 
 
 class Projection(nn.Module):
-    """A net of 1x1 convolutions beside a shortcut that starts near the identity, layer-normalised."""
+    """A net of 1x1 convolutions beside a shortcut that starts near the identity, layer-normalised.
+
+    Args:
+        inputs: channels of the map.
+        units: dimensions of the projection.
+    """
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
@@ -67,7 +72,11 @@ class DotCritic(nn.Module):
         self.negatives = negatives
 
     def forward(self, maps: Maps) -> Pairs:
-        """Return the scores of all pairs of a batch, or of those of one shuffle."""
+        """Return the scores of all pairs of a batch, or of those of one shuffle.
+
+        Args:
+            maps: maps and codes of a batch of two images or more.
+        """
         code = self.code(maps.code[:, :, None, None]).squeeze(1)
         scores = torch.einsum("iu,jpu->ijp", code, self.local(maps.second))
         own = torch.einsum("iip->ip", scores)
@@ -101,7 +110,11 @@ class ConcatCritic(nn.Module):
         return scores
 
     def forward(self, maps: Maps) -> Pairs:
-        """Return the scores of one shuffle of the local maps, or of all pairs of a batch."""
+        """Return the scores of one shuffle of the local maps, or of all pairs of a batch.
+
+        Args:
+            maps: maps and codes of a batch of two images or more.
+        """
         local, code = maps.last, maps.code
         count = len(code)
         if self.negatives == "shuffle":
@@ -149,7 +162,11 @@ class Infomax(nn.Module):
         self.gaussians = nn.Embedding(classes, columns)
 
     def forward(self, x: Images) -> Tensor:
-        """Return log p(code | class), (N, K) in nats, without a bound above."""
+        """Return log p(code | class), (N, K) in nats, without a bound above.
+
+        Args:
+            x: images (N, C, 32, 32) in [0, 1].
+        """
         return self.likelihoods(self.encoder(x))
 
     @property
@@ -158,7 +175,11 @@ class Infomax(nn.Module):
         return self.gaussians.weight[:, : self.features]
 
     def likelihoods(self, code: Tensor) -> Tensor:
-        """Return the log density (N, K), in nats, of codes (N, features) under each class."""
+        """Return the log density (N, K), in nats, of codes (N, features) under each class.
+
+        Args:
+            code: codes (N, features).
+        """
         mean, deviation = self.gaussians.weight.tensor_split([self.features], 1)
         # Isotropic: one column for all dimensions.
         deviation = deviation.expand_as(mean)
@@ -186,7 +207,11 @@ def others(count: int, device: torch.device) -> Tensor:
 
 
 def off_diagonal(scores: Tensor) -> Tensor:
-    """Return (B * (B - 1), P) of scores (B, B, P): those of unequal first and second place."""
+    """Return (B * (B - 1), P) of scores (B, B, P): those of unequal first and second place.
+
+    Args:
+        scores: of all pairs, (B, B, P).
+    """
     count, _, positions = scores.shape
     # Without the first, every B + 1 of the flat list end in one of the diagonal.
     rest = scores.reshape(count * count, positions)[1:]
