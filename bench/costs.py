@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from bench.registry import AttackEntry
 from bench.jobs import Craft, Evaluate, Job, Train
 from bench.resolve import inner
 
 _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""
-
-
 
 
 class Costs:

@@ -363,8 +363,8 @@ class DefenseEntry(Entry):
     """False where there is nothing to fit, so that no training images are needed."""
     doubts: Callable[..., str | None] | None
     """``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to."""
-    check: Check | None
-    """Raises `InputError` where the parameters do not fit the data, or a file is not what it should be."""
+    check_params: Check | None
+    """Raises `InputError` where parameters do not fit the data or each other, or a file is damaged."""
 
     def view(self, name: str) -> ViewEntry | None:
         """Return a view by its name or alias.
@@ -549,17 +549,19 @@ def view(
     """Declare a method of a defense as a view; its keyword-only arguments are the view's parameters.
 
     Args:
-        name: what tasks call the view; unique in its defense.
-        space: what attacks search: ``pixel`` for images, or another (``latent``, ``features``).
-        reads: read-outs whose answer is the arg-max of this view's logits: a success here is one there.
-        ignores: served parameters that change nothing here, so that crafted images are shared.
-        gradient: whether a gradient flows through it.
+        name: the view's name in suites.
+        space: what a point of the view is: ``pixel`` images, or a space that attacks name (``latent``,
+            ``inversion``, ``features``, ``prototypes``).
+        reads: read-outs whose answer is the arg-max of this view's logits, so that a success here is one.
+        ignores: parameters of the defense that may change after fitting and change nothing here, so that
+            crafts are shared.
+        gradient: whether a gradient flows from the logits to the point.
 
     Returns:
-        A decorator for the method, which returns a `View` when it is called.
+        A decorator that returns the method as it is. The method returns a `View`.
 
     Raises:
-        InputError: a parameter has a name that suites keep for themselves (`RESERVED_BY_VIEWS`).
+        InputError: a parameter has a name that a suite keeps for itself.
     """
 
     def mark(method: F) -> F:
@@ -589,25 +591,32 @@ def defense(
     learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
     doubts: Callable[..., str | None] | None = None,
-    check: Check | None = None,
+    check_params: Check | None = None,
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
 
+    Limits of single parameters stand in their annotations (`Count`, `Positive`, `Share`, ...).
+
     Args:
-        name: what suites call it; a plug-in's begins with its prefix.
-        readouts: the ways in which it answers, of which there is at least one.
-        version: raised by hand whenever results change; part of every key.
-        aliases: other names of views, each with the view's own.
-        served: parameters that may be replaced after fitting.
-        random: whether two asks may differ; where that depends on the parameters, a function of them.
+        name: the name in suites; a plug-in's begins with the plug-in's own and a slash.
+        readouts: the ways in which the defense can be asked, for `decide`.
+        version: raised by hand where results change.
+        aliases: other names of views: a feed-forward net's ``e2e_last`` is its ``first``.
+        served: parameters that may have other values after fitting than the defense was trained with.
+        random: whether two answers to one image may differ; where that depends on the parameters, a function
+            of them.
         learns: False where there is nothing to fit, so that no training images are needed.
-        neutral: parameters that stay out of keys while they have this value.
-        doubts: ``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to.
-        check: ``check(params, shape)``, called by the plan before anything runs, with absolute paths and the
-            data's shape; raises `InputError` where a defense cannot be made so.
+        neutral: parameters that stay out of keys while they have these values.
+        doubts: ``doubts(**params)``: a sentence where the settings cannot do what they seem to, or None.
+        check_params: ``check_params(params, shape)``, called by the plan before anything runs, with the
+            parameters (paths absolute) and the data's shape: raises `InputError` for what only together
+            cannot be.
 
     Returns:
-        A decorator for the class, an `nn.Module` that is called with a `Shape` and its parameters.
+        A decorator that returns the class as it is.
+
+    Raises:
+        InputError: the name is taken, or lacks the plug-in's prefix.
     """
 
     def register(cls: C) -> C:
@@ -630,7 +639,7 @@ def defense(
                 random=random,
                 learns=learns,
                 doubts=doubts,
-                check=check,
+                check_params=check_params,
             )
         )
         return cls

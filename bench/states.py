@@ -1,7 +1,8 @@
 """The state of a training that is not done: one safetensors file, each of whose bytes its digest covers.
 
 A state is what a `state_dict` returns: mappings, lists, tuples, sets, tensors, arrays, numbers, texts. Its
-tensors are the file's; all else stands in the file's metadata as JSON. Nothing is pickled.
+tensors are the file's, sparse ones as their indices and values; all else stands in the file's metadata as
+JSON. Nothing is pickled.
 """
 
 import json
@@ -19,7 +20,7 @@ from torch import Tensor
 from bench import durable
 from bench.errors import DamagedError, InputError
 
-FORM = 2
+FORM = 3
 """Number of the form of these files; one of another form is not read."""
 
 _BLANK = f"sha256:{0:064}"
@@ -37,10 +38,19 @@ _NUMBERS = "biufc"
 
 
 def write(path: Path, before: Path, told: Mapping[str, Any], states: Mapping[str, Any]) -> bool:
-    """Store named states, and what is told of them; the file that lay at `path` is `before` then.
+    """Store named states; a kill at any moment leaves the new file, or the old one in either place.
 
-    Returns whether the new one lies there as it was written. A kill at any moment leaves the new one, or the
-    old one in either place.
+    Args:
+        path: where the states shall lie.
+        before: where the file goes that lay there.
+        told: what is said of the states, as JSON: key, phase, epochs done.
+        states: what each `state_dict` returned, by the name of its owner.
+
+    Returns:
+        Whether the new file can be read back as it was written.
+
+    Raises:
+        InputError: a state has a value that cannot be kept, or holds itself.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -63,7 +73,18 @@ def write(path: Path, before: Path, told: Mapping[str, Any], states: Mapping[str
 
 
 def read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a file tells, and its states; raise `DamagedError` where it is not what was written."""
+    """Return what a file tells, and its states.
+
+    Args:
+        path: the file.
+        device: where tensors go that did not lie on a CPU.
+
+    Returns:
+        What was told, and the states by name, equal to the bit.
+
+    Raises:
+        DamagedError: the file is missing, or not what was written, or of another form.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -120,6 +141,13 @@ def _spelled(value: Any, place: tuple[Any, ...], tensors: dict[str, Tensor]) -> 
         return {"bytes": value.hex()}
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in _NUMBERS:
         return {"numpy": [value.dtype.str, kind is np.ndarray, value.shape, value.tobytes().hex()]}
+    if isinstance(value, Tensor) and value.layout == torch.sparse_coo:
+        # As they lie, coalesced or not: the order of sums goes on as it was.
+        parts = value.detach()
+        halves = [inside(parts._indices(), "indices"), inside(parts._values(), "values")]
+        return {"sparse": [[*value.shape], value.is_coalesced(), *halves]}
+    if isinstance(value, Tensor) and value.dtype == torch.complex128:
+        return {"complex": inside(torch.view_as_real(value.detach().resolve_conj()), "complex")}
     if isinstance(value, Tensor) and _storable(value):
         name = ".".join(map(str, place))
         while name in tensors:
@@ -158,5 +186,11 @@ def _meant(spelled: Any, tensors: Mapping[str, Tensor], device: torch.device) ->
         kind, many, shape, data = content
         array = np.frombuffer(bytes.fromhex(data), kind).reshape(shape).copy()
         return array if many else array[()]
+    if name == "sparse":
+        shape, coalesced, *halves = content
+        indices, values = (_meant(each, tensors, device) for each in halves)
+        return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=coalesced, check_invariants=True)
+    if name == "complex":
+        return torch.view_as_complex(_meant(content, tensors, device))
     where, on = content
     return tensors[where] if on == "cpu" else tensors[where].to(device)

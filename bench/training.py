@@ -26,7 +26,12 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 
 class Pass:
-    """One epoch: an `Epoch` over a split in a seeded order."""
+    """One epoch: an `Epoch` over a split in a seeded order.
+
+    Args:
+        fitting: the training that it belongs to.
+        number: how many epochs come before it in its phase, from 0.
+    """
 
     def __init__(self, fitting: "Trainer", number: int) -> None:
         self.number = number
@@ -34,7 +39,12 @@ class Pass:
         self._losses: list[Tensor] = []
 
     def batches(self, size: int, *, drop_last: bool = False) -> Iterator[Batch]:
-        """Yield the split in this epoch's order; each image's draws are its own in this epoch."""
+        """Yield the split in this epoch's order; each image's draws are its own in this epoch.
+
+        Args:
+            size: images of a batch, 1 or more.
+            drop_last: leave out a last batch that is not full, unless it is the only one.
+        """
         fitting, split = self._fitting, self._fitting.split
         generator = torch.Generator().manual_seed(seed_of(*fitting.stream, "order", self.number))
         order = torch.randperm(len(split), generator=generator)
@@ -51,11 +61,19 @@ class Pass:
             )
 
     def report(self, loss: Tensor) -> None:
-        """Note a step's loss; it is looked at when the epoch ends, so that a GPU need not wait."""
+        """Note a step's loss; it is looked at when the epoch ends, so that a GPU need not wait.
+
+        Args:
+            loss: a scalar.
+        """
         self._losses.append(loss.detach())
 
     def mean(self) -> float:
-        """Return the mean loss; raise if a step's was not finite."""
+        """Return the mean loss of the steps, NaN where there was none.
+
+        Raises:
+            TrainingError: a step's loss is not finite.
+        """
         if not self._losses:
             return math.nan
         losses = torch.stack(self._losses).double()
@@ -69,7 +87,17 @@ class Pass:
 
 
 class Trainer:
-    """The `Fitting` of a job."""
+    """The `Fitting` of a job: what a defense's `fit` is given.
+
+    Args:
+        split: the training images and labels.
+        key: the job's key, from which all draws come.
+        device: where the defense is trained.
+        parts: fitted defenses that this one is built on, by parameter.
+        keep: the folder in which the states of an unfinished training lie; None keeps none.
+        code: digests of the modules of the defense; states of other code are not gone on with.
+        progress: told how far the training is.
+    """
 
     def __init__(
         self,
@@ -100,27 +128,48 @@ class Trainer:
         """What was found on the way that a person should know: damaged states."""
 
     def attack(self, use: Use) -> Attack:
-        """Return a registered attack with its parameters bound."""
+        """Return a registered attack with its parameters bound.
+
+        Args:
+            use: the attack's name and parameters.
+        """
         entry = ATTACKS[use.use]
         bound: Attack = partial(entry.make, **arguments(entry, use.params))
         return bound
 
     def steps(self, size: int, *, drop_last: bool = False) -> int:
-        """Return how many batches an epoch has; at least one, however small the split."""
+        """Return how many batches an epoch has; at least one, however small the split.
+
+        Args:
+            size: images of a batch, 1 or more.
+            drop_last: leave out a last batch that is not full.
+        """
         whole = len(self.split) // size if drop_last else math.ceil(len(self.split) / size)
         return max(whole, 1)
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence for the receipt, and say it."""
+        """Keep a sentence for the receipt, and say it.
+
+        Args:
+            sentence: what a person should know.
+        """
         self.notes.append(sentence)
         self._progress({"note": sentence})
 
     def epochs(self, count: int, model: Stateful, *parts: Stateful) -> Iterator[Epoch]:
         """Yield the epochs still to do; after each, what is needed to go on is saved.
 
-        That is the state of the model and of the parts: optimisers, schedules of rates, scalers, means of
-        weights, whatever has a `state_dict` and a `load_state_dict`. A training of several phases calls this
-        once for each, and always in the same order.
+        A training of several phases calls this once for each, and always in the same order.
+
+        Args:
+            count: epochs of this phase.
+            model: what is trained.
+            parts: what else changes in training: any torch optimiser, schedules of rates, scalers, means of
+                weights, whatever has a `state_dict` and a `load_state_dict`.
+
+        Raises:
+            InputError: a part has no state, or one that cannot be kept.
+            TrainingError: a loss is not finite.
         """
         self._phase += 1
         self.stream = (self.key, *([self._phase] if self._phase else []))
@@ -156,7 +205,7 @@ class Trainer:
                 durable.folder(self._keep)
                 if not states.write(newest, before, told, kept) and newest.is_file():
                     durable.remove(newest)
-                    self._note(f"epoch {done} could not be read back; the one before it is kept")
+                    self.note(f"epoch {done} could not be read back; the one before it is kept")
                 return
 
     def _restore(self, count: int, parts: Mapping[str, Stateful]) -> int:
@@ -173,7 +222,7 @@ class Trainer:
                     durable.remove(path)
         if found:
             goes_on = f"goes on from epoch {done}" if done else "starts anew"
-            self._note(f"{', '.join(found)}: the training {goes_on}")
+            self.note(f"{', '.join(found)}: the training {goes_on}")
         if done < count:
             # Later phases begin with what comes now.
             for path in self._keep.glob("epoch*.safetensors"):
@@ -199,10 +248,6 @@ class Trainer:
                 each.load_state_dict(start[name])
             raise DamagedError(f"does not fit ({str(error).partition(chr(10))[0]})") from None
         return int(told["done"])
-
-    def _note(self, sentence: str) -> None:
-        self.notes.append(sentence)
-        self._progress({"note": sentence})
 
 
 def _named(*parts: Stateful) -> dict[str, Stateful]:

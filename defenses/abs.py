@@ -11,11 +11,15 @@ from torch.optim import Adam
 
 from bench import (
     ContentPath,
+    Count,
     Decision,
     Fitting,
     Images,
     InputError,
     Inversion,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
     Prototypes,
     Shape,
     Split,
@@ -23,7 +27,7 @@ from bench import (
     defense,
     view,
 )
-from defenses.nets import vae
+from defenses.nets.abs import architectures, autoencoders, decoders, released
 
 MULTIPLIERS = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Of Binary ABS, for the ten digits: what each class's objective is multiplied by (D-32)."""
@@ -40,25 +44,21 @@ CPU more gain nothing; autograd holds some 8 MB for them with the official decod
 the other."""
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where autoencoders, training or inference cannot be as asked."""
-    vae.check(params["architecture"], shape)
-    for name in ("epochs", "batch", "latent", "grid"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be at least 1, found {params[name]}")
-    for name in ("width", "lr", "rate", "radius"):
-        if not params[name] > 0:
-            raise InputError(f"{name} must be positive, found {params[name]}")
-    for name in ("beta", "steps"):
-        if not params[name] >= 0:
-            raise InputError(f"{name} must not be negative, found {params[name]}")
+def check_params(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the data does not fit the autoencoders, or a released file the settings.
+
+    Args:
+        params: the parameters of `abs`, defaults filled in, with absolute paths.
+        shape: channels, height, width and classes of the data.
+    """
+    architectures.check_shape(params["architecture"], shape)
     if params["decoders"] is None:
         return
-    for name, value in (("architecture", "official"), ("latent", vae.LATENT), ("width", 1)):
+    for name, value in (("architecture", "official"), ("latent", architectures.LATENT), ("width", 1)):
         if params[name] != value:
             raise InputError(f"decoders: the released files need {name}: {value}, found {params[name]}")
-    for file in vae.released(params["decoders"], shape.classes):
-        vae.decoder_state(file, shape.channels)
+    for file in released.released(params["decoders"], shape.classes):
+        released.decoder_state(file, shape.channels)
 
 
 class Found(NamedTuple):
@@ -88,54 +88,72 @@ class Grid(NamedTuple):
     readouts=("label",),
     served=("grid", "steps", "rate", "radius", "clip", "keep", "objective", "binary"),
     version=1,
-    check=fits,
+    check_params=check_params,
 )
 class Abs(nn.Module):
     """An image is of the class whose decoder draws it best: logits are -min_z l_c(z; x).
 
-    l_c(z; x) = (|x - G_c(z)|^2 + `beta` |z|^2 / 2) / D for D values of an image; `objective`
-    ``reconstruction`` leaves the second term out, in inference only (D-33). The search for z begins at
-    the best of `grid` latents, the same for all images and classes; `steps` updates by Adam at the rate
-    `rate` follow, each clipped to the sphere of `radius`. `clip` ``released`` has the lost sign of the
-    released code (D-31). `keep` ``last``, as released, scores the last code of the search, ``best`` the
-    best of all. 0 steps: the best of the grid.
+    l_c(z; x) = (|x - G_c(z)|^2 + `beta` |z|^2 / 2) / D for D values of an image. The search for z begins at
+    the best of `grid` latents, the same for all images and classes; `steps` updates by Adam follow, each
+    clipped to a sphere.
 
-    Each class's autoencoder is trained on its own images to maximise the evidence bound with a squared
-    distance, by Adam; that training is not published, and `epochs` and `batch` give on MNIST the 29,000
-    iterations that the released files count. `decoders` are those ten files, in the order of the classes:
-    then nothing is trained. `binary` shows images to the autoencoders as 0 and 1, by a threshold at 0.5,
-    and on ten classes weighs their objectives (`MULTIPLIERS`). `architecture` ``supplement`` is that of
-    the study that attacks ABS, for 32x32.
+    Each class's autoencoder is trained on its own images to maximise the evidence lower bound with a squared
+    distance, by Adam. That training is not published; `epochs` and `batch` give on MNIST the 29,000
+    iterations that the released files count.
+
+    Source: Schott et al. 2018, arXiv:1805.09190, sections 3 and 4; the authors' code; for `supplement` the
+    supplement of Chen, Xie and Zhu.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        architecture: of the autoencoders: ``official`` as released, for 28x28, or ``supplement`` of the
+            study that attacks ABS, for 32x32.
+        latent: dimensions of a code, 1 or more.
+        width: factor of the number of channels, above 0.
+        epochs: passes over the training images of the largest class, 1 or more.
+        batch: images of each class in a step, 1 or more.
+        lr: learning rate of the training, above 0.
+        beta: weight of the divergence in training and of |z|^2 / 2 in the search, 0 or more.
+        decoders: the authors' files, one for each class in its order; nothing is trained then.
+        grid: latents that a search may begin from, 1 or more.
+        steps: updates of the search, 0 or more; with 0 the best of the grid is taken.
+        rate: rate of Adam in the search, above 0.
+        radius: of the sphere that codes are clipped to, above 0.
+        clip: ``fixed``, or ``released`` with the lost sign of the released code (D-31).
+        keep: ``last`` scores the last code of the search, as released; ``best`` the best of all.
+        objective: ``elbo``, or ``reconstruction`` without the term of |z|^2, in inference only (D-33).
+        binary: show images to the autoencoders as 0 and 1, by a threshold at 0.5, and on ten classes weigh
+            their objectives (`MULTIPLIERS`, D-32): Binary ABS.
     """
 
     def __init__(
         self,
         shape: Shape,
         *,
-        architecture: vae.Architecture = "official",
-        latent: int = vae.LATENT,
-        width: float = 1.0,
-        epochs: int = 274,
-        batch: int = 64,
-        lr: float = 1e-3,
-        beta: float = 1.0,
+        architecture: architectures.Architecture = "official",
+        latent: Count = architectures.LATENT,
+        width: Positive = 1.0,
+        epochs: Count = 274,
+        batch: Count = 64,
+        lr: Positive = 1e-3,
+        beta: NonNegative = 1.0,
         decoders: tuple[ContentPath, ...] | None = None,
-        grid: int = 8000,
-        steps: int = 49,
-        rate: float = 0.05,
-        radius: float = 5.0,
+        grid: Count = 8000,
+        steps: NonNegativeCount = 49,
+        rate: Positive = 0.05,
+        radius: Positive = 5.0,
         clip: Literal["fixed", "released"] = "fixed",
         keep: Literal["last", "best"] = "last",
         objective: Literal["elbo", "reconstruction"] = "elbo",
         binary: bool = False,
     ) -> None:
         super().__init__()
-        self.networks = vae.Autoencoders(
+        self.networks = autoencoders.Autoencoders(
             shape, architecture, latent=latent, width=width, encode=decoders is None
         )
         self.classes, self.latent = shape.classes, latent
         self.epochs, self.batch, self.lr, self.beta = epochs, batch, lr, beta
-        self.decoders = None if decoders is None else vae.released(decoders, shape.classes)
+        self.decoders = None if decoders is None else released.released(decoders, shape.classes)
         self.grid, self.steps, self.rate, self.radius = grid, steps, rate, radius
         self.clip, self.keep, self.objective, self.binary = clip, keep, objective, binary
         self.rows: int | None = None
@@ -151,6 +169,13 @@ class Abs(nn.Module):
         """Train the autoencoders side by side, each on its class, or load the released decoders.
 
         An epoch shows every image once; a class with fewer images than the largest shows some again.
+
+        Args:
+            train: the training images.
+            fitting: epochs and notes.
+
+        Raises:
+            InputError: a class has no training image.
         """
         if self.decoders is not None:
             for sentence in self.networks.fill(self.decoders):
@@ -194,17 +219,18 @@ class Abs(nn.Module):
         return total / (self.classes * x[0, 0].numel())
 
     @view("envelope", reads=("label",))
-    def envelope(self, *, steps: int | None = None, scale: float = 1.0) -> View:
-        """Look at the logits, times `scale`, with the gradient of the minimum by the envelope theorem.
+    def envelope(self, *, steps: NonNegativeCount | None = None, scale: float = 1.0) -> View:
+        """Return the view of the logits with the gradient of the minimum by the envelope theorem.
 
-        It is that of the objective with the code held fixed, -2 (x - G_c(z)) / D, which is exact where z
-        is a minimum. `steps` is how long the attacker searches for it, with the correct clip, whatever
-        the defender's; by default it is the defender's own code. Logits are of the order of 0.01:
-        `scale` makes cross-entropies of them (440, the sharpness of the confidence) or squared distances
-        (D). With `binary` the gradient goes straight through the threshold.
+        The gradient is that of the objective with the code held fixed, -2 (x - G_c(z)) / D, which is exact
+        where z is a minimum. With `binary` it goes straight through the threshold.
+
+        Args:
+            steps: how long the attacker searches for the code, with the correct clip whatever the defender's,
+                0 or more; None takes the defender's own code.
+            scale: factor of the logits, which are of the order of 0.01: 440, the sharpness of the confidence,
+                makes cross-entropies of them, D squared distances.
         """
-        if steps is not None and steps < 0:
-            raise InputError(f"view envelope: steps must not be negative, found {steps}")
 
         def logits(x: Images) -> Tensor:
             shown = self._shown(x.detach())
@@ -218,18 +244,21 @@ class Abs(nn.Module):
         return View(logits)
 
     @view("backtrack", reads=("label",))
-    def backtrack(self, *, steps: int = 10, rate: float | None = None, scale: float = 1.0) -> View:
-        """Look at the logits, times `scale`, with a gradient through `steps` steps of the search.
+    def backtrack(
+        self, *, steps: NonNegativeCount = 10, rate: Positive | None = None, scale: float = 1.0
+    ) -> View:
+        """Return the view of the logits with a gradient through some steps of the search.
 
-        From the defender's own code, held fixed, `steps` steps of gradient descent at the rate `rate`
-        follow, without clip or momentum, and the objective there is differentiated, the way through the
-        code included (Chen, Xie and Zhu's theorem 1). The rate is by default 0.9 / lambda_max of each
-        image and class, by power iteration on the Gauss-Newton Hessian. 0 steps: the view `envelope`.
+        From the defender's own code, held fixed, steps of gradient descent follow, without clip or momentum,
+        and the objective there is differentiated, the way through the code included. Source: Chen, Xie and
+        Zhu, theorem 1.
+
+        Args:
+            steps: steps of descent, 0 or more; with 0 the view is `envelope`.
+            rate: rate of the descent, above 0; None takes 0.9 / lambda_max of each image and class, by power
+                iteration on the Gauss-Newton Hessian.
+            scale: factor of the logits, see `envelope`.
         """
-        if steps < 0:
-            raise InputError(f"view backtrack: steps must not be negative, found {steps}")
-        if rate is not None and not rate > 0:
-            raise InputError(f"view backtrack: rate must be positive, found {rate}")
 
         def logits(x: Images) -> Tensor:
             shown = self._shown(x.detach())
@@ -245,9 +274,12 @@ class Abs(nn.Module):
 
     @view("inversion", space="inversion", reads=("label",))
     def inversion(self, *, scale: float = 1.0) -> View:
-        """Look at codes: (N, K, latent), one of each class, and the logits that they earn, times `scale`.
+        """Return the view of the codes (N, K, latent), one of each class, and of the logits that they earn.
 
         The energy is the objective summed over classes. Points are images, with the logits of `envelope`.
+
+        Args:
+            scale: factor of the logits, see `envelope`.
         """
         return Inversion(
             self.envelope(scale=scale).logits,
@@ -258,7 +290,7 @@ class Abs(nn.Module):
 
     @view("prototypes", space="prototypes", reads=("label",))
     def prototypes(self) -> View:
-        """Look at what each class draws of an image, with the logits of `envelope`."""
+        """Return the view of what each class draws of an image (N, K, C, H, W), with `envelope`'s logits."""
 
         def drawn(x: Images) -> Tensor:
             return self._drawn(self.search(self._shown(x.detach())).codes)
@@ -267,7 +299,12 @@ class Abs(nn.Module):
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer by the logits' arg-max, scored by its confidence."""
+        """Return the decision by the logits' arg-max, scored by its confidence.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            readout: ``label``, the only one.
+        """
         logits = self._scored(self.search(self._shown(x)).losses)
         return Decision.of(logits)._replace(score=confidences(logits).amax(1))
 
@@ -276,8 +313,10 @@ class Abs(nn.Module):
     ) -> Found:
         """Return the codes that the search ends at, and the objective there, without gradients.
 
-        `shown` (N, C, H, W) is what the autoencoders see. `clip` and `steps` are the defender's own
-        unless given.
+        Args:
+            shown: what the autoencoders see, (N, C, H, W) in [0, 1].
+            clip: how codes are clipped; None takes the defender's own.
+            steps: updates of the search, 0 or more; None takes the defender's own.
         """
         (found,) = self._search(shown, (self.steps if steps is None else steps,), clip or self.clip)
         return found
@@ -309,7 +348,7 @@ class Abs(nn.Module):
 
     def _descend(
         self,
-        network: vae.Folded,
+        network: decoders.Folded,
         shown: Images,
         codes: Tensor,
         classes: slice,
@@ -348,19 +387,19 @@ class Abs(nn.Module):
                 codes = clipped(codes, self.radius, clip)
         return found
 
-    def _nearest(self, network: vae.Folded, shown: Images) -> Tensor:
+    def _nearest(self, network: decoders.Folded, shown: Images) -> Tensor:
         """Return the latent of the grid with the least objective, (N, K, latent)."""
         grid = self._prepared(network)
         flat = shown.flatten(1)
         level = grid.squares + self._weight / 2 * grid.codes.square().sum(1)
         best = torch.empty(len(flat), self.classes, dtype=torch.int64, device=flat.device)
-        for rows, classes in vae.blocks(len(flat), self.classes, max(1, NEAREST // len(grid.codes))):
+        for rows, classes in decoders.blocks(len(flat), self.classes, max(1, NEAREST // len(grid.codes))):
             for number in range(classes.start, classes.stop):
                 scores = distances(flat[rows], grid.images[number], level[number])
                 best[rows, number] = scores.argmin(1)
         return grid.codes[best]
 
-    def _prepared(self, network: vae.Folded) -> Grid:
+    def _prepared(self, network: decoders.Folded) -> Grid:
         """Return the grid and its images, made anew after a change of weights, device or `grid`."""
         weights = (*network.weights, *network.biases)
         # Class by class, so that decoders that change places are seen.
@@ -403,7 +442,7 @@ class Abs(nn.Module):
                 (slopes[rows, classes],) = autograd.grad(losses.sum(), x)
         return slopes
 
-    def _paces(self, network: vae.Folded, codes: Tensor, classes: slice) -> Tensor:
+    def _paces(self, network: decoders.Folded, codes: Tensor, classes: slice) -> Tensor:
         """Return 0.9 / lambda_max of each image's and class's objective, (N, G, 1); 0 where G_c is flat."""
         with torch.enable_grad():
             z = codes.detach().requires_grad_()
@@ -464,7 +503,7 @@ class Abs(nn.Module):
 
     def _blocks(self, like: Tensor) -> Iterator[tuple[slice, slice]]:
         """Cut what is asked of all classes into what is decoded at once."""
-        return vae.blocks(len(like), self.classes, self._rows(like))
+        return decoders.blocks(len(like), self.classes, self._rows(like))
 
     def _rows(self, like: Tensor) -> int:
         return self.rows or (CPU_ROWS if like.device.type == "cpu" else GPU_ROWS)
@@ -494,9 +533,12 @@ class _Sloped(autograd.Function):
 
 
 def distances(x: Tensor, images: Tensor, squares: Tensor) -> Tensor:
-    """Return |x - r|^2 as |x|^2 + |r|^2 - 2 x.r, (N, G), of x (N, D) and r (G, D) with |r|^2 given, (G,).
+    """Return squared distances |x - r|^2 as |x|^2 + |r|^2 - 2 x.r, (N, G).
 
-    Terms of the objective that belong to r alone may be in `squares` too.
+    Args:
+        x: flat images (N, D).
+        images: flat images r (G, D).
+        squares: |r|^2, (G,); terms of the objective that belong to r alone may be added.
     """
     return torch.addmm(squares, x, images.T, alpha=-2).add_(x.square().sum(1)[:, None])
 
@@ -506,6 +548,10 @@ def latents(count: int, size: int) -> Tensor:
 
     They are those of the released code with numpy's old generator seeded by 1234. The density of N(0, I)
     falls with the norm, so that the least likely are the longest; their order stays that of the draws.
+
+    Args:
+        count: number of latents, 1 or more.
+        size: dimensions of a latent, 1 or more.
     """
     drawn = np.random.RandomState(SEED).standard_normal((int(count / (1.0 - 0.1)), size))
     lengths = np.square(drawn).sum(1)
@@ -513,9 +559,13 @@ def latents(count: int, size: int) -> Tensor:
 
 
 def clipped(codes: Tensor, radius: float, clip: Literal["fixed", "released"] = "fixed") -> Tensor:
-    """Return codes (..., latent) with those beyond the sphere of `radius` drawn back to it.
+    """Return codes with those beyond a sphere drawn back to it.
 
-    ``released``: as sqrt(z^2 radius^2 / |z|^2), which loses the signs of what it clips (D-31).
+    Args:
+        codes: codes (..., latent).
+        radius: of the sphere, above 0.
+        clip: ``fixed``, or ``released``: as sqrt(z^2 radius^2 / |z|^2), which loses the signs of what it
+            clips (D-31).
     """
     lengths: Tensor = torch.linalg.vector_norm(codes, dim=-1, keepdim=True)
     if clip == "released":
@@ -526,7 +576,10 @@ def clipped(codes: Tensor, radius: float, clip: Literal["fixed", "released"] = "
 def confidences(logits: Tensor) -> Tensor:
     """Return (exp(a l_c) + e) / sum over classes of the same, (N, K); a = 440, e = 3.9e-5 (D-30).
 
-    In float64: below -0.06 a float32 would lose the first term in the second.
+    It is computed in float64: below -0.06 a float32 would lose the first term in the second.
+
+    Args:
+        logits: logits (N, K).
     """
     weights = (SHARPNESS * logits.double()).exp() + FLOOR
     shares: Tensor = (weights / weights.sum(1, keepdim=True)).to(logits.dtype)

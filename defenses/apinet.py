@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
 from bench import (
+    Count,
     Crafted,
     Decision,
     Fitting,
@@ -16,9 +17,13 @@ from bench import (
     InputError,
     Inversion,
     Labels,
+    NonNegative,
+    NonNegativeCount,
     Part,
+    Positive,
     Randomness,
     Shape,
+    Share,
     Split,
     Threat,
     Use,
@@ -28,7 +33,7 @@ from bench import (
     view_of,
 )
 from defenses.nets import training as trainings
-from defenses.nets.layers import straight
+from defenses.nets.common import straight
 
 PGD = Use("pgd", {"steps": 7, "step": 0.007, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack on CIFAR-10 and SVHN: always seven steps from a uniform start, the last iterate."""
@@ -49,18 +54,6 @@ Surrogate: TypeAlias = Literal["straight-through", "tanh"]
 Order: TypeAlias = Literal["after", "before"]
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where inference or training cannot be as asked."""
-    for name, least in (("inner_steps", 1), ("epochs", 0)):
-        if params[name] < least:
-            raise InputError(f"{name} must be at least {least}, found {params[name]}")
-    if not 0 <= params["eps_ap"] <= 1:
-        raise InputError(f"eps_ap must be between 0 and 1, found {params['eps_ap']:g}")
-    if params["inner_step"] is not None and not params["inner_step"] > 0:
-        raise InputError(f"inner_step must be positive, found {params['inner_step']:g}")
-    trainings.check({**params, "epochs": max(params["epochs"], 1)})
-
-
 def doubts(
     *,
     eps_ap: float,
@@ -71,7 +64,17 @@ def doubts(
     inner: Mapping[str, Any],
     **_: object,
 ) -> str | None:
-    """Return a sentence where steps do not reach their radius: in inference (D-21), or in training."""
+    """Return a sentence where steps do not reach their radius, in inference (D-21) or in training; else None.
+
+    Args:
+        eps_ap: radius of the inner maximum.
+        inner_steps: steps of the inner maximum.
+        inner_step: length of a step; None scales it.
+        epochs: passes of training; with 0 there is none.
+        radius: radius of the inner attack.
+        inner: the inner attack with its parameters, as a suite writes it.
+        _: the other parameters.
+    """
     found = []
     if inner_step is not None and (reach := inner_steps * inner_step) < eps_ap * EXACT:
         found.append(
@@ -91,31 +94,51 @@ def doubts(
     served=("eps_ap", "inner_steps", "inner_step", "start"),
     random=lambda params: bool(params["start"] == "noise"),
     version=2,
-    check=fits,
     doubts=doubts,
 )
 class ApiNet(nn.Module):
     """A classifier p(y|z) that is asked, for each class c, at the z near x which that class likes best.
 
     ``l_c(x) = max log p(c|z)`` over z in [0, 1] within `eps_ap` of x (linf); the answer is the arg-max
-    of l, its probabilities are softmax(l). The maximum is sought by `inner_steps` signed gradient steps
-    of `inner_step`, in evaluation mode, from x plus 0.001 N(0, 1), not projected (`start: noise`), or
-    from x itself (`start: zero`). `inner_step: null` scales the step with the radius: 1.02 `eps_ap` /
-    `inner_steps`, which is 0.007 at 14/255 and 8 steps (D-21). All four may be served with other values
-    than trained. A question costs C (inner_steps + 1) forward passes and C inner_steps backward passes.
+    of l, its probabilities are softmax(l). The maximum is sought by signed gradient steps in evaluation mode.
+    A question costs C (inner_steps + 1) forward passes and C inner_steps backward passes for C classes.
 
-    `base` is any defense of the suite whose view `through` shows one logit for each class and has a
-    gradient. Training goes on from its weights, which the paper's recipe has made by Madry et al.'s
-    adversarial training: images are attacked by `inner` on the base within `radius`, each class's z is
-    found for them, and the cross-entropy of l follows with the z held fixed (D-40). With `epochs: 0`
-    the base stays as it is. `class_batches`: each class's points are a batch to batch normalisation, as
-    released, else all classes' together. `extra_forwards`: as released, clean and then attacked images
-    pass in training mode too, which moves batch normalisation's running statistics and nothing else
-    (D-22). They pass `after` the classes, as released, so that the last updates are those of images as
-    they come, or `before` them (D-50).
+    Training goes on from the base's weights, which the paper's recipe has made by Madry et al.'s adversarial
+    training: images are attacked by `inner` on the base, each class's z is found for them, and the
+    cross-entropy of l follows with the z held fixed (D-40).
 
-    Defaults are the paper's for CIFAR-10. SVHN: `eps_ap` 12/255. MNIST: `eps_ap` 12/255, `inner_step`
-    0.01, `radius` 0.3, 40 inner attack steps of 0.01. CIFAR-10 and SVHN: `augment`.
+    Defaults are the paper's for CIFAR-10. For SVHN it has `eps_ap` 12/255; for MNIST `eps_ap` 12/255,
+    `inner_step` 0.01, `radius` 0.3 and 40 inner attack steps of 0.01; for CIFAR-10 and SVHN `augment`.
+
+    Source: Dong et al. 2020, "API-Net", ECCV; its authors' code.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        base: any defense of the suite that has a view with one logit for each class and a gradient.
+        through: the name of that view.
+        eps_ap: linf radius of the inner maximum, in [0, 1] units, 0 to 1; may differ at inference from
+            training.
+        inner_steps: steps of the inner maximum, 1 or more; may differ at inference.
+        inner_step: length of a step, in [0, 1] units, above 0; None scales it with the radius:
+            1.02 `eps_ap` / `inner_steps`, which is 0.007 at 14/255 and 8 steps (D-21); may differ at
+            inference.
+        start: where the steps start: ``noise`` at x plus 0.001 N(0, 1), not projected, ``zero`` at x itself;
+            may differ at inference.
+        epochs: passes over the training images, 0 or more; with 0 the base stays as it is.
+        batch: images of a step, 1 or more.
+        drop_last: leave out the last batch of an epoch if it is not full.
+        augment: flip and crop training images, see `defenses.nets.training.augmented`.
+        lr: learning rate of SGD, above 0.
+        momentum: momentum of SGD, 0 or more.
+        weight_decay: factor of the L2 penalty, 0 or more.
+        radius: linf radius of the inner attack in training, in [0, 1] units, 0 or more.
+        inner: the attack on each training batch.
+        class_batches: let each class's points be a batch to batch normalisation, as released; else all
+            classes' points are one.
+        extra_forwards: pass clean and then attacked images in training mode too, as released, which moves
+            batch normalisation's running statistics and nothing else (D-22).
+        extra_order: when they pass: ``after`` the classes, as released, so that the last updates are those
+            of images as they come, or ``before`` them (D-50).
     """
 
     def __init__(
@@ -124,18 +147,18 @@ class ApiNet(nn.Module):
         *,
         base: Part,
         through: str = "logits",
-        eps_ap: float = 14 / 255,
-        inner_steps: int = 8,
-        inner_step: float | None = 0.007,
+        eps_ap: Share = 14 / 255,
+        inner_steps: Count = 8,
+        inner_step: Positive | None = 0.007,
         start: Literal["noise", "zero"] = "noise",
-        epochs: int = 40,
-        batch: int = 128,
+        epochs: NonNegativeCount = 40,
+        batch: Count = 128,
         drop_last: bool = False,
         augment: bool = False,
-        lr: float = 0.001,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        radius: float = 8 / 255,
+        lr: Positive = 0.001,
+        momentum: NonNegative = 0.9,
+        weight_decay: NonNegative = 5e-4,
+        radius: NonNegative = 8 / 255,
         inner: Use = PGD,
         class_batches: bool = True,
         extra_forwards: bool = True,
@@ -193,11 +216,25 @@ class ApiNet(nn.Module):
         return logits
 
     def log_p(self, z: Images, classes: Labels) -> Tensor:
-        """Return log p(c|z) of each point and its class, (M,)."""
+        """Return log p(c|z) of each point and its class, (M,) in nats.
+
+        Args:
+            z: points (M, C, H, W).
+            classes: the class of each, (M,).
+        """
         return self._logits(z).log_softmax(1).gather(1, classes[:, None]).squeeze(1)
 
     def slope(self, z: Images, classes: Labels, *, again: bool = False) -> tuple[Tensor, Tensor]:
-        """Return log p(c|z), (M,), and its gradient by z, (M, C, H, W), with a graph if `again`."""
+        """Return log p(c|z), (M,), and its gradient by z, (M, C, H, W).
+
+        Args:
+            z: points (M, C, H, W).
+            classes: the class of each, (M,).
+            again: keep the graph, so that the gradient can be differentiated.
+
+        Raises:
+            InputError: the base's view has no gradient.
+        """
         with torch.enable_grad():
             z = z if again else z.detach().requires_grad_()
             values = self.log_p(z, classes)
@@ -214,7 +251,11 @@ class ApiNet(nn.Module):
         return x.repeat(self.shape.classes, 1, 1, 1), classes
 
     def chunk(self, x: Tensor) -> int:
-        """Return how many points pass the base at once."""
+        """Return how many points pass the base at once.
+
+        Args:
+            x: points on the device where they are computed.
+        """
         return self.rows or ROWS["cuda" if x.is_cuda else "cpu"]
 
     def _starts(self, points: Images) -> Images:
@@ -224,11 +265,22 @@ class ApiNet(nn.Module):
         return torch.randn_like(points).mul_(NOISE).add_(points)
 
     def box(self, points: Images) -> tuple[Images, Images]:
-        """Return the least and the greatest z: in the ball around each point, and in [0, 1]."""
+        """Return the least and the greatest z: in the ball around each point, and in [0, 1].
+
+        Args:
+            points: images (M, C, H, W) in [0, 1].
+        """
         return (points - self.eps_ap).clamp(min=0), (points + self.eps_ap).clamp(max=1)
 
     def climb(self, z: Images, points: Images, classes: Labels, *, steps: int) -> Images:
-        """Take signed steps up log p(c|z), within the box around each point."""
+        """Return points after signed steps up log p(c|z), within the box around each.
+
+        Args:
+            z: where the steps start, (M, C, H, W).
+            points: the images around which z stays, (M, C, H, W).
+            classes: the class of each, (M,).
+            steps: number of steps.
+        """
         low, high = self.box(points)
         for _ in range(steps):
             _, gradient = self.slope(z, classes)
@@ -237,9 +289,12 @@ class ApiNet(nn.Module):
 
     @torch.no_grad()
     def solve(self, x: Images) -> Images:
-        """Return the z that each class likes best: (N, C, H, W) -> (classes * N, C, H, W), class after class.
+        """Return the z that each class likes best, class after class, (classes * N, C, H, W).
 
         Every point walks alone: its end does not depend on its company. No graph leads back to x.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
         """
         points, classes = self._points(x.detach())
         size = self.chunk(x)
@@ -248,26 +303,37 @@ class ApiNet(nn.Module):
             return torch.cat([self.climb(*part, steps=self.steps) for part in zip(*parts, strict=True)])
 
     def scores(self, z: Images) -> Tensor:
-        """Return l, (N, classes), of the points that the classes like best; differentiable in them, once."""
+        """Return l, (N, classes), of the points that the classes like best; differentiable in them, once.
+
+        Args:
+            z: points as `solve` gives them, (classes * N, C, H, W).
+        """
         classes = torch.arange(self.shape.classes, device=z.device)
         values: Tensor = _Answers.apply(z, classes.repeat_interleave(len(z) // self.shape.classes), self)
         return values.view(self.shape.classes, -1).T
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer with the class of the greatest l."""
+        """Return the decision for the class of the greatest l.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            readout: ``label``, the only one.
+        """
         return Decision.of(self.scores(self.solve(x)))
 
     # --- views ---------------------------------------------------------------------------------------
 
     @view("base", ignores=("eps_ap", "inner_steps", "inner_step", "start"))
     def base_view(self) -> View:
-        """Look at the base alone: z = x, forwards and backwards (the paper's FBDA, its strategy 2)."""
+        """Return the view of the base alone: z = x, in both passes (the paper's FBDA, its strategy 2)."""
         return View(self._logits)
 
     @view("bpda", reads=("label",))
     def bpda(self) -> View:
-        """Look at l, with the gradients of log p(c|z) at the z found, as if each z were x (strategy 1).
+        """Return the view of l, with the gradients of log p(c|z) at the z found, as if each z were x.
+
+        The paper's strategy 1.
 
         By the envelope theorem that is the gradient of l where the inner maxima are exact and no z is at
         the edge of [0, 1].
@@ -280,15 +346,17 @@ class ApiNet(nn.Module):
         return View(logits)
 
     @view("unrolled", reads=("label",))
-    def unrolled(self, *, surrogate: Surrogate = "straight-through", temperature: float = 0.1) -> View:
-        """Look at l, differentiated through every inner step; backwards, signs are smooth.
+    def unrolled(self, *, surrogate: Surrogate = "straight-through", temperature: Positive = 0.1) -> View:
+        """Return the view of l, differentiated through every inner step, with smooth signs backwards.
 
-        sign(g) has the derivative 1, or that of tanh(g / `temperature`). Each step is made anew in the
-        backward pass, chunk by chunk: what is kept is the path of every z, not activations. Needs a base
-        that can be differentiated twice. Not of the paper: an adaptive attacker's view.
+        Each step is made anew in the backward pass, chunk by chunk: what is kept is the path of every z, not
+        activations. The base must be differentiable twice. Not of the paper: an adaptive attacker's view.
+
+        Args:
+            surrogate: the derivative of sign(g): 1 (``straight-through``) or that of tanh(g / `temperature`)
+                (``tanh``).
+            temperature: width of the tanh, above 0.
         """
-        if not temperature > 0:
-            raise InputError(f"view unrolled: temperature must be positive, found {temperature}")
         softness = None if surrogate == "straight-through" else temperature
 
         def logits(x: Images) -> Tensor:
@@ -303,7 +371,15 @@ class ApiNet(nn.Module):
     # --- training ------------------------------------------------------------------------------------
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Go on training the base, through l; with no epochs, only try it on two images."""
+        """Go on training the base, through l; with no epochs, only try it on two images.
+
+        Args:
+            train: the training images.
+            fitting: batches, draws and the inner attack.
+
+        Raises:
+            InputError: the base has no gradient, no weights, or logits of another number of classes.
+        """
         tried = train.images[:2].to(fitting.device)
         with trainings.frozen(self.base):
             self.slope(tried, torch.zeros(len(tried), dtype=torch.int64, device=tried.device))
@@ -323,7 +399,13 @@ class ApiNet(nn.Module):
         trainings.train(self, fitting, objective, self.recipe, fewest=trainings.fewest_of(self.base))
 
     def loss(self, clean: Images, attacked: Images, y: Labels) -> Tensor:
-        """Return the cross-entropy of l, with each class's z found for the attacked images and held fixed."""
+        """Return the cross-entropy of l, with each class's z found for the attacked images and held fixed.
+
+        Args:
+            clean: images (N, C, H, W) in [0, 1].
+            attacked: the same images, attacked.
+            y: labels (N,).
+        """
         z = self.solve(attacked)
         if self.extra_order == "before":
             self._pass(clean, attacked)

@@ -1,121 +1,144 @@
 """CNN-F: a network that reconsiders through a generative feedback (Huang et al. 2020, arXiv:2007.09200)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import (
+    Count,
     Decision,
-    Fitting,
     Images,
-    InputError,
     Labels,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
     Shape,
-    Split,
-    Threat,
+    Share,
     Use,
     View,
     defense,
     view,
 )
-from defenses.nets import training as trainings
-from defenses.nets import zoo
-from defenses.nets.layers import Rule
-from defenses.nets.losses import adversarial_loss, standard_loss
-from defenses.nets.network import Cycle
+from defenses.nets.cnnf import architectures
+from defenses.nets.cnnf.feedback import Cycle
+from defenses.nets.cnnf.losses import adversarial_loss, standard_loss
+from defenses.nets.cnnf.operators import Linear, Rule
+from defenses.nets.cnnf.training import PGD, RATES, FeedbackTrained, Training, feedback_recipe
+from defenses.nets.training import Recipe
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where the network, its inference or its training cannot be as asked."""
-    zoo.check(
-        params["net"],
-        shape,
-        ind=params["ind"],
-        width=params["width"],
-        hidden=params["hidden"],
-        first_kernel=params["first_kernel"],
-    )
-    trainings.check(params)
-    if params["cycles"] < 0:
-        raise InputError(f"cycles must not be negative, found {params['cycles']}")
-    if not 0 <= params["eta"] <= 1:
-        raise InputError(f"eta must be between 0 and 1, found {params['eta']}")
+@defense(
+    "cnnf",
+    readouts=("last", "avg"),
+    served=("cycles", "eta"),
+    version=1,
+    check_params=architectures.check_params,
+)
+class CnnF(FeedbackTrained):
+    """A network whose logits are fed back to earlier features, which are then classified again.
 
+    Each cycle moves the features at `ind` by `eta` towards what a generative feedback makes of the logits,
+    and passes them up again. All passes are trained at once.
 
-@defense("cnnf", readouts=("last", "avg"), served=("cycles", "eta"), version=1, check=fits)
-class CnnF(nn.Module):
-    """A network whose logits are fed back `cycles` times, to the features at `ind`, by steps of `eta`.
+    Defaults are the paper's for net B.2 on Fashion-MNIST. For WRN-40-2 on CIFAR-10 the paper has 2 cycles,
+    `ind` 5, `clean_weight` 0.05, 500 epochs, radius 0.0315, inner steps of 0.01, `augment`, and `drop_last`
+    off; for net B.1 standard training, `ind` 0 and 30 epochs.
 
-    Defaults are the paper's for net B.2 on Fashion-MNIST. WRN-40-2 on CIFAR-10: 2 cycles, `ind` 5,
-    `clean_weight` 0.05, 500 epochs, radius 0.0315, inner steps of 0.01, `augment`, `drop_last` off. Net
-    B.1: standard training, `ind` 0, 30 epochs. Radius and step are in [0, 1] units, half of what the
-    released code writes for [-1, 1].
+    Source: Huang et al. 2020, arXiv:2007.09200, algorithm 1, section 3 and appendix; the authors' code.
 
-    Adversarial training has SGD with `momentum`, gradients clipped to the norm `clip` and a learning
-    rate that falls polynomially (power 0.9) from `lr`, by default 0.05; standard training has Adam at a
-    constant `lr`, by default 0.001. `clean` and `clean_weight` say whether and how much clean images
-    count beside attacked ones; `reconstruction` weighs the distance of fed back features to the clean
-    ones, at `ind` and, unless `taps` is ``input``, behind the blocks above it. `double_decay`: the
-    released code decays fully connected weights twice, as their transposes are parameters too (D-39).
+    Args:
+        shape: channels, height, width and classes of the data.
+        net: the architecture: ``b1`` and ``b2`` of the appendix, or ``wrn-40-2``.
+        width: factor of the number of channels, above 0.
+        hidden: units of each hidden fully connected layer; None takes the paper's, (128,) for ``b1`` and
+            (1000, 128) for ``b2``. ``wrn-40-2`` has none.
+        first_kernel: kernel side of the first convolution of ``b2``: 3 as released, 1 as printed (D-03).
+        cycles: feedbacks after the first pass, 0 or more; may differ at inference from training.
+        eta: share of the way that features move to their feedback, 0 to 1; may differ at inference.
+        ind: where the feedback ends: 0 is the pixels, else the block whose output it reaches; up to 1 for
+            ``b1``, 2 for ``b2`` and 6 for ``wrn-40-2``.
+        training: ``adversarial`` has SGD, clipped gradients and a polynomially falling rate (power 0.9);
+            ``standard`` has Adam at a constant rate.
+        epochs: passes over the training images, 1 or more.
+        batch: images of a step, 1 or more.
+        drop_last: leave out the last batch of an epoch if it is not full.
+        augment: flip and crop training images, see `defenses.nets.training.augmented`.
+        lr: learning rate, above 0; None takes the released code's, 0.05 in adversarial training and 0.001
+            in standard training.
+        weight_decay: factor of the L2 penalty, 0 or more.
+        double_decay: let fully connected weights decay twice in adversarial training with cycles, as
+            released: their transposes are parameters there too (D-39).
+        momentum: momentum of SGD, 0 or more.
+        clip: norm that the gradients of a step are clipped to in adversarial training, above 0.
+        radius: linf radius of the inner attack, in [0, 1] units (half of what the released code writes for
+            [-1, 1]), 0 or more.
+        inner: the attack on each training batch; it sees the first pass alone, and its step size is in
+            [0, 1] units.
+        clean: let clean images count beside attacked ones in adversarial training.
+        clean_weight: weight of the clean images' cross-entropy, 0 or more.
+        reconstruction: weight of the mean squared distance between fed back and clean features, 0 or more.
+        taps: where that distance is measured: ``input`` at `ind` alone, ``all`` also behind the blocks
+            above it.
     """
 
     def __init__(
         self,
         shape: Shape,
         *,
-        net: zoo.Net = "b2",
-        width: float = 1.0,
-        hidden: tuple[int, ...] | None = None,
+        net: architectures.Net = "b2",
+        width: Positive = 1.0,
+        hidden: tuple[Count, ...] | None = None,
         first_kernel: Literal[1, 3] = 3,
-        cycles: int = 1,
-        eta: float = 0.1,
-        ind: int = 2,
-        training: Literal["adversarial", "standard"] = "adversarial",
-        epochs: int = 200,
-        batch: int = 256,
+        cycles: NonNegativeCount = 1,
+        eta: Share = 0.1,
+        ind: NonNegativeCount = 2,
+        training: Training = "adversarial",
+        epochs: Count = 200,
+        batch: Count = 256,
         drop_last: bool = True,
         augment: bool = False,
-        lr: float | None = None,
-        weight_decay: float = 5e-4,
+        lr: Positive | None = None,
+        weight_decay: NonNegative = 5e-4,
         double_decay: bool = True,
-        momentum: float = 0.9,
-        clip: float = 0.5,
-        radius: float = 0.1,
-        inner: Use = trainings.PGD,
+        momentum: NonNegative = 0.9,
+        clip: Positive = 0.5,
+        radius: NonNegative = 0.1,
+        inner: Use = PGD,
         clean: bool = True,
-        clean_weight: float = 0.1,
-        reconstruction: float = 0.1,
+        clean_weight: NonNegative = 0.1,
+        reconstruction: NonNegative = 0.1,
         taps: Literal["all", "input"] = "all",
     ) -> None:
-        super().__init__()
-        self.network = zoo.build(net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel)
-        self.recipe = trainings.feedback_recipe(
-            training=training,
+        recipe = Recipe(
             epochs=epochs,
             batch=batch,
             drop_last=drop_last,
             augment=augment,
-            lr=lr,
+            lr=RATES[training] if lr is None else lr,
             weight_decay=weight_decay,
             momentum=momentum,
             clip=clip,
-            double_decay=double_decay and cycles > 0,
+            double_decay=(Linear,) if double_decay and cycles > 0 else (),
         )
-        self.inner = inner if training == "adversarial" else None
-        self.threat = Threat("linf", radius)
+        super().__init__(
+            architectures.build(net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel),
+            feedback_recipe(training, recipe),
+            inner=inner if training == "adversarial" else None,
+            radius=radius,
+        )
         self.cycles, self.rule = cycles, Rule(eta)
         self.clean, self.clean_weight = clean, clean_weight
         self.reconstruction, self.taps = reconstruction, taps
 
-    def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Train all passes at once; the inner attack sees the first pass alone."""
-        attack = None if self.inner is None else fitting.attack(self.inner)
-        objective = trainings.attacked(self.network, self.loss, attack, self.threat)
-        trainings.train(self, fitting, objective, self.recipe)
-
     def loss(self, clean: Images, attacked: Images | None, y: Labels) -> Tensor:
-        """Return the loss of a batch; without attacked images, that of standard training."""
+        """Return the loss of a batch over all passes, a scalar.
+
+        Args:
+            clean: images (N, C, H, W) in [0, 1].
+            attacked: the same images, attacked; None in standard training.
+            y: labels (N,).
+        """
         count = None if self.taps == "all" else 1
         if attacked is None:
             first, *later = self._passes(clean)
@@ -141,17 +164,17 @@ class CnnF(nn.Module):
 
     @view("first", ignores=("cycles", "eta"))
     def first(self) -> View:
-        """Look at the first pass, which is a plain network."""
+        """Return the view of the first pass, a plain network: logits (N, K)."""
         return View(self.network)
 
     @view("e2e_last", reads=("last",))
     def e2e_last(self) -> View:
-        """Look at the last pass, with exact gradients through all of them."""
+        """Return the view of the last pass's logits (N, K), with exact gradients through all passes."""
         return View(lambda x: self._logits(x)[-1])
 
     @view("e2e_avg", reads=("avg",))
     def e2e_avg(self) -> View:
-        """Look at the mean of all passes' logits, with exact gradients.
+        """Return the view of the mean of all passes' logits (N, K), with exact gradients.
 
         The released attack looks at the last pass whatever the read-out (D-11): that is `e2e_last`.
         """
@@ -159,26 +182,33 @@ class CnnF(nn.Module):
 
     @view("sum", reads=("avg",))
     def sum(self) -> View:
-        """Look at all passes: logits (T, N, K), so that losses are added up, not logits."""
+        """Return the view of all passes' logits (T, N, K): an attack adds up losses, not logits."""
         return View(lambda x: torch.stack(self._logits(x)))
 
     @view("bpda", reads=("last",))
-    def bpda(self, *, temperature: float = 0.1, head: Literal["max", "tanh"] = "max") -> View:
-        """Look at the last pass; backwards, masks are sigmoids and signs are smooth (BPDA).
+    def bpda(self, *, temperature: Positive = 0.1, head: Literal["max", "tanh"] = "max") -> View:
+        """Return the view of the last pass's logits, with smooth masks and signs in the backward pass.
 
         A unit's mask becomes the sigmoid of f g / `temperature`, a pool's choice that of g (max - min) /
-        `temperature`; the sign that normalisation leaves of WRN-40-2's head becomes u / max|u|, or
-        tanh(u / `temperature`). Not of the paper: an adaptive attacker's view (Athalye et al. 2018,
+        `temperature`. Not of the paper: an adaptive attacker's view (BPDA, Athalye et al. 2018,
         arXiv:1802.00420).
+
+        Args:
+            temperature: width of the sigmoids, above 0; small ones are close to the hard masks.
+            head: what the sign that normalisation leaves of WRN-40-2's head becomes: u / max|u| (``max``) or
+                tanh(u / `temperature`) (``tanh``).
         """
-        if not temperature > 0:
-            raise InputError(f"view bpda: temperature must be positive, found {temperature}")
         rule = self.rule._replace(temperature=temperature, head=head)
         return View(lambda x: self._logits(x, rule)[-1])
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer by the last pass's logits, or by the mean of all."""
+        """Return the decision by the arg-max of the last pass's logits, or of the mean of all.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            readout: ``last``, or ``avg`` for the mean of all passes' logits.
+        """
         passes = self._logits(x)
         return Decision.of(passes[-1] if readout == "last" else torch.stack(passes).mean(0))
 

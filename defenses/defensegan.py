@@ -11,13 +11,16 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
 from bench import (
+    Count,
     Decision,
     Fitting,
     Images,
     InputError,
     Inversion,
     Labels,
+    NonNegative,
     Part,
+    Positive,
     Shape,
     Split,
     View,
@@ -25,9 +28,9 @@ from bench import (
     view,
     view_of,
 )
-from defenses.nets import gan, letters
-from defenses.nets.layers import straight
-from defenses.nets.projection import Descent, Keep, Projection, backtrack, curvature, project
+from defenses.nets.common import straight
+from defenses.nets.defensegan import classifiers, gan
+from defenses.nets.defensegan.projection import Descent, Keep, Projection, backtrack, curvature, project
 from defenses.nets.training import frozen
 
 BETAS = (0.5, 0.9)
@@ -40,19 +43,16 @@ SERVED = ("restarts", "steps", "lr", "momentum", "decay", "keep", "spread", "sta
 """The parameters of the projection, which training the GAN does not depend on."""
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where networks, training or projection cannot be as asked."""
-    gan.check(params["architecture"], shape, latent=params["latent"], width=params["width"])
-    for name in ("restarts", "steps", "iterations", "critic_steps", "batch", "classifier_epochs"):
-        if params[name] < 1:
-            raise InputError(f"{name} must be 1 or more, found {params[name]}")
-    for name in ("lr", "gan_lr", "classifier_lr", "net_width"):
-        if not 0 < params[name] < math.inf:
-            raise InputError(f"{name} must be above 0, found {params[name]:g}")
-    if not 0 <= params["momentum"] < 1:
+def check_params(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the data does not fit the generator, or settings not each other.
+
+    Args:
+        params: the parameters of `defensegan`, defaults filled in.
+        shape: channels, height, width and classes of the data.
+    """
+    gan.check_shape(params["architecture"], shape)
+    if params["momentum"] >= 1:
         raise InputError(f"momentum must be at least 0 and below 1, found {params['momentum']:g}")
-    if not params["penalty"] >= 0:
-        raise InputError(f"penalty must not be negative, found {params['penalty']:g}")
     if params["classifier"] is not None and params["trained_on"] == "reconstructions":
         raise InputError(
             "trained_on: reconstructions is for the defense's own net, and classifier names another defense, "
@@ -67,27 +67,49 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     random=lambda params: bool(params["starts"] == "fresh"),
     version=1,
     aliases={"logits": "bpda"},
-    check=fits,
+    check_params=check_params,
 )
 class DefenseGan(nn.Module):
     """A classifier that sees G(z*) in the place of x, where z* = argmin ||G(z) - x||^2.
 
-    G is the generator of a WGAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028), trained
-    for `iterations` steps of the generator, each before `critic_steps` steps of the critic; every one of
-    these sees a new `batch`. `architecture` is the released code's, for 28x28, or that of the supplement
-    of Chen, Xie and Zhu, for 32x32. `generator` takes that of another `defensegan` of the suite.
-
-    z* is sought by `steps` gradient steps with `momentum` from each of `restarts` starts (`project` says
-    on what): all may be served with other values than trained. Starts are drawn anew at each question
-    (`starts: fresh`, as released: the answers are random), or are the same for every image and question
-    (``fixed``): then the answer is a function of the image. Their spread is sqrt(1 / latent) as
-    released, or 1 as the latents that the GAN is trained on (D-27). `keep: best` takes the best point of all;
-    ``released`` is without the last step and without a memory.
-
-    The classifier is the defense's own `net`, trained on the originals, or on the generator's
-    reconstructions of them; or it is any other defense of the suite, by the view `through`.
+    G is the generator of a WGAN with gradient penalty (Gulrajani et al. 2017, arXiv:1704.00028). z* is sought
+    by gradient descent with momentum from several starts, see `defenses.nets.defensegan.projection.project`.
 
     Defaults are the released code's for MNIST, whose generator is trained on the first 50,000 images.
+
+    Source: Samangouei et al. 2018, arXiv:1805.06605, equation 5 and algorithm; the authors' code; for
+    `supplement` the supplement of Chen, Xie and Zhu.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        architecture: of generator and critic: ``released``, for 28x28, or ``supplement``, for 32x32.
+        latent: dimensions of a latent, 1 or more.
+        width: factor of the generator's and the critic's channels, above 0.
+        generator: another `defensegan` of the suite whose generator is taken; None trains one.
+        iterations: steps of the generator, 1 or more.
+        critic_steps: steps of the critic before each of the generator's, 1 or more; each sees a new batch.
+        penalty: weight of the gradient penalty, 0 or more.
+        gan_lr: learning rate of Adam for generator and critic, above 0.
+        batch: images of a step, 1 or more, for GAN and classifier.
+        classifier: another defense of the suite that classifies, taken as it is; None trains `net`.
+        through: the view of that defense that is looked through.
+        net: the defense's own classifier: A to F of the paper.
+        net_width: factor of its hidden layers' channels and units, above 0.
+        trained_on: what it is trained on: ``originals``, or the generator's ``reconstructions`` of them.
+        classifier_epochs: passes of its training, 1 or more.
+        classifier_lr: learning rate of Adam in its training, above 0.
+        restarts: starts of the descent for each image, 1 or more; may differ at inference from training.
+        steps: steps of the descent, 1 or more; may differ at inference.
+        lr: rate of the descent on the mean squared error over pixels, above 0; may differ at inference.
+        momentum: momentum of the descent, 0 to below 1; may differ at inference.
+        decay: take a tenth of `lr` for the last fifth of the steps: configured, but inactive, as released
+            (D-28); may differ at inference.
+        keep: ``best`` takes the best point of all; ``released`` is without the last step and without a
+            memory; may differ at inference.
+        spread: standard deviation of the starts: ``released`` is sqrt(1 / latent), ``prior`` is 1 as for the
+            latents that the GAN is trained on (D-27); may differ at inference.
+        starts: ``fresh`` draws starts at each question, as released, so that answers are random; ``fixed``
+            has the same for every image and question. May differ at inference.
     """
 
     seed: Tensor
@@ -97,25 +119,25 @@ class DefenseGan(nn.Module):
         shape: Shape,
         *,
         architecture: gan.Architecture = "released",
-        latent: int = 128,
-        width: float = 1.0,
+        latent: Count = 128,
+        width: Positive = 1.0,
         generator: Part | None = None,
-        iterations: int = 200_000,
-        critic_steps: int = 5,
-        penalty: float = 10.0,
-        gan_lr: float = 1e-4,
-        batch: int = 50,
+        iterations: Count = 200_000,
+        critic_steps: Count = 5,
+        penalty: NonNegative = 10.0,
+        gan_lr: Positive = 1e-4,
+        batch: Count = 50,
         classifier: Part | None = None,
         through: str = "logits",
-        net: letters.Letter = "A",
-        net_width: float = 1.0,
+        net: classifiers.Letter = "A",
+        net_width: Positive = 1.0,
         trained_on: Literal["originals", "reconstructions"] = "originals",
-        classifier_epochs: int = 10,
-        classifier_lr: float = 1e-3,
-        restarts: int = 10,
-        steps: int = 200,
-        lr: float = 10.0,
-        momentum: float = 0.7,
+        classifier_epochs: Count = 10,
+        classifier_lr: Positive = 1e-3,
+        restarts: Count = 10,
+        steps: Count = 200,
+        lr: Positive = 10.0,
+        momentum: NonNegative = 0.7,
         decay: bool = False,
         keep: Keep = "best",
         spread: Literal["released", "prior"] = "released",
@@ -142,7 +164,7 @@ class DefenseGan(nn.Module):
         )
         self.through: str | None = None
         if classifier is None:
-            self.classifier: nn.Module = letters.build(net, shape, width=net_width)
+            self.classifier: nn.Module = classifiers.build(net, shape, width=net_width)
         else:
             assert isinstance(classifier, nn.Module)
             self.classifier, self.through = classifier, through
@@ -182,7 +204,12 @@ class DefenseGan(nn.Module):
     # --- training ------------------------------------------------------------------------------------
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Train the generator, unless it was taken; then the classifier, unless that is another defense."""
+        """Train the generator, unless it was taken; then the classifier, unless that is another defense.
+
+        Args:
+            train: the training images.
+            fitting: batches and draws.
+        """
         if not self.taken:
             self._fit_generator(fitting)
         if self.through is None:
@@ -253,7 +280,11 @@ class DefenseGan(nn.Module):
     # --- the projection --------------------------------------------------------------------------------
 
     def project(self, x: Images) -> Projection:
-        """Return the latents that explain images (N, C, H, W) best; warn where a descent did not descend."""
+        """Return the latents that explain images best; warn where a descent did not descend.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+        """
         with frozen(self.generator):
             found = project(gan.fused(self.generator), x, self._starts(x), self.descent, rows=self.rows)
         if found.diverged.all(1).any():
@@ -287,25 +318,24 @@ class DefenseGan(nn.Module):
 
     @view("bpda", reads=("label",))
     def bpda(self) -> View:
-        """Look at classifier(G(z*)); backwards, the projection is the identity (BPDA).
+        """Return the view of classifier(G(z*)), with the identity as the projection's gradient (BPDA).
 
-        Without that no gradient passes it (D-42). Athalye et al. 2018, arXiv:1802.00420.
+        Without that no gradient passes it (D-42). Source: Athalye et al. 2018, arXiv:1802.00420.
         """
         classify = self._surface()
         return View(lambda x: classify(straight(self._draw(self.project(x.detach()).latent), x)))
 
     @view("backtrack")
-    def backtrack(self, *, steps: int = 10, rate: float | None = None) -> View:
-        """Look at classifier(G(z)), z some steps of descent on from z*, with their gradient to the image.
+    def backtrack(self, *, steps: Count = 10, rate: Positive | None = None) -> View:
+        """Return the view of classifier(G(z)), z some steps on from z*, with their gradient to the image.
 
-        Latent backtracking: Chen, Xie and Zhu, theorem 1. `steps` is T', `rate` the step on ||G(z) - x||^2;
-        without one, it is for each image 0.9 over the largest curvature there, found by power iteration.
-        Memory grows with the steps.
+        Latent backtracking; memory grows with the steps. Source: Chen, Xie and Zhu, theorem 1.
+
+        Args:
+            steps: steps of descent, 1 or more, the paper's T'.
+            rate: rate of a step on ||G(z) - x||^2, above 0; None takes for each image 0.9 over the largest
+                curvature there, found by power iteration.
         """
-        if steps < 1:
-            raise InputError(f"view backtrack: steps must be 1 or more, found {steps}")
-        if rate is not None and not rate > 0:
-            raise InputError(f"view backtrack: rate must be above 0, found {rate:g}")
         classify = self._surface()
 
         def logits(x: Images) -> Tensor:
@@ -320,7 +350,7 @@ class DefenseGan(nn.Module):
 
     @view("inversion", space="inversion")
     def inversion(self) -> Inversion:
-        """Look at the projection itself: z*, the energy ||G(z) - x||^2 (D-38), and classifier(G(z))."""
+        """Return the view of the projection itself: z*, ||G(z) - x||^2 (D-38), and classifier(G(z))."""
         logits = self._on_manifold()
         return Inversion(
             logits,
@@ -333,12 +363,12 @@ class DefenseGan(nn.Module):
 
     @view("latent", space="latent")
     def latent_(self) -> View:
-        """Search among the generator's own images: the point is z, its image G(z)."""
+        """Return the view in which a point is a latent z, and its image G(z)."""
         return View(self._on_manifold(), encode=self._encode, decode=self.generator)
 
     @view("classifier", ignores=SERVED)
     def alone(self) -> View:
-        """Look at the classifier alone, on the image itself."""
+        """Return the view of the classifier alone, on the image itself."""
         return View(self._surface())
 
     def _encode(self, x: Images) -> Tensor:
@@ -350,7 +380,12 @@ class DefenseGan(nn.Module):
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer by the classifier's arg-max on G(z*)."""
+        """Return the decision by the classifier's arg-max on G(z*).
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            readout: ``label``, the only one.
+        """
         return Decision.of(self._surface()(self._draw(self.project(x).latent)))
 
 

@@ -30,11 +30,15 @@ from bench import (
 from defenses.nets import weights as files
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
+def check_params(params: dict[str, Any], shape: Shape) -> None:
     """Raise `InputError` where the network cannot be as asked; runs none of the user's code.
 
     Looks at the normalisation, at the names that the module of `build` defines, and at what kind of
     file the weights are.
+
+    Args:
+        params: the parameters of `module`, defaults filled in, with absolute paths.
+        shape: channels, height, width and classes of the data.
     """
     _normalisation(params["mean"], params["std"], shape.channels)
     _look_for(params["build"])
@@ -52,21 +56,26 @@ def fits(params: dict[str, Any], shape: Shape) -> None:
     version=1,
     random=lambda params: bool(params["random"]),
     aliases=dict.fromkeys(("first", "e2e", "e2e_label", "e2e_last", "e2e_avg", "sum", "bpda"), "logits"),
-    check=fits,
+    check_params=check_params,
     learns=False,
     neutral={"key": "", "random": False},
 )
 class Module(nn.Module):
     """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.
 
-    `build` is ``package.module:function``, called with the keyword `arguments`; the suite's folder is
-    on the import path. `weights` is a safetensors file, or a checkpoint of `torch.save` with nothing but
-    tensors and plain values in it: a state dict, or the only one in it that fits the network; of several,
-    the one under `key` (``ema.shadow``: under ``shadow`` in ``ema``). With `prefix`, the weights are those
-    whose names begin so, less the prefix. Without `weights` the network stays as `build` returns it, which
-    may have loaded its own. Images are shown to it as ``(x - mean) / std``, one number or one for each
-    channel, in [0, 1] units. `random` says that it
-    draws when it is asked, so that two answers may differ.
+    Args:
+        shape: channels, height, width and classes of the data.
+        build: ``package.module:function`` that returns the network; the suite's folder is on the import path.
+        arguments: the keyword arguments that it is called with.
+        weights: a safetensors file, or a checkpoint of `torch.save` with nothing but tensors and plain values
+            in it: a state dict, or the only one in it that fits the network. None leaves the network as
+            `build` returns it, which may have loaded its own.
+        prefix: what names of weights must begin with; they are taken less that.
+        key: the state dict of a checkpoint that is meant, where there are several (``ema.shadow``: under
+            ``shadow`` in ``ema``).
+        mean: subtracted from images in [0, 1], one number or one for each channel, in [0, 1].
+        std: what images are divided by then, one number or one for each channel, above 0.
+        random: whether the network draws when it is asked, so that two answers may differ.
     """
 
     mean: Tensor
@@ -97,12 +106,24 @@ class Module(nn.Module):
         self.network = _built(build, arguments or {})
 
     def forward(self, x: Images) -> Tensor:
-        """Return the network's logits (N, K) of images in [0, 1]."""
+        """Return the network's logits (N, K).
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+        """
         logits: Tensor = self.network((x - self.mean) / self.std)
         return logits
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Load the weights, and try the network on two images; nothing is learned."""
+        """Load the weights, and try the network on two images; nothing is learned.
+
+        Args:
+            train: the training images, of which two are looked at.
+            fitting: takes notes.
+
+        Raises:
+            InputError: the weights do not fit, or the network does not return logits of the data's classes.
+        """
         if self.weights is not None:
             for sentence in files.fill(self.network, Path(self.weights), self.prefix, self.key):
                 fitting.note(sentence)
@@ -136,12 +157,17 @@ class Module(nn.Module):
 
     @view("logits", reads=("label",))
     def logits(self) -> View:
-        """Look at the logits."""
+        """Return the view of the logits (N, K)."""
         return View(self)
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer by the logits' arg-max."""
+        """Return the decision by the logits' arg-max.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            readout: ``label``, the only one.
+        """
         return Decision.of(self(x))
 
 

@@ -8,36 +8,41 @@ from torch import Tensor, nn
 
 from bench import (
     ContentPath,
+    Count,
     Decision,
     Features,
     Fitting,
     Images,
     InputError,
     Labels,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
     Shape,
     Split,
     View,
     defense,
     view,
 )
-from defenses.nets import infomax, keeping, resnet8n
 from defenses.nets import training as trainings
 from defenses.nets import weights as files
+from defenses.nets.sdim import best_epoch, encoder, infomax
 
 SHARES = (0.01, 0.02)
 """Which percentiles of the training images' log-likelihoods `reject-1` and `reject-2` refuse below."""
 
 
-def fits(params: dict[str, Any], shape: Shape) -> None:
-    """Raise `InputError` where the network cannot be as asked, or a file of weights is not what it should."""
-    resnet8n.check(params["n"], params["width"], shape)
+def check_params(params: dict[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the data does not fit the network, or a file of weights the settings.
+
+    Args:
+        params: the parameters of `sdim`, defaults filled in, with absolute paths.
+        shape: channels, height, width and classes of the data.
+    """
+    best_epoch.check_params(params, shape)
     loaded = params["weights"] is not None
-    keeping.check(params, idle=loaded)
-    if params["features"] < 1:
-        raise InputError(f"features must be at least 1, found {params['features']}")
-    for name in ("margin_gap", "mi_weight", "nll_weight", "margin_weight"):
-        if not 0 <= params[name] < float("inf"):
-            raise InputError(f"{name} must be finite and not negative, found {params[name]}")
+    if not params["epochs"] and not loaded:
+        raise InputError("epochs: 0 is for weights:, which there are none of; expected 1 or more")
     if params["thresholds"] == "weights":
         if not loaded:
             raise InputError("thresholds: those of weights: are asked for, and there are no weights")
@@ -74,23 +79,46 @@ def _thresholds_of(file: Path, classes: int) -> Tensor:
     readouts=("plain", "reject-1", "reject-2"),
     aliases={"plain": "logits", "reject": "reject-1", "accept": "accept-1"},
     version=2,
-    check=fits,
+    check_params=check_params,
 )
 class Sdim(nn.Module):
-    """A classifier by the likelihood of an image's code, whose encoder also keeps what is told by the image.
+    """A classifier by the likelihood of an image's code, with an encoder that also keeps mutual information.
 
-    Logits are log-likelihoods in nats, of a code of `features` dimensions under a Gaussian for each class.
-    `reject-1` and `reject-2` refuse an image whose best logit lies below the 1st or the 2nd percentile of
-    its class: of the training images that the network gets right, in evaluation mode, not augmented.
+    Logits are log-likelihoods in nats, of a code under a Gaussian for each class. The read-outs `reject-1`
+    and `reject-2` refuse an image whose best logit lies below the 1st or the 2nd percentile of its class: of
+    the training images that the network gets right, in evaluation mode, not augmented.
 
-    Defaults are those of the code by the paper's first author, on MNIST; `n` 3 and `augment` on CIFAR-10
-    and SVHN. `critic`, `head`, `margin`, `negatives` and `scale_loss` have the paper's choice beside the
-    code's (D-13 to D-16, D-48). `width` scales all channels. `mi_weight`, `nll_weight` and `margin_weight`
-    are the paper's alpha, beta and gamma. Of all epochs the one with the lowest mean training loss is
-    `keep`-t.
+    Defaults are those of the code by the paper's first author, on MNIST; on CIFAR-10 and SVHN it has `n` 3
+    and `augment`. The parameters `critic`, `head`, `margin`, `negatives` and `scale_loss` have the paper's
+    choice beside the code's (D-13 to D-16, D-48).
 
-    `weights` is a file of this defense's (or its network's) state, to start from: with `epochs` 0 nothing
-    is trained. `thresholds` ``fit`` takes them from the training images, ``weights`` from the file.
+    Source: "Supervised Deep InfoMax" (anonymous submission, 2019), its loss and its tables 1 and 8; the first
+    author's code as it was at submission.
+
+    Args:
+        shape: channels, height, width and classes of the data; images are 32x32.
+        n: blocks of each of the encoder's four stages, 1 or more: ResNet 8n+2.
+        width: factor of all channels, above 0.
+        features: dimensions of the code, 1 or more.
+        head: the encoder's last layers: ``two-layer`` as released, ``linear`` as printed (D-14).
+        covariance: of a class's Gaussian: ``diagonal`` as released, or ``isotropic`` (D-13).
+        critic: what scores pairs of local maps and codes: ``dot`` as released, ``concat`` as printed (D-15).
+        negatives: pairs that do not belong together: ``all`` of a batch or those of one ``shuffle``; None
+            takes all for ``dot`` and a shuffle for ``concat`` (D-48).
+        margin: over which classes the margin term is meant: ``code`` over all, ``paper`` over the wrong ones.
+        margin_gap: how far below the true class the wrong ones should be, 0 or more, in the loss's units.
+        scale_loss: divide log-likelihoods by `features` in the supervised terms, as released (D-16).
+        mi_weight: weight of J_MI, the paper's alpha, 0 or more.
+        nll_weight: weight of J_NLL, the paper's beta, 0 or more.
+        margin_weight: weight of J_LM, the paper's gamma, 0 or more.
+        epochs: passes over the training images, 1 or more; 0 with `weights` trains nothing.
+        batch: images of a step, 2 or more.
+        lr: learning rate of Adam, above 0.
+        augment: flip and crop training images, see `defenses.nets.training.augmented`.
+        keep: the weights that stay: of the ``best`` epoch, by its mean training loss, or of the ``last``.
+        weights: a file of this defense's (or its network's) state to start from; None starts afresh.
+        thresholds: where thresholds come from: ``fit`` takes them from the training images, ``weights`` from
+            the file, which is for `epochs` 0.
     """
 
     thresholds: Tensor
@@ -101,35 +129,32 @@ class Sdim(nn.Module):
         self,
         shape: Shape,
         *,
-        n: int = 1,
-        width: float = 1.0,
-        features: int = 64,
-        head: resnet8n.Head = "two-layer",
+        n: Count = 1,
+        width: Positive = 1.0,
+        features: Count = 64,
+        head: encoder.Head = "two-layer",
         covariance: infomax.Covariance = "diagonal",
         critic: infomax.CriticName = "dot",
         negatives: infomax.Negatives | None = None,
         margin: infomax.MarginForm = "code",
-        margin_gap: float = 10.0,
+        margin_gap: NonNegative = 10.0,
         scale_loss: bool = True,
-        mi_weight: float = 1.0,
-        nll_weight: float = 1.0,
-        margin_weight: float = 1.0,
-        epochs: int = 500,
-        batch: int = 128,
-        lr: float = 1e-3,
+        mi_weight: NonNegative = 1.0,
+        nll_weight: NonNegative = 1.0,
+        margin_weight: NonNegative = 1.0,
+        epochs: NonNegativeCount = 500,
+        batch: Count = 128,
+        lr: Positive = 1e-3,
         augment: bool = False,
-        keep: keeping.Keep = "best",
+        keep: best_epoch.Keep = "best",
         weights: ContentPath | None = None,
         thresholds: Literal["fit", "weights"] = "fit",
     ) -> None:
         super().__init__()
-        resnet8n.check(n, width, shape)
+        encoder.check_shape(shape)
         self.network = infomax.Infomax(
-            shape,
-            n=n,
-            width=width,
-            features=features,
-            head=head,
+            encoder.Encoder(shape.channels, features, n=n, width=width, head=head),
+            shape.classes,
             covariance=covariance,
             critic=critic,
             negatives=negatives,
@@ -147,12 +172,23 @@ class Sdim(nn.Module):
         self.register_buffer("guides", torch.zeros(shape.classes, *shape[:3]))
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Load what `weights` names, train, and take the thresholds."""
+        """Load what `weights` names, train, and take the thresholds.
+
+        Args:
+            train: the training images.
+            fitting: batches and draws.
+
+        Raises:
+            InputError: a class has no training image that could give its threshold, or the file of weights
+                does not fit.
+        """
         if self.thresholds_from == "fit":
             self._expect_every_class(train.labels)
         if self.weights is not None:
             self._load(Path(self.weights), fitting)
-        keeping.train(self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep)
+        best_epoch.train(
+            self.network, train, fitting, lambda x, y, _: self.loss(x, y), self.recipe, self.keep
+        )
         self.eval()
         if self.thresholds_from == "fit":
             self.calibrate(train.images, train.labels)
@@ -178,9 +214,13 @@ class Sdim(nn.Module):
             self.calibrated.fill_(True)
 
     def loss(self, x: Images, y: Labels) -> Tensor:
-        """Return J_MI + J_NLL + J_LM of a batch of at least two images, each with its weight.
+        """Return J_MI + J_NLL + J_LM of a batch, each with its weight, a scalar.
 
         The supervised terms are those of log-likelihoods over the code's dimensions (D-16).
+
+        Args:
+            x: images (N, C, 32, 32) in [0, 1], two or more.
+            y: labels (N,).
         """
         maps = self.network.encoder.maps(x)
         likelihoods = self.network.likelihoods(maps.code) / self.scale
@@ -191,8 +231,16 @@ class Sdim(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Images, labels: Labels) -> None:
-        """Take each class's thresholds from images and labels, which may lie on another device; keep of
-        each class the likeliest image, as the guide of attacks that match features.
+        """Take each class's thresholds from images, and keep its likeliest image as a guide.
+
+        Attacks that match features take the guide.
+
+        Args:
+            images: images (N, C, 32, 32) in [0, 1], on any device.
+            labels: labels (N,).
+
+        Raises:
+            InputError: of a class no image is there, or none is classified correctly.
         """
         self._expect_every_class(labels)
         device = self.thresholds.device
@@ -213,12 +261,12 @@ class Sdim(nn.Module):
 
     @view("logits", reads=("plain",))
     def logits(self) -> View:
-        """Look at the log-likelihoods, in nats."""
+        """Return the view of the log-likelihoods (N, K), in nats."""
         return View(self.network)
 
     @view("scaled", reads=("plain",))
     def scaled(self) -> View:
-        """Look at the log-likelihoods over the code's dimensions, the scale of the training.
+        """Return the view of the log-likelihoods over the code's dimensions, the scale of the training.
 
         In nats the gaps are so large that the cross-entropy's gradient is 0 in float32.
         """
@@ -226,7 +274,7 @@ class Sdim(nn.Module):
 
     @view("features", space="features", reads=("plain",))
     def features(self) -> View:
-        """Look at the log-likelihoods, and at the code that they are of."""
+        """Return the view of the log-likelihoods and of the code (N, features) that they are of."""
         kept = bool(self.calibrated) and bool(self.guides.any())
         return Features(
             self.network,
@@ -237,27 +285,29 @@ class Sdim(nn.Module):
 
     @view("reject-1", reads=("reject-1",))
     def reject_1(self) -> View:
-        """Look at the log-likelihoods and, as the refusal, at the threshold of the best class."""
+        """Return the view of the log-likelihoods and, as the refusal's logit, the best class's threshold."""
         return self._reject(0)
 
     @view("reject-2", reads=("reject-2",))
     def reject_2(self) -> View:
-        """Look at the log-likelihoods and, as the refusal, at the threshold of the best class."""
+        """Return the view of the log-likelihoods and, as the refusal's logit, the best class's threshold."""
         return self._reject(1)
 
     @view("accept-1")
     def accept_1(self) -> View:
-        """Look at how far each log-likelihood is above its class's threshold: accepted where positive.
+        """Return the view of how far each log-likelihood is above its class's threshold.
 
-        Its arg-max is not the answer's, and its level matters.
+        An image is accepted as a class where that is positive. The arg-max is not the answer's, and the
+        level matters.
         """
         return self._accept(0)
 
     @view("accept-2")
     def accept_2(self) -> View:
-        """Look at how far each log-likelihood is above its class's threshold: accepted where positive.
+        """Return the view of how far each log-likelihood is above its class's threshold.
 
-        Its arg-max is not the answer's, and its level matters.
+        An image is accepted as a class where that is positive. The arg-max is not the answer's, and the
+        level matters.
         """
         return self._accept(1)
 
@@ -285,7 +335,13 @@ class Sdim(nn.Module):
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer the likeliest class; but for `plain`, refuse where it lies below its threshold."""
+        """Return the likeliest class; refuse where its likelihood lies below the class's threshold.
+
+        Args:
+            x: images (N, C, 32, 32) in [0, 1].
+            readout: ``plain`` never refuses; ``reject-1`` and ``reject-2`` have the thresholds of the 1st and
+                the 2nd percentile.
+        """
         likelihoods: Tensor = self.network(x)
         best, label = likelihoods.max(1)
         if readout == "plain":

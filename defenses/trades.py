@@ -2,31 +2,74 @@
 
 from typing import Literal
 
-from bench import Fitting, Part, Shape, Threat, defense
+from bench import (
+    Count,
+    Fitting,
+    NonNegative,
+    NonNegativeCount,
+    Part,
+    Positive,
+    Shape,
+    Threat,
+    defense,
+)
 from defenses.nets import objectives
-from defenses.nets.classifiers import Classifier, Net, fits, unreached
-from defenses.nets.objectives import Start
+from defenses.nets.classifiers import Classifier, Net, check_params, unreached
+from defenses.nets.objectives import Ascent, Start
 from defenses.nets.training import Mode, Objective, Recipe, staged
 
 
 def doubts(*, radius: float, steps: int, step: float, **_: object) -> str | None:
-    """Return a sentence where the inner steps do not reach the radius."""
+    """Return a sentence where the inner steps do not reach the radius, else None.
+
+    Args:
+        radius: linf radius of the ascent.
+        steps: number of ascents.
+        step: length of an ascent.
+        _: the other parameters.
+    """
     return unreached(steps, step, radius)
 
 
-@defense("trades", readouts=("label",), version=1, check=fits, doubts=doubts)
+@defense("trades", readouts=("label",), version=1, check_params=check_params, doubts=doubts)
 class Trades(Classifier):
-    """A network trained for CE(x) + `beta` · KL(p(x) || p(x')), x' being where the KL is large.
+    """A network trained for CE(x) + `beta` · KL(p(x) || p(x')), where x' is a point at which the KL is large.
 
-    Defaults are the settings of the TRADES code on CIFAR-10, `net` apart, which there is WRN-34-10:
-    `steps` ascents of `step` within `radius`, starting at x plus 0.001 N(0, 1). Its clean images pass
-    twice in training mode (`clean_forwards`), once for each term. On MNIST: `net` smallcnn, `radius`
-    0.3, 40 steps of 0.01, `lr` 0.01, no decay, no `augment`, 100 epochs with `milestones` 54, 74, 89.
+    Defaults are the settings of the TRADES code on CIFAR-10, except for `net`, which there is WRN-34-10. On
+    MNIST the code has `net` smallcnn, `radius` 0.3, 40 steps of 0.01, `lr` 0.01, no decay, no `augment`, and
+    100 epochs with `milestones` 54, 74, 89. API-Net's code has, for its tables (D-25), `start` uniform, 7
+    steps, `radius` 8/255, `clean_forwards` 1, and the optimiser and schedule of `standard`.
 
-    As in API-Net's code, for its tables (D-25): `start` uniform, 7 steps, `radius` 8/255,
-    `clean_forwards` 1, and optimiser and schedule as in `standard`. Both codes let the gradient flow
-    into the clean prediction of the KL unless `detach_target`. `attack_mode` is as in `madry`, all else
-    as in `standard`.
+    Source: Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1; the authors' code.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        net: the architecture: ``smallcnn``, ``lenet``, ``resnet18`` in its CIFAR form, or one of CNN-F's.
+        width: factor of channels and hidden units, above 0.
+        hidden: units of the hidden linear layers of CNN-F's nets, each 1 or more; None takes the paper's.
+        initial: a defense of the same network whose weights training starts from; None starts afresh.
+        epochs: passes over the training images, 1 or more.
+        batch: images of a step, 1 or more (2 for ``resnet18``, which has batch normalisation).
+        drop_last: leave out the last batch of an epoch if it is not full.
+        augment: flip and crop training images, see `defenses.nets.training.augmented`.
+        optimiser: ``sgd`` or ``adam``.
+        lr: learning rate, above 0.
+        milestones: epochs done after which the rate falls to a tenth, each 1 or more and rising.
+        warmup: first epochs in which the rate rises from a third of `lr`, 0 or more.
+        momentum: momentum of SGD, 0 or more.
+        weight_decay: factor of the L2 penalty, 0 or more.
+        clip: norm that the gradients of a step are clipped to, above 0; None does not clip.
+        radius: linf radius of the ascent, in [0, 1] units, 0 or more.
+        beta: weight of the divergence, 0 or more; the paper's 1 / lambda.
+        steps: signed ascents of the divergence, 1 or more.
+        step: length of an ascent, in [0, 1] units, above 0.
+        start: where the ascent starts: ``gaussian`` at x plus 0.001 N(0, 1), ``uniform`` in the ball.
+        attack_mode: mode of batch normalisation and dropout during the ascent: ``eval`` as released, or
+            ``train``.
+        detach_target: hold the clean prediction of the divergence fixed; in both codes a gradient flows
+            into it.
+        clean_forwards: passes of the clean images in training mode: 2 as in the TRADES code, one for each
+            term, or 1 as in API-Net's.
     """
 
     def __init__(
@@ -34,24 +77,24 @@ class Trades(Classifier):
         shape: Shape,
         *,
         net: Net = "resnet18",
-        width: float = 1.0,
-        hidden: tuple[int, ...] | None = None,
+        width: Positive = 1.0,
+        hidden: tuple[Count, ...] | None = None,
         initial: Part | None = None,
-        epochs: int = 76,
-        batch: int = 128,
+        epochs: Count = 76,
+        batch: Count = 128,
         drop_last: bool = False,
         augment: bool = True,
         optimiser: Literal["sgd", "adam"] = "sgd",
-        lr: float = 0.1,
-        milestones: tuple[int, ...] = (74,),
-        warmup: int = 0,
-        momentum: float = 0.9,
-        weight_decay: float = 2e-4,
-        clip: float | None = None,
-        radius: float = 0.031,
-        beta: float = 6.0,
-        steps: int = 10,
-        step: float = 0.007,
+        lr: Positive = 0.1,
+        milestones: tuple[Count, ...] = (74,),
+        warmup: NonNegativeCount = 0,
+        momentum: NonNegative = 0.9,
+        weight_decay: NonNegative = 2e-4,
+        clip: Positive | None = None,
+        radius: NonNegative = 0.031,
+        beta: NonNegative = 6.0,
+        steps: Count = 10,
+        step: Positive = 0.007,
         start: Start = "gaussian",
         attack_mode: Mode = "eval",
         detach_target: bool = False,
@@ -70,21 +113,20 @@ class Trades(Classifier):
             clip=clip,
         )
         super().__init__(shape, recipe, net=net, width=width, hidden=hidden, initial=initial)
-        self.threat = Threat("linf", radius)
-        self.beta, self.steps, self.step, self.start = beta, steps, step, start
-        self.attack_mode = attack_mode
+        self.ascent = Ascent(Threat("linf", radius), steps, step, start, attack_mode)
+        self.beta = beta
         self.detach_target, self.clean_forwards = detach_target, clean_forwards
 
     def objective(self, fitting: Fitting) -> Objective:
-        """Return the cross-entropy of clean images and `beta` times the divergence."""
+        """Return the cross-entropy of clean images plus `beta` times the divergence.
+
+        Args:
+            fitting: not asked for anything.
+        """
         return objectives.trades(
             self.network,
-            self.threat,
+            self.ascent,
             beta=self.beta,
-            steps=self.steps,
-            step=self.step,
-            start=self.start,
-            mode=self.attack_mode,
             detach_target=self.detach_target,
             clean_forwards=self.clean_forwards,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask, typed
 from torch import Tensor, autograd, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
@@ -528,29 +529,27 @@ def test_a_base_with_one_derivative_is_not_unrolled() -> None:
     autograd.grad(model.bpda().logits(x).sum(), x)
     with pytest.raises(InputError, match="view unrolled: the base cannot be differentiated twice through"):
         autograd.grad(model.unrolled().logits(x).sum(), x)
-    with pytest.raises(InputError, match="view unrolled: temperature must be positive, found 0"):
-        model.unrolled(temperature=0)
+    with pytest.raises(InputError, match="temperature: expected a number above 0, found 0"):
+        typed(DEFENSES["apinet"].views["unrolled"], temperature=0)
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"inner_steps": 0}, "inner_steps must be at least 1, found 0"),
-        ({"eps_ap": -0.1}, "eps_ap must be between 0 and 1, found -0.1"),
-        ({"eps_ap": 14}, "eps_ap must be between 0 and 1, found 14"),
-        ({"inner_step": 0}, "inner_step must be positive, found 0"),
-        ({"epochs": -1}, "epochs must be at least 0, found -1"),
-        ({"batch": 0}, "batch must be at least 1, found 0"),
-        ({"lr": 0}, "lr must be positive, found 0"),
-        ({"radius": -0.1}, "radius must not be negative, found -0.1"),
+        ({"inner_steps": 0}, "inner_steps: expected a number of 1 or more, found 0"),
+        ({"eps_ap": -0.1}, "eps_ap: expected a number of 0 or more, found -0.1"),
+        ({"eps_ap": 14}, "eps_ap: expected a number of 1 or less, found 14"),
+        ({"inner_step": 0}, "inner_step: expected a number above 0, found 0"),
+        ({"epochs": -1}, "epochs: expected a number of 0 or more, found -1"),
+        ({"batch": 0}, "batch: expected a number of 1 or more, found 0"),
+        ({"lr": 0}, "lr: expected a number above 0, found 0"),
+        ({"radius": -0.1}, "radius: expected a number of 0 or more, found -0.1"),
     ],
 )
 def test_impossible_settings_are_refused_by_the_plan(params: dict[str, Any], message: str) -> None:
-    entry = DEFENSES["apinet"]
-    assert entry.check is not None
-    entry.check(arguments(entry, {"base": "base", "epochs": 0}), GREY)
+    ask("apinet", GREY, base="base", epochs=0)
     with pytest.raises(InputError, match=message):
-        entry.check(arguments(entry, {"base": "base", **params}), GREY)
+        ask("apinet", GREY, base="base", **params)
 
 
 def test_a_radius_out_of_reach_is_doubted() -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import mpmath
 import pytest
 import torch
+from asking import ask
 from torch import Tensor, autograd, nn
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linear, log_softmax, relu, softmax
@@ -23,7 +24,7 @@ from bench.testing import check_defense
 from bench.training import Trainer
 from defenses.madry import PGD, Madry
 from defenses.nets import classifiers, objectives
-from defenses.nets.objectives import ascend, divergence
+from defenses.nets.objectives import Ascent, ascend, divergence
 from defenses.nets.resnet import ResNet18
 from defenses.nets.smallcnn import lenet, smallcnn
 from defenses.nets.training import Recipe, craft, frozen, staged, train
@@ -200,7 +201,6 @@ def test_networks_work_on_any_size_that_fits(net: classifiers.Net, shape: Shape,
         ({"net": "smallcnn"}, Shape(1, 28, 15, 10), "net smallcnn: sides .* at least 16, found 28x15"),
         ({"net": "lenet"}, Shape(1, 11, 28, 10), "net lenet: sides .* at least 12, found 11x28"),
         ({"net": "b2"}, Shape(1, 28, 30, 10), "net b2: sides .* divisible by 4, found 28x30"),
-        ({"net": "lenet", "width": 0}, GREY, "net lenet: width must be positive, found 0"),
         ({"hidden": (5,)}, GREY, r"only nets b1 and b2 have a choice of hidden, found \[5\]"),
         ({"net": "wrn-40-2", "hidden": (5,)}, COLOUR, "has no hidden fully connected layers"),
     ],
@@ -209,43 +209,41 @@ def test_a_network_that_does_not_fit_is_refused_before_and_while_building(
     params: dict[str, Any], shape: Shape, message: str
 ) -> None:
     for name, make in CLASSIFIERS.items():
-        entry = DEFENSES[name]
-        assert entry.check is not None
         with pytest.raises(InputError, match=message):
             make(shape, **params)
         with pytest.raises(InputError, match=message):
-            entry.check(arguments(entry, params), shape)
+            ask(name, shape, **params)
 
 
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("standard", {"epochs": 0}, "epochs must be at least 1, found 0"),
-        ("madry", {"batch": 0}, "batch must be at least 1, found 0"),
+        ("standard", {"epochs": 0}, "epochs: expected a number of 1 or more, found 0"),
+        ("madry", {"batch": 0}, "batch: expected a number of 1 or more, found 0"),
         ("madry", {"batch": 1}, "net resnet18: batch must be at least 2, as batch normalisation .* found 1"),
-        ("standard", {"lr": 0.0}, "lr must be positive, found 0"),
-        ("standard", {"lr": float("nan")}, "lr must be positive, found nan"),
-        ("standard", {"momentum": -0.1}, "momentum must not be negative, found -0.1"),
-        ("standard", {"weight_decay": -1.0}, "weight_decay must not be negative"),
-        ("standard", {"warmup": -1}, "warmup must not be negative, found -1"),
-        ("standard", {"clip": 0.0}, "clip: 0 would stop the training"),
-        ("standard", {"clip": -1.0}, "clip must not be negative, found -1"),
-        ("madry", {"milestones": (50, 40)}, r"milestones must .* rising, found \[50, 40\]"),
-        ("madry", {"milestones": (0,)}, r"from 1 and rising, found \[0\]"),
-        ("madry", {"radius": -0.1}, "radius must not be negative, found -0.1"),
-        ("trades", {"beta": -1.0}, "beta must not be negative, found -1"),
-        ("trades", {"steps": 0}, "steps must be at least 1, found 0"),
-        ("trades", {"step": 0.0}, "step must be positive, found 0"),
+        ("standard", {"width": 0.0}, "width: expected a number above 0, found 0"),
+        ("standard", {"net": "b2", "hidden": (5, 0)}, "hidden: expected a number of 1 or more, found 0"),
+        ("standard", {"lr": 0.0}, "lr: expected a number above 0, found 0"),
+        ("standard", {"lr": float("nan")}, "lr: expected a finite number, found nan"),
+        ("standard", {"momentum": -0.1}, "momentum: expected a number of 0 or more, found -0.1"),
+        ("standard", {"weight_decay": -1.0}, "weight_decay: expected a number of 0 or more, found -1"),
+        ("standard", {"warmup": -1}, "warmup: expected a number of 0 or more, found -1"),
+        ("standard", {"clip": 0.0}, "clip: expected a number above 0, found 0"),
+        ("standard", {"clip": -1.0}, "clip: expected a number above 0, found -1"),
+        ("madry", {"milestones": (50, 40)}, r"milestones must .* rise, found \[50, 40\]"),
+        ("madry", {"milestones": (0,)}, "milestones: expected a number of 1 or more, found 0"),
+        ("madry", {"radius": -0.1}, "radius: expected a number of 0 or more, found -0.1"),
+        ("trades", {"beta": -1.0}, "beta: expected a number of 0 or more, found -1"),
+        ("trades", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+        ("trades", {"step": 0.0}, "step: expected a number above 0, found 0"),
     ],
 )
 def test_impossible_trainings_are_refused_by_the_plan(
     name: str, params: dict[str, Any], message: str
 ) -> None:
-    entry = DEFENSES[name]
-    assert entry.check is not None
-    entry.check(arguments(entry, {}), COLOUR)
+    ask(name, COLOUR)
     with pytest.raises(InputError, match=message):
-        entry.check(arguments(entry, params), COLOUR)
+        ask(name, COLOUR, **params)
 
 
 def test_the_defaults_are_those_of_the_released_codes() -> None:
@@ -446,7 +444,7 @@ def test_what_is_crafted_stays_in_ball_and_box_and_carries_no_gradient(mode: Any
     attack = trainer(stripes()).attack(PGD)
     threat = Threat("linf", 0.02)
     z = craft(attack, network, x, y, threat, noise(8), mode=mode)
-    climbed = ascend(network, x, threat, noise(8), steps=7, step=0.007, start="gaussian", mode=mode)
+    climbed = ascend(network, x, noise(8), Ascent(threat, steps=7, step=0.007, start="gaussian", mode=mode))
     for made in (z, climbed):
         assert not made.requires_grad
         assert (made - x).abs().max() <= 0.02 + 1e-7
@@ -582,8 +580,8 @@ def test_at_the_image_itself_there_is_nothing_to_climb(net: str) -> None:
     x = images(8, TINY)
     still = Still("a", torch.arange(8))
     settings: dict[str, Any] = {"steps": 3, "step": 0.01, "start": "gaussian"}
-    assert torch.equal(ascend(network, x, Threat("linf", 0.1), still, **settings), x)
-    moved = ascend(network, x, Threat("linf", 0.1), noise(8), **settings)
+    assert torch.equal(ascend(network, x, still, Ascent(Threat("linf", 0.1), **settings)), x)
+    moved = ascend(network, x, noise(8), Ascent(Threat("linf", 0.1), **settings))
     assert ((moved - x).abs().flatten(1).amax(1) > 0.005).all()
 
 
@@ -594,7 +592,7 @@ def test_the_ascent_equals_the_released_loop(start: Any) -> None:
     network.train()(images(16, TINY, seed=3, dtype=torch.float64))  # Running statistics of some kind.
     x = images(5, TINY, dtype=torch.float64)
     draws = Noise("a", torch.arange(5), dtype=torch.float64)
-    made = ascend(network, x, Threat("linf", 0.03), draws, steps=4, step=0.02, start=start)
+    made = ascend(network, x, draws, Ascent(Threat("linf", 0.03), steps=4, step=0.02, start=start))
 
     draws = Noise("a", torch.arange(5), dtype=torch.float64)
     network.eval()
@@ -618,7 +616,7 @@ def test_the_ascent_on_a_linear_model_never_loses() -> None:
 
     def climbed(steps: int) -> Tensor:
         draws = Noise("a", torch.arange(30), dtype=torch.float64)
-        z = ascend(network, x, Threat("linf", 0.1), draws, steps=steps, step=0.02, start="uniform")
+        z = ascend(network, x, draws, Ascent(Threat("linf", 0.1), steps=steps, step=0.02, start="uniform"))
         return divergence(network(x), network(z)).detach()
 
     values = [climbed(steps) for steps in (1, 2, 4, 8, 16)]
@@ -633,23 +631,20 @@ def test_the_ascent_of_an_image_depends_on_no_other_and_on_no_caller() -> None:
     x = images(9, TINY)
     settings: dict[str, Any] = {"steps": 3, "step": 0.01, "start": "uniform"}
     with torch.no_grad():
-        every = ascend(network, x, Threat("linf", 0.1), noise(9), **settings)
+        every = ascend(network, x, noise(9), Ascent(Threat("linf", 0.1), **settings))
     rows = torch.tensor([7, 2])
-    some = ascend(network, x[rows], Threat("linf", 0.1), Noise("a", rows), **settings)
+    some = ascend(network, x[rows], Noise("a", rows), Ascent(Threat("linf", 0.1), **settings))
     assert torch.allclose(some, every[rows], rtol=0, atol=1e-6)
 
 
 def trades(network: nn.Module, **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "beta": 6.0,
-        "steps": 2,
-        "step": 0.02,
-        "start": "gaussian",
-        "mode": "eval",
         "detach_target": False,
         "clean_forwards": 2,
     }
-    return objectives.trades(network, Threat("linf", 0.05), **settings | changes)
+    ascent = Ascent(Threat("linf", 0.05), steps=2, step=0.02, start="gaussian")
+    return objectives.trades(network, ascent, **settings | changes)
 
 
 def test_trades_without_its_second_term_is_the_cross_entropy() -> None:
@@ -671,7 +666,7 @@ def test_trades_is_the_sum_it_is_defined_as(detach: bool, forwards: int) -> None
     network = classifiers.build("resnet18", TINY, width=0.0625).double()
     x, y = images(6, TINY, dtype=torch.float64), torch.arange(6) % 2
     draws = [Noise("a", torch.arange(6), dtype=torch.float64) for _ in range(2)]
-    z = ascend(network, x, Threat("linf", 0.05), draws[1], steps=2, step=0.02, start="gaussian")
+    z = ascend(network, x, draws[1], Ascent(Threat("linf", 0.05), steps=2, step=0.02, start="gaussian"))
     loss = trades(network, detach_target=detach, clean_forwards=forwards)(x, y, draws[0])
 
     target = softmax(network(x), 1)
@@ -715,7 +710,7 @@ def test_only_an_attack_in_training_mode_moves_running_statistics(mode: Any) -> 
     attack = trainer(stripes()).attack(PGD)
     count, mean = counted(network)
     craft(attack, network, x, y, Threat("linf", 0.02), noise(8), mode=mode)
-    ascend(network, x, Threat("linf", 0.02), noise(8), steps=3, step=0.01, start="uniform", mode=mode)
+    ascend(network, x, noise(8), Ascent(Threat("linf", 0.02), steps=3, step=0.01, start="uniform", mode=mode))
     after, moved = counted(network)
     # PGD looks once in each of 7 steps; the ascent once at the image and once in each of 3.
     assert after - count == (0 if mode == "eval" else 7 + 1 + 3)

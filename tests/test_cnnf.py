@@ -8,15 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from asking import typed
 from numpy.typing import NDArray
 from torch import Tensor, autograd, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from bench import InputError, Shape, objective
+from bench.registry import DEFENSES
 from defenses.cnn import Cnn
 from defenses.cnnf import CnnF
-from defenses.nets.chains import b2
-from defenses.nets.layers import (
+from defenses.nets.cnnf.convolutional import b2
+from defenses.nets.cnnf.feedback import Network
+from defenses.nets.cnnf.losses import adversarial_loss, standard_loss
+from defenses.nets.cnnf.operators import (
     AdaPool,
     AdaReLU,
     AveragePool,
@@ -31,9 +35,7 @@ from defenses.nets.layers import (
     normalise,
     unpool,
 )
-from defenses.nets.losses import adversarial_loss, standard_loss
-from defenses.nets.network import Network
-from defenses.nets.wrn import wrn_40_2
+from defenses.nets.cnnf.wide_resnet import wrn_40_2
 
 Array = NDArray[np.float64]
 
@@ -777,8 +779,8 @@ def test_sum_averages_losses_and_not_logits() -> None:
 
 
 def test_a_temperature_must_be_positive() -> None:
-    with pytest.raises(InputError, match="temperature must be positive, found 0"):
-        narrow("b2", 2).bpda(temperature=0.0)
+    with pytest.raises(InputError, match="temperature: expected a number above 0, found 0"):
+        typed(DEFENSES["cnnf"].views["bpda"], temperature=0.0)
 
 
 # --- losses (T-cnnf-10) -------------------------------------------------------------------------------

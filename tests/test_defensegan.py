@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask, typed
 from torch import Tensor, autograd, nn
 from torch.nn.functional import conv_transpose2d, cross_entropy
 
 from bench import InputError, Inversion, Shape, Split, TrainingError
-from bench.registry import DEFENSES, arguments, discover
+from bench.registry import DEFENSES
 from bench.testing import check_defense
 from bench.training import Trainer
 from defenses import defensegan
 from defenses.cnn import Cnn
 from defenses.defensegan import DefenseGan
-from defenses.nets import dcgan, gan, letters
-from defenses.nets.deconv import Draw
-from defenses.nets.projection import Descent, backtrack, curvature, project
+from defenses.nets.defensegan import classifiers, dcgan, gan
+from defenses.nets.defensegan.deconvolution import Deconvolution
+from defenses.nets.defensegan.projection import Descent, backtrack, curvature, project
 
 GREY, COLOUR = Shape(1, 28, 28, 10), Shape(3, 32, 32, 5)
 TINY: dict[str, Any] = {"width": 0.04, "latent": 8, "net": "E", "net_width": 0.1, "restarts": 3, "steps": 12}
@@ -78,15 +79,15 @@ def test_networks_at_full_width_have_the_tables_numbers_of_parameters() -> None:
     assert count(gan.generator("released", 1, latent=128, width=1)) == 1_554_177
     assert count(gan.critic("released", 1, width=1)) == 1_030_145
     expected = {"A": 1_285_194, "B": 710_218, "C": 1_387_210, "D": 199_210, "E": 199_210, "F": 710_218}
-    nets: tuple[letters.Letter, ...] = ("A", "B", "C", "D", "E", "F")
-    assert {net: count(letters.build(net, GREY)) for net in nets} == expected
+    nets: tuple[classifiers.Letter, ...] = ("A", "B", "C", "D", "E", "F")
+    assert {net: count(classifiers.build(net, GREY)) for net in nets} == expected
 
 
 @pytest.mark.parametrize("net", ["A", "B", "C", "D", "E", "F"])
-def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: letters.Letter) -> None:
+def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: classifiers.Letter) -> None:
     rates = {"A": [0.25, 0.5], "B": [0.2, 0.5], "C": [0.25, 0.5], "D": [0.5], "E": [], "F": []}
     for shape in (GREY, COLOUR):
-        network = letters.build(net, shape, width=0.1)
+        network = classifiers.build(net, shape, width=0.1)
         assert network(images(2, shape).float()).shape == (2, shape.classes)
         assert [each.p for each in network if isinstance(each, nn.Dropout)] == rates[net]
         for layer in network:
@@ -99,7 +100,7 @@ def test_classifiers_take_either_size_and_drop_as_the_paper_says(net: letters.Le
 
 @pytest.mark.parametrize("kernel", [4, 5])
 def test_drawing_by_parities_is_the_transposed_convolution(kernel: int) -> None:
-    layer = Draw(6, 3, kernel).double()
+    layer = Deconvolution(6, 3, kernel).double()
     x = drawn(2, 6, 5, 4).requires_grad_()
     plain = conv_transpose2d(
         x, layer.weight, layer.bias, stride=2, padding=kernel - 3, output_padding=kernel - 4
@@ -173,7 +174,7 @@ def test_what_is_drawn_lies_in_the_box_and_uses_all_of_it(
 ) -> None:
     # T-dgan-5: sigmoid and tanh reach any value of [0, 1] and none outside.
     network = tiny(shape, architecture=architecture).generator
-    (last,) = (each for each in network if isinstance(each, Draw))
+    (last,) = (each for each in network if isinstance(each, Deconvolution))
     last.weight.data *= 1e4
     out = network(100 * drawn(50, 8))
     assert 0 <= out.min() < 1e-6
@@ -713,42 +714,36 @@ def test_weights_load_whatever_is_served() -> None:
 
 
 BAD = [
-    ({"restarts": 0}, "restarts must be 1 or more, found 0"),
-    ({"steps": 0}, "steps must be 1 or more, found 0"),
-    ({"iterations": 0}, "iterations must be 1 or more"),
-    ({"critic_steps": 0}, "critic_steps must be 1 or more"),
-    ({"batch": 0}, "batch must be 1 or more"),
-    ({"latent": 0}, "latent must be 1 or more"),
-    ({"width": 0.0}, "width must be above 0"),
-    ({"net_width": 0.0}, "net_width must be above 0"),
-    ({"lr": 0.0}, "lr must be above 0"),
-    ({"gan_lr": -1.0}, "gan_lr must be above 0"),
+    ({"restarts": 0}, "restarts: expected a number of 1 or more, found 0"),
+    ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+    ({"iterations": 0}, "iterations: expected a number of 1 or more"),
+    ({"critic_steps": 0}, "critic_steps: expected a number of 1 or more"),
+    ({"batch": 0}, "batch: expected a number of 1 or more"),
+    ({"latent": 0}, "latent: expected a number of 1 or more"),
+    ({"width": 0.0}, "width: expected a number above 0"),
+    ({"net_width": 0.0}, "net_width: expected a number above 0"),
+    ({"lr": 0.0}, "lr: expected a number above 0"),
+    ({"gan_lr": -1.0}, "gan_lr: expected a number above 0"),
     ({"momentum": 1.0}, "momentum must be at least 0 and below 1, found 1"),
-    ({"penalty": -1.0}, "penalty must not be negative"),
+    ({"penalty": -1.0}, "penalty: expected a number of 0 or more"),
     ({"classifier": "other", "trained_on": "reconstructions"}, "trained_on: reconstructions is for"),
 ]
 
 
 @pytest.mark.parametrize(("params", "sentence"), BAD, ids=[str(params) for params, _ in BAD])
 def test_what_cannot_be_is_refused_by_the_plan(params: dict[str, Any], sentence: str) -> None:
-    discover()
-    entry = DEFENSES["defensegan"]
-    assert entry.check is not None
-    entry.check(arguments(entry, {}), GREY)
+    ask("defensegan", GREY)
     with pytest.raises(InputError, match=sentence):
-        entry.check(arguments(entry, params), GREY)
+        ask("defensegan", GREY, **params)
 
 
 def test_a_generator_whose_size_is_not_the_datas_is_refused_by_the_plan() -> None:
-    discover()
-    entry = DEFENSES["defensegan"]
-    assert entry.check is not None
     with pytest.raises(InputError, match="draws images of 28x28, the data's are 8x8; set resize: 28"):
-        entry.check(arguments(entry, {}), Shape(1, 8, 8, 10))
+        ask("defensegan", Shape(1, 8, 8, 10))
     with pytest.raises(InputError, match=r"28x28, .* 32x32; .* or architecture: supplement"):
-        entry.check(arguments(entry, {}), COLOUR)
+        ask("defensegan", COLOUR)
     with pytest.raises(InputError, match="supplement generator draws images of 32x32, the data's are 28x28"):
-        entry.check(arguments(entry, {"architecture": "supplement"}), GREY)
+        ask("defensegan", GREY, architecture="supplement")
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
@@ -769,5 +764,5 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         with pytest.raises(InputError, match=f"expected a view of pixels, found '{codes}'"):
             tiny(classifier=tiny(), through=codes)
     for params in ({"steps": 0}, {"rate": 0.0}):
-        with pytest.raises(InputError, match="view backtrack"):
-            tiny().backtrack(**params)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"(steps|rate): expected a number (of 1 or more|above 0)"):
+            typed(DEFENSES["defensegan"].views["backtrack"], **params)

@@ -23,9 +23,6 @@ from torch import Tensor, nn
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
 from attacks.common.library_adapter import Guard
-from bench import catalogue, cli, execute, sources, spec
-from bench import plan as planning
-from attacks.common.wrapped import craft
 from bench import catalogue, cli, execute, planner, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs

@@ -116,8 +116,8 @@ def fit(model: Any, device: str = "cpu", note: Callable[[str], None] = lambda _:
 def plan(shape: Shape = SHAPE, **params: Any) -> None:
     """Check as the plan does: every parameter filled in."""
     entry = DEFENSES["module"]
-    assert entry.check is not None
-    entry.check(arguments(entry, {"build": "mylab.models:build", **params}), shape)
+    assert entry.check_params is not None
+    entry.check_params(arguments(entry, {"build": "mylab.models:build", **params}), shape)
 
 
 def trouble(call: Callable[..., Any], *args: Any, **params: Any) -> str:

@@ -14,7 +14,9 @@ from bench import InputError, Shape, Split, planner, resolve
 from bench.registry import DEFENSES, arguments, discover
 from bench.training import Trainer
 from defenses.abs import Abs
-from defenses.nets import vae, weights
+from defenses.nets import weights
+from defenses.nets.abs.autoencoders import Autoencoders
+from defenses.nets.abs.released import decoder_state
 from defenses.sdim import Sdim
 
 discover()
@@ -42,7 +44,7 @@ def _sdim(folder: Path) -> tuple[Shape, dict[str, Any], dict[str, Any]]:
 
 def _abs(folder: Path) -> tuple[Shape, dict[str, Any], dict[str, Any]]:
     files = []
-    stack = vae.Autoencoders(Shape(1, 28, 28, 1), "official", latent=8, width=1, encode=False).decoder
+    stack = Autoencoders(Shape(1, 28, 28, 1), "official", latent=8, width=1, encode=False).decoder
     for number in range(10):
         torch.manual_seed(number)
         named = {
@@ -96,8 +98,8 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         states.append(fitted(entry.make(shape, **params, **given), shape))
         by_schema = arguments(entry, {**params, **given})
         states.append(fitted(entry.make(shape, **by_schema), shape))
-        assert entry.check is not None
-        entry.check({**by_schema, **given}, shape)
+        assert entry.check_params is not None
+        entry.check_params({**by_schema, **given}, shape)
         filled = resolve.fill(entry, {**params, **given}, tmp_path)
         states.append(fitted(entry.make(shape, **arguments(entry, filled.params)), shape))
     # A task file names them from where it lies, wherever the run begins.
@@ -129,9 +131,9 @@ def test_what_reads_files_takes_text_too(tmp_path: Path) -> None:
     assert torch.equal(network.state_dict()["1.weight"], weights.read(file)["1.weight"])
     with pytest.raises(InputError, match=r"no such file: .*b\.safetensors; did you mean 'a\.safetensors'"):
         weights.read(str(tmp_path / "b.safetensors"))
-    _, _, released = _abs(tmp_path)
-    one = released["decoders"][0]
-    assert vae.decoder_state(str(one), 1).keys() == vae.decoder_state(one, 1).keys()
+    _, _, given = _abs(tmp_path)
+    one = given["decoders"][0]
+    assert decoder_state(str(one), 1).keys() == decoder_state(one, 1).keys()
 
 
 def test_a_single_decoder_is_one_file_and_no_row_of_letters(tmp_path: Path) -> None:

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask
 from safetensors.torch import save_file
 from torch import Tensor, autograd, nn
 from torch.distributions import Independent, Normal
 from torch.nn.functional import cross_entropy, relu
 
 from bench import Features, InputError, Shape, Split, TrainingError, objective, view_of
-from bench.registry import DEFENSES, arguments
+from bench.registry import DEFENSES
 from bench.testing import check_defense
 from bench.training import Trainer
-from defenses.nets import infomax, resnet8n
-from defenses.nets.infomax import Pairs, information_loss, margin_loss
-from defenses.nets.keeping import Kept
+from defenses.nets.sdim import encoder, infomax
+from defenses.nets.sdim.best_epoch import Kept
+from defenses.nets.sdim.infomax import Pairs, information_loss, margin_loss
 from defenses.sdim import Sdim
 from defenses.sdim_twin import SdimTwin
 
@@ -97,30 +98,30 @@ def test_parameters_are_as_many_as_counted(
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_encoder_has_8n_plus_2_layers(n: int) -> None:
-    encoder = resnet8n.Encoder(3, 7, n=n, width=0.125, head="linear")
-    layers = [each for each in encoder.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    network = encoder.Encoder(3, 7, n=n, width=0.125, head="linear")
+    layers = [each for each in network.modules() if isinstance(each, nn.Conv2d | nn.Linear)]
     assert len(layers) == 8 * n + 2
-    maps = encoder.maps(torch.rand(2, 3, 32, 32))
+    maps = network.maps(torch.rand(2, 3, 32, 32))
     assert maps.second.shape == (2, 8, 16, 16)
     assert maps.last.shape == (2, 32, 4, 4)
     assert maps.code.shape == (2, 7)
 
 
 def test_a_shortcut_takes_every_second_pixel_and_pads_channels() -> None:
-    block = resnet8n.Block(4, 8, 2).eval()
+    block = encoder.Block(4, 8, 2).eval()
     nn.init.zeros_(block.norm2.weight)  # Nothing but the shortcut is left.
     x = torch.rand(2, 4, 6, 6)
     out = block(x)
     assert not out[:, :2].any()
     assert not out[:, 6:].any()
     assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
-    plain = resnet8n.Block(4, 4, 1).eval()
+    plain = encoder.Block(4, 4, 1).eval()
     nn.init.zeros_(plain.norm2.weight)
     assert torch.equal(plain(x), x)
 
 
 def test_a_block_is_what_it_is_defined_as() -> None:
-    block = resnet8n.Block(4, 8, 2).double()
+    block = encoder.Block(4, 8, 2).double()
     x = drawn((5, 4, 6, 6))
     inner = torch.nn.functional.conv2d(x, block.conv1.weight, stride=2, padding=1)
     inner = (inner - inner.mean((0, 2, 3), True)) / (inner.var((0, 2, 3), False, keepdim=True) + 1e-5).sqrt()
@@ -132,8 +133,8 @@ def test_a_block_is_what_it_is_defined_as() -> None:
 
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.3])
 def test_any_width_can_be_built(width: float) -> None:
-    encoder = resnet8n.Encoder(1, 5, n=2, width=width, head="two-layer").eval()
-    assert encoder(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    network = encoder.Encoder(1, 5, n=2, width=width, head="two-layer").eval()
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 5)
 
 
 def test_initial_weights_are_kaimings_in_the_encoder_alone() -> None:
@@ -621,9 +622,7 @@ def test_the_twin_is_what_it_declares(head: str) -> None:
 
 def asked(name: str, shape: Shape = COLOUR, **params: Any) -> None:
     """Do what a plan does with the parameters."""
-    entry = DEFENSES[name]
-    assert entry.check is not None
-    entry.check(arguments(entry, params), shape)
+    ask(name, shape, **params)
 
 
 @pytest.mark.parametrize("name", ["sdim", "sdim-twin"])
@@ -641,11 +640,11 @@ def test_maps_must_be_those_of_32x32_images(name: str, side: tuple[int, int], la
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"n": 0}, "n must be at least 1 block to a stage, found 0"),
-        ({"width": 0.0}, "width must be positive, found 0.0"),
-        ({"epochs": 0}, "epochs must be at least 1, found 0"),
+        ({"n": 0}, "n: expected a number of 1 or more, found 0"),
+        ({"width": 0.0}, "width: expected a number above 0, found 0.0"),
+        ({"epochs": 0}, "epochs: .* 1 or more"),
         ({"batch": 1}, "batch must be at least 2"),
-        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": 0.0}, "lr: expected a number above 0"),
     ],
 )
 @pytest.mark.parametrize("name", ["sdim", "sdim-twin"])
@@ -657,9 +656,9 @@ def test_wrong_parameters_are_told(name: str, params: dict[str, Any], sentence: 
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"features": 0}, "features must be at least 1"),
-        ({"margin_gap": -1.0}, "margin_gap must be finite and not negative, found -1"),
-        ({"mi_weight": float("inf")}, "mi_weight must be finite"),
+        ({"features": 0}, "features: expected a number of 1 or more"),
+        ({"margin_gap": -1.0}, "margin_gap: expected a number of 0 or more, found -1"),
+        ({"mi_weight": float("inf")}, "mi_weight: expected a finite number, found inf"),
         ({"thresholds": "weights"}, "thresholds: those of weights: are asked for, and there are no weights"),
         ({"weights": "nowhere.safetensors"}, "weights: no such file"),
     ],

@@ -20,7 +20,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 
 from bench import states
 from bench.errors import DamagedError, InputError
-from bench.protocols import Split
+from bench.protocols import Shape, Split
+from bench.testing import check_defense
 from bench.training import Trainer
 
 CPU = torch.device("cpu")
@@ -205,6 +206,21 @@ OPTIMISERS: dict[str, Callable[[Any], Any]] = {
     "rprop": lambda each: torch.optim.Rprop(each, lr=0.05),
     "asgd": lambda each: torch.optim.ASGD(each, lr=0.05),
     "lbfgs": lambda each: torch.optim.LBFGS(each, lr=0.1, max_iter=3, history_size=4),
+    "lbfgs, searching": lambda each: torch.optim.LBFGS(each, line_search_fn="strong_wolfe", max_iter=4),
+    "lbfgs, tensor rate": lambda each: torch.optim.LBFGS(each, lr=torch.tensor(0.1), max_iter=3),
+    "tensor betas": lambda each: Adam(each, torch.tensor(0.05), (torch.tensor(0.9), torch.tensor(0.99))),
+    "tensor rate of one value": lambda each: SGD(each, lr=torch.tensor([0.1]), momentum=0.9),
+    "no momentum": lambda each: SGD(each, lr=0.1),
+    "fused": lambda each: Adam(each, lr=0.05, fused=True),
+    "adafactor": lambda each: torch.optim.Adafactor(each),
+    "adagrad": lambda each: torch.optim.Adagrad(each, lr=0.05),
+    "adamax": lambda each: torch.optim.Adamax(each, lr=0.05),
+    "adadelta": lambda each: torch.optim.Adadelta(each),
+    "radam": lambda each: torch.optim.RAdam(each, lr=0.05),
+}
+SPARSE: dict[str, Callable[[Any], Any]] = {
+    "sparse adam": lambda each: torch.optim.SparseAdam(each, lr=0.05),
+    "sparse momentum": lambda each: SGD(each, lr=0.1, momentum=0.9),
 }
 LEARNERS: dict[str, Learner] = {
     **{name: with_optimiser(make) for name, make in OPTIMISERS.items()},
@@ -227,6 +243,35 @@ def test_a_training_that_is_broken_off_after_any_epoch_ends_to_the_bit_as_one_th
         assert fitting.resumed == until
         assert fitting.notes == []
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_optimisers_of_sparse_gradients_go_on_to_the_bit(name: str, tmp_path: Path) -> None:
+    def ended(keep: Path | None, until: int | None = None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Embedding(8, 3, sparse=True)
+        optimiser = SPARSE[name](net.parameters())
+        fitting = trainer(keep)
+        for epoch in fitting.epochs(4, net, optimiser):
+            if epoch.number == until:
+                break
+            for x, y, _ in epoch.batches(5):
+                optimiser.zero_grad()
+                cross_entropy(net((8 * x[:, 0, 0, 0] + torch.rand(len(x))).long() % 8), y).backward()
+                optimiser.step()
+        return {key: value.clone() for key, value in net.state_dict().items()}
+
+    whole = ended(None)
+    for until in (1, 3):
+        ended(tmp_path / str(until), until)
+        resumed = ended(tmp_path / str(until))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "lbfgs", "sparse"])
+def test_a_defense_that_is_trained_by_any_optimiser_is_what_it_declares(optimiser: str) -> None:
+    """`check_defense` breaks the training off after every epoch, and compares what becomes of it."""
+    check_defense("toy/optimised", Shape(1, 3, 3, 3), optimiser=optimiser)
 
 
 @pytest.mark.gpu
@@ -318,8 +363,6 @@ def holding_itself() -> list[Any]:
         (lambda: None, "builtins.function"),
         (object(), "builtins.object"),
         (Path("x"), r"pathlib\.\w+"),
-        (torch.zeros(2).to_sparse(), r"torch\.Tensor"),
-        (torch.zeros(2, dtype=torch.complex128), r"torch\.Tensor"),
         (torch.zeros(2, device="meta"), r"torch\.Tensor"),
         (np.array(["a"]), r"numpy\.ndarray"),
         (np.array([object()]), r"numpy\.ndarray"),
@@ -351,6 +394,10 @@ def alike(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(alike(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, Tensor) and one.is_sparse:
+        halves = ((one._indices(), other._indices()), (one._values(), other._values()))
+        same = one.shape == other.shape and one.is_coalesced() == other.is_coalesced()
+        return same and all(alike(*each) for each in halves)
     if isinstance(one, Tensor):
         return (
             one.dtype == other.dtype
@@ -373,6 +420,12 @@ def test_values_of_every_kind_come_back_as_they_were(tmp_path: Path) -> None:
             torch.zeros(0, 3),
             torch.arange(6).view(2, 3).T,
             torch.tensor([True]),
+            torch.tensor([1 + 2j, math.inf * 1j], dtype=torch.complex128),
+            torch.tensor(1j, dtype=torch.complex128).conj(),
+            torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse(),
+            torch.sparse_coo_tensor(
+                torch.tensor([[1, 1]]), torch.tensor([0.1, 0.2]), (3,), check_invariants=True
+            ),
         ],
         "dotted.name": torch.ones(1),
         "dotted": {"name": torch.zeros(1, dtype=torch.bfloat16)},

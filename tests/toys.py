@@ -5,6 +5,7 @@ and what attacks do wrong (NaN, out of the box, out of the budget, a crash).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,55 @@ class Linear(nn.Module):
             energy=lambda z, x: (z.flatten(1) - x.flatten(1)).square().sum(1),
             classify=lambda z, x: self.linear(z.flatten(1)),
         )
+
+
+@defense("toy/optimised", readouts=("label",), version=1)
+class Optimised(nn.Module):
+    """A linear classifier that is trained by optimisers whose states are not plain tensors by parameter."""
+
+    def __init__(self, shape: Shape, *, optimiser: str = "adam") -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape.channels * shape.height * shape.width, shape.classes)
+        self.shift = nn.Embedding(1, shape.classes, sparse=optimiser == "sparse")
+        self.optimiser = optimiser
+
+    def logits(self, x: Images) -> Tensor:
+        return self.linear(x.flatten(1)) + self.shift(torch.zeros(len(x), dtype=torch.long, device=x.device))
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        match self.optimiser:
+            case "lbfgs":
+                return [torch.optim.LBFGS(self.parameters(), lr=torch.tensor(0.1), max_iter=3)]
+            case "sparse":
+                shift = torch.optim.SGD(self.shift.parameters(), lr=0.1, momentum=0.9)
+                return [torch.optim.SGD(self.linear.parameters(), lr=torch.tensor(0.1)), shift]
+            case _:
+                return [torch.optim.Adam(self.parameters(), lr=torch.tensor(0.05))]
+
+    def _loss(self, x: Images, y: Labels) -> float:
+        self.zero_grad()
+        loss = cross_entropy(self.logits(x), y)
+        loss.backward()
+        return float(loss.detach())
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        first, *others = self._optimisers()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(first, 0.9)
+        for epoch in fitting.epochs(4, self, first, *others, schedule):
+            for x, y, noise in epoch.batches(16):
+                shown = x + 0.01 * noise.normal(tuple(x.shape[1:]))
+                loss = first.step(partial(self._loss, shown, y))
+                epoch.report(torch.tensor(loss))
+                for each in others:
+                    each.step()
+            schedule.step()
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        return Decision.of(self.logits(x))
+
+    @view("logits", reads=("label",))
+    def _logits(self) -> View:
+        return View(self.logits)
 
 
 @defense("toy/bounded", readouts=("plain", "reject"), version=1)

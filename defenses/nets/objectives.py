@@ -1,6 +1,6 @@
 """What plain classifiers are trained for: clean images, attacked ones (Madry et al.), or both (TRADES)."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, autograd, nn
@@ -16,15 +16,38 @@ NOISE = 0.001
 Start: TypeAlias = Literal["gaussian", "uniform"]
 
 
+class Ascent(NamedTuple):
+    """How TRADES looks for a point at which the prediction differs: by signed steps up the divergence."""
+
+    threat: Threat
+    """The linf ball around the clean image that steps are projected on."""
+    steps: int
+    """Number of steps, 0 or more."""
+    step: float
+    """Length of a step, in [0, 1] units of the images."""
+    start: Start
+    """``gaussian``: x plus 0.001 N(0, 1), which as released is not projected; ``uniform``: in the ball."""
+    mode: Mode = "eval"
+    """Mode of batch normalisation and dropout meanwhile."""
+
+
 def standard(network: nn.Module) -> Objective:
-    """Return the cross-entropy of the images as they come."""
+    """Return the objective of standard training, the cross-entropy of the images as they come.
+
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+    """
     return lambda x, y, noise: cross_entropy(network(x), y)
 
 
 def madry(network: nn.Module, attack: Attack, threat: Threat, *, mode: Mode) -> Objective:
-    """Return the cross-entropy of attacked images alone (Madry et al. 2018, arXiv:1706.06083).
+    """Return the cross-entropy of attacked images alone (Madry et al. 2018, arXiv:1706.06083, equation 2.1).
 
-    The network is in `mode` while it is attacked; no gradient flows through what the attack makes.
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+        attack: makes the images; no gradient flows through what it makes.
+        threat: norm and radius of the attack.
+        mode: mode of batch normalisation and dropout while the network is attacked.
     """
 
     def loss(x: Images, z: Images | None, y: Labels) -> Tensor:
@@ -35,24 +58,25 @@ def madry(network: nn.Module, attack: Attack, threat: Threat, *, mode: Mode) -> 
 
 def trades(
     network: nn.Module,
-    threat: Threat,
+    ascent: Ascent,
     *,
     beta: float,
-    steps: int,
-    step: float,
-    start: Start,
-    mode: Mode,
     detach_target: bool,
     clean_forwards: Literal[1, 2],
 ) -> Objective:
     """Return CE(x) + beta · mean KL(p(x) || p(x')) (Zhang et al. 2019, arXiv:1901.08573, equation 5).
 
-    x' is `ascend`'s. With two `clean_forwards`, the divergence has a forward pass of the clean images to
-    itself, after that of x': it moves running statistics once more, and drops other units out.
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+        ascent: how x' is found, see `ascend`.
+        beta: weight of the divergence, 0 or more.
+        detach_target: hold p(x) of the divergence fixed.
+        clean_forwards: with 2, the divergence has a forward pass of the clean images to itself, after that
+            of x': it moves running statistics once more, and drops other units out.
     """
 
     def objective(x: Images, y: Labels, noise: Randomness) -> Tensor:
-        z = ascend(network, x, threat, noise, steps=steps, step=step, start=start, mode=mode)
+        z = ascend(network, x, noise, ascent)
         clean = network(x)
         other = network(z)
         target = network(x) if clean_forwards == 2 else clean
@@ -63,42 +87,44 @@ def trades(
     return objective
 
 
-def ascend(
-    network: nn.Module,
-    x: Images,
-    threat: Threat,
-    noise: Randomness,
-    *,
-    steps: int,
-    step: float,
-    start: Start,
-    mode: Mode = "eval",
-) -> Images:
-    """Climb KL(p(x) || p(x')) by signed steps, each projected on the linf ball and the box.
+def ascend(network: nn.Module, x: Images, noise: Randomness, ascent: Ascent) -> Images:
+    """Return points of the ball at which KL(p(x) || p(x')) is large, by projected signed steps.
 
-    The start is x plus 0.001 N(0, 1), which as released is not projected, or a point drawn uniformly
-    from the ball. The prediction of x is made once: the released code makes it anew in every step, and
-    without dropout and running statistics it is the same.
+    The prediction of x is made once: the released code makes it anew in every step, and without dropout and
+    running statistics it is the same.
+
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+        x: the clean images (N, C, H, W) in [0, 1].
+        noise: draws for these images.
+        ascent: ball, steps and start.
+
+    Returns:
+        Images (N, C, H, W), in the ball and the box but for a Gaussian start without a step.
     """
-    shape = tuple(x.shape[1:])
-    if start == "gaussian":
+    shape, threat = tuple(x.shape[1:]), ascent.threat
+    if ascent.start == "gaussian":
         z = x + NOISE * noise.normal(shape)
     else:
         z = threat.project(x, x + noise.uniform(shape, -threat.radius, threat.radius))
-    with frozen(network, mode):
+    with frozen(network, ascent.mode):
         with torch.no_grad():
             target = network(x)
-        for _ in range(steps):
+        for _ in range(ascent.steps):
             with torch.enable_grad():
                 z.requires_grad_()
                 # Summed, not meant: an image's steps do not depend on how many there are.
                 (gradient,) = autograd.grad(divergence(target, network(z)).sum(), z)
-            z = threat.project(x, z.detach() + step * gradient.sign())
+            z = threat.project(x, z.detach() + ascent.step * gradient.sign())
     return z
 
 
 def divergence(target: Tensor, other: Tensor) -> Tensor:
-    """Return KL(softmax(target) || softmax(other)) of logits (N, K): (N,).
+    """Return KL(softmax(target) || softmax(other)) of each row, (N,) in nats.
+
+    Args:
+        target: logits (N, K) of the first distribution.
+        other: logits (N, K) of the second.
 
     Value and gradients are exact however far a class leads, where those of softmaxes end with the digits of
     1; with equal logits the value and the gradient to `other` are zero to the last bit, as on paper: what

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from bench import Images, Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 
 class ResNet18(nn.Module):
@@ -12,6 +12,10 @@ class ResNet18(nn.Module):
 
     The stages have 64, 128, 256 and 512 channels and strides 1, 2, 2 and 2; no first pooling, so that
     32x32 images leave a map of 4x4. Images are taken as they are, in [0, 1].
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        width: factor of the number of channels, above 0.
     """
 
     def __init__(self, shape: Shape, *, width: float = 1.0) -> None:
@@ -28,14 +32,24 @@ class ResNet18(nn.Module):
         self.linear = nn.Linear(channels, shape.classes)
 
     def forward(self, x: Images) -> Tensor:
-        """Return logits (N, K)."""
+        """Return logits (N, K).
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+        """
         features = self.blocks(relu(self.norm(self.conv(x))))
         logits: Tensor = self.linear(features.mean((2, 3)))
         return logits
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation beside a shortcut, which is 1x1 where shapes change."""
+    """Two 3x3 convolutions with batch normalisation beside a shortcut, which is 1x1 where shapes change.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: 1 or 2.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 SMALLCNN_LEAST = 16
 LENET_LEAST = 12
@@ -18,6 +18,10 @@ def smallcnn(shape: Shape, *, width: float = 1.0) -> nn.Sequential:
     All kernels are 3x3 without padding, so that images of 28x28 leave 4x4. Convolutions start from
     Kaiming's normal distribution with biases of PyTorch's default; the last layer starts at zero: before
     the first step, logits and input gradients are exactly 0, and an attack does not move.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        width: factor of channels and hidden units, above 0.
     """
     first, second, units = (scaled_width(each, width) for each in (32, 64, 200))
     height, breadth = (((side - 4) // 2 - 4) // 2 for side in (shape.height, shape.width))
@@ -57,6 +61,10 @@ def lenet(shape: Shape, *, width: float = 1.0) -> nn.Sequential:
     As in ME-Net's code for 32x32, without padding. API-Net does not say what its LeNet on MNIST is
     (D-41): on images whose shorter side is less than 32, the first convolution is padded by 2 pixels, so
     that 28x28 leaves the same 5x5 as 32x32.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        width: factor of channels and hidden units, above 0.
     """
     first, second = (scaled_width(each, width) for each in (6, 16))
     third, fourth = (scaled_width(each, width) for each in (120, 84))

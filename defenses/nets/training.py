@@ -1,20 +1,16 @@
 """How networks are trained here: one loop, what it is told, and attacks on the network in training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import SGD, Adam, Optimizer
 
-from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomness, Threat, Use, View
-from defenses.nets.layers import Linear
-
-PGD = Use("pgd", {"steps": 7, "step": 0.0355, "start": "uniform", "keep": "last", "drop": False})
-"""The inner attack of CNN-F on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""
+from bench import Attack, Crafted, Fitting, Images, InputError, Labels, Randomness, Threat, View
 
 Objective: TypeAlias = Callable[[Images, Labels, Randomness], Tensor]
 """The loss of a batch, a scalar: of its images (augmented, if they are), labels, and draws for them."""
@@ -30,20 +26,35 @@ Mode: TypeAlias = Literal["eval", "train"]
 
 
 def constant(step: int, total: int) -> float:
-    """Return 1."""
+    """Return 1.
+
+    Args:
+        step: the step, from 0.
+        total: number of all steps.
+    """
     return 1.0
 
 
 def polynomial(step: int, total: int) -> float:
-    """Return a factor that falls from 1 to 0, with power 0.9."""
+    """Return a factor that falls from 1 to 0, with power 0.9.
+
+    Args:
+        step: the step, from 0.
+        total: number of all steps.
+    """
     return float((1 - step / total) ** 0.9)
 
 
 def staged(epochs: int, milestones: Sequence[int], warmup: int = 0) -> Schedule:
-    """Return a schedule that changes between epochs: a tenth after each milestone, in epochs done.
+    """Return a schedule that changes between epochs: the rate falls to a tenth after each milestone.
 
     In the first `warmup` epochs the rate is 1/3 of what it would be, and then rises linearly, epoch by
     epoch: with three, it is 1/3, 5/9, 7/9, then 1.
+
+    Args:
+        epochs: epochs of the whole training.
+        milestones: epochs done after which the rate falls to a tenth, rising.
+        warmup: first epochs in which the rate rises, 0 or more.
     """
 
     def factor(step: int, total: int) -> float:
@@ -71,14 +82,16 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float | None = None
     """The norm that gradients are clipped to, all together; None: they are not."""
-    double_decay: bool = False
-    """Weights of a feedback network's fully connected layers decay twice (D-39)."""
+    double_decay: tuple[type[nn.Module], ...] = ()
+    """Kinds of layer whose `weight` decays twice (D-39)."""
 
     def optimiser_of(self, model: nn.Module) -> Optimizer:
-        """Return SGD or Adam over the parameters that are learned."""
-        doubled = {
-            id(each.weight) for each in model.modules() if isinstance(each, Linear) and self.double_decay
-        }
+        """Return SGD or Adam over the parameters that are learned.
+
+        Args:
+            model: what is trained.
+        """
+        doubled = {id(each.weight) for each in model.modules() if isinstance(each, self.double_decay)}
         groups = [
             {
                 "params": [each for each in _learned(model) if (id(each) in doubled) is twice],
@@ -92,24 +105,23 @@ class Recipe:
         return SGD(groups, lr=self.rate(0, 1), momentum=self.momentum)
 
     def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of a step."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: the step, from 0.
+            total: number of all steps.
+        """
         return self.lr * self.schedule(step, total)
 
 
-def check(params: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a training cannot be run so; parameters that are not there are not asked."""
-    for name in ("epochs", "batch", "steps"):
-        if name in params and params[name] < 1:
-            raise InputError(f"{name} must be at least 1, found {params[name]}")
-    for name in ("weight_decay", "momentum", "clip", "radius", "beta", "warmup"):
-        if params.get(name) is not None and not params[name] >= 0:
-            raise InputError(f"{name} must not be negative, found {params[name]}")
-    for name in ("lr", "step"):
-        if params.get(name) is not None and not params[name] > 0:
-            raise InputError(f"{name} must be positive, found {params[name]}")
-    milestones = list(params.get("milestones", ()))
-    if milestones != sorted(set(milestones)) or any(each < 1 for each in milestones):
-        raise InputError(f"milestones must be numbers of epochs, from 1 and rising, found {milestones}")
+def check_milestones(milestones: Sequence[int]) -> None:
+    """Raise `InputError` where epochs after which the rate falls do not rise.
+
+    Args:
+        milestones: numbers of epochs done, each 1 or more.
+    """
+    if list(milestones) != sorted(set(milestones)):
+        raise InputError(f"milestones must be numbers of epochs that rise, found {list(milestones)}")
 
 
 def train(
@@ -124,9 +136,18 @@ def train(
     """Train a model, epoch by epoch, and leave it in evaluation mode.
 
     A step depends on its number alone, so that a training that is resumed ends the same. Batches of
-    less than `fewest` images are left out: batch normalisation of single values needs two (`fewest_of`);
-    an epoch of nothing else raises `InputError`. `ended` is told the mean loss of each epoch before its
-    state is saved.
+    less than `fewest` images are left out: batch normalisation of single values needs two.
+
+    Args:
+        model: what is trained.
+        fitting: gives epochs and batches.
+        objective: the loss of a batch.
+        recipe: epochs, batches, optimiser and schedule.
+        fewest: images that a batch must have, see `fewest_of`; smaller ones are left out.
+        ended: told the mean loss of each epoch before its state is saved.
+
+    Raises:
+        InputError: an epoch has no batch of `fewest` images.
     """
     optimiser = recipe.optimiser_of(model)
     steps = fitting.steps(recipe.batch, drop_last=recipe.drop_last)
@@ -158,7 +179,11 @@ def train(
 
 
 def fewest_of(model: nn.Module) -> int:
-    """Return how many images a batch must have: with batch normalisation two, of one has no deviation."""
+    """Return how many images a batch must have: with batch normalisation two, of one has no deviation.
+
+    Args:
+        model: any module.
+    """
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return 2 if any(isinstance(each, norms) for each in model.modules()) else 1
 
@@ -173,6 +198,13 @@ def attacked(
     """Return the objective of adversarial training: `loss` of images and what `attack` makes of them.
 
     Without an attack, that of standard training.
+
+    Args:
+        network: images (N, C, H, W) to logits (N, K).
+        loss: of clean images, attacked ones and labels.
+        attack: what attacks each batch; None trains on clean images alone.
+        threat: norm and radius of the attack.
+        mode: mode of batch normalisation and dropout while the network is attacked.
     """
 
     def objective(x: Images, y: Labels, noise: Randomness) -> Tensor:
@@ -192,7 +224,17 @@ def craft(
     *,
     mode: Mode = "eval",
 ) -> Images:
-    """Attack the network's plain forward pass, without gradients of parameters; its dtype may be any."""
+    """Attack the network's plain forward pass, without gradients of parameters; its dtype may be any.
+
+    Args:
+        attack: what attacks.
+        network: images (N, C, H, W) to logits (N, K).
+        x: images (N, C, H, W) in [0, 1].
+        y: labels (N,).
+        threat: norm and radius.
+        noise: draws for these images.
+        mode: mode of batch normalisation and dropout meanwhile.
+    """
 
     def logits(z: Tensor) -> Tensor:
         answer: Tensor = network(z)
@@ -205,7 +247,12 @@ def craft(
 
 @contextmanager
 def frozen(network: nn.Module, mode: Mode = "eval") -> Iterator[None]:
-    """Put a network in evaluation mode (or in another) with fixed parameters, and back."""
+    """Put a network in evaluation mode (or in another) with fixed parameters, and back.
+
+    Args:
+        network: any module.
+        mode: ``eval``, or ``train``.
+    """
     modes = [(each, each.training) for each in network.modules()]
     flags = [(each, each.requires_grad) for each in network.parameters()]
     network.train(mode == "train").requires_grad_(False)
@@ -223,6 +270,11 @@ def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
 
     Black is 0, which is -1 to CNN-F's networks, as in the released code: its border is added before
     scaling.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+        noise: draws for these images.
+        border: width of the border in pixels, 0 or more.
     """
     count, _, height, width = x.shape
     flipped = noise.integers((), 2).bool()
@@ -233,38 +285,3 @@ def augmented(x: Images, noise: Randomness, border: int = 4) -> Images:
     image = torch.arange(count, device=x.device)[:, None, None]
     cut = pad(x, [border] * 4)[image, :, rows[:, :, None], columns[:, None, :]]
     return cut.permute(0, 3, 1, 2).contiguous()
-
-
-def feedback_recipe(
-    *,
-    training: Literal["adversarial", "standard"],
-    epochs: int,
-    batch: int,
-    drop_last: bool,
-    augment: bool,
-    lr: float | None,
-    weight_decay: float,
-    momentum: float,
-    clip: float,
-    double_decay: bool = False,
-) -> Recipe:
-    """Return the recipe of CNN-F and its feed-forward twin (Huang et al. 2020, section 3).
-
-    Adversarial training has SGD, gradients clipped, and a rate that falls polynomially from 0.05;
-    standard training has Adam at a constant 0.001, nothing clipped and no decay doubled.
-    """
-    adversarial = training == "adversarial"
-    usual = 0.05 if adversarial else 1e-3
-    return Recipe(
-        epochs=epochs,
-        batch=batch,
-        drop_last=drop_last,
-        augment=augment,
-        optimiser="sgd" if adversarial else "adam",
-        lr=usual if lr is None else lr,
-        schedule=polynomial if adversarial else constant,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        clip=clip if adversarial else None,
-        double_decay=double_decay and adversarial,
-    )

@@ -34,6 +34,9 @@ def check(file: Path | str) -> Literal["safetensors", "checkpoint"]:
 
     A checkpoint is a file of `torch.save` that holds nothing but tensors and plain values. Of its pickle
     nothing is run here.
+
+    Args:
+        file: the file.
     """
     file = Path(file)
     try:
@@ -69,8 +72,18 @@ def check(file: Path | str) -> Literal["safetensors", "checkpoint"]:
 def fill(network: nn.Module, file: Path | str, prefix: str = "", key: str = "") -> list[str]:
     """Load a file's weights into a network; every name, shape and kind of number must fit.
 
-    With a prefix, only the names that begin with it count, less the prefix; with a key, only the state dict
-    under it. Returns a sentence for each thing that a reader of the numbers should know.
+
+    Args:
+        network: what is filled.
+        file: safetensors, or a checkpoint.
+        prefix: what names must begin with; they are taken less that.
+        key: the dotted keys that lead to the state dict in a checkpoint; empty: the only one that fits.
+
+    Returns:
+        A sentence for each thing that a reader of the numbers should know.
+
+    Raises:
+        InputError: the file is damaged, or a name, shape or kind of number does not fit.
     """
     file = Path(file)
     own = network.state_dict()
@@ -97,9 +110,15 @@ def fill(network: nn.Module, file: Path | str, prefix: str = "", key: str = "") 
 
 
 def cast(file: Path, name: str, value: Tensor, own: Tensor) -> Tensor:
-    """Return a tensor of a file as the network has it; raise where that would be another number.
+    """Return a tensor of a file as the network has it; raise `InputError` where that would be another number.
 
     Floats of 16, 32 and 64 bits become each other. Everything else keeps its value or is refused.
+
+    Args:
+        file: where the tensor is from, for messages.
+        name: its name there.
+        value: the tensor.
+        own: the network's tensor of that name.
     """
     where = f"weights: {file}: {name} is {_kind(value)}"
     if value.layout != torch.strided:
@@ -121,7 +140,13 @@ def cast(file: Path, name: str, value: Tensor, own: Tensor) -> Tensor:
 
 
 def conversions(file: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each kind of number that was converted."""
+    """Return a sentence for each kind of number that was converted.
+
+    Args:
+        file: where the tensors are from.
+        state: the file's tensors by name.
+        own: the network's tensors by name.
+    """
     found: dict[str, list[str]] = {}
     for name, value in state.items():
         if value.dtype != own[name].dtype:
@@ -138,7 +163,11 @@ def _kind(value: Tensor) -> str:
 
 
 def read(file: Path | str) -> dict[str, Tensor]:
-    """Return the tensors of a file by name: a state dict, or the only one in a checkpoint."""
+    """Return the tensors of a file by name: a state dict, or the only one in a checkpoint.
+
+    Args:
+        file: the file.
+    """
     found = _states(Path(file))
     if len(found) > 1:
         raise InputError(

@@ -16,7 +16,7 @@ from bench.noise import Noise
 from bench.protocols import Images, Shape, Threat
 from bench.registry import DEFENSES
 from defenses.defensegan import DefenseGan
-from defenses.nets.projection import ROWS, project
+from defenses.nets.defensegan.projection import ROWS, project
 
 SHAPE, RESTARTS = Shape(1, 28, 28, 10), 10
 

@@ -8,10 +8,9 @@ from torch import Tensor, autograd, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bench import Images, InputError, Shape
-from defenses.nets import dcgan
-from defenses.nets.chains import scaled_width
-from defenses.nets.deconv import Draw
-from defenses.nets.layers import channels_last
+from defenses.nets.common import channels_last, scaled_width
+from defenses.nets.defensegan import dcgan
+from defenses.nets.defensegan.deconvolution import Deconvolution
 
 Architecture: TypeAlias = Literal["released", "supplement"]
 
@@ -20,7 +19,12 @@ SIDES: dict[Architecture, int] = {"released": 28, "supplement": dcgan.SIDE}
 
 
 class Rows(nn.Module):
-    """Vectors to maps that lie channel by channel within a pixel, as convolutions on a CPU want them."""
+    """Vectors to maps that lie channel by channel within a pixel, as convolutions on a CPU want them.
+
+    Args:
+        channels: channels of a map.
+        side: of a map, which is square.
+    """
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
@@ -39,8 +43,13 @@ class Unit(nn.Module):
         return (x + 1) / 2
 
 
-def check(architecture: Architecture, shape: Shape, *, latent: int, width: float) -> None:
-    """Raise `InputError` where a generator cannot be built, or its images are not of the data's size."""
+def check_shape(architecture: Architecture, shape: Shape) -> None:
+    """Raise `InputError` where a generator's images are not of the data's size.
+
+    Args:
+        architecture: of the generator.
+        shape: channels, height, width and classes of the data.
+    """
     side = SIDES[architecture]
     if (shape.height, shape.width) != (side, side):
         raise InputError(
@@ -48,10 +57,6 @@ def check(architecture: Architecture, shape: Shape, *, latent: int, width: float
             f"{shape.height}x{shape.width}; set resize: {side} where the data is named"
             + "".join(f", or architecture: {other}" for other in SIDES if _fits(other, shape))
         )
-    if latent < 1:
-        raise InputError(f"latent must be 1 or more, found {latent}")
-    if not 0 < width < math.inf:
-        raise InputError(f"width must be above 0, found {width:g}")
 
 
 def _fits(architecture: Architecture, shape: Shape) -> bool:
@@ -59,11 +64,18 @@ def _fits(architecture: Architecture, shape: Shape) -> bool:
 
 
 def generator(architecture: Architecture, channels: int, *, latent: int, width: float) -> nn.Sequential:
-    """Return a generator, untrained: latents (N, latent) to images (N, channels, H, W) in [0, 1].
+    """Build a generator, untrained.
 
-    ``released`` is that of the code for MNIST (28x28, no batch normalisation), ``supplement`` that of
-    Chen, Xie and Zhu (32x32), whose layers start from PyTorch's defaults, as their start is not stated.
-    `width` scales channels.
+    Args:
+        architecture: ``released`` is that of the code for MNIST (28x28, no batch normalisation),
+            ``supplement`` that of Chen, Xie and Zhu (32x32), whose layers start from PyTorch's defaults, as
+            their start is not stated.
+        channels: channels of the images.
+        latent: dimensions of a latent, 1 or more.
+        width: factor of the number of channels, above 0.
+
+    Returns:
+        A network of latents (N, latent) to images (N, channels, H, W) in [0, 1].
     """
     if architecture == "supplement":
         return nn.Sequential(*dcgan.decoder(latent, channels, width), Unit())
@@ -77,14 +89,23 @@ def generator(architecture: Architecture, channels: int, *, latent: int, width: 
         nn.ReLU(),
         nn.ConvTranspose2d(second, third, 5, stride=2, padding=2, output_padding=1),
         nn.ReLU(),
-        Draw(third, channels, 5),
+        Deconvolution(third, channels, 5),
         nn.Sigmoid(),
     )
     return _started(network)
 
 
 def critic(architecture: Architecture, channels: int, *, width: float) -> nn.Sequential:
-    """Return a critic, untrained: images in the architecture's own units (`native`) to (N, 1)."""
+    """Build a critic, untrained.
+
+    Args:
+        architecture: that of the generator.
+        channels: channels of the images.
+        width: factor of the number of channels, above 0.
+
+    Returns:
+        A network of images in the architecture's own units (`native`) to (N, 1).
+    """
     if architecture == "supplement":
         return dcgan.encoder(channels, 1, width)
     first, second, third = (scaled_width(each, width) for each in (64, 128, 256))
@@ -102,7 +123,12 @@ def critic(architecture: Architecture, channels: int, *, width: float) -> nn.Seq
 
 
 def native(architecture: Architecture, x: Images) -> Tensor:
-    """Return images of [0, 1] in the units that the critic and its gradient penalty are made for."""
+    """Return images in the units that the critic and its gradient penalty are made for.
+
+    Args:
+        architecture: ``released`` has [0, 1], ``supplement`` [-1, 1].
+        x: images (N, C, H, W) in [0, 1].
+    """
     return x if architecture == "released" else 2 * x - 1
 
 
@@ -131,8 +157,14 @@ def _started(network: nn.Sequential) -> nn.Sequential:
 def penalty(judge: nn.Module, real: Tensor, fake: Tensor, along: Tensor) -> Tensor:
     """Return the gradient penalty E (||grad D(x)|| - 1)^2, a scalar that can be differentiated.
 
-    x lies between `real` and `fake`, `along` (N, 1, 1, 1) of the way. The norm is that of an example's full
-    gradient (Gulrajani et al. 2017, arXiv:1704.00028), not of one of its axes (D-26).
+    The norm is that of an example's full gradient (Gulrajani et al. 2017, arXiv:1704.00028, equation 3), not
+    of one of its axes (D-26).
+
+    Args:
+        judge: the critic.
+        real: images (N, C, H, W) in the critic's units.
+        fake: as many images of the generator.
+        along: how far x lies on the way from `real` to `fake`, (N, 1, 1, 1) in [0, 1].
     """
     x = torch.lerp(real, fake, along).detach().requires_grad_()
     (gradient,) = autograd.grad(judge(x).sum(), x, create_graph=True)
@@ -142,7 +174,17 @@ def penalty(judge: nn.Module, real: Tensor, fake: Tensor, along: Tensor) -> Tens
 
 
 def critic_loss(judge: nn.Module, real: Tensor, fake: Tensor, along: Tensor, weight: float) -> Tensor:
-    """Return E D(fake) - E D(real) + `weight` times the gradient penalty, a scalar."""
+    """Return E D(fake) - E D(real) + `weight` times the gradient penalty, a scalar.
+
+    Source: Gulrajani et al. 2017, arXiv:1704.00028, equation 3.
+
+    Args:
+        judge: the critic.
+        real: images (N, C, H, W) in the critic's units.
+        fake: as many images of the generator.
+        along: where the penalty is taken, see `penalty`.
+        weight: of the penalty, 0 or more.
+    """
     # One pass for both: nothing in a critic joins images.
     of_real, of_fake = judge(torch.cat((real, fake))).split([len(real), len(fake)])
     gap: Tensor = of_fake.mean() - of_real.mean()
@@ -154,7 +196,10 @@ def fused(network: nn.Module) -> nn.Module:
     """Return a generator in its evaluation form, for many passes: the same map with fewer layers.
 
     Batch normalisation is folded into the transposed convolution before it, and one on a single pixel is
-    a matrix product. What is not a chain of layers is returned as it is.
+    a matrix product.
+
+    Args:
+        network: the generator; one that is no chain of layers is returned as it is.
     """
     if not isinstance(network, nn.Sequential):
         return network

@@ -5,17 +5,22 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 Letter: TypeAlias = Literal["A", "B", "C", "D", "E", "F"]
 
 
 def build(net: Letter, shape: Shape, *, width: float = 1.0) -> nn.Sequential:
-    """Return a classifier of images (N, C, H, W) in [0, 1], untrained; `width` scales its hidden layers.
+    """Build a classifier of images (N, C, H, W) in [0, 1], untrained.
 
     Dropout has the rates of the paper. The released code hands them to a function that takes them as the
     share to keep, so that 0.2 drops 80 percent (D-45). Kernels start as Gaussian ones of norm 1 for each
     output, biases as 0.
+
+    Args:
+        net: the classifier.
+        shape: channels, height, width and classes of the data.
+        width: factor of the hidden layers' channels and units, above 0.
     """
     few, many, flat, wide = (scaled_width(each, width) for each in (64, 128, 128, 200))
     size = shape.channels * shape.height * shape.width

@@ -20,6 +20,8 @@ from torch.nn.functional import (
     relu,
 )
 
+from defenses.nets.common import channels_last, straight
+
 EPSILON = 1e-8
 """What is added to the mean square before the root, in every normalisation."""
 
@@ -70,11 +72,23 @@ class Layer(nn.Module):
     """An operator with a forward and a feedback form; calling it is the feed-forward network's form."""
 
     def advance(self, x: Tensor, seen: Seen, rule: Rule) -> tuple[Tensor, State]:
-        """Return the output and the state; `seen` is None in the first pass."""
+        """Return the output and the state; `seen` is None in the first pass.
+
+        Args:
+            x: features (N, C, H, W).
+            seen: what the layer has seen of the last feedback; None in the first pass.
+            rule: how passes after the first are made.
+        """
         return self(x), None
 
     def feedback(self, u: Tensor, state: State, rule: Rule) -> tuple[Tensor, Seen]:
-        """Return the feedback at the input, and what the layer has seen, for `u` at the output."""
+        """Return the feedback at the input, and what the layer has seen, for `u` at the output.
+
+        Args:
+            u: the feedback at the output.
+            state: of the forward pass before, as `advance` returned it.
+            rule: how passes after the first are made.
+        """
         return u, None
 
 
@@ -82,6 +96,12 @@ class Conv(Layer):
     """A convolution without bias; in feedback, the transposed one with the same weight.
 
     Sides must be even where the stride is 2.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        kernel: side of the kernel, odd.
+        stride: 1 or 2.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
@@ -107,7 +127,12 @@ class Conv(Layer):
 
 
 class Linear(Layer):
-    """A linear map with bias; in feedback, the transposed one, without."""
+    """A linear map with bias; in feedback, the transposed one, without.
+
+    Args:
+        inputs: units of the input.
+        outputs: units of the output.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -125,7 +150,12 @@ class Linear(Layer):
 
 
 class Norm(Layer):
-    """`normalise`, then a bias for each channel; the feedback passes unchanged."""
+    """`normalise`, then a bias for each channel; the feedback passes unchanged.
+
+    Args:
+        channels: channels of the input.
+        epsilon: added to the mean square before the root, above 0.
+    """
 
     def __init__(self, channels: int, epsilon: float = EPSILON) -> None:
         super().__init__()
@@ -141,8 +171,10 @@ class Norm(Layer):
 class FeedbackNorm(Layer):
     """`normalise` in feedback; the forward pass goes through unchanged.
 
-    `constant`: below an average pooling every channel is constant, and all that is left of it is its
-    sign. A smoothed rule replaces that in the backward pass.
+    Args:
+        epsilon: added to the mean square before the root, above 0.
+        constant: whether it lies below an average pooling, where every channel is constant and all that is
+            left of it is its sign; a smoothed rule replaces that in the backward pass.
     """
 
     def __init__(self, epsilon: float = EPSILON, *, constant: bool = False) -> None:
@@ -239,7 +271,12 @@ class AdaPool(Layer):
 
 
 class AveragePool(Layer):
-    """The mean of each plane; in feedback, its copy at every position (not divided by their number)."""
+    """The mean of each plane; in feedback, its copy at every position (not divided by their number).
+
+    Args:
+        height: of a plane.
+        width: of a plane.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -255,7 +292,13 @@ class AveragePool(Layer):
 
 
 class Flatten(Layer):
-    """Planes to one vector, and back."""
+    """Planes to one vector, and back.
+
+    Args:
+        channels: number of planes.
+        height: of a plane.
+        width: of a plane.
+    """
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
@@ -271,7 +314,12 @@ class Flatten(Layer):
 
 
 def normalise(u: Tensor, epsilon: float = EPSILON) -> Tensor:
-    """Return each plane of (N, C, H, W) over its root mean square; no mean is taken off (D-01)."""
+    """Return each plane of (N, C, H, W) over its root mean square; no mean is taken off (D-01).
+
+    Args:
+        u: planes (N, C, H, W).
+        epsilon: added to the mean square before the root, above 0.
+    """
     out: Tensor = _Normalise.apply(u, None, epsilon)
     return out
 
@@ -306,39 +354,32 @@ def _scale(u: Tensor, epsilon: float) -> Tensor:
 
 
 def gated(x: Tensor, gate: Gate) -> Tensor:
-    """Return `x` where the gate is open, 0 elsewhere."""
+    """Return `x` where the gate is open, 0 elsewhere.
+
+    Args:
+        x: features.
+        gate: which of them pass.
+    """
     out = x * gate.open
     return out if gate.soft is None else straight(out, x * gate.soft)
 
 
-def straight(hard: Tensor, soft: Tensor) -> Tensor:
-    """Return `hard`, with the gradient of `soft` (BPDA, Athalye et al. 2018, arXiv:1802.00420)."""
-    out: Tensor = _Straight.apply(hard.detach(), soft)
-    return out
-
-
-class _Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0]
-
-
 def unpool(u: Tensor, place: Tensor) -> Tensor:
-    """Return planes of twice the size with `u` at the positions `place`, zero elsewhere."""
+    """Return planes of twice the size with `u` at the positions `place`, zero elsewhere.
+
+    Args:
+        u: planes (N, C, H, W).
+        place: int64 positions in planes of twice the size, as `max_pool2d` gives them.
+    """
     return max_unpool2d(aligned(u), place, [2, 2])
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Return `x` laid out channel by channel within a pixel: on a CPU, what convolution is fast at."""
-    return x if x.is_cuda else x.to(memory_format=torch.channels_last)
-
-
 def aligned(x: Tensor) -> Tensor:
-    """Return `x`, whose gradient will come in that layout too, wherever it comes from."""
+    """Return `x`, whose gradient will come in that layout too, wherever it comes from.
+
+    Args:
+        x: features (N, C, H, W).
+    """
     out: Tensor = _Aligned.apply(x)
     return out
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
-from bench import Images, Labels, Shape
-from defenses.nets.chains import scaled_width
-from defenses.nets.resnet8n import Encoder, Head, Maps
+from bench import Images, Labels
+from defenses.nets.sdim.encoder import Encoder, Maps
 
 CriticName: TypeAlias = Literal["dot", "concat"]
 Negatives: TypeAlias = Literal["all", "shuffle"]
@@ -31,7 +30,12 @@ class Pairs(NamedTuple):
 
 
 class Projection(nn.Module):
-    """A net of 1x1 convolutions beside a shortcut that starts near the identity, layer-normalised."""
+    """A net of 1x1 convolutions beside a shortcut that starts near the identity, layer-normalised.
+
+    Args:
+        inputs: channels of the map.
+        units: dimensions of the projection.
+    """
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
@@ -53,17 +57,26 @@ class Projection(nn.Module):
 
 
 class DotCritic(nn.Module):
-    """Encode and dot, as released (D-15): the product of both projections, of the second stage's map."""
+    """Encode and dot, as released (D-15): the product of both projections, of the second stage's map.
 
-    def __init__(self, encoder: Encoder, features: int, width: float, negatives: Negatives) -> None:
+    Args:
+        encoder: gives the sizes of maps and codes.
+        negatives: ``all`` other codes of a batch, or those of one ``shuffle``.
+    """
+
+    def __init__(self, encoder: Encoder, negatives: Negatives) -> None:
         super().__init__()
-        units = scaled_width(256, width)
-        self.code = Projection(features, units)
+        units = encoder.widths[-1]
+        self.code = Projection(encoder.outputs, units)
         self.local = Projection(encoder.widths[1], units)
         self.negatives = negatives
 
     def forward(self, maps: Maps) -> Pairs:
-        """Return the scores of all pairs of a batch, or of those of one shuffle."""
+        """Return the scores of all pairs of a batch, or of those of one shuffle.
+
+        Args:
+            maps: maps and codes of a batch of two images or more.
+        """
         code = self.code(maps.code[:, :, None, None]).squeeze(1)
         scores = torch.einsum("iu,jpu->ijp", code, self.local(maps.second))
         own = torch.einsum("iip->ip", scores)
@@ -73,13 +86,18 @@ class DotCritic(nn.Module):
 
 
 class ConcatCritic(nn.Module):
-    """Concatenate and convolve, as printed (table 8): three 1x1 convolutions of the last map and the code."""
+    """Concatenate and convolve, as printed (table 8): three 1x1 convolutions of the last map and the code.
 
-    def __init__(self, encoder: Encoder, features: int, width: float, negatives: Negatives) -> None:
+    Args:
+        encoder: gives the sizes of maps and codes.
+        negatives: ``all`` other maps of a batch, or those of one ``shuffle``.
+    """
+
+    def __init__(self, encoder: Encoder, negatives: Negatives) -> None:
         super().__init__()
-        units = scaled_width(256, width)
+        units = encoder.widths[-1]
         self.net = nn.Sequential(
-            *(nn.Conv2d(encoder.widths[-1] + features, units, 1), nn.ReLU()),
+            *(nn.Conv2d(units + encoder.outputs, units, 1), nn.ReLU()),
             *(nn.Conv2d(units, units, 1), nn.ReLU()),
             nn.Conv2d(units, 1, 1),
         )
@@ -92,7 +110,11 @@ class ConcatCritic(nn.Module):
         return scores
 
     def forward(self, maps: Maps) -> Pairs:
-        """Return the scores of one shuffle of the local maps, or of all pairs of a batch."""
+        """Return the scores of one shuffle of the local maps, or of all pairs of a batch.
+
+        Args:
+            maps: maps and codes of a batch of two images or more.
+        """
         local, code = maps.last, maps.code
         count = len(code)
         if self.negatives == "shuffle":
@@ -107,36 +129,44 @@ class ConcatCritic(nn.Module):
 class Infomax(nn.Module):
     """The encoder, the critic, and for each class a Gaussian of the code: means and log deviations.
 
-    The table of Gaussians starts as N(0, 1), as torch's embeddings do. With ``isotropic`` a class has one
-    deviation for all dimensions (D-13).
+    The table of Gaussians starts as N(0, 1), as torch's embeddings do.
+
+    Args:
+        encoder: images to codes and maps.
+        classes: the number of classes.
+        covariance: ``diagonal`` gives a class a deviation for each dimension, ``isotropic`` one for all
+            (D-13).
+        critic: what scores pairs of local maps and codes: ``dot`` as released, ``concat`` as printed (D-15).
+        negatives: pairs that do not belong together: ``all`` of a batch, or those of one ``shuffle``; None
+            takes all for ``dot`` and a shuffle for ``concat`` (D-48).
     """
 
     def __init__(
         self,
-        shape: Shape,
+        encoder: Encoder,
+        classes: int,
         *,
-        n: int,
-        width: float,
-        features: int,
-        head: Head,
         covariance: Covariance,
         critic: CriticName,
         negatives: Negatives | None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(shape.channels, features, n=n, width=width, head=head)
+        self.encoder = encoder
         self.critic: DotCritic | ConcatCritic
         if critic == "dot":
-            self.critic = DotCritic(self.encoder, features, width, negatives or "all")
+            self.critic = DotCritic(encoder, negatives or "all")
         else:
-            self.critic = ConcatCritic(self.encoder, features, width, negatives or "shuffle")
-        self.features = features
-        self.gaussians = nn.Embedding(
-            shape.classes, 2 * features if covariance == "diagonal" else features + 1
-        )
+            self.critic = ConcatCritic(encoder, negatives or "shuffle")
+        self.features = encoder.outputs
+        columns = 2 * self.features if covariance == "diagonal" else self.features + 1
+        self.gaussians = nn.Embedding(classes, columns)
 
     def forward(self, x: Images) -> Tensor:
-        """Return log p(code | class), (N, K) in nats, without a bound above."""
+        """Return log p(code | class), (N, K) in nats, without a bound above.
+
+        Args:
+            x: images (N, C, 32, 32) in [0, 1].
+        """
         return self.likelihoods(self.encoder(x))
 
     @property
@@ -145,7 +175,11 @@ class Infomax(nn.Module):
         return self.gaussians.weight[:, : self.features]
 
     def likelihoods(self, code: Tensor) -> Tensor:
-        """Return the log density (N, K), in nats, of codes (N, features) under each class."""
+        """Return the log density (N, K), in nats, of codes (N, features) under each class.
+
+        Args:
+            code: codes (N, features).
+        """
         mean, deviation = self.gaussians.weight.tensor_split([self.features], 1)
         # Isotropic: one column for all dimensions.
         deviation = deviation.expand_as(mean)
@@ -154,10 +188,17 @@ class Infomax(nn.Module):
 
 
 def others(count: int, device: torch.device) -> Tensor:
-    """Return, for each of at least two images, another: int64 (count,), a random permutation in one cycle.
+    """Return, for each of at least two images, another one: a random permutation in one cycle.
 
     A plain permutation leaves one image in place on average, which would count a pair of its own as
     foreign.
+
+    Args:
+        count: number of images, 2 or more.
+        device: where the result shall lie.
+
+    Returns:
+        int64 (count,), drawn from torch's global generator.
     """
     order = torch.randperm(count)
     partner = torch.empty_like(order)
@@ -166,7 +207,11 @@ def others(count: int, device: torch.device) -> Tensor:
 
 
 def off_diagonal(scores: Tensor) -> Tensor:
-    """Return (B * (B - 1), P) of scores (B, B, P): those of unequal first and second place."""
+    """Return (B * (B - 1), P) of scores (B, B, P): those of unequal first and second place.
+
+    Args:
+        scores: of all pairs, (B, B, P).
+    """
     count, _, positions = scores.shape
     # Without the first, every B + 1 of the flat list end in one of the diagonal.
     rest = scores.reshape(count * count, positions)[1:]
@@ -177,7 +222,13 @@ def information_loss(pairs: Pairs) -> Tensor:
     """Return J_MI, minus the Jensen-Shannon bound of mutual information; 0 for scores of 0.
 
     The mean over foreign pairs of softplus(-u) + u - log 2, less that over own pairs of log 2 -
-    softplus(-u) (Hjelm et al. 2019, arXiv:1808.06670, eq. 4). Never below -2 log 2.
+    softplus(-u) (Hjelm et al. 2019, arXiv:1808.06670, equation 4).
+
+    Args:
+        pairs: scores of pairs that belong together, and of pairs that do not.
+
+    Returns:
+        A scalar, never below -2 log 2.
     """
     foreign = softplus(pairs.foreign).mean() - math.log(2)
     own = math.log(2) - softplus(-pairs.own).mean()
@@ -185,14 +236,24 @@ def information_loss(pairs: Pairs) -> Tensor:
 
 
 def likelihood_loss(likelihoods: Tensor, y: Labels) -> Tensor:
-    """Return J_NLL, minus the mean log-likelihood (N, K) of the true class; without a bound below."""
+    """Return J_NLL, minus the mean log-likelihood of the true class; without a bound below.
+
+    Args:
+        likelihoods: log-likelihoods (N, K).
+        y: labels (N,).
+    """
     return -likelihoods.gather(1, y[:, None]).mean()
 
 
 def margin_loss(likelihoods: Tensor, y: Labels, gap: float, form: MarginForm) -> Tensor:
     """Return J_LM: the mean square of what wrong classes lack of being `gap` below the true one.
 
-    ``paper``: over the wrong classes; ``code``: over all, of which the true one adds gap^2 / K.
+    Args:
+        likelihoods: log-likelihoods (N, K).
+        y: labels (N,).
+        gap: how far below the true class the wrong ones should be, 0 or more.
+        form: ``paper`` means over the wrong classes; ``code`` over all, of which the true one adds
+            gap^2 / K.
     """
     lacking = relu(likelihoods + gap - likelihoods.gather(1, y[:, None])).square()
     if form == "code":
@@ -202,7 +263,12 @@ def margin_loss(likelihoods: Tensor, y: Labels, gap: float, form: MarginForm) ->
 
 
 def likeliest(likelihoods: Tensor, y: Labels) -> list[int]:
-    """Return for each class the index of its likeliest image among those that are classified correctly."""
+    """Return for each class the index of its likeliest image among those that are classified correctly.
+
+    Args:
+        likelihoods: log-likelihoods (N, K).
+        y: labels (N,).
+    """
     right = (likelihoods.argmax(1) == y)[:, None]
     own = right & (y[:, None] == torch.arange(likelihoods.shape[1], device=y.device))
     return [int(each) for each in likelihoods.masked_fill(~own, -math.inf).argmax(0)]
@@ -211,8 +277,14 @@ def likeliest(likelihoods: Tensor, y: Labels) -> list[int]:
 def thresholds(likelihoods: Tensor, y: Labels, share: float) -> Iterator[tuple[int, Tensor | None]]:
     """Yield for each class the log-likelihood that `share` of its correctly classified images lie below.
 
-    Of the ascending likelihoods (N, K) of a class's n correct images, that at int(share * n), without
-    interpolation; None where there are none.
+    Args:
+        likelihoods: log-likelihoods (N, K).
+        y: labels (N,).
+        share: a share of the images, from 0 to below 1.
+
+    Yields:
+        The class, and of the ascending likelihoods of its n correct images that at int(share * n), without
+        interpolation; None where there are none.
     """
     right = likelihoods.argmax(1) == y
     for label in range(likelihoods.shape[1]):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from bench import Images, InputError, Shape
-from defenses.nets.chains import scaled_width
+from defenses.nets.common import scaled_width
 
 Head: TypeAlias = Literal["two-layer", "linear"]
 
@@ -34,6 +34,11 @@ class Block(nn.Module):
 
     Where the shape changes, the shortcut takes every second pixel and puts the missing channels, all
     zero, half before and half behind its own.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: 1 or 2.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -58,13 +63,20 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """ResNet 8n+2: a 3x3 convolution, four stages of `n` blocks, the mean over the last map, and a head.
 
-    `head` ``two-layer`` is linear, batch normalisation, ReLU, linear, as released; ``linear`` is one
-    layer, as printed (D-14). `width` scales all channels and the head's hidden units. Weights of
-    convolutions and linear layers start as Kaiming et al. have them (normal, 2 / inputs).
+    Weights of convolutions and linear layers start as Kaiming et al. have them (normal, 2 / inputs).
+
+    Args:
+        channels: channels of the images.
+        outputs: dimensions of the code, or the number of classes.
+        n: blocks of each stage, 1 or more.
+        width: factor of all channels and of the head's hidden units, above 0.
+        head: ``two-layer`` is linear, batch normalisation, ReLU, linear, as released; ``linear`` is one
+            layer, as printed (D-14).
     """
 
     def __init__(self, channels: int, outputs: int, *, n: int, width: float, head: Head) -> None:
         super().__init__()
+        self.outputs = outputs
         self.widths = [scaled_width(each, width) for each in CHANNELS]
         first, *_, units = self.widths
         self.conv = nn.Conv2d(channels, first, 3, padding=1, bias=False)
@@ -87,7 +99,11 @@ class Encoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def maps(self, x: Images) -> Maps:
-        """Return the maps and the code of images (N, C, 32, 32) in [0, 1]; nothing is normalised."""
+        """Return the maps and the code of images; nothing is normalised.
+
+        Args:
+            x: images (N, C, 32, 32) in [0, 1].
+        """
         x = relu(self.norm(self.conv(x)))
         outputs: list[Tensor] = []
         for stage in self.stages:
@@ -96,16 +112,16 @@ class Encoder(nn.Module):
         return Maps(outputs[1], x, self.head(torch.mean(x, (2, 3))))
 
     def forward(self, x: Images) -> Tensor:
-        """Return the code (N, outputs)."""
+        """Return the code (N, outputs) of images (N, C, 32, 32) in [0, 1]."""
         return self.maps(x).code
 
 
-def check(n: int, width: float, shape: Shape) -> None:
-    """Raise `InputError` where the encoder cannot be built so, or its maps are not those of the paper."""
-    if n < 1:
-        raise InputError(f"n must be at least 1 block to a stage, found {n}")
-    if not width > 0:
-        raise InputError(f"width must be positive, found {width}")
+def check_shape(shape: Shape) -> None:
+    """Raise `InputError` where the encoder's maps would not be those of the paper.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+    """
     found = [(shape.height, shape.width)]
     for _ in SIDES[1:]:
         height, wide = found[-1]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defenses.nets.layers import Layer, Rule, Seen, State
+from defenses.nets.cnnf.operators import Layer, Rule, Seen, State
 
 
 class Tap(NamedTuple):
@@ -53,7 +53,13 @@ class Cycle(NamedTuple):
 
 
 class Network(nn.Module):
-    """Layers, of which those from `start` on take part in the feedback. Images are in [0, 1]."""
+    """Layers, of which those from `start` on take part in the feedback. Images are in [0, 1].
+
+    Args:
+        layers: from the pixels to the logits.
+        start: the first layer that takes part in the feedback.
+        taps: where features are compared with their reconstructions.
+    """
 
     def __init__(self, layers: Sequence[Layer], start: int = 0, taps: Sequence[Tap] = ()) -> None:
         super().__init__()
@@ -62,12 +68,22 @@ class Network(nn.Module):
         self.taps = tuple(taps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits v_0 of the first pass, (N, K); nothing is kept for a feedback."""
+        """Return the logits v_0 of the first pass, (N, K); nothing is kept for a feedback.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+        """
         logits: Tensor = self.layers(scaled(x))
         return logits
 
     def cycles(self, x: Tensor, count: int, rule: Rule) -> Iterator[Cycle]:
-        """Yield the first pass and then `count` more, each after a feedback from the logits before."""
+        """Yield the first pass and then `count` more, each after a feedback from the logits before.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+            count: feedbacks after the first pass, 0 or more.
+            rule: how passes after the first are made.
+        """
         h = self.enter(x)
         up = self.ascend(h, None, rule)
         yield Cycle(up.logits, [h, *up.features])
@@ -78,14 +94,24 @@ class Network(nn.Module):
             yield Cycle(up.logits, [down.features, *down.reconstructions])
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return the features h_0 at `start`, which the first pass alone computes."""
+        """Return the features h_0 at `start`, which the first pass alone computes.
+
+        Args:
+            x: images (N, C, H, W) in [0, 1].
+        """
         h = scaled(x)
         for layer in self.layers[: self.start]:
             h = layer(h)
         return h
 
     def ascend(self, h: Tensor, seen: list[Seen] | None, rule: Rule) -> Up:
-        """Run the layers from `start` on; `seen` is None in the first pass."""
+        """Run the layers from `start` on; `seen` is None in the first pass.
+
+        Args:
+            h: features at `start`.
+            seen: what each layer has seen of the last feedback; None in the first pass.
+            rule: how passes after the first are made.
+        """
         states: list[State] = [None] * len(self.layers)
         passed: dict[int, Tensor] = {}
         for place in range(self.start, len(self.layers)):
@@ -95,7 +121,13 @@ class Network(nn.Module):
         return Up(h, states, [passed[tap.forward] for tap in self.taps])
 
     def descend(self, logits: Tensor, states: list[State], rule: Rule) -> Down:
-        """Run the feedback of the layers down to `start`, with the masks of the pass before."""
+        """Run the feedback of the layers down to `start`, with the masks of the pass before.
+
+        Args:
+            logits: logits (N, K).
+            states: what each layer's forward pass left.
+            rule: how passes after the first are made.
+        """
         u = logits
         seen: list[Seen] = [None] * len(self.layers)
         passed: dict[int, Tensor] = {}
@@ -112,5 +144,9 @@ class Network(nn.Module):
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Return images of [0, 1] in [-1, 1]."""
+    """Return images of [0, 1] in [-1, 1].
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+    """
     return x * 2 - 1

@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 
 from bench import Shape
-from defenses.nets.layers import EPSILON, AdaPool, AdaReLU, Conv, FeedbackNorm, Flatten, Layer, Linear, Norm
-from defenses.nets.network import Network, Tap
+from defenses.nets.cnnf.feedback import Network, Tap
+from defenses.nets.cnnf.operators import (
+    EPSILON,
+    AdaPool,
+    AdaReLU,
+    Conv,
+    FeedbackNorm,
+    Flatten,
+    Layer,
+    Linear,
+    Norm,
+)
+from defenses.nets.common import scaled_width
 
 
 def b1(
@@ -17,8 +28,15 @@ def b1(
 ) -> Network:
     """Build net B.1: convolutions of 32 and 64 channels, the second pooled instead of rectified (D-02).
 
-    What the paper leaves open is as in net B.2: padding 1, cells of 2x2, biases in every layer. Sides
-    must be even; `ind` is 0 (pixels) or 1 (after the first convolution's block).
+    What the paper leaves open is as in net B.2: padding 1, cells of 2x2, biases in every layer. Sides of
+    images must be even.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, 1 is after the first convolution's block.
+        width: factor of the number of channels, above 0.
+        hidden: units of the hidden fully connected layers.
+        epsilon: added to the mean square before the root, above 0.
     """
     layers: list[Layer] = [
         *(Conv(shape.channels, first := scaled_width(32, width)), Norm(first, epsilon), AdaReLU()),
@@ -41,8 +59,15 @@ def b2(
 ) -> Network:
     """Build net B.2: convolutions of 16, 32, 32 and 64 channels, the last two pooled.
 
-    `first_kernel` is 3 in the released code and 1 in print (D-03). Sides must be divisible by 4; `ind`
-    is 0 (pixels), 1 or 2 (after the first or the second convolution's block).
+    Sides of images must be divisible by 4.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, 1 or 2 is after that convolution's block.
+        width: factor of the number of channels, above 0.
+        hidden: units of the hidden fully connected layers.
+        first_kernel: kernel side of the first convolution, 3 in the released code and 1 in print (D-03).
+        epsilon: added to the mean square before the root, above 0.
     """
     layers: list[Layer] = []
     taps: list[Tap] = []
@@ -58,11 +83,6 @@ def b2(
         channels = outputs
     layers += _head((channels, shape.height // 4, shape.width // 4), hidden, shape.classes)
     return Network(layers, start=_starts(layers)[ind], taps=taps)
-
-
-def scaled_width(channels: int, width: float) -> int:
-    """Return a number of channels times `width`, at least 1."""
-    return max(1, round(channels * width))
 
 
 def _head(planes: tuple[int, int, int], hidden: Sequence[int], classes: int) -> list[Layer]:

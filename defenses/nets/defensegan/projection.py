@@ -45,7 +45,8 @@ def project(
 ) -> Projection:
     """Return, for images (N, C, H, W), the best latent of all restarts from `starts` (N, R, d).
 
-    Each restart descends its own image's squared error. With D = C H W,
+    Source: Samangouei et al. 2018, arXiv:1805.06605, equation 5, and the released code. Each restart descends
+    its own image's squared error. With D = C H W,
 
         L(z) = sum over images i and restarts r of mean over pixels of (G(z_ir) - x_i)^2
         v <- momentum v + dL/dz,   z <- z - lr v
@@ -60,7 +61,13 @@ def project(
     ``released`` is, as in the released code, each restart's point before its last step, and of these the
     best; a restart that is not finite there stands with its best point.
 
-    The generator must not change with a call (evaluation mode) and its parameters want no gradient.
+    Args:
+        generator: latents (M, d) to images (M, C, H, W); it must not change with a call (evaluation mode),
+            and its parameters want no gradient.
+        x: images (N, C, H, W) in [0, 1].
+        starts: where the descents begin, (N, R, d).
+        descent: steps, rate, momentum and which point is kept.
+        rows: points that pass the generator at once; None takes what `ROWS` says for the device.
     """
     restarts = starts.shape[1]
     points = starts.flatten(0, 1)
@@ -114,6 +121,12 @@ def curvature(generator: nn.Module, z: Tensor, x: Images, *, turns: int = 10) ->
 
     By power iteration: the length of the Hessian times a unit vector, which after `turns` turns is the
     largest eigenvalue in size, or a little less. Every row starts from the same vector.
+
+    Args:
+        generator: latents (N, d) to images (N, C, H, W).
+        z: latents (N, d).
+        x: images (N, C, H, W) in [0, 1].
+        turns: turns of the power iteration, 0 or more.
     """
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(z.shape[1], generator=draw).to(z).expand_as(z)
@@ -129,7 +142,14 @@ def backtrack(generator: nn.Module, z: Tensor, x: Images, *, steps: int, rate: T
 
     Chen, Xie and Zhu, theorem 1. With z a solution at x it stays about there, and carries the first
     `steps` terms of dz/dx = sum over t = 0, 1, ... of B A^t, where A = I - rate H (D-37) and energies are
-    squared norms (D-38). `rate` (N,).
+    squared norms (D-38).
+
+    Args:
+        generator: latents (N, d) to images (N, C, H, W).
+        z: latents (N, d), at which the descent begins.
+        x: images (N, C, H, W) in [0, 1].
+        steps: number of steps, 0 or more.
+        rate: of each image's steps on ||G(z) - x||^2, (N,).
     """
     graph = torch.is_grad_enabled()
     for _ in range(steps):

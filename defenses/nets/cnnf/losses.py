@@ -22,9 +22,14 @@ def adversarial_loss(
 ) -> Tensor:
     """Return the loss of adversarial training, with the divisions of the released code (D-09).
 
-    `clean` and `attacked` are the logits v_0, ..., v_k, each (N, K); without `clean`, only the attacked
-    ones count. `features` are those of the clean images' first pass at every tap (gradients flow into
-    them too), `reconstructions` what the attacked images' feedbacks 1, ..., k gave there.
+    Args:
+        clean: the logits v_0, ..., v_k of clean images, each (N, K); none: only attacked ones count.
+        attacked: the same of attacked images.
+        y: labels (N,).
+        features: those of the clean images' first pass at every tap; gradients flow into them too.
+        reconstructions: what the attacked images' feedbacks 1, ..., k gave there.
+        clean_weight: weight of the clean images' cross-entropy, 0 or more.
+        reconstruction: weight of the distance, 0 or more.
     """
     passes = len(attacked)
     total = torch.stack([cross_entropy(each, y) for each in attacked]).sum()
@@ -42,7 +47,15 @@ def standard_loss(
     *,
     reconstruction: float,
 ) -> Tensor:
-    """Return the loss of standard training: cross-entropy and reconstruction, meant over passes (D-08)."""
+    """Return the loss of standard training: cross-entropy and reconstruction, meant over passes (D-08).
+
+    Args:
+        logits: the logits v_0, ..., v_k, each (N, K).
+        y: labels (N,).
+        features: those of the first pass at every tap.
+        reconstructions: what the feedbacks 1, ..., k gave there.
+        reconstruction: weight of the distance, 0 or more.
+    """
     entropy = torch.stack([cross_entropy(each, y) for each in logits]).mean()
     return entropy + reconstruction * _distance(features, reconstructions)
 

@@ -3,16 +3,21 @@
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_shuffle
 
-from defenses.nets.layers import channels_last
+from defenses.nets.common import channels_last
 
 
-class Draw(nn.ConvTranspose2d):
+class Deconvolution(nn.ConvTranspose2d):
     """A transposed convolution (N, inputs, H, W) -> (N, channels, 2H, 2W) of stride 2, kernel 4 or 5.
 
     Padding is 1 for a kernel of 4, and 2, with an output padding of 1, for one of 5. Each of the four
     parities of an output pixel sees a 3x3 neighbourhood: that makes it one ordinary convolution to four
     times the channels. On a CPU this is several times faster than the transposed one, which is slow
     where outputs are few; the numbers are the same up to rounding.
+
+    Args:
+        inputs: channels of the input.
+        channels: channels of the output.
+        kernel: side of the kernel, 4 or 5.
     """
 
     def __init__(self, inputs: int, channels: int, kernel: int) -> None:
@@ -27,10 +32,13 @@ class Draw(nn.ConvTranspose2d):
 
 
 def parities(weight: Tensor) -> Tensor:
-    """Return the kernel (4 channels, inputs, 3, 3) that `Draw` convolves with, of its own of side 4 or 5.
+    """Return the kernel (4 channels, inputs, 3, 3) of `Deconvolution`, made of its own of side 4 or 5.
 
     An input pixel h reaches the output o = 2h + k - p. For o = 2i + a the tap is k = a + p + 2 (i - h), with
     i - h in -1, 0, 1; with the kernel padded to 6, so that p is 2, there is one for each of the three.
+
+    Args:
+        weight: the transposed convolution's own, (inputs, channels, 4 or 5, 4 or 5).
     """
     inputs, channels, size, _ = weight.shape
     before = 5 - size

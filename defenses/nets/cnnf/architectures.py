@@ -1,12 +1,12 @@
 """The networks of CNN-F by name, and what fits them."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bench import InputError, Shape
-from defenses.nets.chains import b1, b2
-from defenses.nets.network import Network
-from defenses.nets.wrn import BLOCKS, wrn_40_2
+from defenses.nets.cnnf.convolutional import b1, b2
+from defenses.nets.cnnf.feedback import Network
+from defenses.nets.cnnf.wide_resnet import BLOCKS, wrn_40_2
 
 Net: TypeAlias = Literal["b1", "b2", "wrn-40-2"]
 
@@ -27,16 +27,26 @@ _FORMS: dict[Net, _Form] = {
 }
 
 
-def check(
+def check_params(params: Mapping[str, Any], shape: Shape) -> None:
+    """Raise `InputError` where the network that parameters ask for does not fit the data or itself.
+
+    Args:
+        params: those of `cnn` or `cnnf`, defaults filled in.
+        shape: channels, height, width and classes of the data.
+    """
+    names = ("ind", "hidden", "first_kernel")
+    check_net(params["net"], shape, **{name: params[name] for name in names if name in params})
+
+
+def check_net(
     net: Net,
     shape: Shape,
     *,
     ind: int = 0,
-    width: float = 1.0,
     hidden: Sequence[int] | None = None,
     first_kernel: int = 3,
 ) -> None:
-    """Raise `InputError` where a network cannot be built so."""
+    """Raise `InputError` where a network cannot be built so; the arguments are those of `build`."""
     form = _FORMS[net]
     if shape.height % form.cell or shape.width % form.cell or min(shape.height, shape.width) < form.cell:
         raise InputError(
@@ -44,12 +54,8 @@ def check(
         )
     if not 0 <= ind <= form.deepest:
         raise InputError(f"net {net}: ind must be between 0 (pixels) and {form.deepest}, found {ind}")
-    if not width > 0:
-        raise InputError(f"net {net}: width must be positive, found {width}")
     if hidden is not None and form.hidden is None:
         raise InputError(f"net {net}: it has no hidden fully connected layers, found hidden: {list(hidden)}")
-    if any(units < 1 for units in hidden or ()):
-        raise InputError(f"net {net}: hidden layers must have units, found {list(hidden or ())}")
     if first_kernel != 3 and net != "b2":
         raise InputError(f"net {net}: only net b2 has a choice of first_kernel, found {first_kernel}")
 
@@ -63,8 +69,23 @@ def build(
     hidden: Sequence[int] | None = None,
     first_kernel: int = 3,
 ) -> Network:
-    """Build a network by name, untrained; `hidden` None: as in the paper."""
-    check(net, shape, ind=ind, width=width, hidden=hidden, first_kernel=first_kernel)
+    """Build a network by name, untrained.
+
+    Args:
+        net: the architecture.
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, else the block whose output it reaches.
+        width: factor of the number of channels, above 0.
+        hidden: units of the hidden fully connected layers, each 1 or more; None takes the paper's.
+        first_kernel: kernel side of the first convolution of ``b2``, 1 or 3.
+
+    Returns:
+        A network of images (N, C, H, W) in [0, 1] to logits (N, K).
+
+    Raises:
+        InputError: the images' sides, `ind`, `hidden` or `first_kernel` do not go with the architecture.
+    """
+    check_net(net, shape, ind=ind, hidden=hidden, first_kernel=first_kernel)
     if net == "wrn-40-2":
         return wrn_40_2(shape, ind=ind, width=width)
     units = hidden if hidden is not None else _FORMS[net].hidden or ()

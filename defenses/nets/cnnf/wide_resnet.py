@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from bench import Shape
-from defenses.nets.chains import scaled_width
-from defenses.nets.layers import (
+from defenses.nets.cnnf.feedback import Network, Tap
+from defenses.nets.cnnf.operators import (
     EPSILON,
     AdaReLU,
     AveragePool,
@@ -22,14 +22,21 @@ from defenses.nets.layers import (
     State,
     normalise,
 )
-from defenses.nets.network import Network, Tap
+from defenses.nets.common import scaled_width
 
 BLOCKS = 6
 """Basic blocks of each of the three groups: 40 layers are 3 * 2 * 6 + 4 (D-04)."""
 
 
 class Block(Layer):
-    """A residual block of two convolutions, each after normalisation, bias and AdaReLU."""
+    """A residual block of two convolutions, each after normalisation, bias and AdaReLU.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: 1 or 2.
+        epsilon: added to the mean square before the root, above 0.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, epsilon: float = EPSILON) -> None:
         super().__init__()
@@ -80,8 +87,13 @@ class Block(Layer):
 def wrn_40_2(shape: Shape, *, ind: int = 5, width: float = 1.0, epsilon: float = EPSILON) -> Network:
     """Build WRN-40-2: groups of 32, 64 and 128 channels, and an average over the whole plane.
 
-    Sides must be divisible by 4; `ind` is 0 (pixels) or the block of the first group, 1 to 6, whose
-    output is fed back to.
+    Sides of images must be divisible by 4.
+
+    Args:
+        shape: channels, height, width and classes of the data.
+        ind: where the feedback ends: 0 is the pixels, 1 to 6 the output of that block of the first group.
+        width: factor of the number of channels, above 0.
+        epsilon: added to the mean square before the root, above 0.
     """
     channels = scaled_width(16, width)
     layers: list[Layer] = [Conv(shape.channels, channels)]

@@ -1,0 +1,1 @@
+"""Networks and training of Defense-GAN (Samangouei et al. 2018, arXiv:1805.06605)."""
