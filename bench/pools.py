@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from bench import isolation, sources
+from bench import child_processes, sources
 from bench.context import Desk, free_cores, prepare
 from bench.errors import InputError, did_you_mean
 from bench.plan import Job, foreign
@@ -106,8 +106,8 @@ class Process:
         self._held: list[dict[frozenset[str], ProcessPoolExecutor]] = [{} for _ in devices]
         self._at_work: list[frozenset[str] | None] = [None] * len(devices)
         self._ears: dict[Connection, int] = {}
-        self._others = isolation.children()
-        isolation.adopt_orphans(True)
+        self._others = child_processes.running()
+        child_processes.adopt_orphans(True)
         self._changed, self._wake = self._context.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -151,8 +151,8 @@ class Process:
                 _end(executor)
             held.clear()
         # What they started and left behind is ours by now.
-        isolation.end(isolation.children() - self._others)
-        isolation.adopt_orphans(False)
+        child_processes.end(child_processes.running() - self._others)
+        child_processes.adopt_orphans(False)
         self._wake.send(None)
 
     def _start(self, slot: int) -> ProcessPoolExecutor:
@@ -208,7 +208,7 @@ def _kill(executor: ProcessPoolExecutor) -> None:
         with contextlib.suppress(psutil.Error):
             below = psutil.Process(process.pid).children(recursive=True)
             process.kill()
-            isolation.end(below)
+            child_processes.end(below)
 
 
 def _end(executor: ProcessPoolExecutor) -> None:
@@ -228,7 +228,7 @@ def _begin(desk: Desk, mouth: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    isolation.adopt_orphans(True)
+    child_processes.adopt_orphans(True)
     prepare(desk)
     discover()
     now = sources.digests(desk.sources)
@@ -242,7 +242,7 @@ def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        isolation.end(isolation.children())
+        child_processes.end(child_processes.running())
         end(1)
 
 

@@ -12,9 +12,10 @@ from bench.context import Desk, device_name, settle, versions
 from bench.craft import craft
 from bench.errors import DamagedError, InputError, OtherNetworkError
 from bench.evaluate import evaluate
-from bench.isolation import installed, isolated
+from bench.isolation import isolated
 from bench.limits import limited
 from bench.plan import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
+from bench.process_state import installed
 from bench.store import ARTEFACTS, Store
 from bench.train import restored, train, unchanged
 from bench.training import Progress
@@ -49,7 +50,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     look_again(job, desk)
     forget_modules(job)
     # The limit comes first: its alarm is none of the job's changes.
-    with limited(desk.time_limit), isolated() as ground:
+    with limited(desk.time_limit), isolated() as state:
         match job:
             case Train():
                 write, facts = train(job, desk, store, code, progress)
@@ -59,7 +60,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
                 write, facts = evaluate(job, desk, store)
             case _:
                 assert_never(job)
-    for note in ground.notes:
+    for note in state.notes:
         if progress is not None:
             progress({"note": note})
     receipt = {
@@ -67,7 +68,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
         "device": device_name(desk),
         "threads": torch.get_num_threads() if torch.device(desk.device).type == "cpu" else None,
         **facts,
-        "notes": [*facts.get("notes", []), *ground.notes],
+        "notes": [*facts.get("notes", []), *state.notes],
         "versions": versions(),
         "commit": desk.commit,
         **inherited(job, store, code),
