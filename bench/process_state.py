@@ -300,8 +300,7 @@ def _restore_modes(before: tuple[int, int]) -> Iterator[str]:
 
 
 def _computed() -> dict[str, list[float]]:
-    """Return what a few functions of torch compute from fixed numbers: kernels may be replaced below Python.
-    """
+    """Return what a few functions of torch compute from fixed numbers; their kernels may be replaced."""
     x = torch.tensor([[-1.5, 0.25, 2.0], [0.5, -0.75, 1.0]])
     weight = torch.tensor([[0.5, -1.0, 0.25], [2.0, 0.125, -0.5]])
     image = torch.cat([x, weight])[None, None]
