@@ -14,11 +14,10 @@ process.
 
 
 def running() -> set[psutil.Process]:
-    """Return the processes below this one, at any depth, without zombies and without helpers of Python and
-    torch.
+    """Return the processes below this one, at any depth.
 
     Returns:
-        The processes.
+        The processes, without zombies and without those that Python and torch keep for themselves.
     """
     found: set[psutil.Process] = set()
     for each in psutil.Process().children(recursive=True):
@@ -49,8 +48,7 @@ def end(processes: Iterable[psutil.Process]) -> list[str]:
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Make this process the parent of every process that its children leave behind, or no longer (Linux
-    only).
+    """Make this process the parent of whatever its children leave behind, or no longer (Linux only).
 
     A process that adopts must end what it adopts: an orphan that nobody waits for stays in the list of
     processes.

@@ -24,9 +24,7 @@ and enough to fill a GPU.
 
 @dataclass(frozen=True)
 class Desk:
-    """The surroundings of a job in one process: where results, data and code lie, and on which device it
-    computes.
-    """
+    """The surroundings of a job in one process: folders, digests of the code, device and time limit."""
 
     store: Path
     """The results folder."""

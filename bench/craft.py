@@ -87,7 +87,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
     """Run an attack on a shard; where memory is short, again with chunks of half the size.
 
     With smaller chunks activations are computed again in the backward pass, which saves memory and costs
-    time. The second run begins anew, with the same draws.
+    time. The second run begins at the clean images, with the same draws.
 
     Args:
         job: The shard and the attack.

@@ -142,8 +142,7 @@ def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tenso
 
 
 def decided(model: Any, images: Images, readout: str, device: torch.device) -> Decision:
-    """Return the answers of a read-out, computed in chunks of a fixed size; where memory is short, of half
-    the size.
+    """Return the answers of a read-out, in chunks of a fixed size, or of half the size where memory is short.
 
     Args:
         model: The fitted defense.

@@ -120,7 +120,9 @@ def trainings(job: Job) -> frozenset[Train]:
 
 
 def make_way(job: Job, state: State, store: Store) -> None:
-    """Remove the old result of a job that is done again, unless another run has made a new one meanwhile.
+    """Remove the old result of a job that is done again, if it still does not count.
+
+    Another run may have made a new result meanwhile, which stays.
 
     Args:
         job: The job, about to start.
@@ -181,8 +183,7 @@ def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
 
 
 def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
-    """Return which result that a stored one was made from exists with other content now, None where none
-    does.
+    """Return which input of a stored result exists with other content now, None where none does.
 
     Weights that were trained again on another kind of machine are another network, and numbers of both must
     not stand side by side. Inputs that are absent are no reason, since only evaluations are committed.
@@ -286,8 +287,7 @@ class _Queue:
         insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
 
     def pop(self) -> tuple[Job, int] | None:
-        """Remove and return the job with the longest remaining path, and a slot; None where there is no job
-        or no slot.
+        """Remove and return the job with the longest remaining path, and a slot; None if either is missing.
 
         Among jobs whose paths are about equal (`SWITCH`), one for which a slot has a process comes first.
         """

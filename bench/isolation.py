@@ -1,4 +1,4 @@
-"""The isolation of a job: whatever it changes in its process is restored, and it cannot end the process."""
+"""The isolation of a job: its changes of the process are restored, and it cannot end the process."""
 
 import contextlib
 import os
@@ -133,9 +133,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
 @contextmanager
 def _no_exit() -> Iterator[None]:
-    """Make `os._exit` and `os.abort` raise `SystemExit` in this process; in its forks, which need them, they
-    work.
-    """
+    """Make `os._exit` and `os.abort` raise `SystemExit` in this process; in its forks they work."""
     owner, real = os.getpid(), {name: getattr(os, name) for name in ("_exit", "abort")}
 
     def refuse(name: str) -> Callable[..., None]:

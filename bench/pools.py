@@ -142,9 +142,7 @@ class Inline:
 
 
 HELD = 2
-"""The most processes that a slot holds: one for the code of Crossfire, and one for a module of the user's
-own.
-"""
+"""The most processes that a slot holds: one for Crossfire's own code, and one for a user's module."""
 
 
 class Process:

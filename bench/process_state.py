@@ -1,5 +1,4 @@
-"""The state that all jobs of a process share, and how to restore it: settings, functions, hooks, modules,
-streams.
+"""The state that all jobs of a process share, and how to restore it.
 
 Networks, attacks and libraries may change settings that hold for the whole process. Each job begins with the
 settings of the harness; after it, every difference is restored and reported, so that no job changes the

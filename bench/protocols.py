@@ -227,13 +227,10 @@ class View:
     decode: Callable[[Tensor], Images] = identity
     """The image that the defense is shown: points (N, ...) -> images (N, C, H, W)."""
     refusal: bool = False
-    """True where the last of the K columns of `logits` is a refusal. A refusal is never a success of the
-    attack.
+    """True where the last of the K columns of `logits` is a refusal, which is never a success of the attack.
     """
     centred: bool = True
-    """False where the level of the logits has a meaning, so that the harness must not subtract a constant
-    from a row.
-    """
+    """False where the level of the logits has a meaning, so that no constant may be subtracted from a row."""
     target: Labels | None = None
     """Labels (N,) that the attack shall reach, set by the harness; None for an untargeted attack."""
     final: bool = True
@@ -272,8 +269,7 @@ def _missing(*_: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inversion(View):
-    """A view in the space ``inversion``: of a defense that explains an image by the latent code of a
-    generator.
+    """A view in the space ``inversion``, of a defense that explains images by latent codes of a generator.
 
     Here `encode` inverts the generator for a batch, and `decode` is the generator. Attacks that search among
     latent codes (latent backtracking, latent descent by energy) are declared with ``space="inversion"``.
@@ -293,8 +289,7 @@ class Inversion(View):
 
 @dataclass(frozen=True)
 class Features(View):
-    """A view in the space ``features``: its points are images, and it also shows the features that a network
-    computes.
+    """A view in the space ``features``: of images, with the features that the network computes.
 
     Attacks that match the features of another image are declared with ``space="features"``.
     """
@@ -306,14 +301,12 @@ class Features(View):
     centres: Tensor | None = None
     """The typical features of each class, (K, D), where the defense has learned such; None otherwise."""
     guides: Images | None = None
-    """One image of each class that the defense accepts, (K, C, H, W), where there are such; None otherwise.
-    """
+    """One image of each class that the defense accepts, (K, C, H, W), where it has such; None otherwise."""
 
 
 @dataclass(frozen=True)
 class Prototypes(View):
-    """A view in the space ``prototypes``: its points are images, and it also shows the nearest prototype of
-    each class.
+    """A view in the space ``prototypes``: of images, with the prototype of each class that is nearest.
 
     Latent descent, which moves an image towards the prototype of another class, is declared with
     ``space="prototypes"``.
@@ -347,8 +340,7 @@ class Decision(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor) -> Self:
-        """Return a decision that accepts every image: the arg-max of the logits, scored by the maximum of the
-        softmax.
+        """Return a decision that accepts every image: the arg-max of logits, scored by the softmax's maximum.
 
         Args:
             logits: Logits (N, K).
@@ -603,8 +595,7 @@ class Stateful(Protocol):
 
 
 class Fitting(Protocol):
-    """The services of the harness for one training: epochs that can be resumed, draws, parts and the inner
-    attack.
+    """The services of the harness for one training: epochs that can be resumed, draws, parts, inner attacks.
     """
 
     device: torch.device
@@ -657,8 +648,7 @@ class Fitting(Protocol):
         ...
 
     def note(self, sentence: str) -> None:
-        """Record a sentence that a reader of the results should know; the run prints it, and the receipt
-        keeps it.
+        """Record a sentence that a reader of the results should know, in the log and in the receipt.
 
         Args:
             sentence: One sentence on one line.

@@ -33,8 +33,7 @@ from bench.protocols import (
 from bench.registry import Access
 
 ROUNDING = 1e-6
-"""Rounding allowed in each value, absolute, in units of the pixel range [0, 1]; a larger overshoot is `void`.
-"""
+"""Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `void`."""
 
 
 @dataclass
@@ -183,8 +182,7 @@ def watch(
     chunk: int | None = None,
     recompute: bool = False,
 ) -> View:
-    """Return a view that an attack may be handed: counted, centred, cut into chunks, with gradients only if
-    allowed.
+    """Return a view for an attack: counted, centred, cut into chunks, with gradients only if allowed.
 
     Args:
         view: The view as the defense returns it.
@@ -219,9 +217,7 @@ def watch(
 
 
 def _counting(kind: type[View]) -> type[View]:
-    """Return a subclass of the view's class that also counts and restricts its maps between images and
-    points.
-    """
+    """Return a subclass of a view's class whose maps between images and points are counted too."""
     maps = [each.name for each in fields(kind) if each.name in ("encode", "decode", "invert")]
     return type(kind.__name__, (kind,), {"answers": tuple(dict.fromkeys((*kind.answers, *maps)))})
 

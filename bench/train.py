@@ -35,7 +35,7 @@ def train(
         store: The results folder, with the trainings of the parts.
         code: Digests of the modules that the training runs; an interrupted training is resumed only with
             these.
-        progress: Called with facts after each epoch; None for nobody.
+        progress: Called with facts after each epoch, if given.
 
     Returns:
         The function that writes the weights to a path, and entries for the receipt.

@@ -1,4 +1,4 @@
-"""A job from its description to its stored result, in whatever process it runs."""
+"""The way of a job from its description to its stored result, in any process."""
 
 import sys
 import time
@@ -123,8 +123,7 @@ def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
 
 
 def forget_modules(job: Job) -> None:
-    """Forget the imported modules of the user's own that a job's defenses name, so that the job imports them
-    anew.
+    """Forget the user's own modules that a job's defenses name, so that the job imports them again.
 
     State at the top level of such a module would pass from job to job, so that the order of jobs would
     matter. Installed packages stay imported, since few can be imported twice.
