@@ -595,8 +595,7 @@ class Stateful(Protocol):
 
 
 class Fitting(Protocol):
-    """The services of the harness for one training: epochs that can be resumed, draws, parts, inner attacks.
-    """
+    """The services of the harness for one training: resumable epochs, draws, parts and inner attacks."""
 
     device: torch.device
     """The device of the training. The defense is there already."""
