@@ -1,4 +1,4 @@
-"""What a job needs of the process and the machine that it runs in, and its result must not depend on."""
+"""The process and the machine in which a job runs; no result may depend on them."""
 
 import os
 import platform
@@ -17,27 +17,39 @@ from bench.jobs import Data
 from bench.protocols import Split
 
 CHUNK = {"cpu": 256, "cuda": 4096}
-"""Images that are computed at once: what fits a processor's cache, and what fills a GPU."""
+"""Number of images that are computed at once, by the type of device: few enough for the cache of a processor,
+and enough to fill a GPU.
+"""
 
 
 @dataclass(frozen=True)
 class Desk:
-    """Where work is done: what a job needs and its result must not depend on."""
+    """The surroundings of a job in one process: folders, digests of the code, device and time limit."""
 
     store: Path
+    """The results folder."""
     folder: Path
-    """The suite's folder, on the import path."""
+    """The folder of the task file, in which modules of the user's own are found."""
     data_root: Path | None
+    """The folder of the data sets; None for the default."""
     device: str
+    """The device, as torch names it: ``cpu``, ``cuda:0``."""
     sources: Mapping[str, str] = field(hash=False)
-    """Digests of the code that the plan was made with: what runs must be the same."""
+    """Digests of the code that the run was planned with, by module. Code that runs must have the same
+    digests.
+    """
     commit: str | None = None
+    """The commit of the working copy; None outside one."""
     time_limit: float | None = None
-    """Seconds that any job may take; None: any time."""
+    """Limit of each job in seconds, above 0; None for no limit."""
 
 
 def prepare(desk: Desk) -> None:
-    """Set up this process: settings of torch, the suite's folder on the import path, big buffers kept."""
+    """Set this process up for jobs, once: the settings of torch, modules of the task file's folder, memory.
+
+    Args:
+        desk: The surroundings of the jobs.
+    """
     sources.importable(desk.folder)
     settle(desk)
     if torch.device(desk.device).type == "cpu":
@@ -45,24 +57,29 @@ def prepare(desk: Desk) -> None:
 
 
 def settle(desk: Desk) -> None:
-    """Set what holds for the whole process and decides numbers, before each job."""
+    """Set everything that holds for the whole process and decides numbers; called before each job.
+
+    Args:
+        desk: The surroundings of the job.
+    """
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell.
+    # TF32 has ten bits of mantissa, too few for margins of a hundredth, and no key would tell.
     torch.backends.cudnn.allow_tf32 = False
     if torch.device(desk.device).type == "cpu":
-        # Sums must not depend on how many cores the machine has.
+        # Sums must not depend on the number of cores.
         torch.set_num_threads(1)
 
 
 @cache
 def keep_buffers() -> bool:
-    """Tell glibc to keep freed buffers: else every step maps and clears its pages anew.
+    """Tell glibc to keep the memory of freed tensors, which each step would map and clear again otherwise.
 
-    Returns whether it could be told.
+    Returns:
+        Whether glibc could be told; False with another C library.
     """
     import ctypes
 
@@ -70,7 +87,7 @@ def keep_buffers() -> bool:
         return False
     trim_threshold, top_pad, mmap_threshold, ceiling = -1, -2, -3, 1 << 30
     mallopt = ctypes.CDLL(None).mallopt
-    # 32 MiB is the largest threshold that glibc accepts; without maps there is none.
+    # 32 MiB is the largest threshold that glibc accepts.
     return all(
         mallopt(option, value) == 1
         for option, value in (
@@ -82,14 +99,25 @@ def keep_buffers() -> bool:
 
 
 def device_name(desk: Desk) -> str:
-    """Return the name of the device that a desk computes on."""
+    """Return the name of the device, as receipts record it.
+
+    Args:
+        desk: The surroundings of the job.
+
+    Returns:
+        The model of the GPU or of the processor.
+    """
     device = torch.device(desk.device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 @cache
 def processor() -> str:
-    """Return the name of this machine's processor."""
+    """Return the model of this machine's processor.
+
+    Returns:
+        The model, or the architecture where the model is not known.
+    """
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -101,7 +129,11 @@ def processor() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions that a number may depend on."""
+    """Return the versions of everything that a number may depend on.
+
+    Returns:
+        The versions of Python and of the libraries, by name.
+    """
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("crossfire-bench", "torch", "torchvision", "numpy")},
@@ -109,7 +141,18 @@ def versions() -> dict[str, str]:
 
 
 def load(data: Data, desk: Desk) -> Split:
-    """Return a data set's examples; its digest must be the one that the plan knew."""
+    """Load the examples of a data set.
+
+    Args:
+        data: The data set as the run was planned with it.
+        desk: The surroundings of the job.
+
+    Returns:
+        The examples, on the CPU.
+
+    Raises:
+        InputError: The files of the data set changed since the run was planned.
+    """
     split = datasets.load(data.spec, desk.data_root, desk.folder)
     if split.digest != data.digest:
         raise InputError(f"the files of {data.spec.name} changed since the run was planned; start it again")
@@ -117,5 +160,9 @@ def load(data: Data, desk: Desk) -> Split:
 
 
 def free_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of processor cores that this process may use.
+
+    Returns:
+        1 or more.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Attack a shard through its view, and validate what comes back."""
+"""The crafting job: attacks a shard through a view, and keeps the images that the referee accepts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,16 @@ from bench.train import fitted
 
 
 def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """Attack a shard through its view, and judge what comes back."""
+    """Attack a shard through its view, and have the referee check the images.
+
+    Args:
+        job: The shard and the attack.
+        desk: The surroundings of the job.
+        store: The results folder, with the training of the network that is attacked.
+
+    Returns:
+        The function that writes the images to a path, and entries for the receipt.
+    """
     attempt = job.attempt
     model = fitted(attempt.source, desk, store) if attempt.source else None
     split = load(attempt.data, desk)
@@ -60,17 +69,41 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
 
 @dataclass(frozen=True)
 class Made:
-    """What an attack returned, and what it took."""
+    """What an attack returned, and what it cost."""
 
     images: object
+    """The returned value itself: images, `Crafted`, or anything that the referee refuses."""
     notes: Mapping[str, Tensor]
+    """A tensor (N, ...) for each note, by its name."""
     target: Labels | None
+    """Labels to reach, int64 (N,); None for an untargeted attack."""
     meter: Meter
+    """The passes of each example."""
     chunk: int | None
+    """The most points that were computed at once, where memory was short; None otherwise."""
 
 
 def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Desk) -> Made:
-    """Run an attack on a shard; where it does not fit in memory, in smaller chunks, recomputed."""
+    """Run an attack on a shard; where memory is short, again with chunks of half the size.
+
+    With smaller chunks activations are computed again in the backward pass, which saves memory and costs
+    time. The second run begins at the clean images, with the same draws.
+
+    Args:
+        job: The shard and the attack.
+        model: The fitted network that is attacked; None for an attack without access.
+        x: Clean images (N, C, H, W), on the device.
+        y: Their labels (N,).
+        split: The data set of the shard.
+        desk: The surroundings of the job.
+
+    Returns:
+        What the attack returned, and what it cost.
+
+    Raises:
+        ValueError: A note of the attack has a name of the harness's own columns, or another length than N.
+        OvertimeError: The attack took longer than its limit.
+    """
     chunk: int | None = CHUNK[torch.device(desk.device).type]
     recompute = False
     while True:
@@ -145,7 +178,20 @@ def _targets(attempt: Attempt, y: Labels, index: Tensor) -> Labels | None:
 
 
 def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> View:
-    """Return the view that an attempt looks through."""
+    """Return the view through which an attack looks, as the defense makes it.
+
+    Args:
+        attempt: The attack with its source, its view and their settings.
+        model: The fitted network.
+        split: The data set; a view of decisions looks in it for images that the read-out accepts.
+        device: The device of the network.
+
+    Returns:
+        The view, before it passes through `watch`.
+
+    Raises:
+        TypeError: The method of the defense returned no `View`.
+    """
     assert attempt.source is not None
     assert attempt.view is not None
     entry = attempt.source.train.defense.entry

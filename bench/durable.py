@@ -1,7 +1,7 @@
-"""Files that a kill or a power cut leaves old or new, and drafts that tell whose they are.
+"""Files that are complete after a kill or a power cut, and drafts that name their process.
 
-A draft's name holds the machine, the process and when that began, since containers share host names, and
-processes their numbers in the course of time.
+The name of a draft holds the machine, the process and the start of the process, because containers may share
+a host name and the numbers of processes are used again.
 """
 
 import errno
@@ -19,20 +19,31 @@ from pathlib import Path
 from uuid import uuid4
 
 FORGOTTEN = 7 * 24 * 3600.0
-"""Seconds after which a draft counts as left behind whose process, on another machine, cannot be asked."""
+"""Age in seconds at which a draft of a process on another machine, which cannot be asked, is left behind."""
 
 _OLDER = re.compile(r"\.\w+\.json\.(\d+)|draft-(\d+)\.safetensors")
-"""Drafts of versions that named the process alone."""
+"""Drafts of earlier versions, which named the number of the process alone."""
 
 
 def mark() -> str:
-    """Return what ends the name of a draft of this process: ``@host@process@place-start-draw``."""
+    """Return the end of a draft's name, which tells this process from any other.
+
+    Returns:
+        ``@host@process@place-start-draw``.
+    """
     host, place, draw = _host(), _place(), uuid4().hex[:12]
     return f"@{host}@{os.getpid()}@{place}-{_start(os.getpid())}-{draw}"
 
 
 def abandoned(path: Path) -> bool:
-    """Return whether a draft was left behind by a process that is gone; False of what is no draft."""
+    """Return whether a draft was left behind by a process that has ended.
+
+    Args:
+        path: A file or a folder.
+
+    Returns:
+        True for such a draft; False for one whose process may be running, and for anything that is no draft.
+    """
     if (older := _OLDER.fullmatch(path.name)) is not None:
         return not _alive(int(older[1] or older[2]))
     parts = path.name.rsplit("@", 3)
@@ -41,7 +52,7 @@ def abandoned(path: Path) -> bool:
     _, host, pid, tail = parts
     place, _, rest = tail.partition("-")
     if host == _host() and not rest:
-        # Of a version that wrote neither place nor start.
+        # An earlier version wrote neither place nor start.
         return not _alive(int(pid))
     if host == _host() and place == _place():
         return not _alive(int(pid)) or rest.partition("-")[0] != str(_start(int(pid)))
@@ -52,7 +63,11 @@ def abandoned(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the drafts in a folder whose processes are gone."""
+    """Remove the drafts in a folder whose processes have ended.
+
+    Args:
+        folder: The folder; nothing happens where it cannot be read.
+    """
     with suppress(OSError):
         for each in list(folder.iterdir()):
             if abandoned(each):
@@ -61,7 +76,14 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def drafted(place: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; then it is on the disk, and in its place at once."""
+    """Yield the path of a draft; after the block the draft is on the disk and is renamed to its place.
+
+    Args:
+        place: The path of the finished file.
+
+    Yields:
+        The path to write to. If the block raises, the draft is removed.
+    """
     draft = place.with_name(f".draft{mark()}")
     try:
         yield draft
@@ -73,7 +95,12 @@ def drafted(place: Path) -> Iterator[Path]:
 
 
 def settle(draft: Path, place: Path) -> None:
-    """Rename a file to its place; a folder that lies there in its stead is taken away."""
+    """Rename a file to its place; a folder in that place is removed.
+
+    Args:
+        draft: The file.
+        place: Its new path.
+    """
     try:
         draft.replace(place)
     except OSError:
@@ -84,7 +111,15 @@ def settle(draft: Path, place: Path) -> None:
 
 
 def move(source: Path, place: Path) -> None:
-    """Rename a folder to its place, which must be free; where that is another disk, by way of a copy."""
+    """Rename a folder to its place; where that is on another disk, copy it there.
+
+    Args:
+        source: The folder.
+        place: Its new path, at which nothing may lie.
+
+    Raises:
+        OSError: Something lies at the new path, or the disk refuses.
+    """
     try:
         source.rename(place)
     except OSError as error:
@@ -100,7 +135,11 @@ def move(source: Path, place: Path) -> None:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Wait until files and folders are on the disk; together, which takes hardly longer than one."""
+    """Wait until files and folders are on the disk; all of them take hardly longer than one.
+
+    Args:
+        paths: Files and folders.
+    """
     every = list(paths)
     if len(every) == 1:
         _flush(every[0])
@@ -110,7 +149,11 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def folder(path: Path) -> None:
-    """Make a folder, if it is not there; what else lies there is taken away."""
+    """Create a folder if it is missing; anything else at its path is removed.
+
+    Args:
+        path: The folder.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -119,7 +162,11 @@ def folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take away whatever lies at a path, as far as this process may."""
+    """Remove whatever lies at a path, as far as this process may.
+
+    Args:
+        path: A file, a folder or a link; nothing happens where there is none.
+    """
     with suppress(OSError):
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
@@ -134,7 +181,7 @@ def _flush(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
         if path.is_dir():
-            # Some systems open no folders.
+            # Some systems cannot open folders.
             return
         raise
     try:
@@ -153,7 +200,7 @@ def _host() -> str:
 
 @cache
 def _place() -> str:
-    """Return a digest of what process numbers are counted in: this start of the machine, this container."""
+    """Return a digest of the start of the machine and of the container, to which process numbers belong."""
     told = []
     with suppress(OSError):
         told.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -163,9 +210,9 @@ def _place() -> str:
 
 
 def _start(pid: int) -> int:
-    """Return when a process began, in ticks since the machine did; 0 where that cannot be known."""
+    """Return the start of a process, in ticks since the start of the machine; 0 where it is not known."""
     try:
-        # The name, in brackets, may hold anything.
+        # The name of the program, in brackets, may hold any character.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0

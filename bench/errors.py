@@ -1,15 +1,16 @@
-"""The errors that the harness raises itself.
+"""The errors that the harness raises.
 
 BenchError
-├── InputError      what a person gave cannot be used: one message, exit status 2, no traceback
-│   └── OtherNetworkError  a network that was built again answers otherwise than it did
-├── DamagedError    a stored file is not what its receipt says: the work is done again
-├── OvertimeError   a job took longer than its limit: the job fails
-├── DisturbedError  a job changed what the whole process shares, or tried to end it: the job fails
-└── TrainingError   a training left the rails (a loss that is not finite): the job fails
+├── InputError             an input that cannot be used: one message, exit status 2, no traceback
+│   └── OtherNetworkError  a network that was built again gives other answers than before
+├── DamagedError           a stored file differs from its receipt: the work is done again
+├── OvertimeError          a job exceeds its time limit: the job fails
+├── DisturbedError         a job changes state that the whole process shares, or tries to end it: the job
+fails
+└── TrainingError          a training cannot continue (a loss that is not finite): the job fails
 
-Everything else that an attack or a defense raises is theirs: it fails its job, leaves a hole in
-the table, and keeps its traceback in the store.
+Any other exception comes from the code of an attack or a defense. It fails its job, leaves a hole in the
+table, and its traceback is kept in the results folder.
 """
 
 import errno
@@ -22,11 +23,11 @@ class BenchError(Exception):
 
 
 class InputError(BenchError):
-    """What a person gave cannot be used; the message says where, what was found and what fits."""
+    """An input cannot be used; the message says where it is, what was found and what was expected."""
 
 
 class OtherNetworkError(InputError):
-    """A network that was built again answers otherwise than it did."""
+    """A network that was built again gives other answers than before."""
 
 
 class DamagedError(BenchError):
@@ -34,19 +35,27 @@ class DamagedError(BenchError):
 
 
 class OvertimeError(BenchError):
-    """A job took longer than its limit."""
+    """A job exceeds its time limit."""
 
 
 class DisturbedError(BenchError):
-    """A job changed what the whole process shares, or tried to end it."""
+    """A job changes state that the whole process shares, or tries to end the process."""
 
 
 class TrainingError(BenchError):
-    """A training cannot go on."""
+    """A training cannot continue."""
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """Return ``; did you mean 'pgd'?`` with the nearest known name, or the list of all of them."""
+    """Return the end of a message about an unknown name: the nearest known name, or all of them.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    Returns:
+        ``; did you mean 'pgd'?`` where a known name is near, else `` (known: ...)`` or `` (there are none)``.
+    """
     names = sorted(str(each) for each in known)
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)
     if near:
@@ -55,7 +64,15 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
 
 
 def persons(error: BaseException) -> str | None:
-    """Return the message of an error that a person can mend (exit status 2), None for a bug."""
+    """Return the message for an error that the user can mend.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The message (the exit status is 2), or None for an error in the code, which is shown with its
+        traceback.
+    """
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, DamagedError):
@@ -64,7 +81,14 @@ def persons(error: BaseException) -> str | None:
 
 
 def disk_full(error: BaseException) -> bool:
-    """Return whether an error says that the disk is full."""
+    """Return whether an error says that the disk is full.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        True for the error of the system, and for those of safetensors and pyarrow with the same text.
+    """
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors and pyarrow say it in words of their own.
     return full or "No space left on device" in str(error)

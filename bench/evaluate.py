@@ -1,4 +1,4 @@
-"""Ask a defense about crafted images: a row of outcomes for each."""
+"""The evaluation job: asks a defense about crafted images, and keeps a row of outcomes for each."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,20 +23,34 @@ from bench.store import Store
 from bench.train import fitted
 
 ASKED_TWICE = 32
-"""How many examples of a shard are asked a second time, in another order and in other batches."""
+"""Number of examples of a shard that are asked a second time, in another order and in other batches."""
 
 
 ROUNDING = 1e-4
-"""How far logits may be from those of the first ask, as a share of what they spread over, for an answer that
-changed with them to count as a tie: in another batch, sums are taken in another order."""
+"""Largest difference of logits between both answers at which another label or refusal counts as a tie, as a
+share of the range of an example's logits. In another batch sums are computed in another order.
+"""
 
 
 DRIFT = 0.01
-"""How far they may be for an answer to be the same that it was, on the same scale."""
+"""Largest difference of logits at which the answers count as the same, as a share of the same range."""
 
 
 def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """Ask a defense about crafted images; a row for each."""
+    """Ask a defense about the images of several shards, and make a table with a row for each image.
+
+    Args:
+        job: The defense, its read-out and the shards.
+        desk: The surroundings of the job.
+        store: The results folder, with the training and the shards.
+
+    Returns:
+        The function that writes the table to a path (Parquet, the columns of `bench.outcomes`), and entries
+        for the receipt.
+
+    Raises:
+        RuntimeError: The images of a shard belong to other examples.
+    """
     model = fitted(job.victim, desk, store)
     split = load(job.crafts[0].attempt.data, desk)
     columns: list[dict[str, Any]] = []
@@ -47,7 +61,7 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
         "examples": table.num_rows,
-        # Crafted images are not published with a table; what they took is.
+        # Crafted images are not published with a table, but their cost is.
         "crafting": {
             "seconds": round(sum(each.get("seconds", 0.0) for each in receipts), 3),
             "devices": sorted({each["device"] for each in receipts if "device" in each}),
@@ -92,14 +106,26 @@ def _outcomes(
 
 
 def _listed(values: Tensor | None) -> list[list[float]] | None:
-    """Return (N, K) as lists for a column, up to 100 classes."""
+    """Return a matrix (N, K) as lists for a column; None with more than 100 classes."""
     return None if values is None or values.shape[1] > 100 else values.float().tolist()
 
 
 def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
-    """Return a read-out's answers in a fixed layout of chunks, on the CPU, each as a table keeps it."""
+    """Return the answers of a read-out, as a table keeps them.
+
+    Args:
+        model: The fitted defense.
+        images: Images (N, C, H, W) on the CPU.
+        readout: The name of the read-out.
+        desk: The surroundings of the job.
+
+    Returns:
+        Columns on the CPU: ``label`` int64 (N,), -1 where there is no answer, ``rejected`` bool (N,),
+        ``score`` float32 (N,), and ``logits`` and ``thresholds`` float32 (N, K) where the read-out gives
+        them.
+    """
     decision = decided(model, images, readout, torch.device(desk.device))
-    # A defense that answers NaN to a lawful image has not held; -1 is nobody's label.
+    # A defense that answers NaN to a valid image counts as broken, and no class has the label -1.
     lost = decision.score.isnan()
     if decision.logits is not None:
         lost = lost | ~answered(decision.logits)
@@ -116,7 +142,20 @@ def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tenso
 
 
 def decided(model: Any, images: Images, readout: str, device: torch.device) -> Decision:
-    """Return a read-out's answers, chunk by chunk; where a chunk does not fit in memory, by smaller ones."""
+    """Return the answers of a read-out, in chunks of a fixed size, or of half the size where memory is short.
+
+    Args:
+        model: The fitted defense.
+        images: Images (N, C, H, W) on any device.
+        readout: The name of the read-out.
+        device: The device of the defense.
+
+    Returns:
+        The decision for N images, its thresholds repeated for each image: (N, K).
+
+    Raises:
+        ValueError: The read-out gave a wrong number of labels.
+    """
     size, parts, start = CHUNK[device.type], [], 0
     while start < len(images):
         chunk = images[start : start + size].to(device)
@@ -140,7 +179,7 @@ def decided(model: Any, images: Images, readout: str, device: torch.device) -> D
         rejected=torch.cat([each.rejected for each in parts]),
         score=torch.cat([each.score for each in parts]),
         logits=_joined([each.logits for each in parts]),
-        # One row of thresholds for each image, so that a row of outcomes can be judged alone.
+        # A row of thresholds for each image, so that a row of outcomes needs no other.
         thresholds=_joined(
             [
                 None if each.thresholds is None else each.thresholds.expand(len(each.label), -1)
@@ -158,17 +197,18 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 def _asked_again(
     model: Any, images: Images, first: Mapping[str, Tensor], job: Evaluate, craft_job: Craft, desk: Desk
 ) -> list[bool | None]:
-    """Return of each example whether its answer differed at a second ask, None where it was asked once.
+    """Return for each example whether its answer differed when asked again; None where it was asked once.
 
-    Asked in another order and in other company: one image alone, the others in two batches. Where a network
-    cannot answer so at all, its answers depend on company. A tie that rounding decides is no difference. Of
-    other people's code the last batch is asked as an attack asks: with gradients.
+    Up to `ASKED_TWICE` examples are asked in another order and in other batches: one image alone, the others
+    in two batches. A network that fails then depends on its batches, and counts as one that differs. A tie
+    that rounding decides is no difference. A network that runs code of other people is asked with gradients
+    in the last batch, as an attack asks.
     """
     as_attacked = bool(job.victim.train.foreign)
     found: list[bool | None] = [None] * len(images)
     draw = torch.Generator().manual_seed(seed_of(craft_job.key, job.readout, "again"))
     rows = torch.randperm(len(images), generator=draw)[:ASKED_TWICE]
-    # A lone image is asked beside itself: alone is how it was asked before.
+    # A lone image is asked beside its own copy, since the first question showed it alone.
     rest = len(rows) - 1
     batches = rows.split([1, rest * 2 // 5, rest - rest * 2 // 5]) if rest else [rows.repeat(2)]
     for batch in batches:
@@ -177,16 +217,16 @@ def _asked_again(
         before = {name: values[batch] for name, values in first.items()}
         z, now = images[batch], None
         if as_attacked and batch is batches[-1]:
-            # Some cannot answer so (numpy takes no tensor with a gradient): that is no difference. A limit
-            # that rings in there rings again.
+            # A network that cannot answer with gradients (numpy accepts no such tensor) does not count as one
+            # that differs. A time limit that is suppressed here raises again within a second.
             with torch.enable_grad(), contextlib.suppress(Exception):
-                # No leaf: a network may write into what it is given.
+                # Times 1, so that it is no leaf: a network may write into its argument.
                 now = ask(model, z.clone().requires_grad_() * 1, job.readout, desk)
         try:
             changed = _changed(before, now or ask(model, z, job.readout, desk)).tolist()
         except OvertimeError:
             raise
-        except Exception:  # noqa: BLE001 - it could answer before
+        except Exception:  # noqa: BLE001 - any failure differs from the first answer
             changed = [True] * len(batch)
         for row, differs in zip(batch.tolist(), changed, strict=True):
             found[row] = differs
@@ -194,13 +234,13 @@ def _asked_again(
 
 
 def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
-    """Return bool (N,): which answers are not the same: another label or refusal, or logits far from before.
+    """Return bool (N,): which answers differ in label or refusal, or by more than `DRIFT` in their logits.
 
-    Ties that rounding decides are left out.
+    Ties that rounding decides are no difference.
     """
     relabelled, refused = (before[name] != now[name] for name in ("label", "rejected"))
     if "logits" not in before:
-        # A score says how near a refusal was, and nothing of labels.
+        # The score tells how near a refusal was; for a label there is no such measure.
         one, other = before["score"], now["score"]
         return relabelled | (refused & ((one - other).abs() > ROUNDING * one.abs()))
     one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))

@@ -1,6 +1,6 @@
-"""When a job runs: as soon as all it needs is done, the longest way first, on the first free slot.
+"""The scheduler: a job starts when everything it needs is done, the longest remaining path first.
 
-A failed job is never marked done, so that nothing behind it becomes ready; the rest goes on.
+A job that failed never counts as done, so that jobs which need it do not start; the others continue.
 """
 
 import math
@@ -29,7 +29,7 @@ from bench.store import ABSENT, ARTEFACTS, Store
 from bench.worker import Recheck, describe
 
 GRACE = 60.0
-"""Seconds beyond its limit after which a shard's process is killed: time to start, and to be told."""
+"""Seconds beyond its limit after which the process of a job is killed: time to start, and to report."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +37,48 @@ class Done:
     """A job that ended."""
 
     job: Job
+    """The job."""
     receipt: Mapping[str, Any] | None
+    """Its receipt; None where it failed."""
     error: BaseException | None = None
+    """What it raised; None where it succeeded."""
     slot: int = 0
+    """Number of the slot in which it ran, from 0."""
 
 
 @dataclass
 class State:
-    """What a store holds of a plan."""
+    """What a results folder holds of a plan, and what is still to do."""
 
     done: set[Evaluate] = field(default_factory=set)
+    """Evaluations that are done."""
     todo: dict[Job, tuple[Job, ...]] = field(default_factory=dict)
-    """Jobs to do, with those of their needs that are to do as well."""
+    """Jobs to do, each with those of its needs that are to do too."""
     kept: set[Job] = field(default_factory=set)
-    """Jobs that are done, and that jobs to do need."""
+    """Jobs that are done."""
     redo: dict[Job, str] = field(default_factory=dict)
-    """Jobs that were done and must be done again, and why."""
+    """Jobs that were done and must be done again, with the reason."""
     fault: Callable[[Job], str | None] = lambda _: ABSENT
-    """Tells why the stored result of a job does not count, as of now; None where it does."""
+    """Returns why the stored result of a job does not count at the moment; None where it counts."""
 
 
 def examine(
     plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
 ) -> State:
-    """Return what is done and what is to do, from the evaluations down.
+    """Find out which jobs of a plan are done and which are to do.
 
-    A stored result counts if its files are what its receipt says (`verify`) and the code that made it
-    is what it was (unless `trust`).
+    A stored result counts if its files agree with its receipt, if the code that made it is unchanged, and if
+    the results that it was made from are the same.
+
+    Args:
+        plan: The plan.
+        store: The results folder.
+        wanted: Keys of the evaluations to look at; None for all.
+        trust: True accepts results of code that has changed.
+        verify: False compares no file with its digest.
+
+    Returns:
+        The jobs by their state.
     """
     state = State(fault=partial(_fault, store, trust=trust, verify=verify))
     verdicts: dict[Job, str | None] = {}
@@ -93,19 +108,43 @@ def examine(
 
 @cache
 def trainings(job: Job) -> frozenset[Train]:
-    """Return the trainings that a job's result comes from, itself included."""
+    """Return the trainings that a job's result comes from.
+
+    Args:
+        job: Any job.
+
+    Returns:
+        The trainings, the job itself included if it is one.
+    """
     own = frozenset({job}) if isinstance(job, Train) else frozenset()
     return own.union(*(trainings(need) for need in job.needs))
 
 
 def make_way(job: Job, state: State, store: Store) -> None:
-    """Take away what a job left that is done again, unless another run has made it anew meanwhile."""
+    """Remove the old result of a job that is done again, if it still does not count.
+
+    Another run may have made a new result meanwhile, which stays.
+
+    Args:
+        job: The job, about to start.
+        state: The state of the plan.
+        store: The results folder.
+    """
     if job in state.redo and state.fault(job) is not None:
         store.discard(job.kind, job.key)
 
 
 def fetch(state: State, folder: Path, data_root: Path | None) -> None:
-    """See that the data of the jobs to do is there, or download it, before any of them starts."""
+    """Check that the data of the jobs to do is there, or download it, before any of them starts.
+
+    Args:
+        state: The state of the plan.
+        folder: The folder of the task file.
+        data_root: The folder of the data sets; None for the default.
+
+    Raises:
+        InputError: Data is missing or damaged, and cannot be downloaded.
+    """
     needed: dict[str, DataSpec] = {}
     for job in state.todo:
         match job:
@@ -121,11 +160,11 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
 
 
 def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
-    """Return why a stored result does not count, None where it does."""
+    """Return why the stored result of a job does not count, None where it does."""
     reason = store.damage(job.kind, job.key, read=verify)
     receipt = store.receipt(job.kind, job.key)
     if reason is None and not receipt:
-        # Taken away by another run, just now.
+        # Another run has just removed it.
         reason = ABSENT
     if reason is None and not trust:
         reason = _changed(receipt or {}, job)
@@ -133,7 +172,7 @@ def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
 
 
 def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
-    """Return which module is not what it was when a result was made."""
+    """Return which module has changed since a result was made, None where none has."""
     made = receipt.get("sources")
     if not isinstance(made, dict):
         return "its receipt names no sources"
@@ -145,10 +184,10 @@ def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
 
 
 def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
-    """Return which result that a stored one was made from is there with another content by now.
+    """Return which input of a stored result exists with other content now, None where none does.
 
-    Weights that were made again on another kind of machine are another network: numbers of both must not
-    stand side by side. Results that are absent (only evaluations are committed) say nothing.
+    Weights that were trained again on another kind of machine are another network, and numbers of both must
+    not stand side by side. Inputs that are absent are no reason, since only evaluations are committed.
     """
     for key, digest in receipt.get("inputs", {}).items():
         for kind, name in ARTEFACTS.items():
@@ -166,9 +205,21 @@ def run(
     started: Callable[[Job, int], None] | None = None,
     limit: float | None = None,
 ) -> Iterator[Done]:
-    """Do what is to do; yield each job as it ends, with its error if it failed.
+    """Do the jobs that are to do.
 
-    `limit` is the seconds that any job may take. A full disk ends the run: no other job could keep a result.
+    A full disk ends the run, since no other job could keep its result. A job whose process died is tried a
+    second time.
+
+    Args:
+        state: The state of the plan.
+        store: The results folder.
+        pool: The slots to run in.
+        costs: Estimates of the time of each job; they learn from each job that ends.
+        started: Called with each job and the number of its slot when it starts.
+        limit: Limit of each job in seconds, above 0; None for no limit.
+
+    Yields:
+        Each job as it ends, with its error if it failed.
     """
     sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
     sorter.prepare()
@@ -184,7 +235,7 @@ def run(
             job, slot = chosen
             if started is not None:
                 started(job, slot)
-            # Not before: whatever happens until then, the old result is there.
+            # Not earlier, so that the old result stays until its successor begins.
             make_way(job, state, store)
             future = pool.submit(slot, job)
             running[future] = job, slot
@@ -192,7 +243,7 @@ def run(
         if not running:
             return
         for future in deadlines.wait(running):
-            # Its own alarm did not wake it: it hangs in code that no signal interrupts.
+            # Its own alarm did not end it: it runs code that no signal interrupts.
             pool.kill(running[future][1])
         for future in [each for each in running if each.done()]:
             job, slot = running.pop(future)
@@ -204,7 +255,7 @@ def run(
                 if (late := deadlines.overdue(future, job)) is not None:
                     error = late
                 elif job not in tried:
-                    # Killed from outside, perhaps for memory: once more, on a new process.
+                    # Killed from outside, perhaps for memory: a second try, in a new process.
                     tried.add(job)
                     queue.push(job)
                     continue
@@ -221,11 +272,11 @@ def run(
 
 
 SWITCH = 10.0
-"""Seconds of work that are no reason to start another process where one is there for another job."""
+"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
 
 
 class _Queue:
-    """Jobs that may begin, and the slots that are free."""
+    """The jobs that may begin, and the free slots."""
 
     def __init__(self, ways: Mapping[Job, float], pool: Pool) -> None:
         self._ways, self._pool = ways, pool
@@ -233,13 +284,13 @@ class _Queue:
         self.free = list(range(len(pool.devices)))
 
     def push(self, job: Job) -> None:
-        """Add a job."""
+        """Add a job that may begin."""
         insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
 
     def pop(self) -> tuple[Job, int] | None:
-        """Take the job with the longest way behind it, and a slot; None where either is missing.
+        """Remove and return the job with the longest remaining path, and a slot; None if either is missing.
 
-        Of jobs that are about equal, one goes first for which a slot has a process.
+        Among jobs whose paths are about equal (`SWITCH`), one for which a slot has a process comes first.
         """
         if not self._ready or not self.free:
             return None
@@ -253,7 +304,7 @@ class _Queue:
 
 
 class _Deadlines:
-    """When the processes of jobs with a limit are killed."""
+    """The times at which processes of jobs with a limit are killed."""
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
@@ -261,21 +312,21 @@ class _Deadlines:
         self._killed: set[Future[dict[str, Any]]] = set()
 
     def of(self, job: Job) -> float | None:
-        """Return the seconds that a job may take."""
+        """Return the limit of a job in seconds, None for no limit."""
         own = job.attempt.time_limit if isinstance(job, Craft) else None
         return min((each for each in (own, self._limit) if each is not None), default=None)
 
     def begin(self, future: Future[dict[str, Any]], job: Job) -> None:
-        """Note that a job begins."""
+        """Note the start of a job."""
         if (limit := self.of(job)) is not None:
             self._ends[future] = time.monotonic() + limit + GRACE
 
     def end(self, future: Future[dict[str, Any]]) -> None:
-        """Forget a job."""
+        """Forget a job that ended."""
         self._ends.pop(future, None)
 
     def wait(self, running: Iterable[Future[dict[str, Any]]]) -> list[Future[dict[str, Any]]]:
-        """Wait until a job ends, or is too late; return those that are."""
+        """Wait until a job ends or is overdue; return the futures of those that are overdue."""
         left = min(self._ends.values(), default=math.inf) - time.monotonic()
         wait(running, timeout=None if math.isinf(left) else max(left, 0.0), return_when=FIRST_COMPLETED)
         late = [each for each, end in self._ends.items() if end <= time.monotonic() and not each.done()]
@@ -285,7 +336,7 @@ class _Deadlines:
         return late
 
     def overdue(self, future: Future[dict[str, Any]], job: Job) -> OvertimeError | None:
-        """Return what to say of a job whose process was killed for its limit."""
+        """Return the error of a job whose process was killed because of its limit, None for any other."""
         if future not in self._killed:
             return None
         return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
@@ -294,29 +345,39 @@ class _Deadlines:
 def ask_again(
     plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None, limit: float | None = None
 ) -> dict[str, int]:
-    """Discard the results of networks that are others by now; return why, and how many each time.
+    """Discard the results of stored networks that answer differently now.
 
-    Asked are those that run other people's code. What such code reads or imports beside the suite's folder
-    is in no key, so that nothing but its answers tells whether it is what it was.
+    Only networks that run code of other people are asked. What such code reads or imports from elsewhere
+    enters no key, so that only its answers show whether it has changed.
+
+    Args:
+        plan: The plan.
+        store: The results folder.
+        pool: The slots; the first one asks.
+        wanted: Keys of the evaluations to look at; None for all.
+        limit: Limit of each question in seconds, above 0; None for no limit.
+
+    Returns:
+        The number of discarded results for each reason.
     """
     graph = plan.graph(wanted)
     others: dict[Train, str] = {}
     for job in [each for each in graph if isinstance(each, Train)]:
-        theirs = job.foreign and store.damage("train", job.key) is None
-        if theirs and (reason := _different(job, pool, limit)) is not None:
+        asked = job.foreign and store.damage("train", job.key) is None
+        if asked and (reason := _different(job, pool, limit)) is not None:
             others[job] = reason
     found: dict[str, int] = {}
     for made in graph:
         reason = next((others[each] for each in trainings(made) if each in others), None)
         if reason is not None and store.folder(made.kind, made.key).exists():
-            # At once: it must not stand in a table, even if it cannot be made again.
+            # At once, since it must not stand in a table even if it cannot be made again.
             store.discard(made.kind, made.key)
             found[reason] = found.get(reason, 0) + 1
     return found
 
 
 def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
-    """Return how a stored network is another one by now, None where it is the same."""
+    """Return how a stored network differs from the one that is built now, None where it does not."""
     future = pool.submit(0, Recheck(job))
     try:
         said = future.result(None if limit is None else limit + GRACE)["different"]
@@ -332,5 +393,5 @@ def _note(store: Store, job: Job, error: BaseException) -> None:
     try:
         store.fail(job.kind, job.key, describe(job), error)
     except OSError:
-        # A full disk cannot hold the note either; the run's last lines say what happened.
+        # A full disk cannot hold the note either; the last lines of the run say what happened.
         traceback.clear_frames(error.__traceback__)

@@ -1,10 +1,14 @@
-"""What an attacker maximises, and when it has won: the one place that knows refusal and targets.
+"""The loss that an attacker maximises, and the test of its success, with refusals and targets.
 
-Success means: accepted, and wrong (or, with a target, accepted and the target). A refusal is never a
-success. Logits of several points for each example come copy after copy, (copies * N, K), beside
-labels (N,): the answers are then (copies * N,) in the same order. A view that answers several times,
-at random or pass after pass, gives (T, copies * N, K): losses are averaged over T, and the answer is
-that of the mean logits.
+No other module knows what a refusal or a target means for an attack. An untargeted attack succeeds where the
+answer is accepted and wrong, a targeted one where the answer is accepted and is the target. A refusal is
+never a success.
+
+Letters in shapes: N examples, K columns of logits (the last one a refusal where `View.refusal` is true).
+Logits of several points for each example come copy after copy, (copies * N, K), beside labels (N,); results
+are (copies * N,) in the same order. A view that gives T answers to each point (random draws, or passes of a
+network with feedback) returns (T, copies * N, K): losses are averaged over T, and a success is read from the
+mean logits.
 """
 
 import math
@@ -21,14 +25,24 @@ from torch.nn.functional import logsigmoid
 from bench.protocols import Labels, Narrowing, View, answered
 
 Loss: TypeAlias = Literal["ce", "margin", "dlr"]
+"""The losses of `objective`: cross-entropy, margin of logits, difference of logits ratio."""
 
 
 _LOWEST = -1e300
-"""Stands for minus infinity in sums of exponentials."""
+"""The value that replaces minus infinity in sums of exponentials."""
 
 
 def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
-    """Return bool (copies * N,): whether each answer is a win. What is not `answered` is none."""
+    """Return where the answer of a view is a success of the attack.
+
+    Args:
+        view: The view, which says whether there is a target and whether the last column is a refusal.
+        logits: Logits of the view: (copies * N, K) or (T, copies * N, K).
+        y: True labels (N,).
+
+    Returns:
+        bool (copies * N,). False where the logits name no class (see `bench.answered`).
+    """
     if logits.dim() == 3:
         logits = logits.mean(0)
     label = logits.argmax(1)
@@ -39,27 +53,42 @@ def succeeded(view: View, logits: Tensor, y: Labels) -> Tensor:
 
 
 def objective(view: View, logits: Tensor, y: Labels, loss: Loss = "ce") -> Tensor:
-    """Return (copies * N,): larger is nearer to success. Computed in float64, for logits of any dtype.
+    """Return the loss that an attacker maximises: larger is nearer to success.
 
-    ``ce``: cross-entropy with the truth (minus that with the target); with a refusal, the log of the
-    probability of an accepted wrong label. ``margin``: the best goal's logit minus the best of the
-    others (Carlini and Wagner 2017, arXiv:1608.04644, f_6 with its sign turned); positive means
-    success. ``dlr``: the margin over the gap between the highest logit and the third class (Croce and Hein
-    2020, arXiv:2003.01690, eq. 6), or with a target the mean of the third and the fourth (eq. 7, which it
-    equals until the example is broken). A refusal may be the highest but is no class, else the margin
-    would be divided by itself where the best goal comes third behind it; for the same reason it is the
-    plain margin with fewer than three classes, or four with a target. A class at minus infinity is none.
+    The loss is computed in float64, whatever the dtype of the logits. A column at minus infinity counts as no
+    class.
+
+    - ``ce``: the cross-entropy with the true label, or minus the cross-entropy with the target. With a
+      refusal: the logarithm of the probability of an accepted wrong label.
+    - ``margin``: the largest logit among the goals minus the largest among the other columns (Carlini and
+      Wagner 2017, arXiv:1608.04644, f_6 with the opposite sign and without its floor). A positive margin is a
+      success.
+    - ``dlr``: the margin divided by the gap between the largest logit and the third largest of a class (Croce
+      and Hein 2020, arXiv:2003.01690, eq. 6); with a target, between the largest and the mean of the third
+      and the fourth (eq. 7, which it equals until the example is broken). A refusal may be the largest logit
+      and is never the third: otherwise the margin is divided by itself where the best goal comes third behind
+      a refusal. For the same reason the loss is the plain margin with fewer than three classes, or four with
+      a target.
+
+    Args:
+        view: The view, which says whether there is a target and whether the last column is a refusal.
+        logits: Logits of the view: (copies * N, K) or (T, copies * N, K).
+        y: True labels (N,).
+        loss: ``ce``, ``margin`` or ``dlr``.
+
+    Returns:
+        Losses (copies * N,), in the dtype of `logits`.
     """
     losses = _losses(view, logits.flatten(0, -2).double(), y, loss).view(logits.shape[:-1])
     return (losses.mean(0) if logits.dim() == 3 else losses).to(logits.dtype)
 
 
 def _losses(view: View, logits: Tensor, y: Labels, loss: Loss) -> Tensor:
-    """Return the loss of each row of logits (copies * N, K)."""
+    """Return the loss of each row of logits (copies * N, K), in float64."""
     match loss:
         case "ce":
-            # From a probability that rounds to 1, as the truth's does in float32 where it leads by 16.6, no
-            # gradient comes back; from leads it does, however far one is behind.
+            # A probability that rounds to 1 has no gradient: in float32 the true label's does where its logit
+            # leads by 16.6. The lead itself has a gradient, however large it is.
             if view.target is not None:
                 return logsigmoid(-_behind(logits, view.target))
             if not view.refusal:
@@ -81,40 +110,48 @@ def _losses(view: View, logits: Tensor, y: Labels, loss: Loss) -> Tensor:
 
 
 def eot(view: View, draws: int) -> View:
-    """Return a view that answers `draws` times: losses are averaged over the defense's own randomness.
+    """Return a view that answers each question several times, for a defense whose answers are random.
 
-    Expectation over transformation (Athalye et al. 2018, arXiv:1707.07397): the gradient of the mean loss
-    is the mean of the gradients; the mean of the logits would be another defense's. Each point costs
-    `draws` passes. With 1 it is the view itself.
+    Expectation over transformation (Athalye et al. 2018, arXiv:1707.07397): `objective` averages the losses
+    over the answers, so that the gradient is the mean of their gradients. The loss of the mean logits would
+    belong to another defense.
+
+    Args:
+        view: The view.
+        draws: Answers to each question, 1 or more; each costs one pass.
+
+    Returns:
+        A view whose logits are (draws, N, K), or (draws * T, N, K) where the view itself gives T answers;
+        with ``draws=1`` the view itself.
     """
     return view if draws == 1 else replace(view, logits=_Repeated(view.logits, draws))
 
 
 class _Repeated:
-    """A callable that asks another several times: (N, ...) points to (draws, N, K) logits."""
+    """A callable that asks another one `draws` times: points (N, ...) -> logits (draws, N, K)."""
 
     def __init__(self, ask: Callable[[Tensor], Tensor], draws: int) -> None:
         self._ask, self._draws = ask, draws
 
     def __call__(self, z: Tensor) -> Tensor:
         answers = [self._ask(z) for _ in range(self._draws)]
-        # What answers several times of itself (the passes of a loop) has a first axis already.
+        # A view that gives several answers itself (the passes of a loop) has a first axis already.
         return torch.cat(answers) if answers[0].dim() == 3 else torch.stack(answers)
 
     def take(self, rows: Tensor) -> "_Repeated":
-        """Return the callable for some of the examples."""
+        """Return the callable for the examples at `rows`."""
         ask = self._ask.take(rows) if isinstance(self._ask, Narrowing) else self._ask
         return _Repeated(ask, self._draws)
 
 
 def _copied(labels: Labels, logits: Tensor) -> Labels:
-    """Return the label of each row of logits that come copy after copy."""
+    """Return the label of each row of logits that come copy after copy: (copies * N,)."""
     copies = len(logits) // max(len(labels), 1)
     return labels if copies == 1 else labels.repeat(copies)
 
 
 def _goals(view: View, logits: Tensor, y: Labels) -> Tensor:
-    """Return bool (copies * N, K): the answers that would be a win."""
+    """Return bool (copies * N, K): the columns that would be a success."""
     named = _copied(y if view.target is None else view.target, logits)
     goals = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, named[:, None], True)
     if view.target is None:
@@ -130,15 +167,15 @@ def _only(logits: Tensor, among: Tensor) -> Tensor:
 
 
 def _behind(logits: Tensor, labels: Labels) -> Tensor:
-    """Return how far the logit of each row's label is behind the logsumexp of the others."""
+    """Return how far the logit of each row's label lies below the logsumexp of the other columns."""
     named = _copied(labels, logits)[:, None]
-    # Of minus infinity alone the gradient of logsumexp would be no number.
+    # The gradient of logsumexp is NaN where every entry is minus infinity.
     wide = logits.clamp_min(_LOWEST)
     return wide.scatter(1, named, _LOWEST).logsumexp(1) - wide.gather(1, named).squeeze(1)
 
 
 def _level(logits: Tensor, among: Tensor) -> Tensor:
-    """Return the logsumexp of each row's logits `among`."""
+    """Return the logsumexp of those logits of each row that lie in `among`."""
     return logits.clamp_min(_LOWEST).masked_fill(~among, _LOWEST).logsumexp(1)
 
 
@@ -147,11 +184,11 @@ def _margin(logits: Tensor, goals: Tensor) -> Tensor:
 
 
 class _Ratio(Function):
-    """The margin over the gap between the highest logit and the mean of the classes at `places`.
+    """The margin divided by the gap between the largest logit and the mean of the classes at `places`.
 
-    Its gradient is written out: where logits are very different or nearly equal, the two terms of the
-    quotient's differ by less than their rounding. Where there is no gap, or one to minus infinity, it is the
-    plain margin.
+    The gradient is written out. Autograd subtracts the two terms of the quotient's derivative, and where
+    logits are far apart or nearly equal their difference is below the rounding of either. Without a gap, or
+    with a gap to minus infinity, the value is the plain margin.
     """
 
     @staticmethod
@@ -166,7 +203,7 @@ class _Ratio(Function):
         gap = gap.masked_fill(plain, 1.0)
         sign = torch.where(ahead, 1.0, -1.0)[:, None].to(logits)
         margin = sign * (top - next_)
-        # Which of them is the second itself: what it does to the gap is what it does to the margin.
+        # Where a class at `places` is the second itself, it changes the gap as it changes the margin.
         same, share = at == second, 1 / low.shape[1]
         up = torch.where(plain, 1.0, (next_ - low).mean(1, keepdim=True) / gap)
         down = torch.where(plain, 1.0, (top - low).masked_fill(same, 0.0).sum(1, keepdim=True) * share / gap)

@@ -1,4 +1,4 @@
-"""Where a job runs: in this process, or in one spawned process for each slot of a device."""
+"""Where a job runs: in this process, or in worker processes of the slots of the devices."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from bench import isolation, sources
+from bench import child_processes, sources
 from bench.context import Desk, free_cores, prepare
 from bench.errors import InputError, did_you_mean
 from bench.jobs import Job, foreign
@@ -25,38 +25,68 @@ from bench.registry import discover
 from bench.worker import Recheck, do
 
 Listener = Callable[[int, Mapping[str, Any]], None]
-"""Told what a slot's job says of itself."""
+"""Called with the number of a slot and the facts that the job in it reports."""
 
 
 class Pool(Protocol):
-    """Slots that take one job each."""
+    """Slots, each of which runs one job at a time."""
 
     devices: tuple[str, ...]
     """The device of each slot."""
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
-        """Run a job in a free slot."""
+        """Start a job in a free slot.
+
+        Args:
+            slot: Number of the slot, from 0.
+            job: The job.
+
+        Returns:
+            The future of the job's receipt.
+        """
         ...
 
     def warm(self, slot: int, job: Job) -> bool:
-        """Return whether a slot can begin a job at once, without a new process."""
+        """Return whether a slot can begin a job at once, without a new process.
+
+        Args:
+            slot: Number of the slot, from 0.
+            job: The job.
+
+        Returns:
+            True where no process must be started.
+        """
         ...
 
     def restart(self, slot: int) -> None:
-        """Forget the process that died in a slot."""
+        """Forget the process that died in a slot, so that the next job gets a new one.
+
+        Args:
+            slot: Number of the slot, from 0.
+        """
         ...
 
     def kill(self, slot: int) -> None:
-        """End what runs in a slot; its future fails."""
+        """Kill the process that works in a slot; its future fails.
+
+        Args:
+            slot: Number of the slot, from 0.
+        """
         ...
 
     def stop(self) -> None:
-        """End at once, whatever is running."""
+        """End everything at once, even what is running."""
         ...
 
 
 class Inline:
-    """Runs each job at once, in this process."""
+    """The pool with one slot, which runs each job in this process, at once.
+
+    Args:
+        desk: The surroundings of the jobs.
+        devices: Devices; the first one is used.
+        listener: Called with slot 0 and the facts that a job reports.
+    """
 
     def __init__(self, desk: Desk, devices: tuple[str, ...], listener: Listener) -> None:
         self.devices = devices[:1]
@@ -65,7 +95,15 @@ class Inline:
         prepare(self._desk)
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
-        """Run a job; the future is done."""
+        """Run a job.
+
+        Args:
+            slot: 0.
+            job: The job.
+
+        Returns:
+            A future that is done.
+        """
         future: Future[dict[str, Any]] = Future()
         try:
             future.set_result(do(job, self._desk, lambda facts: self._listener(slot, facts)))
@@ -74,28 +112,49 @@ class Inline:
         return future
 
     def warm(self, slot: int, job: Job) -> bool:
-        """Return True: there is one process."""
+        """Return True, since no process must be started.
+
+        Args:
+            slot: 0.
+            job: The job.
+
+        Returns:
+            True.
+        """
         return True
 
     def restart(self, slot: int) -> None:
-        """Do nothing: there is one process."""
+        """Do nothing: there is no other process.
+
+        Args:
+            slot: 0.
+        """
 
     def kill(self, slot: int) -> None:
-        """Do nothing: nothing is running."""
+        """Do nothing: a job that was submitted has ended.
+
+        Args:
+            slot: 0.
+        """
 
     def stop(self) -> None:
-        """Do nothing: nothing is running."""
+        """Do nothing: a job that was submitted has ended."""
 
 
 HELD = 2
-"""How many processes a slot holds at the most: one for our own code, and one for a module of a user."""
+"""The most processes that a slot holds: one for Crossfire's own code, and one for a user's module."""
 
 
 class Process:
-    """Spawned workers for each slot, one at work; replaced when it dies.
+    """The pool whose slots run jobs in spawned worker processes, one job at a time in each slot.
 
-    Jobs that run other people's code (`jobs.foreign`) have a worker of their own for each such module, so
-    that nothing that it does to its process reaches another's jobs.
+    Jobs that run code of other people (`jobs.foreign`) have a worker for each set of modules, so that what
+    such code does to its process reaches no other job. A worker that dies is replaced.
+
+    Args:
+        desk: The surroundings of the jobs; each worker gets the device of its slot.
+        devices: The device of each slot.
+        listener: Called from a thread with the number of a slot and the facts that its job reports.
     """
 
     def __init__(self, desk: Desk, devices: tuple[str, ...], listener: Listener) -> None:
@@ -105,96 +164,123 @@ class Process:
         self._context = get_context("spawn")
         self._held: list[dict[frozenset[str], ProcessPoolExecutor]] = [{} for _ in devices]
         self._at_work: list[frozenset[str] | None] = [None] * len(devices)
-        self._ears: dict[Connection, int] = {}
-        self._others = isolation.children()
-        isolation.adopt_orphans(True)
-        self._changed, self._wake = self._context.Pipe(duplex=False)
+        self._inboxes: dict[Connection, int] = {}
+        self._before = child_processes.running()
+        child_processes.adopt_orphans(True)
+        self._woken, self._wake = self._context.Pipe(duplex=False)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
-        """Run a job in one of a slot's processes."""
-        home = _home(job)
-        self._at_work[slot] = home
+        """Start a job in one of the workers of a slot.
+
+        Args:
+            slot: Number of the slot, from 0.
+            job: The job.
+
+        Returns:
+            The future of the job's receipt.
+
+        Raises:
+            BrokenProcessPool: No process can be started.
+        """
+        modules = _foreign(job)
+        self._at_work[slot] = modules
         for _ in range(2):
-            executor = self._held[slot].pop(home, None) or self._start(slot)
-            # The last used comes last.
-            self._held[slot][home] = executor
+            executor = self._held[slot].pop(modules, None) or self._start(slot)
+            # The worker that was used last comes last.
+            self._held[slot][modules] = executor
             try:
-                with _deaf_children():
+                with _interrupts_blocked():
                     return executor.submit(_work, job)
             except BrokenProcessPool:
-                # A process that died while idle: the standard library's pool is gone for good.
-                del self._held[slot][home]
+                # The process died while idle, and its executor accepts no other job.
+                del self._held[slot][modules]
         raise BrokenProcessPool(f"no process can be started for {self.devices[slot]}")
 
     def warm(self, slot: int, job: Job) -> bool:
-        """Return whether the slot holds a process for what the job runs."""
-        return _home(job) in self._held[slot]
+        """Return whether the slot holds a worker for the code that the job runs.
+
+        Args:
+            slot: Number of the slot, from 0.
+            job: The job.
+
+        Returns:
+            True where no process must be started.
+        """
+        return _foreign(job) in self._held[slot]
 
     def restart(self, slot: int) -> None:
-        """Forget the process that was at work; the next job gets a new one."""
-        home = self._at_work[slot]
-        if home is not None and (executor := self._held[slot].pop(home, None)) is not None:
+        """Forget the worker that is at work in a slot; the next job gets a new one.
+
+        Args:
+            slot: Number of the slot, from 0.
+        """
+        modules = self._at_work[slot]
+        if modules is not None and (executor := self._held[slot].pop(modules, None)) is not None:
             _end(executor)
 
     def kill(self, slot: int) -> None:
-        """Kill the process that is at work, and what it started."""
-        home = self._at_work[slot]
-        if home is not None and home in self._held[slot]:
-            _kill(self._held[slot][home])
+        """Kill the worker that is at work in a slot, with the processes that it started.
+
+        Args:
+            slot: Number of the slot, from 0.
+        """
+        modules = self._at_work[slot]
+        if modules is not None and modules in self._held[slot]:
+            _kill(self._held[slot][modules])
 
     def stop(self) -> None:
-        """Kill the processes; what they had finished is stored."""
+        """Kill all workers; what they had finished is stored."""
         for held in self._held:
             for executor in held.values():
                 _end(executor)
             held.clear()
-        # What they started and left behind is ours by now.
-        isolation.end(isolation.children() - self._others)
-        isolation.adopt_orphans(False)
+        # Processes that the workers left behind are children of this one by now.
+        child_processes.end(child_processes.running() - self._before)
+        child_processes.adopt_orphans(False)
         self._wake.send(None)
 
     def _start(self, slot: int) -> ProcessPoolExecutor:
         held = self._held[slot]
         while len(held) >= HELD:
-            _end(held.pop(next((home for home in held if home), frozenset())))
-        ear, mouth = self._context.Pipe(duplex=False)
+            _end(held.pop(next((modules for modules in held if modules), frozenset())))
+        inbox, outbox = self._context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             max_workers=1,
             mp_context=self._context,
             initializer=_begin,
-            initargs=(replace(self._desk, device=self.devices[slot]), mouth),
+            initargs=(replace(self._desk, device=self.devices[slot]), outbox),
         )
-        self._ears[ear] = slot
+        self._inboxes[inbox] = slot
         self._wake.send(True)
         return executor
 
     def _listen(self) -> None:
-        """Pass on what the processes say; each has a pipe of its own, so that a kill blocks none."""
+        """Pass on what the workers report. Each has its own pipe, so that a killed worker blocks no other."""
         while True:
-            for ready in connection.wait([self._changed, *self._ears]):
+            for ready in connection.wait([self._woken, *self._inboxes]):
                 assert isinstance(ready, Connection)
                 try:
                     said = ready.recv()
                 except (EOFError, OSError):
-                    self._ears.pop(ready, None)
+                    self._inboxes.pop(ready, None)
                     continue
-                if ready is self._changed:
+                if ready is self._woken:
                     if said is None:
                         return
-                elif ready in self._ears:
-                    self._listener(self._ears[ready], said)
+                elif ready in self._inboxes:
+                    self._listener(self._inboxes[ready], said)
 
 
-def _home(job: Job | Recheck) -> frozenset[str]:
-    """Return whose code a job runs beside ours: it has a process of its own."""
+def _foreign(job: Job | Recheck) -> frozenset[str]:
+    """Return the modules of other people that a job runs; each set of them has a worker."""
     return foreign(job.train if isinstance(job, Recheck) else job)
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Keep Ctrl-C from processes that start in the block: until they can leave it to us."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT for processes that start in the block, until they ignore it for themselves."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -203,12 +289,12 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _kill(executor: ProcessPoolExecutor) -> None:
-    """Kill an executor's process, and what it started."""
+    """Kill the process of an executor, with the processes that it started."""
     for process in list((executor._processes or {}).values()):
         with contextlib.suppress(psutil.Error):
             below = psutil.Process(process.pid).children(recursive=True)
             process.kill()
-            isolation.end(below)
+            child_processes.end(below)
 
 
 def _end(executor: ProcessPoolExecutor) -> None:
@@ -217,53 +303,67 @@ def _end(executor: ProcessPoolExecutor) -> None:
 
 
 _DESK: Desk | None = None
-_MOUTH: Connection | None = None
+"""The surroundings of the jobs of this worker; None outside a worker."""
+_OUTBOX: Connection | None = None
+"""The pipe on which this worker reports; None outside a worker."""
 _CHANGED: list[str] = []
-"""Modules that were edited between the plan and this process."""
+"""Modules whose code changed between the plan and the start of this process."""
 
 
-def _begin(desk: Desk, mouth: Connection) -> None:
-    """Set up a worker: it dies with its parent, and leaves Ctrl-C to it."""
-    global _DESK, _MOUTH
+def _begin(desk: Desk, outbox: Connection) -> None:
+    """Set up a worker, which ends with its parent and ignores SIGINT."""
+    global _DESK, _OUTBOX
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    isolation.adopt_orphans(True)
+    child_processes.adopt_orphans(True)
     prepare(desk)
     discover()
     now = sources.digests(desk.sources)
     global _CHANGED
     _CHANGED = [name for name, digest in desk.sources.items() if now.get(name) != digest]
-    _DESK, _MOUTH = desk, mouth
+    _DESK, _OUTBOX = desk, outbox
 
 
 def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
-    """End, with all that was started here, when the parent ends. A job may not call `os._exit`; this may."""
+    """End this process, with those that it started, when its parent ends; jobs cannot call `os._exit`."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        isolation.end(isolation.children())
+        child_processes.end(child_processes.running())
         end(1)
 
 
 def _work(job: Job | Recheck) -> dict[str, Any]:
     assert _DESK is not None
-    assert _MOUTH is not None
+    assert _OUTBOX is not None
     if _CHANGED:
         raise InputError(f"{', '.join(_CHANGED)} changed since the run was planned; start it again")
     try:
-        return do(job, _DESK, _MOUTH.send)
+        return do(job, _DESK, _OUTBOX.send)
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 - whatever keeps an error from travelling
+        except Exception:  # noqa: BLE001 - any reason that keeps an error from being sent
             story = "".join(traceback.format_exception(error))
             raise RuntimeError(f"{type(error).__name__}: {error}\n{story}") from None
         raise
 
 
 def slots(asked: list[str] | None, executor: str) -> tuple[str, ...]:
-    """Return the device of each slot: those asked for, else every GPU, else one CPU slot a core."""
+    """Return the device of each slot.
+
+    Args:
+        asked: Names of devices that the user asked for (``cpu``, ``cuda``, ``cuda:1``), each as often as it
+            shall have slots; None or empty for every GPU, or the CPU where there is none.
+        executor: ``process`` or ``inline``. With ``process`` one ``cpu`` stands for a slot on each core.
+
+    Returns:
+        A device for each slot, at least one.
+
+    Raises:
+        InputError: There is no such device on this machine.
+    """
     there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if not asked:
         asked = there or ["cpu"]
@@ -274,7 +374,7 @@ def slots(asked: list[str] | None, executor: str) -> tuple[str, ...]:
         elif name in there:
             found.append(name)
         elif name == "cpu":
-            # One core each, unless the user counts them out by naming it several times.
+            # One slot for each core, unless the user gives their number by naming it several times.
             found += ["cpu"] * (free_cores() if asked.count("cpu") == 1 and executor == "process" else 1)
         else:
             raise InputError(

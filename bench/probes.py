@@ -1,8 +1,8 @@
-"""What a fitted network answers to a few fixed images: what tells it from another one.
+"""Probes: the answers of a fitted network to a few fixed images, by which it is recognised.
 
-A state dict is not a network: code elsewhere, files that a constructor reads, draws that no seed reaches and
-attributes that are no buffers decide answers too. So a training's receipt keeps answers, and whoever restores
-the network asks again.
+Weights alone do not determine a network. Its answers also depend on code elsewhere, on files that the
+constructor reads, on draws without a seed and on attributes that are no buffers. The receipt of a training
+therefore keeps the answers, and whoever restores the network compares them.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,31 @@ from bench.referee import seeded
 from bench.registry import DefenseEntry
 
 IMAGES = 4
-"""How many images are asked about: half of them noise, half smooth."""
+"""Number of images, half of them noise and half of them smooth."""
 
 KEPT = 16
-"""How many of an image's logits are kept."""
+"""Number of logits that are kept for each image."""
 
 SAME = 1e-5
-"""What may differ on one kind of machine, as a share of what the answers spread over: rounding."""
+"""Tolerance on the same kind of machine, as a share of the range of the answers: rounding."""
 
 ALIKE = 0.05
-"""What may differ on another one, for at least half of the images: a long search may end elsewhere."""
+"""Tolerance on another kind of machine, for at least half of the images: a long search may end elsewhere."""
 
 Answers = Mapping[str, list[list[float | None]]]
-"""For each read-out and view, a row of numbers for each image; None where one was not finite."""
+"""A row of numbers for each image, by read-out and view; None stands for a number that is not finite."""
 
 
 def images(shape: Shape, device: torch.device | str) -> Images:
-    """Return the images, the same for every network of this shape."""
+    """Return the images of the probes, equal for every network of this shape.
+
+    Args:
+        shape: The shape of an image.
+        device: The device to put them on.
+
+    Returns:
+        Images (`IMAGES`, C, H, W).
+    """
     noise = Noise("probes", torch.arange(IMAGES))
     fine = noise.uniform(tuple(shape[:3]))
     coarse = noise.uniform((shape.channels, 4, 4))
@@ -46,7 +54,18 @@ def images(shape: Shape, device: torch.device | str) -> Images:
 
 
 def answers(model: Any, entry: DefenseEntry, shape: Shape, device: torch.device | str) -> Answers:
-    """Return what every read-out, and every view in pixel space, answers to the images."""
+    """Return the answers of a network to the images of the probes.
+
+    Args:
+        model: A fitted defense, on `device`.
+        entry: Its entry in the registry, with its read-outs and views.
+        shape: The shape that it was constructed for.
+        device: The device that it is on.
+
+    Returns:
+        For each read-out the label, the refusal, the score and the logits; for each view in pixel space the
+        logits.
+    """
     x = images(shape, device)
     found: dict[str, list[list[float | None]]] = {}
     with torch.no_grad():
@@ -66,7 +85,7 @@ def answers(model: Any, entry: DefenseEntry, shape: Shape, device: torch.device 
 
 
 def _rows(values: Tensor) -> list[list[float | None]]:
-    """Return numbers that JSON can hold, with as many digits as a float32 has."""
+    """Return rows of numbers for JSON, with 8 significant digits, as many as a float32 has."""
     return [
         [float(f"{each:.8g}") if np.isfinite(each) else None for each in row]
         for row in values.detach().double().cpu().tolist()
@@ -74,9 +93,15 @@ def _rows(values: Tensor) -> list[list[float | None]]:
 
 
 def difference(kept: Answers, now: Answers, *, alike: bool) -> str | None:
-    """Return what answers otherwise than it did, None where nothing does.
+    """Compare the answers of a network with those that were kept.
 
-    With `alike`, on another kind of machine or by other versions, more may differ.
+    Args:
+        kept: The answers in the receipt.
+        now: The answers of the network as it is built now.
+        alike: True on another kind of machine or with other versions, where larger differences are allowed.
+
+    Returns:
+        A sentence about the first read-out or view that differs; None where none does.
     """
     if kept.keys() != now.keys():
         return f"it has {', '.join(sorted(now))}; it had {', '.join(sorted(kept))}"
@@ -94,9 +119,9 @@ def difference(kept: Answers, now: Answers, *, alike: bool) -> str | None:
 
 
 def _sizes(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
-    """Return how large the numbers of each column are; those of logits count together."""
+    """Return the magnitude of each column, the scale of its tolerance; all logits share one."""
     sizes: NDArray[np.float64] = np.nan_to_num(np.abs(values)).max(0)
-    # A label and a refusal are the same or not, whatever their number; a score is on a scale of its own.
+    # Labels and refusals have no tolerance; scores have a scale of their own.
     exact, own = (2, 3) if name.startswith("read-out") else (0, 0)
     sizes[:exact] = 0.0
     sizes[own:] = sizes[own:].max(initial=0.0)

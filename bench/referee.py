@@ -1,8 +1,8 @@
-"""Stands between an attack and the view it looks through, and judges what the attack returns.
+"""The referee between an attack and the view that it looks through, which checks what the attack returns.
 
-During an attack: counts passes by example, centres logits, refuses what the attack's access does not
-include, computes big batches in chunks. After it: budget, box and finiteness. Around it: flags,
-gradients and torch's random state are left as they were found.
+During an attack the referee counts the passes of each example, centres logits, refuses what the access of the
+attack does not include, and cuts large batches into chunks. After it, the referee checks range, distance and
+finiteness of the images. Around it, modes, gradients, weights and global random states are restored.
 """
 
 import math
@@ -33,37 +33,63 @@ from bench.protocols import (
 from bench.registry import Access
 
 ROUNDING = 1e-6
-"""Overshoot per value, absolute, that is rounding and is projected back; beyond it a move is void."""
+"""Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `void`."""
 
 
 @dataclass
 class Meter:
-    """Passes spent, by example: float64 (N,)."""
+    """The passes that an attack has spent on each example."""
 
     forwards: Tensor
+    """Forward passes, float64 (N,)."""
     backwards: Tensor
+    """Backward passes, float64 (N,)."""
 
     @classmethod
     def of(cls, n: int, device: torch.device) -> Self:
-        """Return a meter at zero."""
+        """Return a counter at zero.
+
+        Args:
+            n: Number of examples.
+            device: Device of the counts.
+
+        Returns:
+            The counter.
+        """
         return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2)))
 
 
 def centred(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Subtract each row's maximum, in float64: classifiers that answer with log-likelihoods in the
-    hundreds of thousands lose their float32 differences otherwise. To autograd it is a constant.
+    """Subtract the maximum of each row of logits, in float64; the maximum is a constant to autograd.
 
-    The result is of `dtype`, or of that of the logits.
+    Logits that are log-likelihoods may lie in the hundreds of thousands, where float32 loses their
+    differences.
+
+    Args:
+        logits: Logits (..., K).
+        dtype: Dtype of the result; None for that of `logits`.
+
+    Returns:
+        Logits (..., K) whose largest value in each row is 0.
     """
     wide = logits.double()
     return (wide - wide.detach().amax(-1, keepdim=True)).to(logits.dtype if dtype is None else dtype)
 
 
 class Watched:
-    """A view's callable under watch; knows which examples its rows are.
+    """A callable of a view that counts passes, centres logits and knows to which examples its rows belong.
 
-    It answers in its points' dtype, whatever a network computes in: attacks never see half precision, which
-    holds neither their gradients nor their estimates.
+    It answers in the dtype of the points, whatever the network computes in. An attack never sees half
+    precision, whose gradients and estimates are too coarse.
+
+    Args:
+        call: The callable of the defense: points (n, ...) -> answers (n, ...), or (T, n, K).
+        meter: The counter of all examples of the shard.
+        rows: Positions in the shard of the examples of this callable: int64 (N,).
+        access: What the attack may use; gradients flow only with ``gradient``.
+        centre: Whether the maximum of each row is subtracted.
+        chunk: The most points that are computed at once, 1 or more; None for all.
+        recompute: Whether activations are computed again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -81,14 +107,28 @@ class Watched:
         self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
 
     def take(self, rows: Tensor) -> Self:
-        """Return the callable for some of the examples."""
+        """Return the callable for some of the examples.
+
+        Args:
+            rows: Positions of the examples among those of this callable: int64 (n,).
+
+        Returns:
+            A callable that counts on the same counter.
+        """
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part._rows = self._rows[rows.to(self._rows.device)]
         return part
 
     def __call__(self, *points: Tensor) -> Tensor:
-        """Answer, in chunks if there are many; count."""
+        """Return the answers to points, computed in chunks, and count the passes.
+
+        Args:
+            *points: Tensors with the same first axis (copies * N, ...), copy after copy.
+
+        Returns:
+            The answers, centred if asked for, in the dtype of the first argument.
+        """
         n = len(points[0])
         self._count(self._meter.forwards, n)
         if self._access != "gradient":
@@ -100,9 +140,10 @@ class Watched:
         return self._entered(answer, points[0].dtype)
 
     def _entered(self, answer: Tensor, dtype: torch.dtype) -> Tensor:
-        """Centre an answer and cast it, once."""
+        """Centre the answer and cast it, in one conversion."""
         if not dtype.is_floating_point:
-            return centred(answer) if self._centre else answer  # Codes that are numbers of entries, say.
+            # Points may be whole numbers: entries of a code book, say.
+            return centred(answer) if self._centre else answer
         if self._centre:
             return centred(answer, dtype)
         return answer.to(dtype) if answer.is_floating_point() else answer
@@ -110,7 +151,7 @@ class Watched:
     def _count(self, passes: Tensor, n: int) -> None:
         copies, rest = divmod(n, max(len(self._rows), 1))
         if rest:
-            # A library that keeps its own list of survivors: shared out evenly.
+            # A library that drops examples by itself: the rows are shared out evenly.
             passes[self._rows] += n / len(self._rows)
         else:
             passes[self._rows] += copies
@@ -141,7 +182,20 @@ def watch(
     chunk: int | None = None,
     recompute: bool = False,
 ) -> View:
-    """Return a view that an attack may be handed."""
+    """Return a view for an attack: counted, centred, cut into chunks, with gradients only if allowed.
+
+    Args:
+        view: The view as the defense returns it.
+        meter: The counter, at zero; its length is the number of examples.
+        access: What the attack may use.
+        target: Labels to reach, int64 (N,); None for an untargeted attack.
+        final: Whether a success on the view is a success against the read-out.
+        chunk: The most points that are computed at once, 1 or more; None for all.
+        recompute: Whether activations are computed again in the backward pass, to save memory.
+
+    Returns:
+        A view of the same kind for N examples.
+    """
     rows = torch.arange(len(meter.forwards), device=meter.forwards.device)
     kind = _counting(type(view))
     watched: dict[str, Any] = {
@@ -151,7 +205,7 @@ def watch(
             rows,
             access=access,
             centre=view.centred and name in ("logits", "classify"),
-            # Codes may be (N, K, D), which would be taken for logits of several draws.
+            # `encode` and `decode` are not cut: codes (N, K, D) look like logits of several draws.
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,
         )
@@ -163,13 +217,20 @@ def watch(
 
 
 def _counting(kind: type[View]) -> type[View]:
-    """Return a view of this kind whose maps between images and points are narrowed, and so counted, too."""
+    """Return a subclass of a view's class whose maps between images and points are counted too."""
     maps = [each.name for each in fields(kind) if each.name in ("encode", "decode", "invert")]
     return type(kind.__name__, (kind,), {"answers": tuple(dict.fromkeys((*kind.answers, *maps)))})
 
 
 def blindfold(meter: Meter) -> View:
-    """Return what an attack without access sees: nothing."""
+    """Return the view of an attack that is declared with ``access="none"``: asking it for logits raises.
+
+    Args:
+        meter: The counter, which stays at zero.
+
+    Returns:
+        The view.
+    """
 
     def refuse(_: Tensor) -> Tensor:
         raise PermissionError('an attack declared access="none" asked for logits')
@@ -178,9 +239,15 @@ def blindfold(meter: Meter) -> View:
 
 
 def answers_only(decide: Callable[[Images], Any], classes: int, guides: Images | None = None) -> View:
-    """Return the read-out itself as a view: one-hot answers, the last column a refusal.
+    """Return the answers of a read-out as a view, for attacks that see decisions only.
 
-    `guides` (K, C, H, W) are images that it accepts, for attacks that need a place to start from.
+    Args:
+        decide: The read-out: images (N, C, H, W) -> `Decision`.
+        classes: K.
+        guides: An image of each class that the read-out accepts, (K, C, H, W), at which attacks can start.
+
+    Returns:
+        A view without gradient whose logits (N, K + 1) are one-hot; the last column is a refusal.
     """
 
     def logits(z: Images) -> Tensor:
@@ -193,14 +260,21 @@ def answers_only(decide: Callable[[Images], Any], classes: int, guides: Images |
 
 
 GUIDES = 32
-"""How many images of a class are asked about, at most, for one that is accepted."""
+"""The most images of each class that are tried in the search for one that is accepted."""
 
 
 @torch.no_grad()
 def guides(decide: Callable[[Images], Any], images: Images, labels: Labels, classes: int) -> Images:
-    """Return of each class the first of `images` that a read-out gets right and accepts, (K, C, H, W).
+    """Return the first image of each class that a read-out answers correctly and accepts.
 
-    A black one where there is none among the class's first `GUIDES`.
+    Args:
+        decide: The read-out: images (N, C, H, W) -> `Decision`.
+        images: Images (M, C, H, W) to choose from.
+        labels: Their labels (M,).
+        classes: K.
+
+    Returns:
+        Images (K, C, H, W); a black one where none of the first `GUIDES` images of the class is accepted.
     """
     found = images.new_zeros(classes, *images.shape[1:])
     for label in range(classes):
@@ -214,20 +288,32 @@ def guides(decide: Callable[[Images], Any], images: Images, labels: Labels, clas
 
 
 class Judged(NamedTuple):
-    """What the defense will be shown."""
+    """The images that the defense is shown, after the checks of the referee."""
 
     images: Images
+    """Images (N, C, H, W) within the threat and in [0, 1]."""
     void: Tensor
-    """bool (N,): the move was not allowed, and the clean image stands in its place."""
+    """True where the move was not allowed, so that the clean image stands in its place: bool (N,)."""
     because: Mapping[str, int]
-    """What was wrong with how many of them."""
+    """The number of examples for each reason why a move was not allowed."""
 
 
 def judge(x: Images, returned: object, threat: Threat) -> Judged:
-    """Check what an attack returned against box, budget and finiteness; project rounding back.
+    """Check what an attack returned, and project overshoots of the size of rounding back.
 
-    Where the shape or the dtype is another one, no move was made for any example: all are void. What is no
-    tensor raises, and the job fails.
+    A move is not allowed where the image is not finite, leaves [0, 1], or leaves the ball of the threat. With
+    another shape or dtype no move of the shard is allowed.
+
+    Args:
+        x: Clean images (N, C, H, W).
+        returned: What the attack returned: images or `Crafted`.
+        threat: The norm and the radius.
+
+    Returns:
+        The images to show, where moves were not allowed, and why.
+
+    Raises:
+        TypeError: The attack returned something that is no tensor of images.
     """
     z = returned.images if isinstance(returned, Crafted) else returned
     if not isinstance(z, Tensor):
@@ -244,7 +330,7 @@ def judge(x: Images, returned: object, threat: Threat) -> Judged:
     void = ~finite | (outside > ROUNDING)
     because = {"not finite": int((~finite).sum()), "out of the box": int((finite & void).sum())}
     if math.isfinite(threat.radius):
-        # What an error of ROUNDING in every value can add to a distance.
+        # The most that an error of ROUNDING in every value can add to a distance.
         size = x[0].numel()
         room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
         beyond = distance(start, wide, threat.norm) - threat.radius > room
@@ -261,20 +347,32 @@ def judge(x: Images, returned: object, threat: Threat) -> Judged:
 
 
 def _nothing(x: Images, reason: str) -> Judged:
-    """Return the clean images: none of the moves can be shown."""
+    """Return the clean images: no move of the shard is allowed."""
     return Judged(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
 
 
 @contextmanager
 def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
-    """Fork the global random states (torch's, numpy's, Python's) under `seed`, and put them back."""
+    """Seed the global random states of torch, numpy and Python in the block, and restore them after it.
+
+    Args:
+        seed: The seed, any integer of 64 bits.
+        *devices: Devices whose random states are seeded and restored; those that are no GPU change nothing.
+
+    Yields:
+        Nothing.
+    """
     with random_states(sorted({each.index or 0 for each in devices if each.type == "cuda"})):
         reseed(seed)
         yield
 
 
 def reseed(seed: int) -> None:
-    """Seed every global source of random numbers: torch's, numpy's and Python's."""
+    """Seed every global source of random numbers: torch's, numpy's and Python's.
+
+    Args:
+        seed: The seed, any integer of 64 bits.
+    """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -282,18 +380,30 @@ def reseed(seed: int) -> None:
 
 @contextmanager
 def undisturbed(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = None) -> Iterator[None]:
-    """Fork the global random states under `seed`, freeze parameters, and put everything back.
+    """Freeze networks in the block: evaluation mode, no gradients of parameters, seeded global random states.
 
-    What changes a weight or a buffer fails: its later numbers would be another network's. With `ask`, which
-    asks the network and nothing else, an attack that did is told from a network that does so itself;
-    without it, nobody but the network was at work.
+    After the block modes, flags and random states are restored, and so is every weight or buffer that
+    changed. A change is an error, since later numbers would belong to another network.
+
+    Args:
+        *modules: The networks.
+        seed: Seed of the global random states.
+        ask: Asks the networks and does nothing else. It tells a network that changes itself from an attack
+            that changes it. Without it, every change counts as the network's own.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: A network changes its own weights or buffers whenever it is asked.
+        RuntimeError: The attack changed weights or buffers of a network.
     """
     every = [module for each in modules for module in each.modules()]
     modes = [(module, module.training) for module in every]
     named = [pair for each in modules for pair in (*each.named_parameters(), *each.named_buffers())]
     tensors = [tensor for _, tensor in named]
     flags = [(tensor, tensor.requires_grad) for tensor in tensors]
-    # Compared by value: a write through `.data` leaves no other trace.
+    # Values are compared, since a write through `.data` leaves no other trace.
     before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
     with seeded(seed, *(tensor.device for tensor in tensors)):
         for tensor, _ in flags:
@@ -326,14 +436,14 @@ def undisturbed(*modules: nn.Module, seed: int, ask: Callable[[], object] | None
 
 
 def _put_back(before: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Undo what was written into tensors; return the names of those that were."""
+    """Undo changes of tensors; return the names of those that had changed."""
     changed = [(name, tensor, value) for name, tensor, value in before if not _equal(tensor, value)]
     for _, tensor, value in changed:
-        # Other jobs of this process may look at the same network.
+        # Other jobs of this process may use the same network.
         tensor.data.copy_(value)
     return [name for name, _, _ in changed]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same; what is not a number equals itself."""
+    """Return whether two tensors hold the same values; NaN equals NaN."""
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

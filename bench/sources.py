@@ -1,7 +1,7 @@
-"""Digests of source code and files: what tells whether a stored result is yesterday's.
+"""Digests of source code and files, which tell whether a stored result is out of date.
 
-Code counts by its syntax tree, so that comments, docstrings and formatting do not. Reads files and
-imports nothing, so that `bench report` can use it.
+Code counts by its syntax tree, so that comments, docstrings and formatting do not matter. The module reads
+files and imports none of them, so that `bench report` can use it.
 """
 
 import ast
@@ -20,17 +20,37 @@ from bench import ours
 from bench.errors import InputError
 
 SHARED = frozenset({"bench.losses", "bench.noise", "bench.protocols"})
-"""Modules of the harness that components calculate with. The rest of it is versioned by the key scheme."""
+"""Modules of the harness that attacks and defenses calculate with. The rest of the harness is versioned by
+the scheme of the keys.
+"""
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's content."""
+    """Return the digest of the content of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def located(path: str, folder: Path) -> Path:
-    """Return the place of a file or folder that a suite names, relative to the suite's."""
+    """Return the path of a file or folder that a task file names.
+
+    Args:
+        path: The path as it is written: absolute, relative to the task file, or with ``~``.
+        folder: The folder of the task file.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The path begins with ``~`` and a name that no user has.
+    """
     try:
         return folder / Path(path).expanduser()
     except RuntimeError:
@@ -38,7 +58,17 @@ def located(path: str, folder: Path) -> Path:
 
 
 def code_digest(path: Path) -> str:
-    """Return the sha256 of a Python file's syntax tree, its docstrings left out."""
+    """Return the digest of the syntax tree of a Python file, without its docstrings.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+
+    Raises:
+        InputError: The file is not Python.
+    """
     stat = path.stat()
     return _code_digest(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
 
@@ -59,7 +89,7 @@ def _code_digest(path: Path, state: tuple[int, ...]) -> str:
 
 
 def _spelled(node: object) -> str:
-    """Spell a syntax tree without its empty fields: a newer Python has more of them, and means the same."""
+    """Return a syntax tree as text, without empty fields: newer versions of Python have more of them."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
         inside = ",".join(f"{name}={_spelled(value)}" for name, value in fields)
@@ -70,7 +100,17 @@ def _spelled(node: object) -> str:
 
 
 def parsed(path: Path) -> ast.Module:
-    """Return a file's syntax tree."""
+    """Parse a Python file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its syntax tree.
+
+    Raises:
+        InputError: The file is not Python.
+    """
     try:
         return ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError) as error:
@@ -78,32 +118,33 @@ def parsed(path: Path) -> ast.Module:
 
 
 class _SuiteFinder(MetaPathFinder):
-    """Finds modules in the suite's folder, for those who may mean them, where nobody else has found any.
+    """An import finder for the folder of the task file, asked after all others.
 
-    Asked by what a defense names, and by modules of the folder for each other, it answers. A library that
-    tries whether it can import ``uarray`` does not mean the user's file of that name, and runs none.
+    It answers for modules that the code of a defense consists of, and for modules of the folder that import
+    each other. A library that tests whether it can import ``uarray`` does not mean the user's file of that
+    name, and does not run it.
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.named: set[str] = set()
-        """Modules that a defense's code is made of."""
+        """Top-level names of the modules that the code of a defense consists of."""
         self.given: set[str] = set()
-        """Modules that were found here."""
+        """Top-level names of the modules that were found here."""
 
     def move(self, folder: Path) -> None:
-        """Serve a suite's folder; the modules of another suite's are forgotten."""
+        """Change to the folder of another task file; modules of the previous folder are forgotten."""
         if folder != self.folder:
             for name in [each for each in sys.modules if each.partition(".")[0] in self.given]:
                 del sys.modules[name]
             self.folder, self.named, self.given = folder, set(), set()
 
     def look(self, name: str) -> ModuleSpec | None:
-        """Return where a module lies in the folder, whoever asks."""
+        """Return where a module lies in the folder, whoever imports it."""
         return None if self.folder is None else PathFinder.find_spec(name, [str(self.folder)])
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return where a module lies for `import`; what lies in a package, its own path tells."""
+        """Return where a module lies, for an import; the modules of a package are found by its own path."""
         if path is not None or not (fullname in self.named or _importer() in self.given):
             return None
         if (spec := self.look(fullname)) is not None:
@@ -127,14 +168,18 @@ _SUITE = _SuiteFinder()
 
 
 def importable(folder: Path) -> None:
-    """Make the modules of a suite's folder importable, so that no file in it hides a module."""
+    """Make the modules of a task file's folder importable, without hiding any other module.
+
+    Args:
+        folder: The folder.
+    """
     _SUITE.move(folder)
     if sys.meta_path[-1] is not _SUITE:
         sys.meta_path[:] = [*(each for each in sys.meta_path if each is not _SUITE), _SUITE]
 
 
 def _spec(top: str) -> ModuleSpec | None:
-    """Return where a top-level module lies, importing nothing."""
+    """Return where a top-level module lies, without importing anything."""
     if top in ours.OURS:
         return ours.spec_of(top)
     if top in sys.modules and top not in _SUITE.given:
@@ -145,7 +190,14 @@ def _spec(top: str) -> ModuleSpec | None:
 
 
 def module_file(module: str) -> Path | None:
-    """Return the file of a module, without importing it or its parents."""
+    """Return the file of a module, without importing it or its parents.
+
+    Args:
+        module: The dotted name of the module.
+
+    Returns:
+        The file; None where there is no such module, or none with a file.
+    """
     top, *rest = module.split(".")
     spec = _spec(top)
     if spec is None:
@@ -161,9 +213,20 @@ def module_file(module: str) -> Path | None:
 
 
 def code_digests(path: str, folder: Path) -> dict[str, str]:
-    """Return the digests of the code that ``package.module:function`` names, importing nothing.
+    """Return the digests of the code that ``package.module:function`` names, without importing anything.
 
-    Counted are its module, and what that imports in turn from the same package or the suite's folder.
+    They cover the module, and what it imports, directly or not, from its package or from the folder of the
+    task file.
+
+    Args:
+        path: The name, ``package.module:function``.
+        folder: The folder of the task file.
+
+    Returns:
+        Digests as `code_digest` returns them, by module.
+
+    Raises:
+        InputError: The name has another form, there is no such module, or a file is not Python.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", path):
         raise InputError(f"expected 'package.module:function', found {path!r}")
@@ -179,7 +242,7 @@ def code_digests(path: str, folder: Path) -> dict[str, str]:
 
 
 def _written_in(folder: Path, file: Path) -> bool:
-    """Return whether a file is of a folder's own: a virtual environment in it is not."""
+    """Return whether a file belongs to a folder, and not to a virtual environment in it."""
     installed = {"site-packages", "dist-packages"}
     return file.is_relative_to(folder) and installed.isdisjoint(file.relative_to(folder).parts)
 
@@ -201,13 +264,20 @@ def _imports(module: str, file: Path) -> Iterator[str]:
 
 @cache
 def closure(module: str) -> frozenset[str]:
-    """Return a component's module and what it imports in turn from its own package, attacks and defenses."""
+    """Return the modules that a component consists of: its own, and what that imports, directly or not.
+
+    Args:
+        module: The module of the component.
+
+    Returns:
+        Names of modules from its own package, from `attacks` and from `defenses`.
+    """
     tops = ours.OURS | {module.partition(".")[0]}
     return frozenset(_reached(module, lambda name, file: name.partition(".")[0] in tops))
 
 
 def _reached(start: str, ours: Callable[[str, Path], bool]) -> dict[str, Path]:
-    """Return the modules that a module is made of, and their files, by the imports in their source."""
+    """Return a module and those that it imports, directly or not, as far as `ours` accepts them."""
     found: dict[str, Path] = {}
     todo = [start]
     while todo:
@@ -220,7 +290,14 @@ def _reached(start: str, ours: Callable[[str, Path], bool]) -> dict[str, Path]:
 
 
 def digests(modules: Iterable[str]) -> dict[str, str]:
-    """Return the digest of each module's code; modules without a file are left out."""
+    """Return the digests of modules.
+
+    Args:
+        modules: Dotted names.
+
+    Returns:
+        Digests as `code_digest` returns them, by module; modules without a file are left out.
+    """
     found = {}
     for name in sorted(modules):
         if (path := module_file(name)) is not None:

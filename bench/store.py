@@ -1,8 +1,8 @@
-"""What is kept: a directory per job, complete or absent.
+"""The results folder of a suite: one folder for each job, complete or absent.
 
-A result is written to a scratch directory beside its place and renamed as the last act. Its receipt
-holds the digests of its files and its own, and is bound to its job: one that was cut short, altered or
-put in another's place is found, and made again.
+A result is written to a scratch folder and renamed to its place as the last act. Its receipt holds the
+digests of its files and of itself, and is bound to its job. A result that was cut short, altered or moved to
+another place is found by that, and is made again.
 """
 
 import hashlib
@@ -21,34 +21,42 @@ from bench import durable, sources
 from bench.errors import DamagedError, InputError
 
 SCHEME = 1
-"""Number of the layout of a results folder; a newer one is refused."""
+"""Number of the layout of a results folder. A folder with a newer one is refused."""
 
 ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
-"""The one file that a job of each kind leaves."""
+"""The one file that a job leaves beside its description and its receipt, by kind."""
 
 NEEDED = {"train": ("answers", "as_built"), "craft": (), "evaluate": ()}
-"""What a receipt must hold beside its files, so that the result can be used."""
+"""Entries of a receipt without which its result cannot be used, by kind."""
 
 ABSENT = "absent"
-"""What is wrong with a result that nothing is there of."""
+"""The reason why a result does not count where there is none."""
 
 FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables")
-"""What a results folder has below it."""
+"""The folders of a results folder."""
 
 
 class Store:
-    """The results folder of a suite."""
+    """The results folder of a suite.
+
+    Args:
+        root: The folder; it need not exist.
+    """
 
     def __init__(self, root: Path) -> None:
         self.shown = root
-        """The folder as it was named, for messages."""
-        # User code may change the working directory.
+        """The folder as the user named it, for messages."""
+        # The code of a job may change the working directory.
         self.root = Path(os.path.abspath(root))
 
     def open(self) -> list[str]:
-        """Make the folder, or see that it is one of ours; sweep what dead processes left.
+        """Create the folder, or check that it belongs to Crossfire; remove what dead processes left.
 
-        Returns a sentence for each thing that lay where a folder or a file of ours belongs, and was moved.
+        Returns:
+            A sentence for each file or folder that lay in the place of one of ours and was moved.
+
+        Raises:
+            InputError: The folder is not one of Crossfire, or has a layout that this version does not read.
         """
         mark, aside = self.root / "store.json", []
         if os.path.lexists(mark):
@@ -61,7 +69,7 @@ class Store:
                     raise InputError(
                         f"{mark}: not a results folder of Crossfire; name another with --results"
                     )
-                # Results lie beside it, and each says for itself whether it is whole.
+                # The results beside it are complete or not by their own receipts.
                 self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
                 aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
             if found > SCHEME:
@@ -80,17 +88,45 @@ class Store:
         return aside
 
     def folder(self, kind: str, key: str) -> Path:
-        """Return where a job's result lies, or would."""
+        """Return the folder of a result, whether it exists or not.
+
+        Args:
+            kind: Kind of the job: ``train``, ``craft`` or ``evaluate``.
+            key: Key of the job.
+
+        Returns:
+            The path.
+        """
         return self.root / kind / key
 
     def artefact(self, kind: str, key: str) -> Path:
-        """Return a job's file; raise `DamagedError` where it is not what its receipt says."""
+        """Return the file of a result, after a check of the whole result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+
+        Returns:
+            The path of an existing file.
+
+        Raises:
+            DamagedError: The result is absent, or differs from its receipt.
+        """
         if (reason := self.damage(kind, key)) is not None:
             raise DamagedError(f"{kind} {key}: {reason}")
         return self.folder(kind, key) / ARTEFACTS[kind]
 
     def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
-        """Return a job's receipt: None where nothing is there, empty where it is none or another job's."""
+        """Return the receipt of a result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+
+        Returns:
+            The receipt; None where there is no result; an empty mapping where the receipt is missing, altered
+            or of another job.
+        """
         place = self.folder(kind, key)
         if not os.path.lexists(place):
             return None
@@ -98,7 +134,17 @@ class Store:
         return receipt if receipt is not None and _sound(receipt, kind, key) else {}
 
     def damage(self, kind: str, key: str, *, read: bool = True) -> str | None:
-        """Return what is wrong with a stored result, None if it is whole; its files are read unless told."""
+        """Return what is wrong with a stored result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            read: Whether the files are read and compared with their digests; otherwise only their presence
+                counts.
+
+        Returns:
+            The reason why the result does not count (`ABSENT` where there is none); None for a whole result.
+        """
         receipt, place = self.receipt(kind, key), self.folder(kind, key)
         if receipt is None:
             return ABSENT
@@ -131,14 +177,22 @@ class Store:
         receipt: Mapping[str, Any],
         write: Callable[[Path], None],
     ) -> None:
-        """Store a result: `write` makes the artefact; then all of it appears at once."""
+        """Store a result: its files are written to a scratch folder, which then appears in its place at once.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            job: Description of the job, written to ``job.json``.
+            receipt: Entries of the receipt besides the digests.
+            write: Writes the artefact to the path that it is given.
+        """
         with self._scratch(kind, key) as scratch:
             artefact, described = scratch / ARTEFACTS[kind], scratch / "job.json"
             described.write_text(
                 json.dumps({"kind": kind, "key": key, **job}, indent=1) + "\n", encoding="utf-8"
             )
             write(artefact)
-            # Libraries write for the user alone; others may read as the umask says.
+            # Libraries make files that only their owner may read; the umask shall decide.
             shutil.copymode(described, artefact)
             files = {each.name: sources.file_digest(each) for each in (artefact, described)}
             sealed = seal({**receipt, "files": files}, kind, key)
@@ -149,7 +203,12 @@ class Store:
         durable.remove(self.partial(key))
 
     def discard(self, kind: str, key: str) -> None:
-        """Take away whatever lies in a result's place, at once as seen from outside."""
+        """Remove a result; seen from outside it disappears at once.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+        """
         place = self.folder(kind, key)
         if not os.path.lexists(place):
             return
@@ -157,26 +216,54 @@ class Store:
             try:
                 place.rename(scratch / "discarded")
             except OSError:
-                # Of another disk, or of a folder that may not be written.
+                # The scratch folder is on another disk, or may not be written.
                 aside = place.with_name(f".draft{durable.mark()}")
                 with suppress(OSError):
                     place.rename(aside)
                 durable.remove(aside)
 
     def partial(self, key: str) -> Path:
-        """Return the folder where a training keeps its last epochs."""
+        """Return the folder in which a training keeps its last epochs.
+
+        Args:
+            key: Key of the training.
+
+        Returns:
+            The path, whether it exists or not.
+        """
         return self.root / "partial" / key
 
     def begun(self, key: str) -> bool:
-        """Return whether a training that is not done has kept an epoch."""
+        """Return whether a training that is not done has kept an epoch.
+
+        Args:
+            key: Key of the training.
+
+        Returns:
+            True where it can be resumed.
+        """
         return any(self.partial(key).glob("epoch*.safetensors"))
 
     def failure_file(self, key: str) -> Path:
-        """Return where the traceback of a failed job lies."""
+        """Return the file of the traceback of a failed job.
+
+        Args:
+            key: Key of the job.
+
+        Returns:
+            The path, whether it exists or not.
+        """
         return self.root / "failed" / f"{key}.json"
 
     def fail(self, kind: str, key: str, job: Mapping[str, Any], error: BaseException) -> None:
-        """Keep the traceback of a job that failed."""
+        """Keep the traceback of a job that failed.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            job: Description of the job.
+            error: What the job raised.
+        """
         record = {
             "kind": kind,
             "error": f"{type(error).__name__}: {error}",
@@ -188,7 +275,12 @@ class Store:
 
     @staticmethod
     def write_text(path: Path, text: str) -> None:
-        """Write a small file so that it is never seen half written."""
+        """Write a small file so that no reader ever sees a part of it.
+
+        Args:
+            path: The file; its folder is created if necessary.
+            text: The content.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         with durable.drafted(path) as draft:
             draft.write_text(text, encoding="utf-8")
@@ -203,7 +295,7 @@ class Store:
             durable.remove(scratch)
 
     def _put(self, scratch: Path, kind: str, key: str) -> None:
-        """Move a whole result to its place, and what else lies there away."""
+        """Move a whole result to its place, and whatever else lies there out of the way."""
         place = self.folder(kind, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         for last in (False, False, True):
@@ -213,7 +305,7 @@ class Store:
             except OSError:
                 reason = self.damage(kind, key)
                 if reason is None:
-                    # Another process was first: its equal result stays.
+                    # Another process was faster, and its result is equal.
                     return
                 if last or reason == ABSENT:
                     raise
@@ -221,7 +313,7 @@ class Store:
         durable.flush([place.parent])
 
     def _aside(self) -> Iterator[str]:
-        """Move what is no folder or no file, where ours must be one, to another name."""
+        """Rename what is no folder, or no file, in the place of one of ours; yield a sentence for each."""
         wrong = [path for name in FOLDERS if os.path.lexists(path := self.root / name) and not path.is_dir()]
         if (manifest := self.root / "manifest.json").is_dir():
             wrong.append(manifest)
@@ -231,7 +323,7 @@ class Store:
             yield f"{path}: what lay there is not of Crossfire; it is {other.name} now"
 
     def _sweep(self) -> None:
-        """Remove drafts whose process is gone, and last epochs of trainings that are done."""
+        """Remove drafts whose process has ended, and kept epochs of trainings that are done."""
         for folder in (self.root, *(self.root / name for name in FOLDERS)):
             durable.sweep(folder)
         with suppress(OSError):
@@ -242,7 +334,7 @@ class Store:
 
 
 def _plain(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's mapping, None of anything else."""
+    """Return the mapping in a JSON file, None for any other content."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -251,9 +343,17 @@ def _plain(path: Path) -> dict[str, Any] | None:
 
 
 def seal(told: Mapping[str, Any], *bound: str) -> dict[str, Any]:
-    """Return a JSON mapping with its own digest, which is bound to further words: what it is about.
+    """Return a JSON mapping with its own digest.
 
-    Digests of sources stay out of it: one that was altered is not today's, and is found by that.
+    The digests of sources are not covered: an altered one differs from that of the code, and is found by
+    that.
+
+    Args:
+        told: The mapping; an old ``digest`` in it is replaced.
+        *bound: Words that the digest covers too, such as the key of the job.
+
+    Returns:
+        The mapping with its ``digest``, a SHA-256.
     """
     content = {name: value for name, value in json.loads(json.dumps(told)).items() if name != "digest"}
     covered = {name: value for name, value in content.items() if name != "sources"}
@@ -262,7 +362,7 @@ def seal(told: Mapping[str, Any], *bound: str) -> dict[str, Any]:
 
 
 def _sound(receipt: Mapping[str, Any], kind: str, key: str) -> bool:
-    """Return whether a receipt is of this job and unaltered; one of an older version has no digest."""
+    """Return whether a receipt is unaltered and of this job; receipts of older versions have no digest."""
     if not texts(receipt.get("sources", {})):
         return False
     if "digest" in receipt:
@@ -281,5 +381,12 @@ def _sound(receipt: Mapping[str, Any], kind: str, key: str) -> bool:
 
 
 def texts(found: object) -> TypeGuard[dict[str, str]]:
-    """Return whether this is a mapping of texts to texts, as JSON has it."""
+    """Return whether a value is a mapping of texts to texts.
+
+    Args:
+        found: A value as JSON has it.
+
+    Returns:
+        True for such a mapping.
+    """
     return isinstance(found, dict) and all(isinstance(each, str) for each in found.values())

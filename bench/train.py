@@ -1,4 +1,4 @@
-"""Fit a defense, and build it again from what was stored of it."""
+"""The training job: fits a defense, stores its weights, and builds the fitted network again from them."""
 
 import hashlib
 import json
@@ -27,7 +27,23 @@ from bench.training import Progress, Trainer
 def train(
     job: Train, desk: Desk, store: Store, code: Mapping[str, str], progress: Progress | None
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """Fit a defense; see that it can be built again from what is stored of it."""
+    """Fit a defense, and check that the stored weights make the same network.
+
+    Args:
+        job: The training.
+        desk: The surroundings of the job.
+        store: The results folder, with the trainings of the parts.
+        code: Digests of the modules that the training runs; an interrupted training is resumed only with
+            these.
+        progress: Called with facts after each epoch, if given.
+
+    Returns:
+        The function that writes the weights to a path, and entries for the receipt.
+
+    Raises:
+        TrainingError: A weight, or the loss of a step, is not finite.
+        OtherNetworkError: The network that is built from the weights gives other answers.
+    """
     device = torch.device(desk.device)
     split = load(job.data, desk)
     with seeded(seed_of(job.key, "initial"), device):
@@ -58,7 +74,7 @@ def train(
         "as_built": as_built,
         "notes": trainer.notes,
     }
-    # Part of the file, so that its digest tells networks apart that have the same weights.
+    # In the file, so that its digest differs between networks with equal weights and other answers.
     told = {"answers": hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()}
     return lambda path: save_file(weights, path, told), facts
 
@@ -71,9 +87,22 @@ def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
 def build(
     job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False
 ) -> Any:
-    """Construct a defense, untrained, on the desk's device; the parts it names are passed to it.
+    """Construct a defense without its training, on the device of the job.
 
-    The random states are left as the construction left them.
+    The global random states are left as the construction left them.
+
+    Args:
+        job: The training.
+        desk: The surroundings of the job.
+        serve: Settings that replace those of the training at inference time.
+        fitted_parts: Whether the defenses that it contains are restored with their weights or constructed
+            only.
+
+    Returns:
+        The defense, an `nn.Module`.
+
+    Raises:
+        TypeError: The registered class made something else.
     """
     entry = job.defense.entry
     given = arguments(entry, {**job.defense.params, **(serve or {})})
@@ -88,7 +117,15 @@ def build(
 
 
 def unchanged(filled: Filled[Entry], folder: Path) -> None:
-    """Raise where a file or code that parameters name is not what the job's key was made with."""
+    """Check that the files and the code that settings name are those that the key of the job was made with.
+
+    Args:
+        filled: A registered thing with its settings, as planned.
+        folder: The folder of the task file.
+
+    Raises:
+        InputError: A file or code changed since the run was planned.
+    """
     named = filled.identity["params"]
     for name in filled.entry.parameters("content"):
         for path, digest in zip(named_files(filled.params[name]), named_files(named[name]), strict=True):
@@ -101,9 +138,18 @@ def unchanged(filled: Filled[Entry], folder: Path) -> None:
 
 
 def restored(served: Served, desk: Desk) -> Any:
-    """Return a fitted defense of the caller's own, which may go on training it.
+    """Build a fitted defense from its stored weights, as an instance that only the caller uses.
 
-    Raises `OtherNetworkError` where it answers otherwise than when it was stored.
+    Args:
+        served: The training, and the settings at inference time.
+        desk: The surroundings of the job.
+
+    Returns:
+        The defense, an `nn.Module` in evaluation mode, whose parameters may be trained further.
+
+    Raises:
+        OtherNetworkError: It gives other answers than at its training.
+        DamagedError: The stored weights are damaged or gone.
     """
     store, train, plain = Store(desk.store), served.train, Served(served.train)
     weights = load_file(store.artefact("train", train.key), device=desk.device)
@@ -121,7 +167,7 @@ def restored(served: Served, desk: Desk) -> Any:
             )
 
     if receipt["as_built"]:
-        # Nothing was learned: the weights are what the constructor makes or reads.
+        # Nothing was learned, so that the constructor alone must make the same network.
         compare("as it is built now")
     model.load_state_dict(weights, strict=True)
     compare("with its stored weights")
@@ -133,22 +179,34 @@ def restored(served: Served, desk: Desk) -> Any:
 
 
 def _built(served: Served, desk: Desk) -> Any:
-    """Build a defense anew, as it is asked, untrained and in evaluation mode."""
+    """Construct a defense without its training, with its settings at inference time, in evaluation mode."""
     with seeded(seed_of(served.train.key, "initial"), torch.device(desk.device)):
         return build(served.train, desk, serve=dict(served.serve)).eval()
 
 
 def _same_state(model: Any, weights: Mapping[str, Tensor]) -> bool:
-    """Return whether a network has these weights already."""
+    """Return whether the parameters and buffers of a network equal these weights."""
     state = model.state_dict()
     return all(name in state and torch.equal(state[name].cpu(), value) for name, value in weights.items())
 
 
 def fitted(served: Served, desk: Desk, store: Store) -> Any:
-    """Return a fitted defense, frozen, to be looked at and asked.
+    """Return a fitted defense without gradients of its parameters, to be attacked or scored.
 
-    One of ours is shared by the jobs of a process. Of other people's code each job has an instance of its
-    own: what such a network remembers must not go from job to job.
+    The jobs of a process share an instance of a defense of Crossfire. A defense that runs code of other
+    people gets a new instance for each job, since it may remember what it was asked.
+
+    Args:
+        served: The training, and the settings at inference time.
+        desk: The surroundings of the job.
+        store: The results folder.
+
+    Returns:
+        The defense, an `nn.Module` in evaluation mode.
+
+    Raises:
+        OtherNetworkError: It gives other answers than at its training.
+        DamagedError: The stored weights are damaged or gone.
     """
     if served.train.foreign:
         return restored(served, desk).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Do a job from its description alone, wherever that is: one file and a receipt come of it."""
+"""The way of a job from its description to its stored result, in any process."""
 
 import sys
 import time
@@ -12,9 +12,10 @@ from bench.context import Desk, device_name, settle, versions
 from bench.craft import craft
 from bench.errors import DamagedError, InputError, OtherNetworkError
 from bench.evaluate import evaluate
-from bench.isolation import installed, isolated
+from bench.isolation import isolated
 from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
 from bench.limits import limited
+from bench.process_state import installed
 from bench.store import ARTEFACTS, Store
 from bench.train import restored, train, unchanged
 from bench.training import Progress
@@ -22,25 +23,41 @@ from bench.training import Progress
 
 @dataclass(frozen=True)
 class Recheck:
-    """Ask a stored network again whether it is the one that was stored; leaves no result."""
+    """A question whether a stored network is still the one that was stored; it leaves no result."""
 
     train: Train
+    """The training of the network."""
 
     kind = "recheck"
 
     @property
     def key(self) -> str:
-        """That of the training."""
+        """The key of the training."""
         return self.train.key
 
 
 def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
-    """Do a job and store its result; return its receipt."""
+    """Do a job and store its result, unless another run has stored it already.
+
+    Args:
+        job: The job; everything that it needs is stored.
+        desk: The surroundings of the job.
+        progress: Called with facts while the job runs: how far it is, and notes.
+
+    Returns:
+        The receipt of the result; for a `Recheck` what `recheck` returns.
+
+    Raises:
+        InputError: Something that the job reads changed since the run was planned.
+        OvertimeError: The job took longer than its limit.
+        DisturbedError: The job changed something that all jobs of its process share.
+        DamagedError: A result that the job needs is damaged or gone.
+    """
     if isinstance(job, Recheck):
         return recheck(job, desk)
     store = Store(desk.store)
     if store.damage(job.kind, job.key) is None:
-        # Another run was first.
+        # Another run was faster.
         return store.receipt(job.kind, job.key) or {}
     code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
@@ -48,8 +65,8 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     settle(desk)
     look_again(job, desk)
     forget_modules(job)
-    # The limit comes first: its alarm is none of the job's changes.
-    with limited(desk.time_limit), isolated() as ground:
+    # The limit comes first, so that its alarm does not count as a change of the job.
+    with limited(desk.time_limit), isolated() as state:
         match job:
             case Train():
                 write, facts = train(job, desk, store, code, progress)
@@ -59,7 +76,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
                 write, facts = evaluate(job, desk, store)
             case _:
                 assert_never(job)
-    for note in ground.notes:
+    for note in state.notes:
         if progress is not None:
             progress({"note": note})
     receipt = {
@@ -67,7 +84,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
         "device": device_name(desk),
         "threads": torch.get_num_threads() if torch.device(desk.device).type == "cpu" else None,
         **facts,
-        "notes": [*facts.get("notes", []), *ground.notes],
+        "notes": [*facts.get("notes", []), *state.notes],
         "versions": versions(),
         "commit": desk.commit,
         **inherited(job, store, code),
@@ -78,7 +95,18 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
 
 
 def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
-    """Return ``{"different": sentence}`` where a stored network is no longer what it was, else None there."""
+    """Build a stored network again and compare its answers with those in its receipt.
+
+    Args:
+        job: The question.
+        desk: The surroundings of the job.
+
+    Returns:
+        ``{"different": sentence}``, with None in place of the sentence where the network is the same.
+
+    Raises:
+        InputError: Code or a file of the defense changed since the run was planned.
+    """
     settle(desk)
     look_again(job.train, desk)
     forget_modules(job.train)
@@ -89,16 +117,19 @@ def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
         return {"different": str(error)}
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - the code is not ours; the training will say more
+    except Exception as error:  # noqa: BLE001 - code of a user may raise anything; the training will say more
         return {"different": f"it cannot be built any more ({type(error).__name__}: {error})"}
     return {"different": None}
 
 
 def forget_modules(job: Job) -> None:
-    """Take the user's own modules off the list of those that are imported, so that each job begins anew.
+    """Forget the user's own modules that a job's defenses name, so that the job imports them again.
 
-    What such a module keeps at its top level would go from job to job, and the order of jobs would matter.
-    Installed packages stay: few can be imported twice.
+    State at the top level of such a module would pass from job to job, so that the order of jobs would
+    matter. Installed packages stay imported, since few can be imported twice.
+
+    Args:
+        job: The job, about to start.
     """
     for name in named_modules(job):
         if name in sys.modules and not installed(sys.modules[name]):
@@ -106,16 +137,30 @@ def forget_modules(job: Job) -> None:
 
 
 def look_again(job: Job, desk: Desk) -> None:
-    """Raise where code or a file of the defenses that a job builds is not what it was planned with.
+    """Check that the code and the files of every defense that a job builds are those of the plan.
 
-    Before any of that code runs: it may put more on the import path.
+    The check comes before any of that code runs, since it may extend the import path.
+
+    Args:
+        job: The job, about to start.
+        desk: The surroundings of the job.
+
+    Raises:
+        InputError: Code or a file changed since the run was planned.
     """
     for each in _defenses(job):
         unchanged(each.defense, desk.folder)
 
 
 def named_modules(job: Job) -> set[str]:
-    """Return the modules that the parameters of a job's defenses name, with what those import."""
+    """Return the modules that the settings of a job's defenses name, and those that they import.
+
+    Args:
+        job: Any job.
+
+    Returns:
+        Dotted names of modules.
+    """
     found: set[str] = set()
     for each in _defenses(job):
         named = each.defense.identity["params"]
@@ -126,7 +171,7 @@ def named_modules(job: Job) -> set[str]:
 
 
 def _defenses(job: Job) -> Iterator[Train]:
-    """Yield the trainings whose defenses a job builds, their parts included."""
+    """Yield the trainings of all defenses that a job builds, parts of defenses included."""
     todo = [each for each in (job, *job.needs) if isinstance(each, Train)]
     while todo:
         train = todo.pop()
@@ -135,9 +180,19 @@ def _defenses(job: Job) -> Iterator[Train]:
 
 
 def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return what a receipt says of a job's origin: the code, and the results, that it was made from.
+    """Return the origin of a job's result for its receipt: the code and the results that it was made from.
 
-    Both include those of the jobs it needed, as their own receipts tell them.
+    Args:
+        job: The job.
+        store: The results folder.
+        code: Digests of the job's own modules.
+
+    Returns:
+        ``sources``, digests by module, and ``inputs``, digests of artefacts by key; both include those of the
+        jobs that it needed, as their receipts say.
+
+    Raises:
+        DamagedError: A result that the job needs was removed meanwhile.
     """
     made_by: dict[str, str] = dict(code)
     made_from: dict[str, str] = {}
@@ -150,7 +205,14 @@ def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict
 
 
 def describe(job: Job | Attempt | Served) -> dict[str, Any]:
-    """Return a job in full, as it is stored beside its result."""
+    """Return the full description of a job, as it is stored beside its result.
+
+    Args:
+        job: A job, or a part of one.
+
+    Returns:
+        A mapping for JSON: kind, key, everything that enters the key, and what the keys in it stand for.
+    """
     own: dict[str, Any] = {"kind": type(job).__name__.lower(), "key": job.key, **job.identity}
     match job:
         case Train():

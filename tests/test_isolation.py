@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import nn
 
-from bench import execute, isolation, planner, resolve, sources
+from bench import child_processes, execute, planner, process_state, resolve, sources
 from bench.context import Desk
 from bench.costs import Costs
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
@@ -88,10 +88,10 @@ def entered(manager: Any) -> Any:
 
 def everything() -> list[Any]:
     """Return what must be as it was."""
-    functions = {each.title: dict(each.had) for each in isolation._functions()}
+    functions = {each.title: dict(each.had) for each in process_state._functions()}
     known = [functions[name]["relu"] for name in ("torch", "torch.nn.functional")]
     return [
-        {each.name: each.read() for each in isolation.SETTINGS},
+        {each.name: each.read() for each in process_state.SETTINGS},
         known,
         torch.Tensor.sign,
         torch.Tensor.clamp,
@@ -100,12 +100,12 @@ def everything() -> list[Any]:
         max,
         sys.modules["bench.losses"].succeeded,  # type: ignore[attr-defined]
         sys.modules["attacks.pgd"].ascend,  # type: ignore[attr-defined]
-        {name: dict(hooks) for name, hooks in isolation._HOOKS.items()},
-        isolation._depths(),
+        {name: dict(hooks) for name, hooks in process_state._HOOKS.items()},
+        process_state._mode_depths(),
         sys.stderr,
         sys.stdout.closed,
         os.fstat(2).st_ino,
-        isolation.children(),
+        child_processes.running(),
         torch.sign,
     ]
 
@@ -147,13 +147,13 @@ def test_what_is_lenient_is_put_back_before_anything_is_computed(name: str) -> N
     with own_stdout():
         before = everything()
         if name in LENIENT:
-            with isolated() as ground:
+            with isolated() as state:
                 inside = everything()
                 with building():
                     CHANGES[name]()
                 assert everything() == inside
-            assert len(ground.notes) == 1
-            assert "put back" in ground.notes[0]
+            assert len(state.notes) == 1
+            assert "put back" in state.notes[0]
         else:
             with pytest.raises(DisturbedError), isolated(), building():
                 CHANGES[name]()
@@ -172,10 +172,10 @@ def test_what_is_lenient_is_put_back_before_anything_is_computed(name: str) -> N
 )
 def test_what_decides_no_number_is_put_back_and_said(change: Callable[[], Any]) -> None:
     before = everything()
-    with isolated() as ground:
+    with isolated() as state:
         change()
     assert everything() == before
-    assert len(ground.notes) == 1
+    assert len(state.notes) == 1
 
 
 def test_what_cannot_be_put_back_keeps_nothing_else_from_it(
@@ -197,16 +197,16 @@ def test_what_cannot_be_put_back_keeps_nothing_else_from_it(
 
 
 def test_draws_and_libraries_are_no_change() -> None:
-    state = torch.get_rng_state()
-    with isolated() as ground:
+    draws = torch.get_rng_state()
+    with isolated() as state:
         torch.manual_seed(5)
         np.random.seed(5)
         net = nn.Linear(2, 2)
         for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS):
             # The first optimiser of a kind makes torch wrap its step.
             kind(net.parameters(), lr=0.1)
-    assert ground.notes == []
-    assert torch.equal(torch.get_rng_state(), state)
+    assert state.notes == []
+    assert torch.equal(torch.get_rng_state(), draws)
 
 
 def quit_() -> None:
