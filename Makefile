@@ -15,6 +15,7 @@ TOOLS ?= .venv-tools
 # Options of pip for the empty environment of `make release`, such as another index.
 PIP_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: run test check docs serve release benchmarks schema clean
 .DEFAULT_GOAL := run

@@ -1,7 +1,8 @@
 """The pages of the documentation that are made when it is built, so that they cannot go stale.
 
-Catalogue: `bench list --json`, with what docstrings say of each parameter. API: the names that `bench` exports. Tables,
-contributing and changelog: the files of the repository. A line `{{ README: Heading }}` stands for that section.
+Catalogue: `bench list --json`, with what docstrings say of each parameter. API: the names that `bench`
+exports. Tables, contributing and changelog: the files of the repository. A line `{{ README: Heading }}`
+stands for that section.
 """
 
 import html
@@ -36,6 +37,8 @@ ROOMS = {
     "bench.registry": "Registering",
     "bench.protocols": "What attacks and defenses are written with",
     "bench.losses": "Losses",
+    "bench.data.source": "Data sources",
+    "bench.results.fingerprint": "Fingerprints of code",
     "bench.errors": "Errors",
 }
 """Headings of the API page, in order; other modules follow under their own names."""
@@ -78,7 +81,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def section(heading: str) -> str:
     """Return a section of the README, without its heading."""
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
+    found = re.search(
+        rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S
+    )
     if found is None:
         raise PluginError(f"README.md has no section {heading!r}, which a page of docs/ includes")
     return found[1].strip()
@@ -89,7 +94,7 @@ def relinked(text: str, origin: str, page: str) -> str:
 
     def lead(found: re.Match[str]) -> str:
         words, target = found.groups()
-        path, mark, anchor = target.partition("#")
+        path, _, anchor = target.partition("#")
         if not path or re.match(r"\w+:", path):
             return found[0]
         at = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
@@ -122,7 +127,9 @@ def listed(what: str) -> list[dict[str, Any]]:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise PluginError(f"{command[0]} is not there: say where it is by BENCH, or use `make docs`") from None
+        raise PluginError(
+            f"{command[0]} is not there: say where it is by BENCH, or use `make docs`"
+        ) from None
     except subprocess.CalledProcessError as error:
         raise PluginError(f"{' '.join(command)} failed: {error.stderr}") from error
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -164,7 +171,7 @@ def paper(thing: griffe.Object | None) -> str:
     """Return the first sentence of the module's docstring, where the paper stands."""
     if thing is None or thing.module.docstring is None:
         return ""
-    first = thing.module.docstring.value.split("\n\n")[0].replace("\n", " ")
+    first = plain(thing.module.docstring.value.split("\n\n")[0])
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", first)
 
 
@@ -186,9 +193,26 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
-def cell(text: str) -> str:
-    """Return a text that stays within a cell of a table."""
-    return " ".join(text.replace("|", "\\|").split())
+def plain(text: str) -> str:
+    """Return a docstring's sentence as Markdown: code stays code, other signs are shown as they are."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [re.sub(r"([\\*_<\[\]~^|])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def row(*cells: str) -> str:
+    """Return a row of a table."""
+    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(each.split())) for each in cells) + " |"
+
+
+def linked(entry: dict[str, Any]) -> str:
+    """Return the name of an entry, leading to its section."""
+    return f"[`{entry['name']}`](#{entry['name']})"
+
+
+def set_to(parameters: dict[str, dict[str, Any]]) -> str:
+    """Return parameters with their defaults, in one line."""
+    return ", ".join(f"`{name}: {written(info.get('default'))}`" for name, info in parameters.items())
 
 
 def parameters(entry: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
@@ -202,9 +226,8 @@ def parameters(entry: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
     yield "\n| parameter | kind | default |" + (" meaning |" if meaning else "")
     yield "| :-- | :-- | :-- |" + (" :-- |" if meaning else "")
     for name, info in rows:
-        default = "*required*" if info["required"] else f"`{cell(written(info['default']))}`"
-        row = f"| `{name}` | {cell(info['type'])} | {default} |"
-        yield row + (f" {cell(said.get(name, ''))} |" if meaning else "")
+        default = "*required*" if info["required"] else f"`{written(info['default'])}`"
+        yield row(f"`{name}`", info["type"], default, *([plain(said.get(name, ""))] if meaning else []))
     yield ""
 
 
@@ -234,36 +257,31 @@ def attacks() -> str:
     own = [each for each in entries if not each["library"]]
     lines = [
         "# Attacks\n",
-        f"{len(own)} attacks of Crossfire's own, and {len(entries) - len(own)} of two libraries. This page is made from",
-        "the registry: it is what `bench list attacks` prints. Words such as *access* and *space* stand in the",
+        f"{len(own)} attacks of Crossfire's own, and {len(entries) - len(own)} of two libraries. This page is",
+        "made from the registry: it is what `bench list attacks` prints. Words such as *access* stand in the",
         "[glossary](glossary.md).\n",
         "| attack | norms | sees | what it does |",
         "| :-- | :-- | :-- | :-- |",
     ]
     for entry in own:
-        name = entry["name"]
-        lines.append(
-            f"| [`{name}`](#{name}) | {', '.join(entry['norms'])} | {entry['access']} | {cell(entry['summary'])} |"
-        )
+        lines.append(row(linked(entry), ", ".join(entry["norms"]), entry["access"], plain(entry["summary"])))
     lines.append("\n## Crossfire's own")
     for entry in own:
         lines += heading(entry["name"], known)
-        lines += [paper(found.get(entry["name"])) + "\n", entry["summary"] + "\n", facts(entry) + "\n"]
+        lines += [paper(found.get(entry["name"])) + "\n", plain(entry["summary"]) + "\n", facts(entry) + "\n"]
         lines += parameters(entry, described(found.get(entry["name"])))
     for library in sorted({each["library"] for each in entries if each["library"]}):
         theirs = [each for each in entries if each["library"] == library]
         lines += [
             f"\n## From {library}\n",
-            f"Parameters are the library's own. What the adapters mend: [Libraries of attacks](libraries.md).\n",
+            "Parameters are the library's own. What the adapters mend: [Libraries](libraries.md).\n",
             "| attack | norms | sees | what it does | parameters and defaults |",
             "| :-- | :-- | :-- | :-- | :-- |",
         ]
         for entry in theirs:
-            settings = ", ".join(
-                f"`{name}: {cell(written(info.get('default')))}`" for name, info in entry["parameters"].items()
-            )
-            row = (f"`{entry['name']}`", ", ".join(entry["norms"]), entry["access"], cell(entry["summary"]), settings)
-            lines.append("| " + " | ".join(row) + " |")
+            norms, summary = ", ".join(entry["norms"]), plain(entry["summary"])
+            settings = set_to(entry["parameters"])
+            lines.append(row(f"`{entry['name']}`", norms, entry["access"], summary, settings))
     return "\n".join(lines)
 
 
@@ -273,29 +291,23 @@ def defenses() -> str:
     entries = listed("defenses")
     lines = [
         "# Defenses\n",
-        f"{len(entries)} defenses. This page is made from the registry: it is what `bench list defenses` prints. A",
-        "*view* is what an attacker may look through, a *read-out* the answer that is scored; see the",
+        f"{len(entries)} defenses. This page is made from the registry: it is what `bench list defenses`",
+        "prints. A *view* is what an attacker may look through, a *read-out* the answer that is scored; see the",
         "[glossary](glossary.md).\n",
         "| defense | read-outs | views | what it is |",
         "| :-- | :-- | :-- | :-- |",
     ]
     for entry in entries:
-        name, views = entry["name"], ", ".join(f"`{each}`" for each in entry["views"])
-        lines.append(
-            f"| [`{name}`](#{name}) | {', '.join(entry['readouts'])} | {views} | {cell(entry['summary'])} |"
-        )
+        views = ", ".join(f"`{each}`" for each in entry["views"])
+        lines.append(row(linked(entry), ", ".join(entry["readouts"]), views, plain(entry["summary"])))
     lines.append("\n## Each of them")
     for entry in entries:
         thing = found.get(entry["name"])
         lines += heading(entry["name"], known)
-        lines += [paper(thing) + "\n", entry["summary"] + "\n", facts(entry, "views") + "\n"]
+        lines += [paper(thing) + "\n", plain(entry["summary"]) + "\n", facts(entry, "views") + "\n"]
         lines += ["| view | what it offers | settings |", "| :-- | :-- | :-- |"]
         for name, view in entry["views"].items():
-            offers = facts({"name": name, **view})
-            settings = ", ".join(
-                f"`{each}: {cell(written(info.get('default')))}`" for each, info in view["parameters"].items()
-            )
-            lines.append(f"| `{name}` | {offers} | {settings} |")
+            lines.append(row(f"`{name}`", facts({"name": name, **view}), set_to(view["parameters"])))
         lines += parameters(entry, described(thing))
     return "\n".join(lines)
 
@@ -304,11 +316,11 @@ def sources() -> str:
     """Return the page of data sources."""
     lines = [
         "# Data sources\n",
-        "This page is made from the registry: it is what `bench list data` prints. What every source takes (`split`,",
-        "`size`, `resize` and others) stands in [Data](data.md).\n",
+        "This page is made from the registry: it is what `bench list data` prints. What every source takes",
+        "(`split`, `size`, `resize` and others) stands in [Data](data.md).\n",
     ]
     for entry in listed("data"):
-        lines += [*heading(entry["name"], set()), entry["summary"] + "\n"]
+        lines += [*heading(entry["name"], set()), plain(entry["summary"]) + "\n"]
         lines += parameters(entry, {})
     return "\n".join(lines)
 
@@ -317,7 +329,7 @@ def sources() -> str:
 
 
 def api() -> str:
-    """Return the API page: every name that `bench` exports, by the module that it is made in, and `bench.testing`."""
+    """Return the API page: every name that `bench` exports by its module, and `bench.testing`."""
     package = griffe.load("bench", search_paths=[str(ROOT)])
     homes: dict[str, list[str]] = {}
     for name in package.exports or []:
@@ -327,13 +339,17 @@ def api() -> str:
             homes.setdefault(home, []).append(own)
     lines = [
         "# API\n",
-        "Everything public, as it is imported: `from bench import View`. Names load on first use, so that `import bench`",
-        "is quick and needs no torch. `bench.testing` is for the tests of those who write attacks and defenses.",
+        "Everything public, as it is imported: `from bench import View`. Names load on first use, so that",
+        "`import bench` is quick and needs no torch. `bench.testing` is for the tests of those who write attacks",
+        "and defenses.",
     ]
     for home in [*(each for each in ROOMS if each in homes), *sorted(set(homes) - set(ROOMS))]:
         lines.append(f"\n## {ROOMS.get(home, f'`{home}`')}\n")
         lines += [f"\n::: {home}.{name}\n" for name in homes[home]]
-    lines += ["\n## Tests of attacks and defenses\n", "\n::: bench.testing\n    options: {show_root_heading: false}\n"]
+    lines += [
+        "\n## Tests of attacks and defenses\n",
+        "\n::: bench.testing\n    options: {show_root_heading: false}\n",
+    ]
     return "\n".join(lines)
 
 
@@ -343,7 +359,9 @@ def measured() -> str:
     lines = ["# Tables on MNIST\n"]
     readme = folder / "README.md"
     if readme.exists():
-        lines.append(relinked(readme.read_text().replace("# ", "## ", 1), f"{TABLES}/README.md", "measured.md"))
+        lines.append(
+            relinked(readme.read_text().replace("# ", "## ", 1), f"{TABLES}/README.md", "measured.md")
+        )
     for path in sorted(folder.glob("table-*.md")):
         text = path.read_text()
         lines.append(re.sub(r"^### (.*)$", rf"\n## \1 {{ #{path.stem} }}", text, count=1, flags=re.MULTILINE))
@@ -352,7 +370,10 @@ def measured() -> str:
 
 def decisions() -> str:
     """Return the list of decisions."""
-    lines = ["# Decisions\n", "Why things are as they are: a page for each, with its context and consequence.\n"]
+    lines = [
+        "# Decisions\n",
+        "Why things are as they are: a page for each, with its context and consequence.\n",
+    ]
     for path in sorted((ROOT / "docs" / "decisions").glob("*.md")):
         title = path.read_text().partition("\n")[0].removeprefix("# ")
         number, _, words = title.partition(". ")
