@@ -257,9 +257,9 @@ def attacks() -> str:
     own = [each for each in entries if not each["library"]]
     lines = [
         "# Attacks\n",
-        f"{len(own)} attacks of Crossfire's own, and {len(entries) - len(own)} of two libraries. This page is",
-        "made from the registry: it is what `bench list attacks` prints. Words such as *access* stand in the",
-        "[glossary](glossary.md).\n",
+        f"{len(own)} attacks of Crossfire's own, and {len(entries) - len(own)} of two libraries. This page",
+        "is made from the registry: it is what `bench list attacks` prints. Words such as *access* stand in",
+        "the [glossary](glossary.md).\n",
         "| attack | norms | sees | what it does |",
         "| :-- | :-- | :-- | :-- |",
     ]
@@ -292,8 +292,8 @@ def defenses() -> str:
     lines = [
         "# Defenses\n",
         f"{len(entries)} defenses. This page is made from the registry: it is what `bench list defenses`",
-        "prints. A *view* is what an attacker may look through, a *read-out* the answer that is scored; see the",
-        "[glossary](glossary.md).\n",
+        "prints. A *view* is what an attacker may look through, a *read-out* the answer that is scored; see",
+        "the [glossary](glossary.md).\n",
         "| defense | read-outs | views | what it is |",
         "| :-- | :-- | :-- | :-- |",
     ]
@@ -340,8 +340,8 @@ def api() -> str:
     lines = [
         "# API\n",
         "Everything public, as it is imported: `from bench import View`. Names load on first use, so that",
-        "`import bench` is quick and needs no torch. `bench.testing` is for the tests of those who write attacks",
-        "and defenses.",
+        "`import bench` is quick and needs no torch. `bench.testing` is for the tests of those who write",
+        "attacks and defenses.",
     ]
     for home in [*(each for each in ROOMS if each in homes), *sorted(set(homes) - set(ROOMS))]:
         lines.append(f"\n## {ROOMS.get(home, f'`{home}`')}\n")
