@@ -196,7 +196,7 @@ def written(value: Any) -> str:
 def plain(text: str) -> str:
     """Return a docstring's sentence as Markdown: code stays code, other signs are shown as they are."""
     parts = " ".join(text.split()).split("`")
-    parts[::2] = [re.sub(r"([\\*_<\[\]~^|])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 
 
@@ -363,8 +363,11 @@ def measured() -> str:
             relinked(readme.read_text().replace("# ", "## ", 1), f"{TABLES}/README.md", "measured.md")
         )
     for path in sorted(folder.glob("table-*.md")):
-        text = path.read_text()
-        lines.append(re.sub(r"^### (.*)$", rf"\n## \1 {{ #{path.stem} }}", text, count=1, flags=re.MULTILINE))
+        text = re.sub(
+            r"^### (.*)$", rf"\n## \1 {{ #{path.stem} }}", path.read_text(), count=1, flags=re.MULTILINE
+        )
+        # Markdown would take the numbered notes for items of the list before them.
+        lines.append(text.replace("\n\n1. ", "\n\n<!-- notes -->\n\n1. ", 1))
     return "\n".join(lines)
 
 
