@@ -32,8 +32,10 @@ TABLES = "results/mnist/tables"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 INCLUDE = re.compile(r"^\{\{ README: (.+) \}\}$", re.MULTILINE)
 
+CALLS = ("evaluate", "Result", "run", "plan", "table", "outcomes", "images", "load", "Loaded")
+"""The names of `bench` that are called from Python, wherever they are made, in the order of the API page."""
+
 ROOMS = {
-    "bench.api": "From Python",
     "bench.registry": "Registering",
     "bench.protocols": "What attacks and defenses are written with",
     "bench.losses": "Losses",
@@ -331,21 +333,27 @@ def sources() -> str:
 def api() -> str:
     """Return the API page: every name that `bench` exports by its module, and `bench.testing`."""
     package = griffe.load("bench", search_paths=[str(ROOT)])
+    paths = {
+        str(name): member.target_path  # type: ignore[union-attr]
+        for name in package.exports or []
+        if (member := package.members.get(str(name))) is not None and member.is_alias
+    }
     homes: dict[str, list[str]] = {}
-    for name in package.exports or []:
-        member = package.members.get(str(name))
-        if member is not None and member.is_alias:
-            home, _, own = member.target_path.rpartition(".")  # type: ignore[union-attr]
-            homes.setdefault(home, []).append(own)
+    for name, path in paths.items():
+        if name not in CALLS:
+            homes.setdefault(path.rpartition(".")[0], []).append(path)
     lines = [
         "# API\n",
         "Everything public, as it is imported: `from bench import View`. Names load on first use, so that",
         "`import bench` is quick and needs no torch. `bench.testing` is for the tests of those who write",
         "attacks and defenses.",
     ]
+    calls = [f"\n::: {paths[name]}\n" for name in CALLS if name in paths]
+    if calls:
+        lines += ["\n## From Python\n", *calls]
     for home in [*(each for each in ROOMS if each in homes), *sorted(set(homes) - set(ROOMS))]:
         lines.append(f"\n## {ROOMS.get(home, f'`{home}`')}\n")
-        lines += [f"\n::: {home}.{name}\n" for name in homes[home]]
+        lines += [f"\n::: {path}\n" for path in homes[home]]
     lines += [
         "\n## Tests of attacks and defenses\n",
         "\n::: bench.testing\n    options: {show_root_heading: false}\n",
