@@ -5,12 +5,17 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pandas as pd
 import pytest
 import typer.main
+import yaml
 
 from bench import cli
 
@@ -90,10 +95,29 @@ def test_make_targets_of_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+def pages(nav: list[Any]) -> Iterator[str]:
+    """Yield the pages of the navigation of mkdocs.yml, those that are made when it is built included."""
+    for entry in nav:
+        for page in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(page, str):
+                yield page
+            else:
+                yield from pages(page)
+
+
 def test_links_between_documents_lead_somewhere() -> None:
+    made = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
+            target = Path(os.path.normpath(path.parent / link))
+            page = os.path.relpath(target, ROOT / "docs")
+            assert target.exists() or any(fnmatch(page, each) for each in made), f"{path.name}: {link}"
+
+
+def test_the_citation_has_the_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 SUITES = [ROOT / "tasks.yaml", *sorted(ROOT.glob("suites/*.yaml"))]
@@ -113,7 +137,6 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_schema_is_one_and_knows_what_is_registered(schema: dict[str, Any]) -> None:
-    import jsonschema
 
     from bench.registry import ATTACKS, DEFENSES, SOURCES
 
@@ -140,7 +163,6 @@ def test_task_files_name_the_schema_that_make_writes() -> None:
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.name)
 def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path, schema: dict[str, Any]) -> None:
-    import jsonschema
     import yaml
 
     crossed, _, manifest = cli.planned(path, tmp_path, tmp_path / "no data here")
