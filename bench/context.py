@@ -51,16 +51,16 @@ def prepare(desk: Desk) -> None:
         desk: The surroundings of the jobs.
     """
     sources.importable(desk.folder)
-    settle(desk)
+    settle(torch.device(desk.device))
     if torch.device(desk.device).type == "cpu":
         keep_buffers()
 
 
-def settle(desk: Desk) -> None:
+def settle(device: torch.device) -> None:
     """Set everything that holds for the whole process and decides numbers; called before each job.
 
     Args:
-        desk: The surroundings of the job.
+        device: The device of the job.
     """
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
@@ -69,7 +69,7 @@ def settle(desk: Desk) -> None:
     torch.backends.cudnn.benchmark = False
     # TF32 has ten bits of mantissa, too few for margins of a hundredth, and no key would tell.
     torch.backends.cudnn.allow_tf32 = False
-    if torch.device(desk.device).type == "cpu":
+    if device.type == "cpu":
         # Sums must not depend on the number of cores.
         torch.set_num_threads(1)
 

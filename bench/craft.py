@@ -36,11 +36,21 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     """
     attempt = job.attempt
     model = fitted(attempt.source, desk, store) if attempt.source else None
-    split = load(attempt.data, desk)
+    plain, facts = attacked(job, model, load(attempt.data, desk), torch.device(desk.device))
+    return lambda path: save_file(plain, path), facts
+
+
+def attacked(
+    job: Craft, model: Any, split: Split, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Attack the shard of `split` that `job` names; return what is kept of it, on the CPU, and facts of it.
+
+    `model` is the fitted network that the attack looks at, None for an attack that looks at none.
+    """
     rows = slice(job.start, job.stop)
-    x, y = split.images[rows].to(desk.device), split.labels[rows].to(desk.device)
-    made = attack(job, model, x, y, split, desk)
-    judged = judge(x, made.images, attempt.threat)
+    x, y = split.images[rows].to(device), split.labels[rows].to(device)
+    made = attack(job, model, x, y, split)
+    judged = judge(x, made.images, job.attempt.threat)
     moved = (judged.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
     tensors = {
@@ -64,7 +74,23 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
         },
         "chunk": made.chunk,
     }
-    return lambda path: save_file(plain, path), facts
+    return plain, facts
+
+
+def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
+    """Return what `attacked` returns of an attack that does nothing and looks at nothing."""
+    rows = slice(job.start, job.stop)
+    still = torch.zeros(job.stop - job.start, dtype=torch.bool)
+    passes = torch.zeros(len(still), dtype=torch.float64)
+    return {
+        "index": split.index[rows],
+        "target": torch.full((len(still),), -1),
+        "moved": still,
+        "images": split.images[:0],
+        "void": still,
+        "forwards": passes,
+        "backwards": passes,
+    }
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ class Made:
     """The most points that were computed at once, where memory was short; None otherwise."""
 
 
-def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Desk) -> Made:
+def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
     """Run an attack on a shard; where memory is short, again with chunks of half the size.
 
     With smaller chunks activations are computed again in the backward pass, which saves memory and costs
@@ -95,7 +121,6 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
         x: Clean images (N, C, H, W), on the device.
         y: Their labels (N,).
         split: The data set of the shard.
-        desk: The surroundings of the job.
 
     Returns:
         What the attack returned, and what it cost.
@@ -104,7 +129,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Des
         ValueError: A note of the attack has a name of the harness's own columns, or another length than N.
         OvertimeError: The attack took longer than its limit.
     """
-    chunk: int | None = CHUNK[torch.device(desk.device).type]
+    chunk: int | None = CHUNK[x.device.type]
     recompute = False
     while True:
         try:

@@ -1,7 +1,7 @@
 """The evaluation job: asks a defense about crafted images, and keeps a row of outcomes for each."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,9 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     """
     model = fitted(job.victim, desk, store)
     split = load(job.crafts[0].attempt.data, desk)
-    columns: list[dict[str, Any]] = []
-    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
-        for craft_job in job.crafts:
-            columns.append(_outcomes(job, craft_job, model, split, desk, store))
-    table = pa.concat_tables([_table(each) for each in columns], promote_options="default")
+    crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
+    columns = answers_to(job, crafted, model, split, torch.device(desk.device))
+    table = table_of(columns)
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
         "examples": table.num_rows,
@@ -70,17 +68,38 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
 
 
+def answers_to(
+    job: Evaluate, crafted: Iterable[Mapping[str, Tensor]], model: Any, split: Split, device: torch.device
+) -> list[dict[str, Any]]:
+    """Ask a fitted defense about what `attacked` returned of each shard; return the columns of each."""
+    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
+        return [
+            _outcomes(job, craft_job, found, model, split, device)
+            for craft_job, found in zip(job.crafts, crafted, strict=True)
+        ]
+
+
+def shown_images(rows: slice, crafted: Mapping[str, Tensor], split: Split) -> Images:
+    """Return the images that a defense is shown: those of a shard, moved where the attack moved them."""
+    if not torch.equal(crafted["index"], split.index[rows]):
+        raise RuntimeError(f"crafted images are of other examples than {rows}")
+    z = split.images[rows].clone()
+    z[crafted["moved"]] = crafted["images"]
+    return z
+
+
 def _outcomes(
-    job: Evaluate, craft_job: Craft, model: Any, split: Split, desk: Desk, store: Store
+    job: Evaluate,
+    craft_job: Craft,
+    crafted: Mapping[str, Tensor],
+    model: Any,
+    split: Split,
+    device: torch.device,
 ) -> dict[str, Any]:
-    crafted = load_file(store.artefact("craft", craft_job.key))
     rows = slice(craft_job.start, craft_job.stop)
     x, truth, index = split.images[rows], split.labels[rows], split.index[rows]
-    if not torch.equal(crafted["index"], index):
-        raise RuntimeError(f"craft {craft_job.key} is of other examples than {rows}")
-    z = x.clone()
-    z[crafted["moved"]] = crafted["images"]
-    answers = ask(model, z, job.readout, desk)
+    z = shown_images(rows, crafted, split)
+    answers = ask(model, z, job.readout, device)
     wide = x.double(), z.double()
     target = crafted["target"].tolist()
     return {
@@ -99,7 +118,7 @@ def _outcomes(
         "void": crafted["void"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
-        "differs": _asked_again(model, z, answers, job, craft_job, desk),
+        "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
     }
@@ -110,21 +129,21 @@ def _listed(values: Tensor | None) -> list[list[float]] | None:
     return None if values is None or values.shape[1] > 100 else values.float().tolist()
 
 
-def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
+def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[str, Tensor]:
     """Return the answers of a read-out, as a table keeps them.
 
     Args:
         model: The fitted defense.
         images: Images (N, C, H, W) on the CPU.
         readout: The name of the read-out.
-        desk: The surroundings of the job.
+        device: The device of the defense.
 
     Returns:
         Columns on the CPU: ``label`` int64 (N,), -1 where there is no answer, ``rejected`` bool (N,),
         ``score`` float32 (N,), and ``logits`` and ``thresholds`` float32 (N, K) where the read-out gives
         them.
     """
-    decision = decided(model, images, readout, torch.device(desk.device))
+    decision = decided(model, images, readout, device)
     # A defense that answers NaN to a valid image counts as broken, and no class has the label -1.
     lost = decision.score.isnan()
     if decision.logits is not None:
@@ -195,7 +214,12 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _asked_again(
-    model: Any, images: Images, first: Mapping[str, Tensor], job: Evaluate, craft_job: Craft, desk: Desk
+    model: Any,
+    images: Images,
+    first: Mapping[str, Tensor],
+    job: Evaluate,
+    craft_job: Craft,
+    device: torch.device,
 ) -> list[bool | None]:
     """Return for each example whether its answer differed when asked again; None where it was asked once.
 
@@ -221,9 +245,9 @@ def _asked_again(
             # that differs. A time limit that is suppressed here raises again within a second.
             with torch.enable_grad(), contextlib.suppress(Exception):
                 # Times 1, so that it is no leaf: a network may write into its argument.
-                now = ask(model, z.clone().requires_grad_() * 1, job.readout, desk)
+                now = ask(model, z.clone().requires_grad_() * 1, job.readout, device)
         try:
-            changed = _changed(before, now or ask(model, z, job.readout, desk)).tolist()
+            changed = _changed(before, now or ask(model, z, job.readout, device)).tolist()
         except OvertimeError:
             raise
         except Exception:  # noqa: BLE001 - any failure differs from the first answer
@@ -246,6 +270,11 @@ def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
     one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
     apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
     return ((relabelled | refused) & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
+
+
+def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return the outcomes of several shards as one table."""
+    return pa.concat_tables([_table(each) for each in shards], promote_options="default")
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:

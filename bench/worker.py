@@ -62,7 +62,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
-    settle(desk)
+    settle(torch.device(desk.device))
     look_again(job, desk)
     forget_modules(job)
     # The limit comes first, so that its alarm does not count as a change of the job.
@@ -107,7 +107,7 @@ def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     Raises:
         InputError: Code or a file of the defense changed since the run was planned.
     """
-    settle(desk)
+    settle(torch.device(desk.device))
     look_again(job.train, desk)
     forget_modules(job.train)
     try:
