@@ -8,9 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.direct import Loaded, Result, evaluate
     from bench.errors import BenchError, InputError, TrainingError
     from bench.examples import Examples, Pixels, Places, Source
     from bench.losses import Loss, eot, objective, succeeded
+    from bench.networks import Classifier, check_network, check_normalisation
     from bench.protocols import (
         Attack,
         Crafted,
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from bench.sources import module_file
 
 _HOME = {
+    "direct": ("Loaded", "Result", "evaluate"),
     "errors": ("BenchError", "InputError", "TrainingError"),
     "examples": ("Examples", "Pixels", "Places", "Source"),
     "losses": ("Loss", "eot", "objective", "succeeded"),
+    "networks": ("Classifier", "check_network", "check_normalisation"),
     "protocols": (
         "Attack",
         "Crafted",
@@ -69,6 +73,7 @@ _HOME = {
 __all__ = [
     "Attack",
     "BenchError",
+    "Classifier",
     "CodePath",
     "ContentPath",
     "Crafted",
@@ -81,6 +86,7 @@ __all__ = [
     "InputError",
     "Inversion",
     "Labels",
+    "Loaded",
     "Loss",
     "Norm",
     "Part",
@@ -88,6 +94,7 @@ __all__ = [
     "Places",
     "Prototypes",
     "Randomness",
+    "Result",
     "Shape",
     "Source",
     "Split",
@@ -97,8 +104,11 @@ __all__ = [
     "View",
     "answered",
     "attack",
+    "check_network",
+    "check_normalisation",
     "defense",
     "eot",
+    "evaluate",
     "lengths",
     "module_file",
     "objective",

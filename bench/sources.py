@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.errors import InputError
 
-SHARED = frozenset({"bench.losses", "bench.noise", "bench.protocols"})
+SHARED = frozenset({"bench.losses", "bench.networks", "bench.noise", "bench.protocols"})
 """Modules of the harness that components calculate with. The rest of it is versioned by the key scheme."""
 
 OURS = frozenset({"attacks", "defenses"})

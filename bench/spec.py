@@ -322,20 +322,26 @@ def load(path: Path) -> Suite:
         raise InputError(f"{doc.at()}: expected a mapping with data, defenses, attacks and tasks")
     model = doc.check(SuiteModel, doc.data)
     folder = path.resolve().parent
-    suite = Suite(
-        document=doc,
-        model=model,
-        data={name: _data(doc, name, given) for name, given in model.data.items()},
-        defenses={
-            name: _filled(doc, ("defenses", name), DEFENSES, use, folder)
-            for name, use in model.defenses.items()
-        },
-        attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
-        serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+    return checked(
+        Suite(
+            document=doc,
+            model=model,
+            data={name: _data(doc, name, given) for name, given in model.data.items()},
+            defenses={
+                name: filled(doc, ("defenses", name), DEFENSES, use, folder)
+                for name, use in model.defenses.items()
+            },
+            attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
+            serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+        )
     )
+
+
+def checked(suite: Suite) -> Suite:
+    """Return a suite; raise `InputError` where what it names does not fit together."""
     _check_parts(suite)
     _check_attacks(suite)
-    for position in range(len(model.tasks)):
+    for position in range(len(suite.model.tasks)):
         _check_task(suite, position)
     return suite
 
@@ -353,13 +359,14 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
 
 def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled | Planned:
     if use.planned is None:
-        return _filled(doc, ("attacks", name), ATTACKS, use, folder)
+        return filled(doc, ("attacks", name), ATTACKS, use, folder)
     if use.use in ATTACKS:
         raise InputError(f"{doc.at('attacks', name, 'planned')}: {use.use} is there now; take this key out")
     return Planned(use.use, use.planned, dict(use.model_extra or {}))
 
 
-def _filled(doc: Document, place: Place, registry: Any, use: DefenseUse | AttackUse, folder: Path) -> Filled:
+def filled(doc: Document, place: Place, registry: Any, use: DefenseUse | AttackUse, folder: Path) -> Filled:
+    """Look up what `use` names in a registry, and fill in its parameters; complaints name their `place`."""
     try:
         entry = registry[use.use]
     except InputError as error:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -88,12 +88,12 @@ class Recheck:
 def prepare(desk: Desk) -> None:
     """Set up this process: settings of torch, the suite's folder on the import path, big buffers kept."""
     sources.importable(desk.folder)
-    settle(desk)
+    settle(torch.device(desk.device))
     if torch.device(desk.device).type == "cpu":
         keep_buffers()
 
 
-def settle(desk: Desk) -> None:
+def settle(device: torch.device) -> None:
     """Set what holds for the whole process and decides numbers, before each job."""
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
@@ -102,7 +102,7 @@ def settle(desk: Desk) -> None:
     torch.backends.cudnn.benchmark = False
     # Ten bits of mantissa are too few where margins are a hundredth, and no key would tell.
     torch.backends.cudnn.allow_tf32 = False
-    if torch.device(desk.device).type == "cpu":
+    if device.type == "cpu":
         # Sums must not depend on how many cores the machine has.
         torch.set_num_threads(1)
 
@@ -141,7 +141,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
-    settle(desk)
+    settle(torch.device(desk.device))
     look_again(job, desk)
     forget_modules(job)
     # The limit comes first: its alarm is none of the job's changes.
@@ -175,7 +175,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
 
 def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     """Return ``{"different": sentence}`` where a stored network is no longer what it was, else None there."""
-    settle(desk)
+    settle(torch.device(desk.device))
     look_again(job.train, desk)
     forget_modules(job.train)
     try:
@@ -446,11 +446,21 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     """Attack a shard through its view, and judge what comes back."""
     attempt = job.attempt
     model = fitted(attempt.source, desk, store) if attempt.source else None
-    split = load(attempt.data, desk)
+    plain, facts = attacked(job, model, load(attempt.data, desk), torch.device(desk.device))
+    return lambda path: save_file(plain, path), facts
+
+
+def attacked(
+    job: Craft, model: Any, split: Split, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Attack the shard of `split` that `job` names; return what is kept of it, on the CPU, and facts of it.
+
+    `model` is the fitted network that the attack looks at, None for an attack that looks at none.
+    """
     rows = slice(job.start, job.stop)
-    x, y = split.images[rows].to(desk.device), split.labels[rows].to(desk.device)
-    made = attack(job, model, x, y, split, desk)
-    judged = judge(x, made.images, attempt.threat)
+    x, y = split.images[rows].to(device), split.labels[rows].to(device)
+    made = attack(job, model, x, y, split)
+    judged = judge(x, made.images, job.attempt.threat)
     moved = (judged.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
     tensors = {
@@ -474,7 +484,23 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
         },
         "chunk": made.chunk,
     }
-    return lambda path: save_file(plain, path), facts
+    return plain, facts
+
+
+def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
+    """Return what `attacked` returns of an attack that does nothing and looks at nothing."""
+    rows = slice(job.start, job.stop)
+    still = torch.zeros(job.stop - job.start, dtype=torch.bool)
+    passes = torch.zeros(len(still), dtype=torch.float64)
+    return {
+        "index": split.index[rows],
+        "target": torch.full((len(still),), -1),
+        "moved": still,
+        "images": split.images[:0],
+        "void": still,
+        "forwards": passes,
+        "backwards": passes,
+    }
 
 
 @contextmanager
@@ -530,9 +556,9 @@ class Made:
     chunk: int | None
 
 
-def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split, desk: Desk) -> Made:
+def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
     """Run an attack on a shard; where it does not fit in memory, in smaller chunks, recomputed."""
-    chunk: int | None = CHUNK[torch.device(desk.device).type]
+    chunk: int | None = CHUNK[x.device.type]
     recompute = False
     while True:
         try:
@@ -640,11 +666,9 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     """Ask a defense about crafted images; a row for each."""
     model = fitted(job.victim, desk, store)
     split = load(job.crafts[0].attempt.data, desk)
-    columns: list[dict[str, Any]] = []
-    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
-        for craft_job in job.crafts:
-            columns.append(_outcomes(job, craft_job, model, split, desk, store))
-    table = pa.concat_tables([_table(each) for each in columns], promote_options="default")
+    crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
+    columns = answers_to(job, crafted, model, split, torch.device(desk.device))
+    table = table_of(columns)
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
         "examples": table.num_rows,
@@ -657,17 +681,39 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
 
 
+def answers_to(
+    job: Evaluate, crafted: Iterable[Mapping[str, Tensor]], model: Any, split: Split, device: torch.device
+) -> list[dict[str, Any]]:
+    """Ask a fitted defense about what `attacked` returned of each shard; return the columns of each."""
+    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
+        return [
+            _outcomes(job, craft_job, found, model, split, device)
+            for craft_job, found in zip(job.crafts, crafted, strict=True)
+        ]
+
+
+def shown_images(job: Craft, crafted: Mapping[str, Tensor], split: Split) -> Images:
+    """Return the images that a defense is shown: those of a shard, moved where the attack moved them."""
+    rows = slice(job.start, job.stop)
+    if not torch.equal(crafted["index"], split.index[rows]):
+        raise RuntimeError(f"craft {job.key} is of other examples than {rows}")
+    z = split.images[rows].clone()
+    z[crafted["moved"]] = crafted["images"]
+    return z
+
+
 def _outcomes(
-    job: Evaluate, craft_job: Craft, model: Any, split: Split, desk: Desk, store: Store
+    job: Evaluate,
+    craft_job: Craft,
+    crafted: Mapping[str, Tensor],
+    model: Any,
+    split: Split,
+    device: torch.device,
 ) -> dict[str, Any]:
-    crafted = load_file(store.artefact("craft", craft_job.key))
     rows = slice(craft_job.start, craft_job.stop)
     x, truth, index = split.images[rows], split.labels[rows], split.index[rows]
-    if not torch.equal(crafted["index"], index):
-        raise RuntimeError(f"craft {craft_job.key} is of other examples than {rows}")
-    z = x.clone()
-    z[crafted["moved"]] = crafted["images"]
-    answers = ask(model, z, job.readout, desk)
+    z = shown_images(craft_job, crafted, split)
+    answers = ask(model, z, job.readout, device)
     wide = x.double(), z.double()
     target = crafted["target"].tolist()
     return {
@@ -686,7 +732,7 @@ def _outcomes(
         "void": crafted["void"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
-        "differs": _asked_again(model, z, answers, job, craft_job, desk),
+        "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
     }
@@ -697,9 +743,9 @@ def _listed(values: Tensor | None) -> list[list[float]] | None:
     return None if values is None or values.shape[1] > 100 else values.float().tolist()
 
 
-def ask(model: Any, images: Images, readout: str, desk: Desk) -> dict[str, Tensor]:
+def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[str, Tensor]:
     """Return a read-out's answers in a fixed layout of chunks, on the CPU, each as a table keeps it."""
-    decision = _decided(model, images, readout, torch.device(desk.device))
+    decision = _decided(model, images, readout, device)
     # A defense that answers NaN to a lawful image has not held; -1 is nobody's label.
     lost = decision.score.isnan()
     if decision.logits is not None:
@@ -757,7 +803,12 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _asked_again(
-    model: Any, images: Images, first: Mapping[str, Tensor], job: Evaluate, craft_job: Craft, desk: Desk
+    model: Any,
+    images: Images,
+    first: Mapping[str, Tensor],
+    job: Evaluate,
+    craft_job: Craft,
+    device: torch.device,
 ) -> list[bool | None]:
     """Return of each example whether its answer differed at a second ask, None where it was asked once.
 
@@ -782,9 +833,9 @@ def _asked_again(
             # that rings in there rings again.
             with torch.enable_grad(), contextlib.suppress(Exception):
                 # No leaf: a network may write into what it is given.
-                now = ask(model, z.clone().requires_grad_() * 1, job.readout, desk)
+                now = ask(model, z.clone().requires_grad_() * 1, job.readout, device)
         try:
-            changed = _changed(before, now or ask(model, z, job.readout, desk)).tolist()
+            changed = _changed(before, now or ask(model, z, job.readout, device)).tolist()
         except OvertimeError:
             raise
         except Exception:  # noqa: BLE001 - it could answer before
@@ -807,6 +858,11 @@ def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
     one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
     apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
     return ((relabelled | refused) & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
+
+
+def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Return the outcomes of several shards as one table."""
+    return pa.concat_tables([_table(each) for each in shards], promote_options="default")
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:
