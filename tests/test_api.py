@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import bench
 from bench import Images, InputError, Labels, Loaded, Randomness, Shape, Split, Threat, View, work
+from bench.registry import ATTACKS
 from bench.testing import Halfspace
 from suites import TASK, Ran, suite
 
