@@ -1,8 +1,9 @@
-"""What should make us doubt a number: each doubt has a code, a sentence, and advice in `docs/flags.md`.
+"""Flags: reasons to doubt a number. Each has a code, a sentence, and advice in `docs/flags.md`.
 
-The checks look at the outcomes behind squares, whatever metric a table prints, and judge by
-`metrics.holds`. Where one attack is said to do better than another, the same examples were compared,
-pairwise (`metrics.beats`), and chance would do it with a probability below `CHANCE`.
+The checks read the outcomes behind the cells of a table, whatever metric the table prints, and judge each
+example by `metrics.is_correct`. Where a flag says that one attack does better than another, both were
+compared on the same examples (`metrics.mcnemar_p`), and the probability that chance alone gives the
+difference is below `CHANCE`.
 """
 
 from collections import Counter, defaultdict
@@ -10,18 +11,18 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from bench.metrics import Metric, Scored, beats, holds, reached
+from bench.conditions import Condition
+from bench.metrics import Metric, PerExample, is_correct, mcnemar_p, reached
 from bench.outcomes import Rows
 
 CHANCE = 0.01
-"""Below it, a difference between two attacks is not noise (one-sided, for one comparison)."""
+"""Significance level of a comparison of two attacks: one-sided, not corrected for several comparisons."""
 
 FLAT = 0.01
-"""Share of examples without a gradient above which a gradient attack is doubted."""
+"""Share of the examples above which a vanished gradient, or a saturated loss, raises a flag."""
 
 CODES = (
     "blind-beats-seeing",
@@ -38,62 +39,78 @@ CODES = (
     "out-of-reach",
     "unequal-examples",
 )
-"""Every doubt that can be raised; `docs/flags.md` has a section for each."""
-
-Cell: TypeAlias = Mapping[str, Any]
-"""A cell of the manifest: its coordinates and what is known of its attack."""
-
-FACTS = frozenset(
-    {"job", "attempt", "use", "access", "budget", "source", "final", "n", "random", "doubts", "reason"}
-)
-"""What a cell says beside its coordinates."""
+"""The codes of all flags; `docs/flags.md` has a section for each."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A doubt."""
+    """A reason to doubt a number, or a whole table."""
 
     code: str
+    """One of `CODES`."""
     message: str
+    """What was found, in a sentence with its counts."""
 
     @property
     def advice(self) -> str:
-        """Where it is explained."""
+        """Where the documentation says what it may mean, and what to do."""
         return f"docs/flags.md#{self.code}"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A cell whose job is done."""
+class Evidence:
+    """A condition whose evaluation is done, with its outcomes."""
 
-    cell: Cell
+    condition: Condition
     rows: Rows
-    """As they were stored."""
+    """The outcomes as they are stored."""
     judged: Rows
-    """As they read at the cell's radius."""
+    """The outcomes as they read at the condition's radius."""
     clean: Rows | None
-    """What the same row answers to unmoved images."""
+    """The answers of the same defense to the unmoved images; None where they are not needed or not there."""
 
 
-def coordinates(cell: Cell, *without: str) -> tuple[tuple[str, Hashable], ...]:
-    """Return a cell's coordinates in a form to group by, less those named (and what is below them)."""
+def coordinates(condition: Condition, *without: str) -> tuple[tuple[str, Hashable], ...]:
+    """Return the coordinates of a condition as a value to group by.
+
+    Args:
+        condition: The condition.
+        without: Coordinates to leave out, with all below them (``serve`` leaves out ``serve.cycles``).
+
+    Returns:
+        Names and values, in order of their names.
+    """
     return tuple(
         (name, value)
-        for name, value in sorted(cell.items())
-        if name not in FACTS and name.partition(".")[0] not in without
+        for name, value in sorted(condition.coordinates.items())
+        if name.partition(".")[0] not in without
     )
 
 
-def title(cell: Cell) -> str:
-    """Name a cell's attack: ``pgd (e2e_last)``."""
-    return f"{cell['attack']} ({cell['view']})" if cell.get("view") is not None else str(cell["attack"])
+def title(condition: Condition) -> str:
+    """Return the name of a condition's attack with its view: ``pgd (e2e_last)``.
+
+    Args:
+        condition: The condition.
+
+    Returns:
+        The name; without a view, that of the attack alone.
+    """
+    return condition.attack if condition.view is None else f"{condition.attack} ({condition.view})"
 
 
-# --- doubts about one square -------------------------------------------------------------------------
+# --- flags of one cell -------------------------------------------------------------------------------
 
 
-def of_square(seen: Sequence[Seen]) -> list[Flag]:
-    """Return what the outcomes of a square say against themselves."""
+def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
+    """Return the flags that the outcomes behind one cell raise by themselves.
+
+    Args:
+        seen: The evidence of the cell's conditions.
+
+    Returns:
+        The flags, in the order of the checks.
+    """
     found = [
         *_void(seen),
         *_not_finite(seen),
@@ -103,30 +120,37 @@ def of_square(seen: Sequence[Seen]) -> list[Flag]:
         *_raised(seen),
         *_unbounded(seen),
     ]
-    doubts = dict.fromkeys(doubt for each in seen for doubt in each.cell["doubts"])
+    doubts = dict.fromkeys(doubt for each in seen for doubt in each.condition.facts.doubts)
     return [*found, *(Flag("out-of-reach", doubt) for doubt in doubts)]
 
 
-def _count(seen: Iterable[Seen]) -> int:
+def _count(seen: Iterable[Evidence]) -> int:
     return sum(len(each.rows["index"]) for each in seen)
 
 
-def voids(seen: Iterable[Seen]) -> int:
-    """Return how many moves were void."""
+def voids(seen: Iterable[Evidence]) -> int:
+    """Return the number of void moves.
+
+    Args:
+        seen: The evidence of some conditions.
+
+    Returns:
+        How many adversarial images were not lawful, so that the clean image was shown instead.
+    """
     return sum(int(each.rows["void"].sum()) for each in seen)
 
 
-def _void(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _void(seen: Sequence[Evidence]) -> Iterable[Flag]:
     if count := voids(seen):
         yield Flag("void-moves", f"{count} of {_count(seen)} moves were void: the clean image was shown")
 
 
-def _not_finite(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _not_finite(seen: Sequence[Evidence]) -> Iterable[Flag]:
     if count := sum(int((each.rows["label"] < 0).sum()) for each in seen):
         yield Flag("not-finite", f"{count} of {_count(seen)} answers were not finite, and count as broken")
 
 
-def _differs(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
     count, asked = _differed([each.rows for each in seen])
     if count:
         yield Flag("answers-differ", f"{count} of {asked} answers differed when asked again")
@@ -138,7 +162,7 @@ def _differed(every: Sequence[Rows]) -> tuple[int, int]:
     return int(np.nansum(answers)), int((~np.isnan(answers)).sum())
 
 
-def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _flat(seen: Sequence[Evidence]) -> Iterable[Flag]:
     for note, happened in (("flat", "vanished"), ("nonfinite", "was not finite")):
         noted = [each for each in seen if note in each.rows]
         count = sum(int((each.rows[note] > 0).sum()) for each in noted)
@@ -146,7 +170,7 @@ def _flat(seen: Sequence[Seen]) -> Iterable[Flag]:
             yield Flag("flat-gradient", f"the gradient {happened} on {count} of {_count(noted)} examples")
 
 
-def _saturated(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _saturated(seen: Sequence[Evidence]) -> Iterable[Flag]:
     noted = [each for each in seen if "saturated" in each.rows]
     # Where the attack won all the same, its loss did.
     lost = [(each.rows["saturated"] > 0) & (each.rows["label"] == each.rows["truth"]) for each in noted]
@@ -158,14 +182,14 @@ def _saturated(seen: Sequence[Seen]) -> Iterable[Flag]:
         )
 
 
-def _raised(seen: Sequence[Seen]) -> Iterable[Flag]:
+def _raised(seen: Sequence[Evidence]) -> Iterable[Flag]:
     noted = [each for each in seen if "raised" in each.rows]
     if count := sum(int((each.rows["raised"] > 0).sum()) for each in noted):
         yield Flag("attack-raised", f"the attack broke down on {count} of {_count(noted)} examples")
 
 
-def _unbounded(seen: Sequence[Seen]) -> Iterable[Flag]:
-    free = [each for each in seen if _limitless(each.cell)]
+def _unbounded(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    free = [each for each in seen if _limitless(each.condition)]
     failed = 0
     for each in free:
         won = reached(each.rows) & ~each.rows["rejected"]
@@ -174,32 +198,37 @@ def _unbounded(seen: Sequence[Seen]) -> Iterable[Flag]:
         yield Flag("unbounded-fails", f"without any limit, {failed} of {_count(free)} attempts failed")
 
 
-def _limitless(cell: Cell) -> bool:
-    """Return whether nothing but itself keeps an attack from winning."""
-    if cell["access"] == "none" or not cell["final"] or cell["source"] is not None:
+def _limitless(condition: Condition) -> bool:
+    """Return whether an attack can move an image anywhere, so that only its own search can fail."""
+    facts = condition.facts
+    if facts.idle or not facts.final or facts.source is not None:
         return False
-    if cell["budget"] == "distance":
-        # A blind one that found no start, or ran out of queries, reads as robustness.
+    if facts.budget == "distance":
+        # An attack without gradients that finds no start, or spends all its queries, reads as robustness.
         return True
-    if cell["access"] != "gradient":
-        return False
-    return cell["norm"] == "linf" and cell["radius"] is not None and cell["radius"] >= 1
+    reaches_all = condition.norm == "linf" and condition.radius is not None and condition.radius >= 1
+    return facts.access == "gradient" and reaches_all
 
 
-# --- doubts about answers that are joined ------------------------------------------------------------
+# --- flags of a worst case over several answers ------------------------------------------------------
 
 
-def of_union(unions: Sequence[Sequence[Seen]], metric: Metric) -> Iterable[Flag]:
-    """Doubt a number in which an example's value is the worst of several answers that chance had a part in.
+def union_flags(unions: Sequence[Sequence[Evidence]], metric: Metric) -> Iterable[Flag]:
+    """Return the flag of a number that is the worst of several answers of a random defense.
 
-    `unions` are the cells that are settled example by example, one union for each seed and target that is
-    averaged.
+    Args:
+        unions: The evidence that is settled example by example: one union for each seed, and for each target
+            where targets are averaged.
+        metric: What is counted.
+
+    Returns:
+        One flag (``unluckiest-answer``), or none.
     """
     joined = [_answers(seen, metric) for seen in unions]
     most = max(map(len, joined), default=0)
     every = [rows for answers in joined for rows in answers]
     differed, asked = _differed(every)
-    declared = any(each.cell.get("random") for seen in unions for each in seen)
+    declared = any(each.condition.facts.random for seen in unions for each in seen)
     unasked = any(np.isnan(rows["differs"]).all() for rows in every)
     if most < 2 or not (differed or (declared and unasked)):
         return
@@ -213,9 +242,9 @@ def of_union(unions: Sequence[Sequence[Seen]], metric: Metric) -> Iterable[Flag]
     yield Flag("unluckiest-answer", said)
 
 
-def _answers(seen: Sequence[Seen], metric: Metric) -> list[Rows]:
-    """Return the rows that are joined, each job's once: of attacks, and of unmoved images if they count."""
-    found = {each.cell["job"]: each.judged for each in seen}
+def _answers(seen: Sequence[Evidence], metric: Metric) -> list[Rows]:
+    """Return the rows that the worst is taken over: of each attack, and of unmoved images if they count."""
+    found = {each.condition.job: each.judged for each in seen}
     if metric.clean != "unused":
         known = {id(each.rows) for each in seen}
         still = {id(each.clean): each.clean for each in seen if each.clean is not None}
@@ -224,177 +253,206 @@ def _answers(seen: Sequence[Seen], metric: Metric) -> list[Rows]:
 
 
 def _luck(answers: Sequence[Rows]) -> float:
-    """Return by how much joining answers may fall below the best choice of one of them for each example.
+    """Return an upper bound of the share of examples that the worst of several answers loses to chance.
 
-    With p_j the chance that answer j holds, that is the mean of min p_j - product of p_j. It is at most
-    the sum of p_j (1 - p_j), which is how often an answer that held does not when it is asked again, and
-    at most what the least of the means is above the product's.
+    Let p_j be the probability that answer j is right. The loss is the mean over examples of
+    min_j p_j - prod_j p_j. It is at most the mean of sum_j p_j (1 - p_j), which is estimated by how often a
+    right answer was wrong when asked again, and at most the least mean less the mean of the worst.
     """
     index = reduce(np.intersect1d, [rows["index"] for rows in answers])
-    held = np.stack([holds(rows)[np.searchsorted(rows["index"], index)] for rows in answers])
-    fell = sum(float((holds(rows) * rows["differs"])[~np.isnan(rows["differs"])].mean()) for rows in answers)
+    held = np.stack([is_correct(rows)[np.searchsorted(rows["index"], index)] for rows in answers])
+    fell = sum(
+        float((is_correct(rows) * rows["differs"])[~np.isnan(rows["differs"])].mean()) for rows in answers
+    )
     return min(fell, float(held.mean(1).min() - held.all(0).mean()))
 
 
-# --- doubts from comparing squares -------------------------------------------------------------------
+# --- flags from comparing cells ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Attack:
-    """What one attack through one view did to one row, over seeds and targets."""
+    """One attack through one view on one defense, over seeds and targets."""
 
-    seen: tuple[Seen, ...]
+    seen: tuple[Evidence, ...]
 
     @property
-    def cell(self) -> Cell:
-        return self.seen[0].cell
+    def condition(self) -> Condition:
+        return self.seen[0].condition
 
     @property
     def seeds(self) -> set[int]:
-        return {each.cell["seed"] for each in self.seen}
+        return {each.condition.seed for each in self.seen}
 
     @property
     def asks(self) -> int:
-        """How many answers an example is judged by: one for each target."""
-        return max(Counter(each.cell["seed"] for each in self.seen).values())
+        """Number of answers that an example is judged by: one for each target."""
+        return max(Counter(each.condition.seed for each in self.seen).values())
 
     @property
     def drawn(self) -> bool:
-        """Whether another answer could have come, by what is declared or was seen."""
-        declared = any(each.cell.get("random") for each in self.seen)
+        """Whether the defense is random, by its declaration or by what was seen."""
+        declared = any(each.condition.facts.random for each in self.seen)
         return declared or _differed([each.rows for each in self.seen])[0] > 0
 
-    def broken(self, seeds: set[int]) -> Scored:
-        """Return how often each example was broken: by any target, averaged over seeds."""
+    def broken(self, seeds: set[int]) -> PerExample:
+        """Return for each example whether any target broke it, averaged over seeds."""
         by_seed = defaultdict(list)
         for each in self.seen:
-            if each.cell["seed"] in seeds:
-                by_seed[each.cell["seed"]].append(each.judged)
+            if each.condition.seed in seeds:
+                by_seed[each.condition.seed].append(each.judged)
         every = [rows for parts in by_seed.values() for rows in parts]
         index = reduce(np.intersect1d, [rows["index"] for rows in every])
         worst = [
-            np.max([~holds(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
+            np.max([~is_correct(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
             for parts in by_seed.values()
         ]
-        return Scored(index, np.mean(worst, axis=0))
+        return PerExample(index, np.mean(worst, axis=0))
 
 
 @dataclass(frozen=True)
-class _Duel:
-    """Two attacks on the examples and seeds that both had."""
+class PairedComparison:
+    """Two attacks, compared on the examples and seeds that both had."""
 
     wins: int
-    """Examples that the first broke more often."""
+    """Examples that the first attack broke in more seeds."""
     losses: int
+    """Examples that the second attack broke in more seeds."""
     n: int
+    """Examples that both attacked."""
     chance: float
+    """The p-value of a one-sided exact McNemar test that the first breaks more."""
 
 
-def _duel(one: _Attack, other: _Attack) -> _Duel | None:
+def _compared(one: _Attack, other: _Attack) -> PairedComparison | None:
     seeds = one.seeds & other.seeds
     if not seeds:
         return None
     mine, theirs = one.broken(seeds), other.broken(seeds)
     _, here, there = np.intersect1d(mine.index, theirs.index, assume_unique=True, return_indices=True)
     a, b = mine.values[here], theirs.values[there]
-    return _Duel(int((a > b).sum()), int((a < b).sum()), len(a), beats(a, b))
+    return PairedComparison(int((a > b).sum()), int((a < b).sum()), len(a), mcnemar_p(a, b))
 
 
-def _attacks(squares: Sequence[Sequence[Seen]], *without: str) -> dict[Hashable, dict[Hashable, _Attack]]:
-    """Group the cells of squares by what they share, then by the coordinates `without` and the rest."""
-    found: dict[Hashable, dict[Hashable, dict[Hashable, Seen]]] = defaultdict(lambda: defaultdict(dict))
-    for seen in squares:
+def _attacks(cells: Sequence[Sequence[Evidence]], *without: str) -> dict[Hashable, dict[Hashable, _Attack]]:
+    """Group the conditions of cells by what they share, then by the coordinates `without` and the rest."""
+    found: dict[Hashable, dict[Hashable, dict[Hashable, Evidence]]] = defaultdict(lambda: defaultdict(dict))
+    for seen in cells:
         for each in seen:
-            if each.cell["use"] != "none":
-                group = coordinates(each.cell, *without, "seed", "target")
-                member = coordinates(each.cell, "seed", "target")
-                found[group][member][coordinates(each.cell)] = each
+            if not each.condition.facts.idle:
+                group = coordinates(each.condition, *without, "seed", "target")
+                member = coordinates(each.condition, "seed", "target")
+                found[group][member][coordinates(each.condition)] = each
     return {
         group: {name: _Attack(tuple(seen.values())) for name, seen in members.items()}
         for group, members in found.items()
     }
 
 
-def _placed(squares: Sequence[Sequence[Seen]], flags: Mapping[Hashable, Sequence[Flag]]) -> list[list[Flag]]:
-    """Return for each square the flags of the attacks that are in it."""
-    members = [dict.fromkeys(coordinates(each.cell, "seed", "target") for each in seen) for seen in squares]
+def _placed(
+    cells: Sequence[Sequence[Evidence]], flags: Mapping[Hashable, Sequence[Flag]]
+) -> list[list[Flag]]:
+    """Return for each cell the flags of the attacks that are in it."""
+    members = [
+        dict.fromkeys(coordinates(each.condition, "seed", "target") for each in seen) for seen in cells
+    ]
     return [[flag for name in names for flag in flags.get(name, ())] for names in members]
 
 
-def of_row(squares: Sequence[Sequence[Seen]]) -> list[list[Flag]]:
-    """Return for each square of a row the doubts that comparing its attacks raises."""
+def row_flags(cells: Sequence[Sequence[Evidence]]) -> list[list[Flag]]:
+    """Return the flags that comparing the attacks of a row raises.
+
+    Args:
+        cells: The evidence behind each cell of the row.
+
+    Returns:
+        The flags of each cell.
+    """
     flags: dict[Hashable, list[Flag]] = defaultdict(list)
-    for attacks in _attacks(squares, "attack", "view").values():
-        seeing = [each for each in attacks.values() if not _blind(each.cell)]
+    for attacks in _attacks(cells, "attack", "view").values():
+        seeing = [each for each in attacks.values() if not _blind(each.condition)]
         for name, attack in attacks.items():
-            if _blind(attack.cell):
+            if _blind(attack.condition):
                 flags[name] += _blind_beats(attack, seeing)
-            elif not attack.cell["final"]:
-                same = attack.cell["attack"]
-                exact = [each for each in seeing if each.cell["final"] and each.cell["attack"] == same]
+            elif not attack.condition.facts.final:
+                same = [each for each in seeing if each.condition.attack == attack.condition.attack]
+                exact = [each for each in same if each.condition.facts.final]
                 flags[name] += _surrogate_beats(attack, exact)
-    return _placed(squares, flags)
+    return _placed(cells, flags)
 
 
-def _blind(cell: Cell) -> bool:
-    """Return whether an attack does not see the gradients of what it attacks."""
-    return cell["access"] != "gradient" or cell["source"] is not None
+def _blind(condition: Condition) -> bool:
+    """Return whether an attack does not see gradients of the defense that it is judged on."""
+    return condition.facts.access != "gradient" or condition.facts.source is not None
 
 
 def _blind_beats(attack: _Attack, seeing: Sequence[_Attack]) -> Iterable[Flag]:
-    # Where answers are drawn, more of them break more examples by themselves.
+    # On a random defense, more answers break more examples by chance alone.
     fair = [each for each in seeing if attack.asks <= each.asks or not attack.drawn]
-    duels = [(duel, each) for each in fair if (duel := _duel(attack, each)) is not None]
-    if not duels:
+    compared = [(pair, each) for each in fair if (pair := _compared(attack, each)) is not None]
+    if not compared:
         return
     # Against the strongest of them, on the examples that both saw.
-    duel, strongest = min(duels, key=lambda each: (each[0].wins - each[0].losses) / max(each[0].n, 1))
-    if duel.chance < CHANCE:
-        yield Flag("blind-beats-seeing", _sentence(attack, "sees no gradient", strongest, duel))
+    pair, strongest = min(compared, key=lambda each: (each[0].wins - each[0].losses) / max(each[0].n, 1))
+    if pair.chance < CHANCE:
+        yield Flag("blind-beats-seeing", _sentence(attack, "sees no gradient", strongest, pair))
 
 
 def _surrogate_beats(attack: _Attack, exact: Sequence[_Attack]) -> Iterable[Flag]:
     for other in exact:
-        duel = _duel(attack, other)
-        if duel is not None and duel.chance < CHANCE:
-            yield Flag("surrogate-beats-exact", _sentence(attack, "looks at a surrogate", other, duel))
+        pair = _compared(attack, other)
+        if pair is not None and pair.chance < CHANCE:
+            yield Flag("surrogate-beats-exact", _sentence(attack, "looks at a surrogate", other, pair))
 
 
-def _sentence(one: _Attack, handicap: str, other: _Attack, duel: _Duel) -> str:
+def _sentence(one: _Attack, handicap: str, other: _Attack, pair: PairedComparison) -> str:
     return (
-        f"{title(one.cell)} {handicap}, and breaks {duel.wins} of {duel.n} examples that "
-        f"{title(other.cell)} does not; the other way round {duel.losses} (p = {duel.chance:.1g})"
+        f"{title(one.condition)} {handicap}, and breaks {pair.wins} of {pair.n} examples that "
+        f"{title(other.condition)} does not; the other way round {pair.losses} (p = {pair.chance:.1g})"
     )
 
 
-def of_grid(squares: Sequence[Sequence[Seen]]) -> list[list[Flag]]:
-    """Return for each square of a table the doubts that comparing radii raises."""
+def table_flags(cells: Sequence[Sequence[Evidence]]) -> list[list[Flag]]:
+    """Return the flags that comparing the radii of a table raises.
+
+    Args:
+        cells: The evidence behind each cell of the table, row by row.
+
+    Returns:
+        The flags of each cell.
+    """
     flags: dict[Hashable, list[Flag]] = defaultdict(list)
-    for attacks in _attacks(squares, "radius").values():
-        ladder = sorted(
-            (
-                (each.cell["radius"], name, each)
-                for name, each in attacks.items()
-                if each.cell["radius"] is not None and each.cell["budget"] == "radius"
-            ),
-            key=lambda step: float(step[0]),
-        )
+    for attacks in _attacks(cells, "radius").values():
+        ladder = [
+            (each.condition.radius, name, each)
+            for name, each in attacks.items()
+            if each.condition.radius is not None and each.condition.facts.budget == "radius"
+        ]
+        ladder.sort(key=lambda step: float(step[0]))
         for (low, _, near), (high, name, far) in pairwise(ladder):
-            duel = _duel(near, far)
-            if duel is not None and duel.chance < CHANCE:
+            pair = _compared(near, far)
+            if pair is not None and pair.chance < CHANCE:
                 flags[name].append(
                     Flag(
                         "grows-with-radius",
-                        f"{title(far.cell)} breaks fewer examples at radius {high:.4g} than at {low:.4g}: "
-                        f"{duel.wins} of {duel.n} only at the smaller, {duel.losses} only at the larger "
-                        f"(p = {duel.chance:.1g})",
+                        f"{title(far.condition)} breaks fewer examples at radius {high:.4g} than at "
+                        f"{low:.4g}: "
+                        f"{pair.wins} of {pair.n} only at the smaller, {pair.losses} only at the larger "
+                        f"(p = {pair.chance:.1g})",
                     )
                 )
-    return _placed(squares, flags)
+    return _placed(cells, flags)
 
 
 def unequal(columns: Mapping[str, int]) -> Iterable[Flag]:
-    """Doubt a table whose columns stand on different numbers of examples."""
+    """Return the flag of a table whose columns count different numbers of examples.
+
+    Args:
+        columns: The number of examples of each column, by its heading.
+
+    Returns:
+        One flag (``unequal-examples``), or none.
+    """
     by_n: dict[int, list[str]] = defaultdict(list)
     for heading, n in columns.items():
         by_n[n].append(heading)

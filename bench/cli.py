@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.pools import Pool
     from bench.progress import Display
     from bench.store import Store
-    from bench.tables import Grid
+    from bench.tables import RenderedTable
 
 app = typer.Typer(
     name="bench",
@@ -295,7 +295,7 @@ def report(
     elif form == "svg" or form == "png":
         if out is None or len(grids) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
-        render.figure(grids[0], out)
+        render.draw(grids[0], out)
     elif out is None:
         sys.stdout.write(render.joined(grids, form))
     else:
@@ -388,22 +388,22 @@ def _report_cost(
     out: Path | None,
 ) -> None:
     """Print what the attacks took, of the named tables or of the whole suite."""
-    from bench import spending, tables
+    from bench import attack_cost, tables
     from bench.store import Store
 
     if form == "latex" or form == "svg" or form == "png":
         raise InputError(f"--format {form}: costs are written as text, markdown, csv or json")
     store = Store(root)
     jobs = None if keys is None else {job for key in keys for job in tables.jobs(manifest, key)}
-    costs = spending.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
+    costs = attack_cost.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
     if not costs:
         raise InputError(f"{root}: nothing was attacked there yet: bench run {manifest['file']}")
     if form == "text" and out is None:
-        _console().print(spending.text(costs))
+        _console().print(attack_cost.text(costs))
     elif out is None:
-        sys.stdout.write(spending.written(costs, form))
+        sys.stdout.write(attack_cost.written(costs, form))
     else:
-        _write_out(out, spending.written(costs, form))
+        _write_out(out, attack_cost.written(costs, form))
 
 
 # --- helpers -----------------------------------------------------------------------------------------
@@ -480,7 +480,9 @@ def _cell_name(coordinates: Mapping[str, Any]) -> str:
 
 def _damages(manifest: Mapping[str, Any], outcomes: Outcomes, suite: Path) -> list[str]:
     """Return a sentence for each damaged result that a report asked for."""
-    names = {cell["job"]: _cell_name(cell) for cell in manifest["cells"]}
+    from bench.conditions import conditions_of
+
+    names = {each.job: _cell_name(each.coordinates) for each in conditions_of(manifest)}
     return [
         f"evaluate {key} ({names[key]}): {reason}; make it again with: bench run {suite}"
         for key, reason in outcomes.damaged.items()
@@ -579,15 +581,15 @@ def _show_plan(console: Any, plan: Plan, store: Store, state: State, seconds: fl
 
 def _write_tables(
     manifest: Mapping[str, Any], store: Store, outcomes: Outcomes, keys: list[str]
-) -> list[Grid]:
+) -> list[RenderedTable]:
     from bench import render, tables
 
     grids = []
     for key in keys:
         grid = tables.cut(manifest, key, outcomes)
         name = store.root / "tables" / _file_name(key)
-        store.write_text(name.with_name(name.name + ".csv"), render.csv(grid))
-        store.write_text(name.with_name(name.name + ".md"), render.markdown(grid))
+        store.write_text(name.with_name(name.name + ".csv"), render.to_csv(grid))
+        store.write_text(name.with_name(name.name + ".md"), render.to_markdown(grid))
         grids.append(grid)
     return grids
 
@@ -596,10 +598,10 @@ def _file_name(key: str) -> str:
     return f"table-{key.replace('/', '-')}"
 
 
-def _print(console: Any, grid: Grid) -> None:
+def _print(console: Any, grid: RenderedTable) -> None:
     from bench import render
 
-    console.print(render.text(grid))
+    console.print(render.to_text(grid))
 
 
 def _write_out(out: Path, text: str) -> None:

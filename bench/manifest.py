@@ -1,33 +1,50 @@
-"""What a plan leaves for reports: the manifest of a suite, and the outcomes that its cells name."""
+"""What a plan leaves for reports: the manifest of a suite, and the outcomes that its conditions name."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench import sources
+from bench.conditions import COORDINATES, Facts
 from bench.errors import InputError
-from bench.layout import COORDINATES
 from bench.outcomes import Frame, Stored
 from bench.store import ABSENT, ARTEFACTS, SCHEME, Store, seal, texts
 
 _KINDS = {
     **dict.fromkeys(("suite", "file", "suite_digest"), str),
     **dict.fromkeys(("sources", "files", "tables", "data", "defenses", "attacks"), dict),
-    **dict.fromkeys(("cells", "skips"), list),
+    **dict.fromkeys(("conditions", "skips"), list),
 }
 
 
 def write(store: Store, manifest: dict[str, Any]) -> None:
-    """Store a suite's manifest, with its digest."""
+    """Write the manifest of a suite, sealed by its digest.
+
+    Args:
+        store: The results folder.
+        manifest: What the plan of the suite says (`Plan.manifest`).
+    """
     store.write_text(store.root / "manifest.json", json.dumps(seal(manifest), indent=1) + "\n")
 
 
 def read(root: Path, suite: Path) -> dict[str, Any]:
-    """Return the manifest of a results folder."""
+    """Return the manifest of a results folder.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for the command that messages name.
+
+    Returns:
+        The manifest, as JSON has it.
+
+    Raises:
+        InputError: There is none, it was altered, or another version of Crossfire made it.
+    """
     path = root / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -44,25 +61,45 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade"
         )
+    if scheme < SCHEME:
+        raise InputError(
+            f"{path}: made by an older Crossfire (scheme {scheme}, this one writes {SCHEME}); "
+            f"write it anew: bench plan {suite}"
+        )
     if not _whole(manifest) or ("digest" in manifest and manifest != seal(manifest)):
         raise InputError(f"{path}: altered, or not whole; write it anew: bench plan {suite}")
     return dict(manifest)
 
 
 def _whole(manifest: dict[str, Any]) -> bool:
-    """Return whether everything is there; one of an older version has no digest that would tell."""
-    of_cells = {*COORDINATES, "job", "use", "access", "budget", "source", "final", "n", "doubts"}
+    """Return whether everything is there; a manifest of an older version has no digest that would tell."""
+    facts = {field.name for field in fields(Facts)}
+
+    def has(each: Any, name: str, known: Collection[str]) -> bool:
+        return isinstance(each, dict) and isinstance(each.get(name), dict) and each[name].keys() >= known
+
     return (
         all(isinstance(manifest.get(name), kind) for name, kind in _KINDS.items())
         and texts(manifest["sources"])
         and texts(manifest["files"])
-        and all(isinstance(each, dict) and of_cells <= each.keys() for each in manifest["cells"])
-        and all(isinstance(each, dict) and "reason" in each for each in manifest["skips"])
+        and all(
+            has(each, "coordinates", set(COORDINATES)) and has(each, "facts", facts) and "job" in each
+            for each in manifest["conditions"]
+        )
+        and all(has(each, "coordinates", set(COORDINATES)) and "reason" in each for each in manifest["skips"])
     )
 
 
 def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
-    """Return a sentence for each way in which the plan behind a report is not of today's files."""
+    """Return a sentence for each way in which a manifest is older than the files that it was made from.
+
+    Args:
+        manifest: The manifest of a results folder.
+        suite: The task file.
+
+    Returns:
+        The sentences; none where the manifest is up to date.
+    """
     found = []
     if "digest" not in manifest:
         found.append(f"the manifest has no digest that would tell damage; write it anew: bench plan {suite}")
@@ -89,24 +126,43 @@ def _digests(modules: Iterable[str]) -> dict[str, str]:
 
 
 def aged(names: Iterable[str], suite: Path) -> str:
-    """Return the sentence for results that were made by other code than today's."""
+    """Return the sentence for results that were made by other code than today's.
+
+    Args:
+        names: The modules and files that changed.
+        suite: The task file.
+
+    Returns:
+        One sentence with the command that brings the results up to date.
+    """
     return f"{', '.join(sorted(names))} changed since; bring the numbers up to date with: bench run {suite}"
 
 
 class Outcomes:
-    """Gives the rows of an evaluation by its key, None where there is a hole."""
+    """Gives the outcomes of an evaluation by its key, None where there are none.
+
+    Args:
+        root: The results folder.
+    """
 
     def __init__(self, root: Path) -> None:
         self._store = Store(root)
         self._now: dict[str, str] = {}
         self.changed: set[str] = set()
-        """Modules that are not what they were when the rows given so far were made."""
+        """Modules whose code is not what it was when the outcomes that were asked for were made."""
         self.damaged: dict[str, str] = {}
-        """Evaluations that were asked for and are damaged, by their keys, and what is wrong with each."""
+        """Evaluations that were asked for and are damaged: what is wrong with each, by its key."""
 
     @cache  # noqa: B019 - lives as long as a report
     def __call__(self, key: str) -> Frame | None:
-        """Return the rows; a damaged file is a hole, and `bench run` makes it again."""
+        """Return the outcomes of an evaluation; a damaged one reads as missing, until it is run again.
+
+        Args:
+            key: The key of the evaluation.
+
+        Returns:
+            The outcomes, or None.
+        """
         reason = self._store.damage("evaluate", key)
         if reason is None:
             try:

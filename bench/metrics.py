@@ -32,7 +32,7 @@ ROUNDING = 1e-6
 # --- rules for one row -------------------------------------------------------------------------------
 
 
-def holds(rows: Frame) -> Mask:
+def is_correct(rows: Frame) -> Mask:
     """Return (N,): whether the defense stood. A refusal is right where the input was moved, else wrong.
 
     A move is a distance above 0. A void move was not made: the defense was shown the clean image. An
@@ -81,8 +81,8 @@ def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
     Where `clean` rows of the same examples are given, one that is wrong unmoved is broken at 0.
     """
     moved = np.where(rows["void"], 0.0, rows["distance"])
-    least = np.where(holds(rows), math.inf, moved)
-    return least if clean is None else np.where(holds(clean), least, 0.0)
+    least = np.where(is_correct(rows), math.inf, moved)
+    return least if clean is None else np.where(is_correct(clean), least, 0.0)
 
 
 # --- metrics by name ---------------------------------------------------------------------------------
@@ -181,14 +181,14 @@ def named(name: str) -> Metric:
 @metric("accuracy", "right on the adversarial input alone, as the papers count", worst="least")
 def accuracy(rows: Rows, clean: Rows | None) -> Values:
     """Count what stood; what the defense answers to the clean image is not looked at."""
-    return holds(rows).astype(np.float64)
+    return is_correct(rows).astype(np.float64)
 
 
 @metric("robust", "right on the clean input and on the adversarial one", worst="least", clean="needed")
 def robust(rows: Rows, clean: Rows | None) -> Values:
     """Count what stood with doing nothing among the attacker's choices."""
     assert clean is not None
-    return (holds(rows) & holds(clean)).astype(np.float64)
+    return (is_correct(rows) & is_correct(clean)).astype(np.float64)
 
 
 @metric(
@@ -201,7 +201,7 @@ def success(rows: Rows, clean: Rows | None) -> Values:
     """Count wins over the examples where there is something to win."""
     assert clean is not None
     won = reached(rows) & ~rows["rejected"]
-    return np.where(holds(clean), won.astype(np.float64), math.nan)
+    return np.where(is_correct(clean), won.astype(np.float64), math.nan)
 
 
 @metric("rejection", "refused inputs", worst=None)
@@ -303,14 +303,14 @@ def parameters(rows: Rows, clean: Rows | None) -> Values:
 
 
 @dataclass(frozen=True)
-class Scored:
+class PerExample:
     """The examples that count, ascending, and the value of each."""
 
     index: NDArray[np.int64]
     values: Values
 
 
-def score(chosen: Metric, rows: Rows, clean: Rows | None) -> Scored:
+def score(chosen: Metric, rows: Rows, clean: Rows | None) -> PerExample:
     """Return what each example is worth; with `clean` rows, on the examples that both hold."""
     if chosen.clean == "unused" or clean is None:
         values = chosen.score(rows, None)
@@ -318,16 +318,16 @@ def score(chosen: Metric, rows: Rows, clean: Rows | None) -> Scored:
         rows, clean = shared(rows, clean)
         values = chosen.score(rows, clean)
     counted = ~np.isnan(values)
-    return Scored(rows["index"][counted], values[counted])
+    return PerExample(rows["index"][counted], values[counted])
 
 
-def settle(chosen: Metric, attacks: Sequence[Scored]) -> Scored:
+def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
     """Return the worst value of each example that every attack saw."""
     if len(attacks) == 1:
         return attacks[0]
     seen = reduce(np.intersect1d, [each.index for each in attacks])
     values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
-    return Scored(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
+    return PerExample(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
 
 
 @dataclass(frozen=True)
@@ -346,8 +346,8 @@ class Estimate:
     seeds: int
 
 
-def estimate(chosen: Metric, seeds: Mapping[int, Sequence[Scored]]) -> Estimate | None:
-    """Average over seeds; what a seed holds several of (targets) is pooled within it.
+def estimate(chosen: Metric, seeds: Mapping[int, Sequence[PerExample]]) -> Estimate | None:
+    """Average over seeds; what a seed has several of (targets) is pooled within it.
 
     Returns None where a seed has no example that counts.
     """
@@ -410,7 +410,7 @@ def mean_interval(values: Values, n: int, confidence: float = CONFIDENCE) -> tup
 # --- comparisons -----------------------------------------------------------------------------------
 
 
-def beats(one: Values, other: Values) -> float:
+def mcnemar_p(one: Values, other: Values) -> float:
     """Return p of a one-sided exact McNemar test that `one` breaks more than `other` by chance.
 
     Both give, for the same examples, how often each was broken (its mean over seeds): an example

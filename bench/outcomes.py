@@ -3,7 +3,7 @@
 The columns are explained in `docs/results.md`; whatever else an attack noted comes after them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
@@ -47,8 +48,12 @@ null. Where asked for, `logits` and `thresholds` are (N, K) and `parameters` is 
 _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "void")
 _NUMBERS = ("target", "score", "distance", "differs")
-_NOTES = ("flat", "nonfinite", "raised", "saturated")
-_LISTS = ("logits", "thresholds")
+
+NOTES = ("flat", "nonfinite", "raised", "saturated")
+"""The notes of attacks that tables know."""
+
+LISTS = ("logits", "thresholds")
+"""The columns that hold a list for each example."""
 
 
 class Frame(Protocol):
@@ -57,6 +62,10 @@ class Frame(Protocol):
     def __getitem__(self, name: str, /) -> Any:
         """Return a column."""
         ...
+
+
+FrameOf: TypeAlias = Callable[[str], Frame | None]
+"""Gives the outcomes of an evaluation by its key, None where there are none."""
 
 
 def schema() -> "pa.Schema":
@@ -80,7 +89,7 @@ class Stored:
         from pyarrow import parquet
 
         self._path = path
-        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *_NOTES}
+        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *NOTES}
         with parquet.ParquetFile(path) as file:
             self._names = frozenset(file.schema_arrow.names)
             self._columns = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
@@ -97,6 +106,31 @@ class Stored:
             self._columns = self._columns.append_column(name, column)
         return self._columns[name]
 
+    def frame(self, without: Collection[str] = ()) -> "pd.DataFrame":
+        """Return all columns of the file as a data frame.
+
+        Args:
+            without: Names of columns to leave out.
+
+        Returns:
+            The rows as they are stored; what may be null has a type that knows missing values.
+        """
+        import pandas as pd
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self._path) as file:
+            names = [name for name in file.schema_arrow.names if name not in without]
+            table = file.read(columns=names)
+        nullable = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
+        never = {name for name, (_, null) in OUTCOME_COLUMNS.items() if not null}
+        return pd.DataFrame(
+            {
+                name: table.column(name).to_pandas(types_mapper=None if name in never else nullable.get)
+                for name in names
+            }
+        )
+
 
 def load(path: Path, also: Iterable[str] = ()) -> Rows:
     """Read what a table needs from an `outcomes.parquet`, and the columns `also` where it has them."""
@@ -112,9 +146,9 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
     rows |= {name: _numbers(frame[name]) for name in _NUMBERS}
-    for name in (*_NOTES, *also):
+    for name in (*NOTES, *also):
         if (column := _optional(frame, name)) is not None:
-            values = _lists(column) if name in _LISTS else _numbers(column)
+            values = _lists(column) if name in LISTS else _numbers(column)
             if values is not None:
                 rows[name] = values
     order = np.argsort(rows["index"], kind="stable")

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from bench import data as datasets
 from bench import sources
+from bench.conditions import Skip
 from bench.data import DataSpec
 from bench.errors import InputError
 from bench.protocols import Shape, Threat
@@ -239,15 +240,7 @@ class Cell:
     coordinates: Mapping[str, Any]
     job: Evaluate
     facts: Mapping[str, Any]
-    """What a table must know beside the coordinates: access, budget, source, n, doubts."""
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A cell that cannot be, and why."""
-
-    coordinates: Mapping[str, Any]
-    reason: str
+    """What a table must know beside the coordinates: the fields of `bench.conditions.Facts`."""
 
 
 @dataclass(frozen=True)
@@ -299,8 +292,11 @@ class Plan:
             "suite_digest": self.suite.digest,
             "sources": {**sources.digests(self.modules()), **named_code},
             "files": named_files,
-            "cells": [{**cell.coordinates, **cell.facts, "job": cell.job.key} for cell in self.cells],
-            "skips": [{**skip.coordinates, "reason": skip.reason} for skip in self.skips],
+            "conditions": [
+                {"coordinates": dict(cell.coordinates), "facts": dict(cell.facts), "job": cell.job.key}
+                for cell in self.cells
+            ],
+            "skips": [{"coordinates": dict(skip.coordinates), "reason": skip.reason} for skip in self.skips],
             "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
             "data": {name: spec.model_dump(mode="json") for name, spec in self.suite.data.items()},
             "defenses": {name: filled.identity for name, filled in self.suite.defenses.items()},
@@ -688,6 +684,7 @@ class Planner:
             "attempt": attempt.key,
             "use": entry.name,
             "access": entry.access,
+            "idle": entry.access == "none",
             "budget": entry.budget,
             "source": origin.defense if origin else None,
             "final": final,

@@ -31,7 +31,7 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace(" ", ""))
 
 
-def spell(value: object) -> str:
+def format_value(value: object) -> str:
     """Write a coordinate's value: a float as a short decimal, or over 255 where it has no short one."""
     if value is None:
         return DASH

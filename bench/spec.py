@@ -20,7 +20,6 @@ from bench import document, sources
 from bench.data import DataSpec, model_of
 from bench.document import Document, Place
 from bench.errors import InputError, did_you_mean
-from bench.layout import Table
 from bench.names import FileName, Name, Sentence, named
 from bench.protocols import Norm
 from bench.registry import (
@@ -35,6 +34,7 @@ from bench.registry import (
     Whole,
     discover,
 )
+from bench.table_models import Table
 
 
 class Model(BaseModel):

@@ -8,36 +8,60 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 
-def cell(job: str, **changes: Any) -> dict[str, Any]:
-    """Return a cell of a manifest: PGD through `first` on `cnn`, unless said otherwise."""
-    given = {
-        "data": "digits",
-        "norm": "linf",
-        "radius": 0.1,
-        "defense": "cnn",
-        "attack": "pgd",
-        "view": "first",
-        "readout": "last",
-        "seed": 0,
-        "target": None,
+def condition(job: str, **changes: Any) -> dict[str, Any]:
+    """Return a condition of a manifest: PGD through `first` on `cnn`, unless said otherwise."""
+    made = {
+        "coordinates": {
+            "data": "digits",
+            "norm": "linf",
+            "radius": 0.1,
+            "defense": "cnn",
+            "attack": "pgd",
+            "view": "first",
+            "readout": "last",
+            "seed": 0,
+            "target": None,
+        },
+        "facts": {
+            "attempt": job,
+            "use": "pgd",
+            "access": "gradient",
+            "idle": False,
+            "budget": "radius",
+            "source": None,
+            "final": True,
+            "n": 10,
+            "random": False,
+            "doubts": [],
+        },
         "job": job,
-        "attempt": job,
-        "use": "pgd",
-        "access": "gradient",
-        "budget": "radius",
-        "source": None,
-        "final": True,
-        "n": 10,
-        "random": False,
-        "doubts": [],
     }
-    assert set(changes) <= set(given) | {name for name in changes if "." in name}
-    return {**given, **changes}
+    return but(made, **changes)
+
+
+def but(given: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return a condition with other coordinates, facts, or another job."""
+    made: dict[str, Any] = {
+        "coordinates": dict(given["coordinates"]),
+        "facts": dict(given["facts"]),
+        "job": given["job"],
+    }
+    for name, value in changes.items():
+        place = made if name == "job" else made["facts"] if name in made["facts"] else made["coordinates"]
+        assert name in place or "." in name, name
+        place[name] = value
+    return made
+
+
+def skip(reason: str, **changes: Any) -> dict[str, Any]:
+    """Return a condition that cannot be."""
+    return {"coordinates": condition("", **changes)["coordinates"], "reason": reason}
 
 
 def clean(job: str, **changes: Any) -> dict[str, Any]:
-    """Return a cell in which nothing is attacked."""
-    return cell(job, **{"attack": "clean", "use": "none", "view": None, "access": "none", **changes})
+    """Return a condition in which nothing is attacked."""
+    nothing = {"attack": "clean", "use": "none", "view": None, "access": "none", "idle": True}
+    return condition(job, **{**nothing, **changes})
 
 
 def rows(stood: ArrayLike, *, moved: bool = True, **changes: ArrayLike) -> pd.DataFrame:
@@ -59,13 +83,13 @@ def rows(stood: ArrayLike, *, moved: bool = True, **changes: ArrayLike) -> pd.Da
 
 
 def manifest(
-    cells: Sequence[Mapping[str, Any]],
+    conditions: Sequence[Mapping[str, Any]],
     table: Mapping[str, Any],
     skips: Sequence[Mapping[str, Any]] = (),
     **more: Any,
 ) -> dict[str, Any]:
     """Return a manifest with one table, called ``T``."""
-    return {"cells": list(cells), "skips": list(skips), "tables": {"T": dict(table)}, **more}
+    return {"conditions": list(conditions), "skips": list(skips), "tables": {"T": dict(table)}, **more}
 
 
 def first(n: int, count: int) -> np.ndarray[Any, Any]:
@@ -100,7 +124,7 @@ def paper(n: int = 360, seeds: Sequence[int] = (0, 1, 2)) -> tuple[dict[str, Any
         "spsa e2e": 0.8,
         "transfer": 0.85,
     }
-    cells, skips, outcomes = [], [], {}
+    conditions, skips, outcomes = [], [], {}
     for defense, readouts in {"cnn": ["last"], "cnnf": ["last", "avg"]}.items():
         for readout in readouts:
             for seed in seeds:
@@ -119,19 +143,22 @@ def paper(n: int = 360, seeds: Sequence[int] = (0, 1, 2)) -> tuple[dict[str, Any
                     way = "first" if defense == "cnn" and way == "e2e" else way
                     job = f"{attack}-{way}-{defense}-{readout}-{seed}"
                     size = n // 6 if attack == "spsa" else n
-                    base = cell(job, n=size, use=attack, **shared)
+                    facts: dict[str, Any] = {"use": attack, "n": size}
                     if attack == "transfer":
-                        base |= {"source": "cnn", "use": "pgd", "view": "cnn:first", "final": False}
+                        facts |= {"source": "cnn", "use": "pgd", "final": False}
+                        shared["view"] = "cnn:first"
                         if defense == "cnn":
-                            skips.append({**base, "reason": "the source is its own victim"})
+                            skips.append(skip("the source is its own victim", **shared))
                             continue
                     if attack == "clean":
-                        base |= {"use": "none", "access": "none"}
+                        facts |= {"use": "none", "access": "none", "idle": True}
                     if attack == "spsa":
-                        base |= {"access": "score"}
-                    base["final"] = base["final"] and (way == "e2e" or defense == "cnn" or attack == "clean")
-                    cells.append(base)
+                        facts["access"] = "score"
+                    facts["final"] = attack == "clean" or (
+                        attack != "transfer" and (way == "e2e" or defense == "cnn")
+                    )
+                    conditions.append(condition(job, **shared, **facts))
                     if job not in outcomes:
                         stood = ease + 0.05 * draw.normal(size=n) < rate
                         outcomes[job] = rows(stood[:size], moved=attack != "clean")
-    return manifest(cells, PAPER, skips, data={"digits": {"name": "digits"}}), outcomes
+    return manifest(conditions, PAPER, skips, data={"digits": {"name": "digits"}}), outcomes

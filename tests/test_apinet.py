@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import pgd
 from bench import Images, InputError, Labels, Shape, Split, Threat, TrainingError, View, cli
-from bench.checks import Seen, of_square
+from bench.checks import Evidence, cell_flags
+from bench.conditions import conditions_of
 from bench.noise import Noise
 from bench.plan import Train
 from bench.registry import DEFENSES, arguments
@@ -864,10 +865,10 @@ def test_a_sweep_out_of_reach_is_shown_by_plan_and_table(
     for cell in ran.plan.cells:
         far = cell.coordinates["serve.eps_ap"] > 15 / 255
         assert cell.facts["doubts"] == ([said] if far else [])
-    (far, *_) = [cell for cell in ran.plan.cells if cell.facts["doubts"]]
+    (far, *_) = [each for each in conditions_of(ran.plan.manifest()) if each.facts.doubts]
     rows = {name: column.to_numpy() for name, column in ran.outcomes(**far.coordinates).items()}
-    seen = Seen({**far.coordinates, **far.facts}, rows, rows, None)
-    assert [(flag.code, flag.message) for flag in of_square([seen])] == [("out-of-reach", said)]
+    flags = cell_flags([Evidence(far, rows, rows, None)])
+    assert [(flag.code, flag.message) for flag in flags] == [("out-of-reach", said)]
     monkeypatch.chdir(folder)
     for words in (["plan"], ["run", "--executor", "inline"], ["report"]):
         monkeypatch.setattr(sys, "argv", ["bench", words[0], "suite.yaml", *words[1:]])

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from manifests import cell, clean, first, manifest, rows
+from manifests import but, clean, condition, first, manifest, rows
 from scipy import stats
 
 from bench import checks, tables
@@ -12,14 +12,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 N = 200
 
 
-def flagged(cells, outcomes, columns=("attack", "view"), **table):
+def flagged(conditions, outcomes, columns=("attack", "view"), **table):
     """Return the flags of each column of a table with one row, and those of the table."""
     given = {"title": "x", "rows": ["readout"], "columns": list(columns), **table}
-    grid = tables.cut(manifest(cells, given), "T", outcomes.get)
+    grid = tables.cut(manifest(conditions, given), "T", outcomes.get)
     assert len(grid.rows) == 1
-    named = {
-        heading: square.flags for heading, square in zip(grid.columns, grid.rows[0].squares, strict=True)
-    }
+    named = {heading: cell.flags for heading, cell in zip(grid.columns, grid.rows[0].cells, strict=True)}
     return named, grid
 
 
@@ -27,34 +25,34 @@ def codes(flags):
     return {heading: [flag.code for flag in found] for heading, found in flags.items()}
 
 
-# --- one square --------------------------------------------------------------------------------------
+# --- one cell --------------------------------------------------------------------------------------
 
 
 def test_a_quiet_square_raises_no_doubt():
     flags, grid = flagged(
-        [cell("a"), clean("c")], {"a": rows(first(N, 90)), "c": rows(first(N, 190), moved=False)}
+        [condition("a"), clean("c")], {"a": rows(first(N, 90)), "c": rows(first(N, 190), moved=False)}
     )
     assert codes(flags) == {"pgd, first": [], "clean": []}
     assert grid.flags == ()
 
 
 def test_void_moves_are_counted_over_seeds_and_once_for_the_table():
-    cells = [cell(f"a{seed}", seed=seed) for seed in (0, 1)]
+    conditions = [condition(f"a{seed}", seed=seed) for seed in (0, 1)]
     # A second view that is the same job: its moves are the same moves.
-    cells += [{**each, "view": "e2e"} for each in cells]
+    conditions += [but(each, view="e2e") for each in conditions]
     void = first(N, 3)
     outcomes = {"a0": rows(first(N, 90), void=void), "a1": rows(first(N, 90), void=first(N, 2))}
-    flags, grid = flagged(cells, outcomes)
+    flags, grid = flagged(conditions, outcomes)
     assert codes(flags) == {"pgd, first": ["void-moves"], "pgd, e2e": ["void-moves"]}
     assert flags["pgd, first"][0].message.startswith("5 of 400 moves were void")
-    assert [square.void for square in grid.rows[0].squares] == [5, 5]
+    assert [cell.void for cell in grid.rows[0].cells] == [5, 5]
     assert grid.void == 5
 
 
 def test_answers_that_are_not_finite_count_as_broken_and_say_so():
     label = np.where(first(N, 4), -1, 3)
-    flags, grid = flagged([cell("a")], {"a": rows(first(N, N), label=label)})
-    assert grid.rows[0].squares[0].estimate.value == (N - 4) / N
+    flags, grid = flagged([condition("a")], {"a": rows(first(N, N), label=label)})
+    assert grid.rows[0].cells[0].estimate.value == (N - 4) / N
     assert flags["pgd, first"][0] == checks.Flag(
         "not-finite", "4 of 200 answers were not finite, and count as broken"
     )
@@ -62,16 +60,16 @@ def test_answers_that_are_not_finite_count_as_broken_and_say_so():
 
 def test_answers_that_differ_are_counted_among_those_asked_twice():
     differs = [True, False, True, *[None] * (N - 3)]
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), differs=differs)})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), differs=differs)})
     assert flags["pgd, first"][0].message == "2 of 3 answers differed when asked again"
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), differs=[False] * N)})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), differs=[False] * N)})
     assert flags["pgd, first"] == ()
 
 
 @pytest.mark.parametrize("note", ["flat", "nonfinite"])
 @pytest.mark.parametrize(("count", "found"), [(2, []), (3, ["flat-gradient"])])
 def test_more_than_one_in_a_hundred_without_a_gradient(note, count, found):
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), **{note: first(N, count)})})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), **{note: first(N, count)})})
     assert codes(flags)["pgd, first"] == found
 
 
@@ -79,24 +77,24 @@ def test_more_than_one_in_a_hundred_without_a_gradient(note, count, found):
 def test_more_than_one_in_a_hundred_held_where_a_softmax_was_saturated(count, found):
     # The first held, of which some were saturated; of the others, that were broken, it does not matter.
     saturated = np.concatenate([first(N, count)[:90], np.ones(N - 90, bool)])
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), saturated=saturated)})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), saturated=saturated)})
     assert codes(flags)["pgd, first"] == found
     if found:
         assert "on 3 of 200 examples that held" in flags["pgd, first"][0].message
 
 
 def test_examples_on_which_a_library_broke_down_are_said_whatever_their_number():
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), raised=first(N, 1))})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), raised=first(N, 1))})
     assert flags["pgd, first"][0].code == "attack-raised"
     assert flags["pgd, first"][0].message == f"the attack broke down on 1 of {N} examples"
-    flags, _ = flagged([cell("a")], {"a": rows(first(N, 90), raised=first(N, 0))})
+    flags, _ = flagged([condition("a")], {"a": rows(first(N, 90), raised=first(N, 0))})
     assert flags["pgd, first"] == ()
 
 
 def test_an_attack_that_cannot_reach_its_radius():
     doubt = "7 steps of 0.01 cannot cross a radius of 0.1"
-    cells = [cell(f"a{seed}", seed=seed, doubts=[doubt]) for seed in (0, 1)]
-    flags, _ = flagged(cells, {"a0": rows(first(N, 90)), "a1": rows(first(N, 90))})
+    conditions = [condition(f"a{seed}", seed=seed, doubts=[doubt]) for seed in (0, 1)]
+    flags, _ = flagged(conditions, {"a0": rows(first(N, 90)), "a1": rows(first(N, 90))})
     assert flags["pgd, first"] == (checks.Flag("out-of-reach", doubt),)
 
 
@@ -105,7 +103,7 @@ def test_an_attack_that_cannot_reach_its_radius():
     [
         ({"radius": None, "budget": "distance"}, ["unbounded-fails"]),
         ({"radius": None, "budget": "distance", "access": "decision"}, ["unbounded-fails"]),
-        ({"radius": None, "budget": "distance", "access": "none"}, []),
+        ({"radius": None, "budget": "distance", "access": "none", "idle": True}, []),
         ({"radius": 1.0}, ["unbounded-fails"]),
         ({"radius": 1.0, "norm": "l2"}, []),
         ({"radius": 0.5}, []),
@@ -116,29 +114,31 @@ def test_an_attack_that_cannot_reach_its_radius():
     ],
 )
 def test_an_attack_without_a_limit_must_win(changes, found):
-    flags, _ = flagged([cell("a", **changes)], {"a": rows(first(N, 7))})
+    flags, _ = flagged([condition("a", **changes)], {"a": rows(first(N, 7))})
     assert codes(flags)["pgd, first"] == found
     if found:
         assert flags["pgd, first"][0].message == "without any limit, 7 of 200 attempts failed"
-    flags, _ = flagged([cell("a", **changes)], {"a": rows(first(N, 0))})
+    flags, _ = flagged([condition("a", **changes)], {"a": rows(first(N, 0))})
     assert flags["pgd, first"] == ()
 
 
 def test_without_a_limit_a_refusal_or_another_label_than_the_target_is_a_failure():
     free = {"radius": None, "budget": "distance"}
     refused = rows(first(N, 0), rejected=first(N, 5))
-    assert codes(flagged([cell("a", **free)], {"a": refused})[0])["pgd, first"] == ["unbounded-fails"]
+    assert codes(flagged([condition("a", **free)], {"a": refused})[0])["pgd, first"] == ["unbounded-fails"]
     other = rows(first(N, 0), target=[6] * N)
-    assert codes(flagged([cell("a", target=3, **free)], {"a": other})[0])["pgd, first"] == ["unbounded-fails"]
+    assert codes(flagged([condition("a", target=3, **free)], {"a": other})[0])["pgd, first"] == [
+        "unbounded-fails"
+    ]
 
 
 # --- comparisons -------------------------------------------------------------------------------------
 
-SEEING = cell("see")
+SEEING = condition("see")
 BLIND = {
-    "score": cell("blind", attack="spsa", use="spsa", access="score"),
-    "decision": cell("blind", attack="boundary", use="boundary", access="decision"),
-    "transfer": cell("blind", attack="transfer", view="cnn:first", source="cnn", final=False),
+    "score": condition("blind", attack="spsa", use="spsa", access="score"),
+    "decision": condition("blind", attack="boundary", use="boundary", access="decision"),
+    "transfer": condition("blind", attack="transfer", view="cnn:first", source="cnn", final=False),
 }
 
 
@@ -156,8 +156,8 @@ def test_a_blind_attack_that_beats_a_seeing_one(kind):
         outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, stood))}
         flags, _ = flagged([SEEING, blind], outcomes)
         assert codes(flags)["pgd, first"] == []
-        assert codes(flags)[f"{blind['attack']}, {blind['view']}"] == found
-    message = flags[f"{blind['attack']}, {blind['view']}"][0].message
+        assert codes(flags)[f"{blind['coordinates']['attack']}, {blind['coordinates']['view']}"] == found
+    message = flags[f"{blind['coordinates']['attack']}, {blind['coordinates']['view']}"][0].message
     assert f"breaks {least(N)} of 200 examples that pgd (first) does not; the other way round 0" in message
 
 
@@ -167,7 +167,7 @@ def test_a_blind_attack_that_breaks_others_is_no_doubt():
 
 
 def test_a_blind_attack_is_held_against_the_strongest_that_sees():
-    weak = cell("weak", attack="fgsm", use="fgsm")
+    weak = condition("weak", attack="fgsm", use="fgsm")
     outcomes = {"weak": rows(first(N, 180)), "see": rows(first(N, 100)), "blind": rows(first(N, 120))}
     assert not any(codes(flagged([weak, SEEING, BLIND["score"]], outcomes)[0]).values())
     del outcomes["see"]
@@ -177,70 +177,70 @@ def test_a_blind_attack_is_held_against_the_strongest_that_sees():
 def test_attacks_are_compared_on_the_examples_that_both_saw():
     # On all examples the blind attack looks stronger; on its own fifty it is not.
     outcomes = {"see": rows(~first(N, 50)), "blind": rows(first(50, 0))}
-    flags, grid = flagged([SEEING, {**BLIND["score"], "n": 50}], outcomes)
-    assert grid.rows[0].squares[0].estimate.value > grid.rows[0].squares[1].estimate.value
+    flags, grid = flagged([SEEING, but(BLIND["score"], n=50)], outcomes)
+    assert grid.rows[0].cells[0].estimate.value > grid.rows[0].cells[1].estimate.value
     assert flags["spsa, first"] == ()
 
 
 def test_seeds_do_not_make_one_example_speak_twice():
     # Three examples more, in each of five seeds: fifteen wins if seeds were examples, and three as it is.
-    cells, outcomes = [], {}
+    conditions, outcomes = [], {}
     for seed in range(5):
-        cells += [{**each, "seed": seed, "job": f"{each['job']}{seed}"} for each in (SEEING, BLIND["score"])]
+        conditions += [but(each, seed=seed, job=f"{each['job']}{seed}") for each in (SEEING, BLIND["score"])]
         outcomes |= {f"see{seed}": rows(first(N, 100)), f"blind{seed}": rows(first(N, 97))}
-    assert not any(codes(flagged(cells, outcomes)[0]).values())
+    assert not any(codes(flagged(conditions, outcomes)[0]).values())
 
 
 def test_other_radii_are_not_compared():
-    blind = {**BLIND["score"], "radius": 0.3}
+    blind = but(BLIND["score"], radius=0.3)
     outcomes = {"see": rows(first(N, 150)), "blind": rows(first(N, 10))}
     assert not any(codes(flagged([SEEING, blind], outcomes, ("attack", "radius"))[0]).values())
 
 
 def test_a_surrogate_that_beats_the_exact_view():
-    cells = [cell("first", view="first", final=False), cell("e2e", view="e2e", final=True)]
+    conditions = [condition("first", view="first", final=False), condition("e2e", view="e2e", final=True)]
     outcomes = {"first": rows(first(N, 90)), "e2e": rows(first(N, 110))}
-    flags, _ = flagged(cells, outcomes)
+    flags, _ = flagged(conditions, outcomes)
     assert codes(flags) == {"pgd, first": ["surrogate-beats-exact"], "pgd, e2e": []}
     # Another attack's exact view says nothing about this one's.
-    cells[1]["attack"] = "fgsm"
-    assert not any(codes(flagged(cells, outcomes)[0]).values())
+    conditions[1] = but(conditions[1], attack="fgsm")
+    assert not any(codes(flagged(conditions, outcomes)[0]).values())
 
 
 def test_robustness_that_grows_with_the_radius():
-    cells = [cell(f"r{radius}", radius=radius) for radius in (0.3, 0.1, 0.2)]
+    conditions = [condition(f"r{radius}", radius=radius) for radius in (0.3, 0.1, 0.2)]
     outcomes = {"r0.1": rows(first(N, 120)), "r0.2": rows(first(N, 80)), "r0.3": rows(first(N, 100))}
-    flags, _ = flagged(cells, outcomes, ["radius"])
+    flags, _ = flagged(conditions, outcomes, ["radius"])
     assert codes(flags) == {"0.3": ["grows-with-radius"], "0.1": [], "0.2": []}
     assert (
         "at radius 0.3 than at 0.2: 20 of 200 only at the smaller, 0 only at the larger"
         in flags["0.3"][0].message
     )
     outcomes["r0.3"] = rows(first(N, 83))
-    assert not any(codes(flagged(cells, outcomes, ["radius"])[0]).values())
+    assert not any(codes(flagged(conditions, outcomes, ["radius"])[0]).values())
 
 
 def test_targets_are_taken_together_before_attacks_are_compared():
-    cells = [{**SEEING, "target": target, "job": f"see{target}"} for target in (1, 2)]
+    conditions = [but(SEEING, target=target, job=f"see{target}") for target in (1, 2)]
     # Each target breaks a half; together they break what the blind attack breaks, and more.
     outcomes = {
         "see1": rows(first(N, 100), target=[4] * N),
         "see2": rows(~first(N, 100), target=[5] * N),
         "blind": rows(first(N, 60)),
     }
-    assert not any(codes(flagged([*cells, BLIND["score"]], outcomes)[0]).values())
+    assert not any(codes(flagged([*conditions, BLIND["score"]], outcomes)[0]).values())
 
 
 def test_columns_on_different_examples_are_named_with_their_numbers():
-    cells = [cell("a", n=200), cell("b", attack="spsa", access="score", n=50)]
-    _, grid = flagged(cells, {"a": rows(first(200, 90)), "b": rows(first(50, 30))})
+    conditions = [condition("a", n=200), condition("b", attack="spsa", access="score", n=50)]
+    _, grid = flagged(conditions, {"a": rows(first(200, 90)), "b": rows(first(50, 30))})
     assert [flag.code for flag in grid.flags] == ["unequal-examples"]
     assert grid.flags[0].message.endswith("n = 200 (pgd, first); 50 (spsa, first)")
 
 
 def test_data_sets_of_different_sizes_are_no_doubt():
-    cells = [cell("a", data="mnist", n=100), cell("b", data="svhn", n=260)]
-    _, grid = flagged(cells, {"a": rows(first(100, 90)), "b": rows(first(260, 30))}, ["data"])
+    conditions = [condition("a", data="mnist", n=100), condition("b", data="svhn", n=260)]
+    _, grid = flagged(conditions, {"a": rows(first(100, 90)), "b": rows(first(260, 30))}, ["data"])
     assert grid.flags == ()
 
 

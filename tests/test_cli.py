@@ -137,7 +137,7 @@ def test_a_plan_shows_what_is_done_and_what_is_not(bench: Bench, tmp_path: Path)
     assert "2 cells, 2 done, 0 jobs to do" in bench("plan", "suite.yaml").out
     full = json.loads(bench("plan", "suite.yaml", "--json").out)
     assert {job["state"] for job in full["jobs"]} == {"done"}
-    assert len(full["cells"]) == 2
+    assert len(full["conditions"]) == 2
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "data"])
@@ -169,8 +169,12 @@ def test_a_report_says_which_outcome_is_damaged_and_what_makes_it_again(bench: B
     small(tmp_path)
     whole = bench("run", "suite.yaml", "--executor", "inline").out
     root = tmp_path / "results" / "suite"
-    cells = json.loads((root / "manifest.json").read_text())["cells"]
-    (job,) = {cell["job"] for cell in cells if cell["attack"] == "pgd" and cell["readout"] == "last"}
+    wanted = {"attack": "pgd", "readout": "last"}
+    (job,) = {
+        each["job"]
+        for each in json.loads((root / "manifest.json").read_text())["conditions"]
+        if wanted.items() <= each["coordinates"].items()
+    }
     (root / "evaluate" / job / "outcomes.parquet").write_bytes(b"PAR1")
     for more in ([], ["--format", "csv"], ["--cost"]):
         code, _, said = bench("report", "suite.yaml", *more)
@@ -194,7 +198,7 @@ def test_a_report_of_an_altered_manifest_is_refused(bench: Bench, tmp_path: Path
     for text in (
         whole.replace('"radius": 0.1', '"radius": 0.2', 1),
         whole[:-9],
-        whole.replace("cells", "cell"),
+        whole.replace("conditions", "condition"),
     ):
         path.write_text(text)
         code, _, said = bench("report", "suite.yaml")

@@ -21,7 +21,7 @@ from bench import durable, execute, tables
 from bench.errors import InputError
 from bench.manifest import _KINDS, Outcomes, read, stale, write
 from bench.plan import Train
-from bench.render import csv
+from bench.render import to_csv
 from bench.store import FOLDERS, Store, seal
 from suites import TASK, Ran, suite
 
@@ -53,7 +53,7 @@ def small(folder: Path) -> Path:
 
 def table(run: Ran) -> str:
     """Return the run's table: its text depends on every stored outcome."""
-    return csv(tables.cut(run.plan.manifest(), "t", Outcomes(run.store.root)))
+    return to_csv(tables.cut(run.plan.manifest(), "t", Outcomes(run.store.root)))
 
 
 def half_trained(
@@ -384,10 +384,10 @@ def test_a_mark_that_is_a_folder_is_refused_too(tmp_path: Path) -> None:
 
 
 MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another job": lambda each: each["cells"][0].update(job=each["cells"][1]["job"]),
-    "another radius": lambda each: each["cells"][0].update(radius=0.3),
-    "a cell fewer": lambda each: each["cells"].pop(),
-    "cells null": lambda each: each.update(cells=None),
+    "another job": lambda each: each["conditions"][0].update(job=each["conditions"][1]["job"]),
+    "another radius": lambda each: each["conditions"][0]["coordinates"].update(radius=0.3),
+    "a condition fewer": lambda each: each["conditions"].pop(),
+    "conditions null": lambda each: each.update(conditions=None),
     "no tables": lambda each: each.pop("tables"),
     "another title": lambda each: each["tables"]["t"].update(title="Robustness"),
     "a digest of nothing": lambda each: each.update(digest="0" * 64),
@@ -399,10 +399,13 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
 OLDER = {
     **{f"no {name}": (lambda each, name=name: each.pop(name)) for name in _KINDS},
     **{f"{name} null": (lambda each, name=name: each.update({name: None})) for name in _KINDS},
-    "a cell of text": lambda each: each.update(cells=["pgd"]),
-    "a cell without a job": lambda each: each["cells"][0].pop("job"),
-    "a cell without a radius": lambda each: each["cells"][-1].pop("radius"),
-    "a skip without a reason": lambda each: each.update(skips=[{}]),
+    "a condition of text": lambda each: each.update(conditions=["pgd"]),
+    "a condition without a job": lambda each: each["conditions"][0].pop("job"),
+    "a condition without a radius": lambda each: each["conditions"][-1]["coordinates"].pop("radius"),
+    "a condition without a fact": lambda each: each["conditions"][-1]["facts"].pop("idle"),
+    "facts of text": lambda each: each["conditions"][-1].update(facts="pgd"),
+    "a skip without coordinates": lambda each: each.update(skips=[{"reason": "later"}]),
+    "a skip without a reason": lambda each: each.update(skips=[{"coordinates": {}}]),
 }
 """What is found where no digest tells."""
 

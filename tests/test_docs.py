@@ -120,7 +120,7 @@ def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path) -> 
     document = yaml.safe_load(path.read_text())
     document["tables"] = {str(key): table for key, table in document["tables"].items()}
     jsonschema.validate(document, json.loads((ROOT / "docs" / "suite.schema.json").read_text()))
-    assert not [cell for cell in manifest["cells"] if cell["n"] < 1]
+    assert not [each for each in manifest["conditions"] if each["facts"]["n"] < 1]
 
 
 def test_committed_tables_are_current() -> None:
@@ -133,9 +133,9 @@ def test_committed_tables_are_current() -> None:
     for key in manifest["tables"]:
         grid = tables.cut(manifest, key, Outcomes(root))
         name = root / "tables" / f"table-{key.replace('/', '-')}"
-        assert name.with_suffix(".csv").read_text() == render.csv(grid)
-        assert name.with_suffix(".md").read_text() == render.markdown(grid)
-        assert not [square for row in grid.rows for square in row.squares if square.hole == "not run"]
+        assert name.with_suffix(".csv").read_text() == render.to_csv(grid)
+        assert name.with_suffix(".md").read_text() == render.to_markdown(grid)
+        assert not [cell for row in grid.rows for cell in row.cells if cell.hole == "not run"]
 
 
 def test_what_is_said_of_mnist_is_what_its_results_say() -> None:
@@ -192,14 +192,14 @@ def _nearer(defense: str, one: str, other: str) -> tuple[float, int, int]:
     and of how many that are right unmoved.
     """
     root = ROOT / "results" / "mnist"
-    cells = json.loads((root / "manifest.json").read_text())["cells"]
+    conditions = json.loads((root / "manifest.json").read_text())["conditions"]
+    wanted = {"defense": defense, "norm": "l2", "radius": None}
     distances = []
     for attack in (one, other):
         (job,) = {
-            cell["job"]
-            for cell in cells
-            if (cell["defense"], cell["attack"], cell["norm"], cell["radius"])
-            == (defense, attack, "l2", None)
+            each["job"]
+            for each in conditions
+            if {**wanted, "attack": attack}.items() <= each["coordinates"].items()
         }
         rows = pd.read_parquet(root / "evaluate" / job / "outcomes.parquet").set_index("index")
         assert ((rows["label"] != rows["truth"]) & ~rows["void"]).all()

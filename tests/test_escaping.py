@@ -13,15 +13,16 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
-from manifests import cell, clean, manifest, rows
+from manifests import clean, condition, manifest, rows
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from bench import cli, escaping, render, spending, tables
+from bench import attack_cost, cli, escaping, render, tables
 from bench.costs import Costs
 from bench.errors import InputError
 from bench.progress import Display
 from bench.quantities import DASH
+from bench.render.words import MINUS
 from suites import TASK, suite
 
 NASTY = [
@@ -58,22 +59,22 @@ NASTY = [
 
 def grid_of(name: str, title: str | None = None) -> Any:
     """Return a table whose rows, columns, title, notes and doubts bear a name."""
-    cells = [cell("a", defense=name), clean("c", defense=name)]
-    cells[0]["doubts"] = [f"{name}: a doubt"]
+    conditions = [condition("a", defense=name), clean("c", defense=name)]
+    conditions[0]["facts"]["doubts"] = [f"{name}: a doubt"]
     table = {
         "title": title or name,
         "rows": ["defense"],
         "columns": {title or name: {"attack": "pgd"}, "Clean": {"attack": "clean"}},
     }
     outcomes = {"a": rows([True, False]), "c": rows([True, True], moved=False)}
-    return tables.cut(manifest(cells, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get)
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_terminal_shows_names_as_they_are(name: str) -> None:
     out = io.StringIO()
     Console(file=out, width=300, force_terminal=True, color_system="truecolor").print(
-        render.text(grid_of(name))
+        render.to_text(grid_of(name))
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     assert plain.count(name) >= 4
@@ -83,7 +84,7 @@ def test_a_terminal_shows_names_as_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", NASTY)
 def test_markdown_shows_names_as_they_are(name: str) -> None:
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    tokens = parser.parse(render.markdown(grid_of(name)))
+    tokens = parser.parse(render.to_markdown(grid_of(name)))
     said = [
         "".join(each.content if each.type == "text" else f"<{each.type}>" for each in token.children or ())
         for token in tokens
@@ -98,12 +99,12 @@ def test_markdown_shows_names_as_they_are(name: str) -> None:
     html = [each.content for token in tokens for each in token.children or () if each.type == "html_inline"]
     assert set(html) <= {"<br>"}
     # GitHub's formulas are no part of CommonMark.
-    assert not re.search(r"(?<!\\)\$", render.markdown(grid_of(name)))
+    assert not re.search(r"(?<!\\)\$", render.to_markdown(grid_of(name)))
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_spreadsheet_runs_no_name(name: str) -> None:
-    (line, _) = csv.DictReader(io.StringIO(render.csv(grid_of(name))))
+    (line, _) = csv.DictReader(io.StringIO(render.to_csv(grid_of(name))))
     for text in (line["defense"], line["column"]):
         assert text == (f"'{name}" if name[0] in "=+-@" else name)
     assert float(line["value"]) == 50
@@ -135,7 +136,7 @@ LATEX = {
 
 @pytest.mark.parametrize("name", NASTY)
 def test_latex_prints_names_as_they_are(name: str) -> None:
-    text = render.latex(grid_of(name))
+    text = render.to_latex(grid_of(name))
     row = next(each for each in text.splitlines() if each.endswith(r"\\") and "50.0" in each)
     first = re.split(r"(?<!\\)&", row)[0].strip()
     spelled = re.compile("|".join(map(re.escape, LATEX)))
@@ -147,31 +148,33 @@ def test_latex_prints_names_as_they_are(name: str) -> None:
 
 
 def test_a_label_of_latex_is_plain() -> None:
-    cells = [cell("a")]
-    given = manifest(cells, {"title": "t", "rows": ["defense"], "columns": ["attack"]})
+    conditions = [condition("a")]
+    given = manifest(conditions, {"title": "t", "rows": ["defense"], "columns": ["attack"]})
     given["tables"] = {"a{b}%#\\ c": given["tables"].popitem()[1]}
     grid = tables.cut(given, "a{b}%#\\ c", {"a": rows([True])}.get)
-    assert r"\label{tab:a-b-----c}" in render.latex(grid)
+    assert r"\label{tab:a-b-----c}" in render.to_latex(grid)
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_json_holds_names_as_they_are(name: str) -> None:
     (found,) = json.loads(render.joined([grid_of(name)], "json"))
-    assert found["title"] == found["squares"][0]["column"] == found["squares"][0]["defense"] == name
+    assert found["title"] == found["cells"][0]["column"] == found["cells"][0]["defense"] == name
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_figures_show_names_as_they_are(name: str, tmp_path: Path) -> None:
-    cells = [cell(f"r{radius}", radius=radius, defense=name) for radius in (0.1, 0.2)]
+    conditions = [condition(f"r{radius}", radius=radius, defense=name) for radius in (0.1, 0.2)]
     table = {
         "title": name,
         "rows": ["defense"],
         "columns": {f"at {radius}": {"attack": "pgd", "radius": radius} for radius in (0.1, 0.2)},
         "figure": {"x": "radius", "xlabel": name, "ylabel": name},
     }
-    grid = tables.cut(manifest(cells, table), "T", {f"r{r}": rows([True, False]) for r in (0.1, 0.2)}.get)
+    grid = tables.cut(
+        manifest(conditions, table), "T", {f"r{r}": rows([True, False]) for r in (0.1, 0.2)}.get
+    )
     with pytest.warns(UserWarning, match="Glyph") if not name.isascii() else nothing():
-        render.figure(grid, tmp_path / "f.svg")
+        render.draw(grid, tmp_path / "f.svg")
     drawn = ElementTree.parse(tmp_path / "f.svg").iter("{http://www.w3.org/2000/svg}text")
     texts = ["".join(each.itertext()).strip() for each in drawn]
     assert texts.count(name) == 4
@@ -184,16 +187,16 @@ class nothing:
 
 @pytest.mark.parametrize("name", NASTY)
 def test_costs_show_names_as_they_are(name: str) -> None:
-    cost = spending.Cost(
+    cost = attack_cost.Cost(
         {"data": "d", "defense": name, "attack": "pgd", "view": name, "norm": "l2", "radius": 0.1},
         2, 3.0, 3.0, 3.0, 0.1, name,
     )  # fmt: skip
     out = io.StringIO()
-    Console(file=out, width=300, color_system=None).print(spending.text([cost]))
+    Console(file=out, width=300, color_system=None).print(attack_cost.text([cost]))
     assert out.getvalue().count(name) == 3
-    line = next(csv.DictReader(io.StringIO(spending.written([cost], "csv"))))
+    line = next(csv.DictReader(io.StringIO(attack_cost.written([cost], "csv"))))
     assert line["defense"] == (f"'{name}" if name[0] in "=+-@" else name)
-    tokens = MarkdownIt("commonmark").enable(["table"]).parse(spending.written([cost], "markdown"))
+    tokens = MarkdownIt("commonmark").enable(["table"]).parse(attack_cost.written([cost], "markdown"))
     said = [
         "".join(each.content for each in token.children or ()) for token in tokens if token.type == "inline"
     ]
@@ -214,7 +217,7 @@ def test_nothing_unprintable_leaves_in_any_form(text: str, tmp_path: Path) -> No
         assert found.replace("\n", "").isprintable(), form
         found.encode()
     (document,) = json.loads(render.joined([grid], "json"))
-    assert document["squares"][0]["defense"] == text
+    assert document["cells"][0]["defense"] == text
     with pytest.raises(InputError, match=r"^table 'T': "):
         grid_of(text)
 
@@ -265,7 +268,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
 def test_what_a_terminal_lacks_is_spelled_and_no_footnote_becomes_a_digit() -> None:
     for encoding, text, expected in (
         ("ascii", "71.0¹·²", "71.0[1,2]"),
-        ("ascii", f"71.0 ± 2.0 {DASH} ≤ ∞ {render.MINUS} 3", "71.0 +/- 2.0 - <= inf - 3"),
+        ("ascii", f"71.0 ± 2.0 {DASH} ≤ ∞ {MINUS} 3", "71.0 +/- 2.0 - <= inf - 3"),
         ("ascii", "ü😀", "\\xfc\\U0001f600"),
         ("latin-1", "71.0¹² ± ü", "71.0¹² ± ü"),
         ("latin-1", "71.0⁴", "71.0[4]"),

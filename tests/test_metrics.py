@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench import metrics
 from bench.errors import InputError
-from bench.metrics import METRICS, Scored
+from bench.metrics import METRICS, PerExample
 from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
 from bench.outcomes import take as outcomes_take
 
@@ -42,8 +42,8 @@ quick = settings(max_examples=60, deadline=None, database=None, derandomize=True
 )
 def test_an_answer_holds_or_not(label, rejected, distance, void, stood):
     frame = rows([True], label=[label], rejected=[rejected], distance=[distance], void=[void])
-    assert metrics.holds(frame).tolist() == [stood]
-    assert metrics.holds(arrays(frame)).tolist() == [stood]
+    assert metrics.is_correct(frame).tolist() == [stood]
+    assert metrics.is_correct(arrays(frame)).tolist() == [stood]
 
 
 def test_success_is_an_accepted_answer_that_the_attacker_wants():
@@ -163,14 +163,14 @@ def test_beyond_the_radius_the_clean_image_is_shown():
     attacked = rows([False] * 4, distance=[0.05, 0.1 + 1e-8, 0.2, 0.3])
     still = rows([True, True, True, False], moved=False)
     read = metrics.within(arrays(attacked), arrays(still), 0.1)
-    assert metrics.holds(read).tolist() == [False, False, True, False]
+    assert metrics.is_correct(read).tolist() == [False, False, True, False]
     assert read["distance"].tolist() == [0.05, 0.1 + 1e-8, 0, 0]
 
 
 def test_a_clean_image_that_is_refused_is_wrong_at_every_radius():
     attacked = rows([True], rejected=[True], distance=[0.5])
     still = rows([True], rejected=[True], moved=False)
-    assert not metrics.holds(metrics.within(arrays(attacked), arrays(still), 0.1)).any()
+    assert not metrics.is_correct(metrics.within(arrays(attacked), arrays(still), 0.1)).any()
 
 
 def test_the_median_distance_is_infinite_where_fewer_than_half_are_broken():
@@ -229,7 +229,7 @@ def test_few_values_give_all_of_them():
 
 
 def scored(*values, start=0):
-    return Scored(np.arange(start, start + len(values)), np.array(values, float))
+    return PerExample(np.arange(start, start + len(values)), np.array(values, float))
 
 
 def test_seeds_are_averaged_and_examples_of_one_seed_counted():
@@ -260,8 +260,8 @@ def test_nothing_is_not_zero():
 
 
 def test_the_worst_is_taken_on_what_every_attack_saw():
-    one = Scored(np.array([0, 2, 5]), np.array([1.0, 0, 1]))
-    other = Scored(np.array([2, 3, 5, 7]), np.array([1.0, 0, 1, 0]))
+    one = PerExample(np.array([0, 2, 5]), np.array([1.0, 0, 1]))
+    other = PerExample(np.array([2, 3, 5, 7]), np.array([1.0, 0, 1, 0]))
     found = metrics.settle(METRICS["accuracy"], [one, other])
     assert found.index.tolist() == [2, 5]
     assert found.values.tolist() == [0, 1]
@@ -283,7 +283,7 @@ def test_the_worst_is_at_most_every_attack_and_robust_at_most_clean(attacks):
         worst = metrics.settle(METRICS[name], parts).values.mean()
         assert worst <= min(each.values.mean() for each in parts)
         if name == "robust":
-            assert worst <= metrics.holds(still).mean()
+            assert worst <= metrics.is_correct(still).mean()
 
 
 # --- comparisons -------------------------------------------------------------------------------------
@@ -294,11 +294,11 @@ def test_beats_is_the_one_sided_exact_mcnemar_test(wins, losses):
     one = np.r_[np.ones(wins), np.zeros(losses), np.ones(9), np.zeros(9)]
     other = np.r_[np.zeros(wins), np.ones(losses), np.ones(9), np.zeros(9)]
     expected = stats.binomtest(wins, wins + losses, alternative="greater").pvalue if wins + losses else 1
-    assert metrics.beats(one, other) == pytest.approx(expected, rel=1e-9)
+    assert metrics.mcnemar_p(one, other) == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_example_speaks_once_however_many_seeds_there_are():
-    assert metrics.beats(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
+    assert metrics.mcnemar_p(np.array([1 / 3, 1.0]), np.zeros(2)) == 0.25
 
 
 # --- metrics by name, outcomes as stored -------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_rows_come_back_in_order_with_nan_for_null(tmp_path):
     pq.write_table(pa.Table.from_pandas(frame, schema=pa.schema(fields)), tmp_path / "outcomes.parquet")
     read = load(tmp_path / "outcomes.parquet")
     assert read["index"].tolist() == [1, 3, 5]
-    assert metrics.holds(read).tolist() == [False, True, True]
+    assert metrics.is_correct(read).tolist() == [False, True, True]
     assert read["flat"].tolist() == [1, 0, 0]
     assert read["differs"][:2].tolist() == [1, 0]
     assert np.isnan(read["differs"][2])

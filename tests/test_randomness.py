@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from manifests import cell, clean, first, manifest, rows
+from manifests import but, clean, condition, first, manifest, rows
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import dropout, interpolate, one_hot
 
 from bench import checks, plan, spec, tables
+from bench.conditions import conditions_of
 from bench.manifest import Outcomes
 from bench.registry import DEFENSES
 from suites import TASK, Ran, suite
@@ -31,7 +32,7 @@ class Nearest(nn.Module):
         self.register_buffer("means", means)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.means.T - self.means.square().sum(1) / 2  # type: ignore[operator]
+        return x.flatten(1) @ self.means.T - self.means.cell().sum(1) / 2  # type: ignore[operator]
 
 
 class Noisy(Nearest):
@@ -92,8 +93,8 @@ def ran(folder: Path, network: str, metric: str = "accuracy", **params: Any) -> 
 def flagged(grid: tables.Grid, row: int = 0) -> dict[str, list[str]]:
     """Return the sentences about joined answers, by column."""
     return {
-        heading: [flag.message for flag in square.flags if flag.code == CODE]
-        for heading, square in zip(grid.columns, grid.rows[row].squares, strict=True)
+        heading: [flag.message for flag in cell.flags if flag.code == CODE]
+        for heading, cell in zip(grid.columns, grid.rows[row].cells, strict=True)
     }
 
 
@@ -110,7 +111,7 @@ def test_the_worst_of_a_random_network_is_doubted_and_says_what_chance_may_take(
 ) -> None:
     _, grid = ran(tmp_path, network)
     assert doubted(grid) == ["Worst"]
-    lowest, worst = (square.estimate for square in grid.rows[0].squares[-2:])
+    lowest, worst = (cell.estimate for cell in grid.rows[0].cells[-2:])
     assert lowest is not None
     assert worst is not None
     (said,) = flagged(grid)["Worst"]
@@ -140,7 +141,7 @@ def test_doing_nothing_is_joined_to_every_attack_by_metrics_that_ask_for_it(
 def test_a_deterministic_network_is_not_doubted(tmp_path: Path, metric: str) -> None:
     _, grid = ran(tmp_path, "Nearest", metric)
     assert not doubted(grid)
-    assert not [flag for square in grid.rows[0].squares for flag in square.flags if "answer" in flag.code]
+    assert not [flag for cell in grid.rows[0].cells for flag in cell.flags if "answer" in flag.code]
 
 
 # --- what chance takes ---------------------------------------------------------------------------------
@@ -161,14 +162,14 @@ def test_what_chance_may_take_bounds_what_it_takes(chances: np.ndarray[Any, Any]
     """`chances` says for each attack and kind of example with what chance it holds: the truth is known."""
     draw, copies = np.random.default_rng(0), 800
     p = np.repeat(chances, copies, axis=1)
-    cells, outcomes = [], {}
+    conditions, outcomes = [], {}
     for number, each in enumerate(p):
         stood, again = (draw.uniform(size=each.size) < each for _ in range(2))
-        cells.append(cell(f"a{number}", attack=f"a{number}", random=True))
+        conditions.append(condition(f"a{number}", attack=f"a{number}", random=True))
         outcomes[f"a{number}"] = rows(stood, differs=stood != again)
     table = {"title": "x", "rows": ["defense"], "columns": ["attack"], "extra": ["Min", "Worst"]}
-    grid = tables.cut(manifest(cells, table), "T", outcomes.get)
-    lowest, worst = (square.estimate for square in grid.rows[0].squares[-2:])
+    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    lowest, worst = (cell.estimate for cell in grid.rows[0].cells[-2:])
     assert lowest is not None
     assert worst is not None
     luck = float((p.min(0) - p.prod(0)).mean())
@@ -193,8 +194,8 @@ TABLE = {
 
 
 def two(random: bool, differs: Any, n: int = 40) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    cells = [cell(each, attack=each, random=random, n=n) for each in "ab"]
-    return cells, {"a": rows(first(n, 30), differs=differs), "b": rows(~first(n, 10), differs=differs)}
+    conditions = [condition(each, attack=each, random=random, n=n) for each in "ab"]
+    return conditions, {"a": rows(first(n, 30), differs=differs), "b": rows(~first(n, 10), differs=differs)}
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ def two(random: bool, differs: Any, n: int = 40) -> tuple[list[dict[str, Any]], 
 def test_it_is_doubted_where_answers_differed_or_might_and_were_not_asked_again(
     random: bool, differs: list[bool | None], found: list[str]
 ) -> None:
-    cells, outcomes = two(random, differs)
-    grid = tables.cut(manifest(cells, TABLE), "T", outcomes.get)
+    conditions, outcomes = two(random, differs)
+    grid = tables.cut(manifest(conditions, TABLE), "T", outcomes.get)
     assert doubted(grid) == found
     if differs == [None] * 40 and random:
         assert flagged(grid)["Worst"] == [
@@ -220,16 +221,12 @@ def test_it_is_doubted_where_answers_differed_or_might_and_were_not_asked_again(
         ]
 
 
-def test_manifests_that_do_not_know_whether_a_defense_is_random_are_read() -> None:
-    cells, outcomes = two(False, [None] * 39 + [True])
-    old = [{name: value for name, value in each.items() if name != "random"} for each in cells]
-    assert doubted(tables.cut(manifest(old, TABLE), "T", outcomes.get)) == ["Worst"]
-
-
 def test_one_attack_alone_joins_nothing_and_neither_do_two_views_of_one_job() -> None:
-    cells, outcomes = two(True, [True] * 40)
-    assert not doubted(tables.cut(manifest(cells[:1], {**TABLE, "columns": {"A": {}}}), "T", outcomes.get))
-    same = [cells[0], {**cells[0], "view": "e2e"}]
+    conditions, outcomes = two(True, [True] * 40)
+    assert not doubted(
+        tables.cut(manifest(conditions[:1], {**TABLE, "columns": {"A": {}}}), "T", outcomes.get)
+    )
+    same = [conditions[0], but(conditions[0], view="e2e")]
     assert not doubted(tables.cut(manifest(same, {**TABLE, "columns": {"A": {}}}), "T", outcomes.get))
 
 
@@ -246,13 +243,13 @@ def test_a_square_is_doubted_if_it_joins_and_not_if_it_takes_the_least_of_means(
     attacks: str, over: Mapping[str, Any], found: list[str]
 ) -> None:
     n, views, draw = 40, ("first", "e2e"), np.random.default_rng(0)
-    cells, outcomes = [], {}
+    conditions, outcomes = [], {}
     for attack, view in product(attacks, views):
         job = f"{attack}-{view}"
-        cells.append(cell(job, attack=attack, view=view, random=True, n=n))
+        conditions.append(condition(job, attack=attack, view=view, random=True, n=n))
         outcomes[job] = rows(draw.permutation(first(n, 30)), differs=first(n, 20))
     table = {"title": "x", "rows": ["defense"], "columns": {"All": {}}, "extra": ["Min", "Worst"], **over}
-    assert doubted(tables.cut(manifest(cells, table), "T", outcomes.get)) == found
+    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get)) == found
 
 
 @pytest.mark.parametrize(
@@ -260,24 +257,25 @@ def test_a_square_is_doubted_if_it_joins_and_not_if_it_takes_the_least_of_means(
 )
 def test_targets_that_are_averaged_are_not_joined(mean: list[str], found: list[str]) -> None:
     n = 40
-    cells = [cell(f"t{t}", attack="a", target=t, random=True, n=n) for t in (1, 2, 3)]
+    conditions = [condition(f"t{t}", attack="a", target=t, random=True, n=n) for t in (1, 2, 3)]
     draw = np.random.default_rng(0)
     outcomes = {
         each["job"]: rows(draw.permutation(first(n, 30)), target=[5] * n, differs=first(n, 20))
-        for each in cells
+        for each in conditions
     }
     table = {**TABLE, "columns": {"A": {"attack": "a"}}, "mean_over": mean}
-    assert doubted(tables.cut(manifest(cells, table), "T", outcomes.get)) == found
+    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get)) == found
 
 
 def test_seeds_are_averaged_and_not_joined() -> None:
     n = 40
-    cells = [cell(f"s{seed}", attack="a", seed=seed, random=True, n=n) for seed in range(3)]
+    conditions = [condition(f"s{seed}", attack="a", seed=seed, random=True, n=n) for seed in range(3)]
     outcomes = {
-        each["job"]: rows(np.roll(first(n, 30), 9 * each["seed"]), differs=first(n, 20)) for each in cells
+        each["job"]: rows(np.roll(first(n, 30), 9 * each["coordinates"]["seed"]), differs=first(n, 20))
+        for each in conditions
     }
     table = {**TABLE, "columns": {"A": {"attack": "a"}}}
-    assert not doubted(tables.cut(manifest(cells, table), "T", outcomes.get))
+    assert not doubted(tables.cut(manifest(conditions, table), "T", outcomes.get))
 
 
 def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_fewer() -> None:
@@ -288,15 +286,15 @@ def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_
         return draw.uniform(size=n) < share
 
     def made(random: bool, differs: Any) -> list[str]:
-        cells = [cell("see", random=random, n=n)]
-        cells += [
-            cell(f"b{t}", attack="spsa", use="spsa", access="score", target=t, random=random, n=n)
+        conditions = [condition("see", random=random, n=n)]
+        conditions += [
+            condition(f"b{t}", attack="spsa", use="spsa", access="score", target=t, random=random, n=n)
             for t in range(1, 10)
         ]
-        outcomes = {each["job"]: rows(stood(), differs=differs, target=[5] * n) for each in cells}
+        outcomes = {each["job"]: rows(stood(), differs=differs, target=[5] * n) for each in conditions}
         table = {"title": "x", "rows": ["defense"], "columns": ["attack"]}
-        grid = tables.cut(manifest(cells, table), "T", outcomes.get)
-        return [flag.code for square in grid.rows[0].squares for flag in square.flags if "beats" in flag.code]
+        grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
+        return [flag.code for cell in grid.rows[0].cells for flag in cell.flags if "beats" in flag.code]
 
     # Of a deterministic defense the same outcomes are evidence.
     assert made(False, [None] * n) == ["blind-beats-seeing"]
@@ -305,24 +303,24 @@ def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_
 
 def test_the_union_of_clean_and_attacked_is_doubted_in_hand_written_tables_too() -> None:
     n = 40
-    cells = [cell("a", attack="a", random=True, n=n), clean("c", random=True, n=n)]
+    conditions = [condition("a", attack="a", random=True, n=n), clean("c", random=True, n=n)]
     outcomes = {
         "a": rows(first(n, 30), differs=~first(n, 28)),
         "c": rows(~first(n, 3), moved=False, differs=first(n, 4)),
     }
     columns = {"Clean": {"attack": "clean"}, "A": {"attack": "a"}}
     table = {**TABLE, "columns": columns, "metric": "robust"}
-    grid = tables.cut(manifest(cells, table), "T", outcomes.get)
+    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
     assert doubted(grid) == ["A", "Min", "Worst"]
     # Of 40 answers each, two that held under attack fell when asked again, and one unmoved: 3 of 40. What
     # both leave is 27 of 40, and the lesser of them 30: the same here.
     said = "an example counts by the unluckiest of 2 answers, and 16 of 80 differed when asked again"
     assert flagged(grid)["A"] == [f"{said}: chance alone may take up to 7.5 points"]
     outcomes["a"]["differs"] = ~first(n, 29)
-    grid = tables.cut(manifest(cells, table), "T", outcomes.get)
+    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
     assert flagged(grid)["A"][0].endswith("up to 5.0 points")
     outcomes["a"]["differs"] = ~first(n, 20)
-    grid = tables.cut(manifest(cells, table), "T", outcomes.get)
+    grid = tables.cut(manifest(conditions, table), "T", outcomes.get)
     assert flagged(grid)["A"][0].endswith("up to 7.5 points")
 
 
@@ -356,18 +354,18 @@ def test_draws_of_a_module_that_says_so_are_no_doubt_and_its_cells_know(tmp_path
         {**TASK, "defenses": ["on-silent", "on-said", "on-zero"], "attacks": ["clean"]},
     ]
     made = plan.make(spec.load(suite(tmp_path, defenses, attacks, tasks)))
-    cells = {each["defense"]: each for each in made.manifest()["cells"]}
-    assert {name: each["random"] for name, each in cells.items()} == {
+    conditions = {each["coordinates"]["defense"]: each["facts"] for each in made.manifest()["conditions"]}
+    assert {name: each["random"] for name, each in conditions.items()} == {
         "silent": False,
         "said": True,
         "on-silent": False,
         "on-said": True,
         "on-zero": True,
     }
-    assert cells["said"]["doubts"] == []
-    assert cells["silent"]["doubts"] == ["4 draws of module, whose answers do not differ, are one"]
+    assert conditions["said"]["doubts"] == []
+    assert conditions["silent"]["doubts"] == ["4 draws of module, whose answers do not differ, are one"]
 
 
-def test_it_is_a_doubt_about_squares_and_no_coordinate() -> None:
-    one, other = (cell("a", random=random) for random in (False, True))
+def test_it_is_a_doubt_about_cells_and_no_coordinate() -> None:
+    one, other = conditions_of(manifest([condition("a", random=random) for random in (False, True)], TABLE))
     assert checks.coordinates(one) == checks.coordinates(other)

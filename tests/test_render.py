@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from manifests import cell, clean, first, manifest, paper, rows
+from manifests import clean, condition, first, manifest, paper, rows
 from rich.console import Console
 
 from bench import render, tables
 from bench.checks import coordinates
+from bench.conditions import conditions_of
 from bench.errors import InputError
 from bench.metrics import METRICS
 from bench.outcomes import OUTCOME_COLUMNS
-from bench.quantities import DASH, fraction, spell
-from bench.render import MINUS
+from bench.quantities import DASH, format_value, fraction
+from bench.render import figure, words
+from bench.render.words import MINUS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -40,8 +42,8 @@ PUBLISHED = {
 def grid():
     """Return a table of the CNN-F paper's form, with everything on it that a table can have."""
     given, outcomes = paper(n=120)
-    for each in (*given["cells"], *given["skips"]):
-        each["radius"] = 8 / 255
+    for each in (*given["conditions"], *given["skips"]):
+        each["coordinates"]["radius"] = 8 / 255
     given["data"]["digits"]["name"] = "cifar10"
     given["tables"]["T"]["published"] = PUBLISHED
     for seed in (0, 1, 2):
@@ -54,19 +56,19 @@ def grid():
 @pytest.fixture(scope="module")
 def plain():
     """Return a table with one row and two columns whose numbers are round."""
-    cells = [cell("a", n=10), clean("c", n=10)]
+    conditions = [condition("a", n=10), clean("c", n=10)]
     table = {
         "title": "Plain_table",
         "rows": ["defense"],
         "columns": {"Clean": {"attack": "clean"}, "A|B": {"attack": "pgd"}},
     }
     outcomes = {"a": rows(first(10, 5)), "c": rows(first(10, 9), moved=False)}
-    return tables.cut(manifest(cells, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get)
 
 
 def shown(grid, width=80):
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(render.text(grid))
+    Console(file=out, width=width, color_system=None).print(render.to_text(grid))
     return out.getvalue()
 
 
@@ -74,23 +76,23 @@ def shown(grid, width=80):
 
 
 def test_numbers_in_their_units():
-    assert render.number(0.71349, "percent") == "71.3"
-    assert render.number(1.0, "percent") == "100.0"
-    assert render.number(0.71349, "distance") == "0.713"
-    assert render.number(math.inf, "distance") == "∞"
+    assert words.number(0.71349, "percent") == "71.3"
+    assert words.number(1.0, "percent") == "100.0"
+    assert words.number(0.71349, "distance") == "0.713"
+    assert words.number(math.inf, "distance") == "∞"
 
 
 def test_logits_and_sizes_have_units_of_their_own():
     from bench.metrics import Estimate
 
-    assert render.number(-644.52, "number") == f"{MINUS}644.5"
-    assert render.number(1_465_120, "millions") == "1.47"
+    assert words.number(-644.52, "number") == f"{MINUS}644.5"
+    assert words.number(1_465_120, "millions") == "1.47"
     known = Estimate(-1.0, -2.5, 0.25, 9, None, 1)
     for short in (True, False):
-        assert render.interval(known, "number", short=short) == f"{MINUS}2.5 to 0.2"
-    assert render.interval(Estimate(1.0, None, None, 1, None, 1), "number") == ""
-    assert render.quoted(tables.Quote(-644.5, None), "number") == (f"{MINUS}644.5", "")
-    assert render.quoted(tables.Quote(1.46, None), "millions") == ("1.46", "")
+        assert words.interval(known, "number", short=short) == f"{MINUS}2.5 to 0.2"
+    assert words.interval(Estimate(1.0, None, None, 1, None, 1), "number") == ""
+    assert words.quoted(tables.Quote(-644.5, None), "number") == (f"{MINUS}644.5", "")
+    assert words.quoted(tables.Quote(1.46, None), "millions") == ("1.46", "")
 
 
 def test_a_number_without_an_interval_is_shown_without_one():
@@ -104,11 +106,11 @@ def test_a_number_without_an_interval_is_shown_without_one():
     }
     table = {"title": "x", "rows": {"SDIM": {"attack": "clean"}}, "columns": columns}
     grid = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get)
-    assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.markdown(grid)
-    assert "-- " not in render.latex(grid).partition(r"\midrule")[2]
-    assert "$-$644.5" in render.latex(grid)
+    assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.to_markdown(grid)
+    assert "-- " not in render.to_latex(grid).partition(r"\midrule")[2]
+    assert "$-$644.5" in render.to_latex(grid)
     assert f"{MINUS}644.5" in shown(grid)
-    lines = list(csv.DictReader(io.StringIO(render.csv(grid))))
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(grid))))
     assert [line["unit"] for line in lines] == ["number", "number", "millions", "percent"]
     assert [line["value"] for line in lines] == ["482.5", "-644.5", "1.46512", "100.0"]
     assert (lines[0]["low"], lines[0]["high"]) == ("", "")
@@ -120,7 +122,7 @@ def test_short_intervals_are_never_narrower(n):
 
     for right in range(0, n + 1, max(n // 50, 1)):
         low, high = wilson(right / n, n)
-        short = render.interval(Estimate(right / n, low, high, n, None, 1), "percent", short=True)
+        short = words.interval(Estimate(right / n, low, high, n, None, 1), "percent", short=True)
         shown_low, shown_high = map(int, short.split(DASH))
         assert shown_low <= 100 * low + 1e-6
         assert shown_high >= 100 * high - 1e-6
@@ -138,7 +140,7 @@ def test_short_intervals_are_never_narrower(n):
     ],
 )
 def test_radii_as_the_field_writes_them(value, text):
-    assert spell(value) == text
+    assert format_value(value) == text
     if value is not None:
         assert fraction(text) == pytest.approx(value)
 
@@ -182,10 +184,10 @@ def test_eight_columns_and_three_rows_fit_into_80(grid):
 
 def test_the_terminal_shows_values_spread_interval_and_n(grid):
     text = shown(grid)
-    square = grid.rows[1].squares[1]
-    assert f"{100 * square.estimate.value:.1f}" in text
-    assert f"±{100 * square.estimate.std:.1f}" in text
-    assert render.interval(square.estimate, "percent", short=True) in text
+    cell = grid.rows[1].cells[1]
+    assert f"{100 * cell.estimate.value:.1f}" in text
+    assert f"±{100 * cell.estimate.std:.1f}" in text
+    assert words.interval(cell.estimate, "percent", short=True) in text
     counts = next(line for line in text.splitlines() if line.startswith("n "))
     assert counts.split()[1:] == ["120", "120", "120", "20", "20", "120", "120", "20"]
 
@@ -193,20 +195,20 @@ def test_the_terminal_shows_values_spread_interval_and_n(grid):
 def test_holes_and_bounds_are_never_numbers(grid):
     text = shown(grid)
     assert "not run" in text
-    transfer, lowest, worst = grid.rows[2].squares[5:]
+    transfer, lowest, worst = grid.rows[2].cells[5:]
     assert transfer.estimate is None
-    for square in (lowest, worst):
-        assert f"≤{100 * square.estimate.value:.1f}" in text
+    for cell in (lowest, worst):
+        assert f"≤{100 * cell.estimate.value:.1f}" in text
 
 
 def test_headings_with_brackets_are_text_and_not_markup():
-    cells = [cell("a")]
+    conditions = [condition("a")]
     table = {
         "title": "[bold]x",
         "rows": {"[red]Ours": {"defense": "cnn"}},
         "columns": {"[dim]A": {"attack": "pgd"}},
     }
-    text = shown(tables.cut(manifest(cells, table), "T", {"a": rows(first(4, 2))}.get))
+    text = shown(tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 2))}.get))
     for word in ("[bold]x", "[red]Ours", "[dim]A"):
         assert word in text
 
@@ -226,17 +228,17 @@ def test_notes_stand_once_and_are_pointed_at(grid):
 
 
 def test_markdown_is_a_table_that_github_reads(grid):
-    text = render.markdown(grid)
+    text = render.to_markdown(grid)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    cells = [[part.strip() for part in line.strip("|").split("|")] for line in table]
-    assert cells[0] == ["defense", "readout", *grid.columns]
-    assert set(cells[1]) == {":--", "--:"}
-    square = grid.rows[0].squares[1]
-    value = f"{100 * square.estimate.value:.1f} ± {100 * square.estimate.std:.1f}"
-    low, high = 100 * square.estimate.low, 100 * square.estimate.high
-    assert cells[2][3] == f"**{value}**<br>[{low:.1f}{DASH}{high:.1f}]"
-    assert cells[-1] == ["n", "", "120", "120", "120", "20", "20", "120", "120", "20"]
+    conditions = [[part.strip() for part in line.strip("|").split("|")] for line in table]
+    assert conditions[0] == ["defense", "readout", *grid.columns]
+    assert set(conditions[1]) == {":--", "--:"}
+    cell = grid.rows[0].cells[1]
+    value = f"{100 * cell.estimate.value:.1f} ± {100 * cell.estimate.std:.1f}"
+    low, high = 100 * cell.estimate.low, 100 * cell.estimate.high
+    assert conditions[2][3] == f"**{value}**<br>[{low:.1f}{DASH}{high:.1f}]"
+    assert conditions[-1] == ["n", "", "120", "120", "120", "20", "20", "120", "120", "20"]
     # Every mark has its footnote.
     marks = set(re.findall(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]+", "".join(table)))
     notes = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
@@ -246,30 +248,30 @@ def test_markdown_is_a_table_that_github_reads(grid):
 
 
 def test_a_bar_in_a_heading_does_not_cut_the_table(plain):
-    assert "| A\\|B |" in render.markdown(plain)
+    assert "| A\\|B |" in render.to_markdown(plain)
 
 
 def test_published_numbers_and_differences_are_shown(grid):
-    for text in (shown(grid).replace("\n", " "), render.markdown(grid)):
+    for text in (shown(grid).replace("\n", " "), render.to_markdown(grid)):
         assert "48.72" in text
         assert "Published: Adversarial accuracy on CIFAR-10 (cnnf/3)." in text
         assert "Known difference: narrower nets. Known difference: digits & not objects." in text
-    lines = render.markdown(grid).splitlines()
+    lines = render.to_markdown(grid).splitlines()
     ours = next(at for at, line in enumerate(lines) if line.startswith("| cnnf | avg |"))
     assert lines[ours + 1].startswith("| *published* |  | *80.27 ±0.69* | *48.72 ±0.64* |")
 
 
 def test_latex_is_escaped_and_bold(grid, plain):
-    text = render.latex(grid)
+    text = render.to_latex(grid)
     assert r"\toprule" in text
     assert r"\begin{tabular}{llrrrrrrrr}" in text
-    square = grid.rows[0].squares[1]
-    value, std = 100 * square.estimate.value, 100 * square.estimate.std
+    cell = grid.rows[0].cells[1]
+    value, std = 100 * cell.estimate.value, 100 * cell.estimate.std
     assert rf"\textbf{{{value:.1f} $\pm$ {std:.1f}}}" in text
     assert r"digits \& not objects" in text
     assert "e2e\\_last" in text
     assert "±" not in text.replace("\\", "")
-    assert r"Plain\_table" in render.latex(plain)
+    assert r"Plain\_table" in render.to_latex(plain)
     assert text.count(r"\begin{") == text.count(r"\end{")
 
 
@@ -277,20 +279,20 @@ def test_latex_is_escaped_and_bold(grid, plain):
 
 
 def test_csv_has_a_line_for_each_square_and_documented_columns(grid):
-    lines = list(csv.DictReader(io.StringIO(render.csv(grid))))
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(grid))))
     assert len(lines) == 3 * 8
     documented = (DOCS / "results.md").read_text(encoding="utf-8")
     for name in lines[0]:
         assert f"`{name}`" in documented
     for row, line in zip([row for row in grid.rows for _ in grid.columns], lines, strict=True):
         assert (line["defense"], line["readout"]) == row.label
-        square = row.squares[grid.columns.index(line["column"])]
-        if square.estimate is None:
+        cell = row.cells[grid.columns.index(line["column"])]
+        if cell.estimate is None:
             assert (line["value"], line["low"], line["high"], line["n"], line["seeds"]) == ("",) * 5
             assert line["note"]
         else:
-            assert float(line["value"]) == pytest.approx(100 * square.estimate.value, abs=1e-5)
-            assert int(line["n"]) == square.estimate.n
+            assert float(line["value"]) == pytest.approx(100 * cell.estimate.value, abs=1e-5)
+            assert int(line["n"]) == cell.estimate.n
             assert float(line["low"]) <= float(line["value"]) <= float(line["high"])
     holes = {(line["readout"], line["column"]): line["note"] for line in lines if not line["value"]}
     assert holes == {("last", "Transfer"): "the source is its own victim", ("avg", "Transfer"): "not run"}
@@ -299,21 +301,21 @@ def test_csv_has_a_line_for_each_square_and_documented_columns(grid):
 
 def test_json_says_the_same_as_csv(grid, plain):
     first_, second = json.loads(render.joined([grid, plain], "json"))
-    lines = csv.DictReader(io.StringIO(render.csv(grid)))
-    for record, line in zip(first_["squares"], lines, strict=True):
+    lines = csv.DictReader(io.StringIO(render.to_csv(grid)))
+    for record, line in zip(first_["cells"], lines, strict=True):
         assert {name: "" if value is None else str(value) for name, value in record.items()} == line
-    assert second["squares"][1]["value"] == 50
+    assert second["cells"][1]["value"] == 50
     assert first_["flags"][0]["code"] == "unequal-examples"
 
 
 def test_an_infinite_median_survives_json():
-    cells = [cell("a", radius=None, budget="distance")]
+    conditions = [condition("a", radius=None, budget="distance")]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "pgd"}}, "metric": "distance"}
-    grid = tables.cut(manifest(cells, table), "T", {"a": rows(first(4, 3))}.get)
-    square = json.loads(render.joined([grid], "json"))[0]["squares"][0]
-    assert (square["value"], square["unit"]) == ("inf", "distance")
+    grid = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get)
+    cell = json.loads(render.joined([grid], "json"))[0]["cells"][0]
+    assert (cell["value"], cell["unit"]) == ("inf", "distance")
     assert "∞" in shown(grid)
-    assert r"$\infty$" in render.latex(grid)
+    assert r"$\infty$" in render.to_latex(grid)
 
 
 @pytest.mark.parametrize("form", ["text", "markdown", "csv", "latex", "json"])
@@ -329,8 +331,8 @@ def test_several_tables_as_one_text(grid, plain, form):
 
 def curves(**changes):
     radii = (0.1, 0.2, 0.3)
-    cells = [
-        cell(f"{defense}{radius}", defense=defense, radius=radius, n=100)
+    conditions = [
+        condition(f"{defense}{radius}", defense=defense, radius=radius, n=100)
         for defense in ("cnn", "cnnf")
         for radius in radii
     ]
@@ -348,15 +350,15 @@ def curves(**changes):
         "figure": {"x": "radius"},
         **changes,
     }
-    return tables.cut(manifest(cells, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get)
 
 
 def drawn(grid):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    for curve, style in zip(render._curves(grid), render._styles(), strict=False):
-        render._draw(axes, curve, style)
+    for curve, style in zip(figure._curves(grid), figure._styles(), strict=False):
+        figure._draw(axes, curve, style)
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}, axes
 
 
@@ -378,7 +380,7 @@ def test_a_curve_for_each_column_where_the_axis_runs_over_rows():
 def test_a_figure_is_the_same_file_each_time(tmp_path, form):
     grid = curves()
     for name in ("one", "two"):
-        render.figure(grid, tmp_path / f"{name}.{form}")
+        render.draw(grid, tmp_path / f"{name}.{form}")
     one = (tmp_path / f"one.{form}").read_bytes()
     assert one == (tmp_path / f"two.{form}").read_bytes()
     if form == "svg":
@@ -388,9 +390,9 @@ def test_a_figure_is_the_same_file_each_time(tmp_path, form):
 
 def test_a_table_without_a_figure_cannot_be_drawn(plain, tmp_path):
     with pytest.raises(InputError, match="names no figure"):
-        render.figure(plain, tmp_path / "x.png")
+        render.draw(plain, tmp_path / "x.png")
     with pytest.raises(InputError, match="cannot be drawn"):
-        render.figure(curves(), tmp_path / "x.docx")
+        render.draw(curves(), tmp_path / "x.docx")
 
 
 # --- documentation -----------------------------------------------------------------------------------
@@ -398,7 +400,8 @@ def test_a_table_without_a_figure_cannot_be_drawn(plain, tmp_path):
 
 def test_everything_stored_is_documented():
     documented = (DOCS / "results.md").read_text(encoding="utf-8")
-    for name in (*OUTCOME_COLUMNS, *METRICS, *cell("a")):
+    given = condition("a")
+    for name in (*OUTCOME_COLUMNS, *METRICS, *given, *given["coordinates"], *given["facts"]):
         assert f"`{name}`" in documented, name
     section = documented.partition("## outcomes.parquet")[2].partition("\n## ")[0]
     for name, (kind, null) in OUTCOME_COLUMNS.items():
@@ -407,6 +410,9 @@ def test_everything_stored_is_documented():
         assert entry.split(" | ")[1] == expected
 
 
-def test_coordinates_leave_facts_out():
-    assert dict(coordinates(cell("a"), "seed"))["view"] == "first"
-    assert "job" not in dict(coordinates(cell("a")))
+def test_what_conditions_are_grouped_by_are_coordinates_alone():
+    (one,) = conditions_of(manifest([condition("a", **{"serve.cycles": 2})], {}))
+    assert dict(coordinates(one)) == one.coordinates
+    assert dict(coordinates(one, "seed", "serve")) == {
+        name: value for name, value in one.coordinates.items() if name not in ("seed", "serve.cycles")
+    }

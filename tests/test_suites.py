@@ -102,9 +102,9 @@ def test_every_table_of_a_paper_is_planned_without_its_data(name: str, planned: 
     known = {cell.job.key for cell in plan.cells}
     for key in manifest["tables"]:
         assert tables.jobs(manifest, key) <= known
-        # Every square has a cell or a reason, or nobody asks for it.
+        # Every cell has a condition or a reason, or nobody asks for it.
         grid = tables.cut(manifest, key, lambda _: None)
-        assert {each.hole for row in grid.rows for each in row.squares} <= {"not run", "–"}  # noqa: RUF001
+        assert {each.hole for row in grid.rows for each in row.cells} <= {"not run", "–"}  # noqa: RUF001
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,7 +113,7 @@ def test_what_is_skipped_says_why(name: str, planned: dict[str, Any]) -> None:
     reasons = {skip["reason"] for skip in manifest["skips"]}
     missing = {attack: given["use"] for attack, given in manifest["attacks"].items() if given.get("planned")}
     for attack, use in missing.items():
-        own = [skip["reason"] for skip in manifest["skips"] if skip["attack"] == attack]
+        own = [skip["reason"] for skip in manifest["skips"] if skip["coordinates"]["attack"] == attack]
         assert own, attack
         assert all(each.startswith(f"{use} is planned: it comes with") for each in own)
     others = {each for each in reasons if "is planned" not in each}
@@ -160,14 +160,14 @@ def test_a_miniature_runs_and_every_table_is_printed(name: str, tmp_path: Path) 
     manifest = {**ran.plan.manifest(), "data": document["data"]}
     for key, table in document["tables"].items():
         grid = tables.cut(manifest, str(key), Outcomes(ran.store.root))
-        squares = [square for row in grid.rows for square in row.squares]
-        assert not [each for each in squares if each.hole == "not run"]
-        Console(file=io.StringIO(), width=80).print(render.text(grid))
+        cells = [cell for row in grid.rows for cell in row.cells]
+        assert not [each for each in cells if each.hole == "not run"]
+        Console(file=io.StringIO(), width=80).print(render.to_text(grid))
         for form in ("markdown", "csv", "latex", "json"):
             assert render.joined([grid], form)
         if "figure" in table:
-            render.figure(grid, tmp_path / "figure.svg")
+            render.draw(grid, tmp_path / "figure.svg")
     numbers = {"sdim": ("1", "Parameters"), "apinet": ("1", "PGD-40"), "breakdgm": ("released", "PGD")}
     key, heading = numbers[name]
     grid = tables.cut(manifest, key, Outcomes(ran.store.root))
-    assert all(row.squares[grid.columns.index(heading)].estimate is not None for row in grid.rows)
+    assert all(row.cells[grid.columns.index(heading)].estimate is not None for row in grid.rows)

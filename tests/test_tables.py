@@ -1,16 +1,22 @@
+from dataclasses import fields
 from statistics import stdev
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifests import PAPER, cell, clean, first, manifest, paper, rows
+from manifests import PAPER, clean, condition, first, manifest, paper, rows, skip
 from pydantic import ValidationError
 
-from bench import metrics, tables
+from bench import metrics, published, render, spec, tables
+from bench import plan as planning
+from bench.conditions import Facts, conditions_of
 from bench.errors import InputError
-from bench.layout import Table, arrange
+from bench.layout import arrange
 from bench.quantities import DASH
+from bench.table_models import Table
+from suites import TASK
+from suites import suite as written_suite
 
 quick = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
@@ -25,15 +31,15 @@ TWO = {
 
 def suite(a, b, still=None, *, seeds=1, **changes):
     """Return a manifest and outcomes: `a` and `b` say for each seed which examples stood."""
-    cells, outcomes = [], {}
+    conditions, outcomes = [], {}
     for seed in range(seeds):
         for name, stood in (("a", a[seed]), ("b", b[seed])):
-            cells.append(cell(f"{name}{seed}", attack=name, seed=seed, n=len(stood)))
+            conditions.append(condition(f"{name}{seed}", attack=name, seed=seed, n=len(stood)))
             outcomes[f"{name}{seed}"] = rows(stood)
         n = len(a[seed])
-        cells.append(clean(f"clean{seed}", seed=seed, n=n))
+        conditions.append(clean(f"clean{seed}", seed=seed, n=n))
         outcomes[f"clean{seed}"] = rows(first(n, n) if still is None else still[seed], moved=False)
-    return manifest(cells, {**TWO, **changes}), outcomes
+    return manifest(conditions, {**TWO, **changes}), outcomes
 
 
 def cut(given, outcomes):
@@ -41,19 +47,19 @@ def cut(given, outcomes):
 
 
 def values(grid, row=0):
-    return [each.estimate and each.estimate.value for each in grid.rows[row].squares]
+    return [each.estimate and each.estimate.value for each in grid.rows[row].cells]
 
 
-# --- what squares hold -------------------------------------------------------------------------------
+# --- what cells hold -------------------------------------------------------------------------------
 
 
-def test_squares_of_one_seed():
+def test_cells_of_one_seed():
     grid = cut(*suite([first(10, 6)], [first(10, 8)], [first(10, 9)]))
     assert grid.columns == ("Clean", "A", "B", "Min", "Worst")
     assert grid.rows[0].label == ("cnn", "last")
     assert values(grid) == [0.9, 0.6, 0.8, 0.6, 0.6]
-    assert grid.rows[0].squares[1].estimate.std is None
-    assert [each.weakest for each in grid.rows[0].squares] == [False, True, False, False, False]
+    assert grid.rows[0].cells[1].estimate.std is None
+    assert [each.weakest for each in grid.rows[0].cells] == [False, True, False, False, False]
     assert grid.question == {"data": "digits", "norm": "linf", "radius": "0.1"}
 
 
@@ -68,8 +74,8 @@ def test_min_has_the_spread_of_its_column_and_worst_its_own():
     a = [first(10, 6), first(10, 2)]
     b = [first(10, 5), first(10, 5)]
     grid = cut(*suite(a, b, seeds=2))
-    lowest, worst = grid.rows[0].squares[3:]
-    assert lowest.estimate == grid.rows[0].squares[1].estimate
+    lowest, worst = grid.rows[0].cells[3:]
+    assert lowest.estimate == grid.rows[0].cells[1].estimate
     assert lowest.estimate.std == pytest.approx(stdev([0.6, 0.2]))
     assert worst.estimate.value == pytest.approx((0.5 + 0.2) / 2)
     assert worst.estimate.std == pytest.approx(stdev([0.5, 0.2]))
@@ -78,9 +84,9 @@ def test_min_has_the_spread_of_its_column_and_worst_its_own():
 
 def test_worst_is_of_the_examples_that_all_saw_and_prints_their_number():
     grid = cut(*suite([first(20, 10)], [first(5, 4)]))
-    squares = grid.rows[0].squares
+    cells = grid.rows[0].cells
     assert values(grid) == [1, 0.5, 0.8, 0.5, 0.8]
-    assert [each.estimate.n for each in squares] == [20, 20, 5, 20, 5]
+    assert [each.estimate.n for each in cells] == [20, 20, 5, 20, 5]
     assert [flag.code for flag in grid.flags] == ["unequal-examples"]
 
 
@@ -97,7 +103,7 @@ def test_success_has_a_max():
     grid = cut(given, outcomes)
     # Of the eight that are right when clean, A breaks two and B six.
     assert values(grid) == [0, 0.25, 0.75, 0.75, 0.75]
-    assert grid.rows[0].squares[2].weakest
+    assert grid.rows[0].cells[2].weakest
 
 
 def test_a_square_without_a_pinned_attack_takes_the_worst_and_leaves_doing_nothing_out():
@@ -109,27 +115,27 @@ def test_a_square_without_a_pinned_attack_takes_the_worst_and_leaves_doing_nothi
 
 
 def test_targets_are_settled_by_the_worst_or_averaged():
-    cells = [cell(f"t{t}", target=t, attack="a") for t in (1, 2)] + [clean("c")]
+    conditions = [condition(f"t{t}", target=t, attack="a") for t in (1, 2)] + [clean("c")]
     outcomes = {
         "t1": rows(first(10, 5), target=[5] * 10),
         "t2": rows(~first(10, 5), target=[5] * 10),
         "c": rows(first(10, 10), moved=False),
     }
     table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}, "metric": "success"}
-    assert values(cut(manifest(cells, table), outcomes)) == [1]
-    grid = cut(manifest(cells, {**table, "mean_over": ["seed", "target"]}), outcomes)
+    assert values(cut(manifest(conditions, table), outcomes)) == [1]
+    grid = cut(manifest(conditions, {**table, "mean_over": ["seed", "target"]}), outcomes)
     assert values(grid) == [0.5]
-    assert grid.rows[0].squares[0].estimate.n == 10
+    assert grid.rows[0].cells[0].estimate.n == 10
 
 
 def test_a_mean_over_some_of_the_targets_is_no_number():
-    cells = [cell(f"t{t}", target=t, attack="a") for t in (1, 2)]
+    conditions = [condition(f"t{t}", target=t, attack="a") for t in (1, 2)]
     outcomes = {"t1": rows(first(10, 5))}
     table = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "a"}}}
-    square = cut(manifest(cells, table), outcomes).rows[0].squares[0]
-    assert (square.estimate.value, square.bound) == (0.5, "≤")
-    square = cut(manifest(cells, {**table, "mean_over": ["seed", "target"]}), outcomes).rows[0].squares[0]
-    assert (square.estimate, square.hole) == (None, "not run")
+    cell = cut(manifest(conditions, table), outcomes).rows[0].cells[0]
+    assert (cell.estimate.value, cell.bound) == (0.5, "≤")
+    cell = cut(manifest(conditions, {**table, "mean_over": ["seed", "target"]}), outcomes).rows[0].cells[0]
+    assert (cell.estimate, cell.hole) == (None, "not run")
 
 
 def test_every_job_is_read_once():
@@ -161,8 +167,8 @@ masks = st.integers(1, 12).flatmap(
 @given(masks, st.sampled_from(["accuracy", "robust"]))
 def test_worst_min_and_clean_are_in_order(drawn, metric):
     a, b, still = (np.array(drawn[at : at + 2]) for at in (0, 2, 4))
-    squares = values(cut(*suite(a, b, still, seeds=2, metric=metric)))
-    unmoved, one, other, lowest, worst = squares
+    cells = values(cut(*suite(a, b, still, seeds=2, metric=metric)))
+    unmoved, one, other, lowest, worst = cells
     assert lowest == min(one, other)
     assert worst <= lowest
     expected = np.mean(
@@ -181,15 +187,15 @@ def test_a_hole_is_never_a_number(missing):
     for place in missing:
         del outcomes[names[place]]
     row = cut(given, outcomes).rows[0]
-    for heading, square in zip(("Clean", "A", "B"), row.squares, strict=False):
+    for heading, cell in zip(("Clean", "A", "B"), row.cells, strict=False):
         seeds = [seed for seed in (0, 1) if f"{heading.lower()}{seed}" in outcomes]
-        assert (square.estimate is None) == (not seeds)
-        assert (square.hole == "not run") == (not seeds)
-        assert ("1 of 2 seeds" in square.notes) == (len(seeds) == 1)
+        assert (cell.estimate is None) == (not seeds)
+        assert (cell.hole == "not run") == (not seeds)
+        assert ("1 of 2 seeds" in cell.notes) == (len(seeds) == 1)
         if seeds:
-            assert square.estimate.value == {"Clean": 1, "A": 0.5, "B": 0.4}[heading]
-    lowest = row.squares[3]
-    here = [square for square in row.squares[1:3] if square.estimate]
+            assert cell.estimate.value == {"Clean": 1, "A": 0.5, "B": 0.4}[heading]
+    lowest = row.cells[3]
+    here = [cell for cell in row.cells[1:3] if cell.estimate]
     assert (lowest.bound == "≤") == (len(here) == 1)
     assert (lowest.hole == "not run") == (not here)
 
@@ -200,10 +206,10 @@ def test_a_hole_is_never_a_number(missing):
 def test_a_missing_column_bounds_min_and_worst():
     given, outcomes = suite([first(10, 6)], [first(10, 2)])
     del outcomes["b0"]
-    clean_, a, b, lowest, worst = cut(given, outcomes).rows[0].squares
+    clean_, a, b, lowest, worst = cut(given, outcomes).rows[0].cells
     assert (b.estimate, b.hole, b.notes) == (None, "not run", ())
-    for square in (lowest, worst):
-        assert (square.estimate.value, square.bound, square.notes) == (0.6, "≤", ("without B (not run)",))
+    for cell in (lowest, worst):
+        assert (cell.estimate.value, cell.bound, cell.notes) == (0.6, "≤", ("without B (not run)",))
     # Which column is the weakest is not known.
     assert not any(each.weakest for each in (clean_, a, b))
 
@@ -211,27 +217,27 @@ def test_a_missing_column_bounds_min_and_worst():
 def test_worst_takes_the_seeds_that_are_whole():
     given, outcomes = suite([first(10, 6), first(10, 8)], [first(10, 7), first(10, 5)], seeds=2)
     del outcomes["b0"]
-    worst = cut(given, outcomes).rows[0].squares[4]
+    worst = cut(given, outcomes).rows[0].cells[4]
     assert (worst.estimate.value, worst.bound, worst.notes) == (0.5, "", ("1 of 2 seeds",))
 
 
 def test_worst_without_a_whole_seed_takes_those_that_lack_least():
     a, b = [first(10, 6)] * 2, [first(10, 7)] * 2
     given, outcomes = suite(a, b, seeds=2)
-    given["cells"] += [cell(f"c{seed}", attack="c", seed=seed) for seed in (0, 1)]
+    given["conditions"] += [condition(f"c{seed}", attack="c", seed=seed) for seed in (0, 1)]
     given["tables"]["T"]["columns"] = {**TWO["columns"], "C": {"attack": "c"}}
     del outcomes["b1"]
-    worst = cut(given, outcomes).rows[0].squares[-1]
+    worst = cut(given, outcomes).rows[0].cells[-1]
     assert (worst.estimate.value, worst.bound) == (0.6, "≤")
     assert worst.notes == ("1 of 2 seeds", "without C (not run)")
 
 
 def test_a_combination_that_no_task_asks_for_is_a_dash():
     given, outcomes = suite([first(10, 6)], [first(10, 2)])
-    given["cells"].append(cell("other", attack="a", defense="cnnf"))
+    given["conditions"].append(condition("other", attack="a", defense="cnnf"))
     outcomes["other"] = rows(first(10, 5))
     grid = cut(given, outcomes)
-    still, a, b, lowest, worst = grid.rows[1].squares
+    still, a, b, lowest, worst = grid.rows[1].cells
     assert [each.hole for each in (still, a, b)] == [DASH, "", DASH]
     # What nobody asked for is not missing.
     assert (lowest.bound, worst.bound, worst.estimate.value) == ("", "", 0.5)
@@ -239,30 +245,74 @@ def test_a_combination_that_no_task_asks_for_is_a_dash():
 
 def test_a_skip_is_a_dash_with_its_reason():
     given, outcomes = suite([first(10, 6)], [first(10, 2)])
-    skipped = {**cell("x", attack="b", defense="cnnf"), "reason": "the source is its own victim"}
-    given["cells"].append(cell("other", attack="a", defense="cnnf"))
+    skipped = skip("the source is its own victim", attack="b", defense="cnnf")
+    given["conditions"].append(condition("other", attack="a", defense="cnnf"))
     given["skips"].append(skipped)
     outcomes["other"] = rows(first(10, 5))
-    square = cut(given, outcomes).rows[1].squares[2]
-    assert (square.hole, square.notes) == (DASH, ("the source is its own victim",))
+    cell = cut(given, outcomes).rows[1].cells[2]
+    assert (cell.hole, cell.notes) == (DASH, ("the source is its own victim",))
 
 
 def test_robust_without_the_clean_run_is_a_hole():
     given, outcomes = suite([first(10, 6)], [first(10, 2)], metric="robust")
     del outcomes["clean0"]
-    square = cut(given, outcomes).rows[0].squares[1]
-    assert (square.hole, square.notes) == ("not run", ("not run: the clean images",))
-    given["cells"] = [each for each in given["cells"] if each["use"] != "none"]
+    cell = cut(given, outcomes).rows[0].cells[1]
+    assert (cell.hole, cell.notes) == ("not run", ("not run: the clean images",))
+    given["conditions"] = [each for each in given["conditions"] if not each["facts"]["idle"]]
     given["tables"]["T"]["columns"] = {"A": {"attack": "a"}}
     given["tables"]["T"]["extra"] = []
-    square = cut(given, outcomes).rows[0].squares[0]
-    assert (square.hole, square.notes) == (DASH, ("no task asks for the attack none here",))
+    cell = cut(given, outcomes).rows[0].cells[0]
+    assert (cell.hole, cell.notes) == (DASH, ("no task asks about the unmoved images here (use: none)",))
 
 
 def test_a_rate_of_nothing_is_a_hole():
     given, outcomes = suite([first(10, 10)], [first(10, 10)], metric="detection", extra=[])
-    square = cut(given, outcomes).rows[0].squares[1]
-    assert (square.estimate, square.hole, square.notes) == (None, DASH, ("no example counts",))
+    cell = cut(given, outcomes).rows[0].cells[1]
+    assert (cell.estimate, cell.hole, cell.notes) == (None, DASH, ("no example counts",))
+
+
+# --- facts -------------------------------------------------------------------------------------------
+
+
+def test_a_fact_that_is_not_known_here_changes_no_table():
+    """Facts are no coordinates: a new one has neither to be shown nor to be pinned."""
+    given, outcomes = paper(n=60)
+    before = render.joined([cut(given, outcomes)], "json")
+    needed = tables.jobs(given, "T")
+    for place, each in enumerate(given["conditions"]):
+        each["facts"]["passes"] = place
+        each["facts"]["origin"] = {"seed": place}
+    tables.check(given, "T")
+    assert tables.jobs(given, "T") == needed
+    assert render.joined([cut(given, outcomes)], "json") == before
+
+
+def test_a_coordinate_that_is_not_known_here_must_be_shown_or_pinned():
+    given, _ = paper()
+    for place, each in enumerate(given["conditions"]):
+        each["coordinates"]["serve.cycles"] = place % 2
+    assert "hides serve.cycles: [0, 1]" in refusal(given)
+
+
+def test_what_does_nothing_is_known_by_the_fact_and_by_no_name():
+    """An attack of any name that declares to do nothing gives the clean answers, and none of any other does."""
+    given, outcomes = suite([first(10, 6)], [first(10, 9)], [first(10, 8)], metric="robust")
+    expected = values(cut(given, outcomes))
+    for each in given["conditions"]:
+        idle = each["facts"]["idle"]
+        each["facts"]["use"] = "mylab/unmoved" if idle else "none"
+        each["facts"]["access"] = "gradient"
+    assert values(cut(given, outcomes)) == expected == [0.8, 0.6, 0.8, 0.6, 0.6]
+
+
+def test_every_plan_tells_the_facts_that_tables_need(tmp_path):
+    path = written_suite(
+        tmp_path, {"net": {"use": "toy/linear"}}, {"clean": {"use": "none"}, "fgsm": {"use": "fgsm"}}, [TASK]
+    )
+    given = planning.make(spec.load(path)).manifest()
+    names = [field.name for field in fields(Facts)]
+    assert {tuple(sorted(each["facts"])) for each in given["conditions"]} == {tuple(sorted(names))}
+    assert {each.coordinates["attack"] for each in conditions_of(given) if each.facts.idle} == {"clean"}
 
 
 # --- radii -------------------------------------------------------------------------------------------
@@ -274,8 +324,8 @@ def minimal(distance, stood=None):
 
 
 def test_an_attack_without_a_radius_is_read_at_any():
-    cells = [
-        cell("free", attack="cw", radius=None, budget="distance", n=4),
+    conditions = [
+        condition("free", attack="cw", radius=None, budget="distance", n=4),
         clean("still", radius=None, n=4),
     ]
     outcomes = {"free": minimal([0.05, 0.1, 0.2, 0.3]), "still": rows([True, True, True, False], moved=False)}
@@ -286,24 +336,25 @@ def test_an_attack_without_a_radius_is_read_at_any():
         "columns": ["radius"],
         "radii": ["0.01", 0.1, "1/2"],
     }
-    grid = cut(manifest(cells, table), outcomes)
+    grid = cut(manifest(conditions, table), outcomes)
     assert grid.columns == ("0.01", "0.1", "0.5")
     # The last example is wrong when clean, and is broken at every radius.
     assert values(grid) == [0.75, 0.25, 0]
-    assert [each.flags for each in grid.rows[0].squares] == [(), (), ()]
+    assert [each.flags for each in grid.rows[0].cells] == [(), (), ()]
 
 
 def test_an_attack_without_a_radius_in_a_cell_with_one_needs_the_clean_answers():
-    cells = [cell("free", attack="cw", budget="distance", radius=0.1)]
+    conditions = [condition("free", attack="cw", budget="distance", radius=0.1)]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "cw"}}}
-    square = cut(manifest(cells, table), {"free": minimal([0.05, 0.2])}).rows[0].squares[0]
-    assert (square.estimate, square.hole) == (None, DASH)
-    assert tables.jobs(manifest([*cells, clean("still")], table), "T") == {"free", "still"}
+    cell = cut(manifest(conditions, table), {"free": minimal([0.05, 0.2])}).rows[0].cells[0]
+    assert (cell.estimate, cell.hole) == (None, DASH)
+    assert tables.jobs(manifest([*conditions, clean("still")], table), "T") == {"free", "still"}
 
 
 def test_the_worst_of_attacks_without_a_radius_is_the_least_distance():
-    cells = [
-        cell(name, attack=name, norm="l2", radius=None, budget="distance", n=3) for name in ("cw", "deepfool")
+    conditions = [
+        condition(name, attack=name, norm="l2", radius=None, budget="distance", n=3)
+        for name in ("cw", "deepfool")
     ]
     outcomes = {
         "cw": minimal([0.1, 0.4, 0.3], [False, False, True]),
@@ -316,31 +367,31 @@ def test_the_worst_of_attacks_without_a_radius_is_the_least_distance():
         "metric": "distance",
         "extra": ["Min", "Worst"],
     }
-    grid = cut(manifest(cells, table), outcomes)
+    grid = cut(manifest(conditions, table), outcomes)
     assert values(grid) == [0.4, 0.2, 0.2, 0.2]
     assert grid.units == ("distance",) * 4
     outcomes["cw"] = minimal([0.1, 0.4, 0.3], [False, True, True])
-    square = cut(manifest(cells, table), outcomes).rows[0].squares[0]
-    assert square.estimate.value == np.inf
-    assert square.notes == ("33.3 % of the examples were broken",)
+    cell = cut(manifest(conditions, table), outcomes).rows[0].cells[0]
+    assert cell.estimate.value == np.inf
+    assert cell.notes == ("33.3 % of the examples were broken",)
 
 
 # --- selections --------------------------------------------------------------------------------------
 
 
 def test_rows_and_columns_by_name_and_by_coordinate():
-    cells = [
-        cell(f"{defense}{radius}", defense=defense, radius=radius)
+    conditions = [
+        condition(f"{defense}{radius}", defense=defense, radius=radius)
         for defense in ("cnn", "cnnf")
         for radius in (0.1, 8 / 255)
     ]
-    outcomes = {each["job"]: rows(first(10, 5)) for each in cells}
+    outcomes = {each["job"]: rows(first(10, 5)) for each in conditions}
     table = {
         "title": "x",
         "rows": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
         "columns": ["radius"],
     }
-    grid = cut(manifest(cells, table), outcomes)
+    grid = cut(manifest(conditions, table), outcomes)
     assert [row.label for row in grid.rows] == [("Ours",), ("Plain",)]
     assert grid.columns == ("0.1", "8/255")
     table = {
@@ -348,62 +399,62 @@ def test_rows_and_columns_by_name_and_by_coordinate():
         "rows": ["radius"],
         "columns": {"Ours": {"defense": "cnnf"}, "Plain": {"defense": "cnn"}},
     }
-    grid = cut(manifest(cells, table), outcomes)
+    grid = cut(manifest(conditions, table), outcomes)
     assert [row.label for row in grid.rows] == [("0.1",), ("8/255",)]
     assert grid.heads == ("radius",)
 
 
 @pytest.mark.parametrize("written", ["8/255", 8 / 255, "16/510"])
 def test_a_radius_is_a_number_or_a_fraction(written):
-    cells = [cell("a", radius=8 / 255), cell("b", radius=0.1)]
+    conditions = [condition("a", radius=8 / 255), condition("b", radius=0.1)]
     table = {
         "title": "x",
         "where": {"radius": written},
         "rows": ["defense"],
         "columns": {"A": {"attack": "pgd"}},
     }
-    assert arrange(manifest(cells, table), "T").jobs() == {"a"}
+    assert arrange(manifest(conditions, table), "T").jobs() == {"a"}
 
 
 @pytest.mark.parametrize("written", [None, "inf", float("inf")])
 def test_no_radius_is_null_or_infinite(written):
-    cells = [cell("a", radius=None, budget="distance"), cell("b", radius=0.1)]
+    conditions = [condition("a", radius=None, budget="distance"), condition("b", radius=0.1)]
     table = {
         "title": "x",
         "where": {"radius": written},
         "rows": ["defense"],
         "columns": {"A": {"attack": "pgd"}},
     }
-    assert arrange(manifest(cells, table), "T").jobs() == {"a"}
+    assert arrange(manifest(conditions, table), "T").jobs() == {"a"}
 
 
 def test_a_list_is_any_of_its_values_and_a_placeholder_is_the_rows():
     given, _ = paper()
     given["tables"]["T"]["columns"] = {"PGD": {"attack": ["pgd"], "view": ["first", "e2e_{readout}"]}}
     layout = arrange(given, "T")
-    places = {line.label: {each["view"] for each in line.places[0].cells} for line in layout.lines}
+    places = {row.label: {each.view for each in row.slots[0].conditions} for row in layout.rows}
     assert places[("cnnf", "avg")] == {"first", "e2e_avg"}
     assert places[("cnnf", "last")] == {"first", "e2e_last"}
 
 
 def test_served_parameters_are_coordinates():
-    cells = [cell(f"c{cycles}", defense="cnnf", **{"serve.cycles": cycles}) for cycles in (0, 2)]
+    conditions = [condition(f"c{cycles}", defense="cnnf", **{"serve.cycles": cycles}) for cycles in (0, 2)]
     table = {"title": "x", "rows": ["defense", "serve.cycles"], "columns": {"PGD": {"attack": "pgd"}}}
-    grid = cut(manifest([*cells, cell("plain")], table), {})
+    grid = cut(manifest([*conditions, condition("plain")], table), {})
     assert [row.label for row in grid.rows] == [("cnnf", "0"), ("cnnf", "2"), ("cnn", DASH)]
 
 
 def test_columns_may_have_metrics_of_their_own():
-    cells = [clean("c")]
+    conditions = [clean("c")]
     outcomes = {"c": rows(first(10, 9), rejected=~first(10, 8), moved=False)}
     columns = {
         "Accuracy": {"attack": "clean"},
         "Rejected": {"attack": "clean", "metric": "rejection"},
         "Accuracy of the rest": {"attack": "clean", "metric": "selective"},
     }
-    grid = cut(manifest(cells, {"title": "x", "rows": ["defense"], "columns": columns}), outcomes)
+    grid = cut(manifest(conditions, {"title": "x", "rows": ["defense"], "columns": columns}), outcomes)
     assert values(grid) == [0.8, 0.2, 1]
-    assert [each.estimate.n for each in grid.rows[0].squares] == [10, 10, 8]
+    assert [each.estimate.n for each in grid.rows[0].cells] == [10, 10, 8]
 
 
 # --- refusals ----------------------------------------------------------------------------------------
@@ -423,9 +474,9 @@ def test_a_table_that_hides_a_readout_is_refused():
 
 
 def test_a_readout_hides_between_columns_too():
-    cells = [cell("a", attack="a", readout="last"), cell("b", attack="b", readout="avg")]
+    conditions = [condition("a", attack="a", readout="last"), condition("b", attack="b", readout="avg")]
     table = {**TWO, "rows": ["defense"], "columns": {"A": {"attack": "a"}, "B": {"attack": "b"}}, "extra": []}
-    assert refusal(manifest(cells, table)).startswith("table 'T' hides readout: ['avg', 'last']")
+    assert refusal(manifest(conditions, table)).startswith("table 'T' hides readout: ['avg', 'last']")
 
 
 @pytest.mark.parametrize(
@@ -440,85 +491,90 @@ def test_a_readout_hides_between_columns_too():
     ],
 )
 def test_a_question_or_a_choice_of_the_defender_is_never_merged(name, one, other, shown):
-    cells = [cell("a", **{name: one}), cell("b", **{name: other})]
+    conditions = [condition("a", **{name: one}), condition("b", **{name: other})]
     table = {"title": "x", "rows": ["readout"], "columns": {"PGD": {"attack": "pgd"}}}
-    assert refusal(manifest(cells, table)).startswith(f"table 'T' hides {name}: {shown}")
+    assert refusal(manifest(conditions, table)).startswith(f"table 'T' hides {name}: {shown}")
     # In sight, or pinned, it is neither.
-    tables.check(manifest(cells, {**table, "rows": [name]}), "T")
-    tables.check(manifest(cells, {**table, "where": {name: one}}), "T")
+    tables.check(manifest(conditions, {**table, "rows": [name]}), "T")
+    tables.check(manifest(conditions, {**table, "where": {name: one}}), "T")
 
 
 def test_questions_of_different_rows_must_be_in_sight():
-    cells = [cell("a", defense="cnn", radius=0.1), cell("b", defense="cnnf", radius=0.2)]
+    conditions = [condition("a", defense="cnn", radius=0.1), condition("b", defense="cnnf", radius=0.2)]
     table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}}
-    assert refusal(manifest(cells, table)).startswith("table 'T' hides radius: [0.1, 0.2]")
+    assert refusal(manifest(conditions, table)).startswith("table 'T' hides radius: [0.1, 0.2]")
 
 
 def test_read_outs_of_different_defenses_may_have_different_names():
-    cells = [cell("a", defense="cnn", readout="last"), cell("b", defense="sdim", readout="logits")]
+    conditions = [
+        condition("a", defense="cnn", readout="last"),
+        condition("b", defense="sdim", readout="logits"),
+    ]
     table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}}
-    tables.check(manifest(cells, table), "T")
+    tables.check(manifest(conditions, table), "T")
 
 
 def test_unmoved_images_have_no_radius():
-    cells = [cell("a"), clean("c1", radius=0.2), clean("c2", radius=None, norm="l2")]
+    conditions = [condition("a"), clean("c1", radius=0.2), clean("c2", radius=None, norm="l2")]
     table = {
         "title": "x",
         "rows": ["defense"],
         "columns": {"PGD": {"attack": "pgd"}, "Clean": {"attack": "clean"}},
     }
-    tables.check(manifest(cells, table), "T")
+    tables.check(manifest(conditions, table), "T")
 
 
 def test_seeds_that_are_not_averaged_must_be_in_sight():
-    cells = [cell("a", seed=0), cell("b", seed=1)]
+    conditions = [condition("a", seed=0), condition("b", seed=1)]
     table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}, "mean_over": []}
-    assert refusal(manifest(cells, table)).startswith("table 'T' hides seed: [0, 1]")
-    tables.check(manifest(cells, {**table, "rows": ["seed"]}), "T")
+    assert refusal(manifest(conditions, table)).startswith("table 'T' hides seed: [0, 1]")
+    tables.check(manifest(conditions, {**table, "rows": ["seed"]}), "T")
 
 
 def test_min_and_worst_are_of_one_question():
-    cells = [cell("a", radius=0.1), cell("b", radius=0.2)]
+    conditions = [condition("a", radius=0.1), condition("b", radius=0.2)]
     table = {"title": "x", "rows": ["defense"], "columns": ["radius"], "extra": ["Min", "Worst"]}
-    assert refusal(manifest(cells, table)).startswith(
+    assert refusal(manifest(conditions, table)).startswith(
         "table 'T': Min and Worst would merge radius: [0.1, 0.2]"
     )
 
 
 def test_a_metric_without_a_worst_needs_one_attack():
-    cells = [cell("a", attack="a"), cell("b", attack="b")]
+    conditions = [condition("a", attack="a"), condition("b", attack="b")]
     table = {"title": "x", "rows": ["defense"], "columns": {"All": {}}, "metric": "rejection"}
-    assert "column 'All': rejection has no worst over attack: ['a', 'b']" in refusal(manifest(cells, table))
+    assert "column 'All': rejection has no worst over attack: ['a', 'b']" in refusal(
+        manifest(conditions, table)
+    )
 
 
 def test_unknown_values_and_coordinates_name_the_nearest():
     given, _ = paper()
     given["tables"]["T"]["columns"] = {"PGD": {"attack": "pdg"}}
-    assert refusal(given) == "table 'T': column 'PGD': attack: no cell has 'pdg'; did you mean 'pgd'?"
+    assert refusal(given) == "table 'T': column 'PGD': attack: no condition has 'pdg'; did you mean 'pgd'?"
     given["tables"]["T"] = {**PAPER, "where": {"serve.cyclez": 1}}
     assert refusal(given).startswith("table 'T': where: unknown coordinate 'serve.cyclez'")
     given["tables"]["T"] = {**PAPER, "rows": ["defense", "readout", "serve.cycles"]}
     assert refusal(given).startswith("table 'T': rows: unknown coordinate 'serve.cycles'")
     given["tables"]["T"] = {**PAPER, "rows": {"CNN-F": {"defense": "cnff"}}, "columns": ["attack", "view"]}
-    assert refusal(given) == "table 'T': row 'CNN-F': defense: no cell has 'cnff'; did you mean 'cnnf'?"
+    assert refusal(given) == "table 'T': row 'CNN-F': defense: no condition has 'cnff'; did you mean 'cnnf'?"
     given["tables"]["T"] = {**PAPER, "columns": {"PGD": {"view": "e3e_{readout}"}}}
-    assert "column 'PGD': view: no cell has 'e3e_last'; did you mean 'e2e_last'?" in refusal(given)
+    assert "column 'PGD': view: no condition has 'e3e_last'; did you mean 'e2e_last'?" in refusal(given)
     with pytest.raises(InputError, match="no table 'U'"):
         arrange(given, "U")
 
 
 def test_a_place_that_selects_nothing_is_refused():
-    cells = [cell("a", data="digits"), cell("b", data="mnist", norm="l2")]
+    conditions = [condition("a", data="digits"), condition("b", data="mnist", norm="l2")]
     table = {
         "title": "x",
         "where": {"data": "digits", "norm": "l2"},
         "rows": ["defense"],
         "columns": ["attack"],
     }
-    assert "where: no cell has all of" in refusal(manifest(cells, table))
+    assert "where: no condition has all of" in refusal(manifest(conditions, table))
     columns = {"A": {"norm": "l2"}}
     table = {"title": "x", "where": {"data": "digits"}, "rows": ["defense"], "columns": columns}
-    assert refusal(manifest(cells, table)) == "table 'T': no cell is in a row and in a column"
+    assert refusal(manifest(conditions, table)) == "table 'T': no condition is in a row and in a column"
 
 
 @pytest.mark.parametrize(
@@ -577,8 +633,8 @@ def compared(**changes):
         **changes,
     }
     given["data"]["digits"]["name"] = "cifar10"
-    for each in (*given["cells"], *given["skips"]):
-        each["radius"] = 0.0315
+    for each in (*given["conditions"], *given["skips"]):
+        each["coordinates"]["radius"] = 0.0315
     return given, outcomes
 
 
@@ -611,15 +667,15 @@ def test_what_is_not_published_cannot_be_named(change, message):
 @pytest.mark.parametrize(("name", "value"), [("radius", 0.1), ("norm", "l2")])
 def test_other_questions_are_not_compared(name, value):
     given, _ = compared()
-    for each in (*given["cells"], *given["skips"]):
-        each[name] = value
+    for each in (*given["conditions"], *given["skips"]):
+        each["coordinates"][name] = value
     assert "published: cnnf/3 is about cifar-10, linf, 8/255, and row 'cnn, last' about" in refusal(given)
     given, _ = compared()
     given["data"]["digits"]["name"] = "cifar10-jpeg"
     assert "about cifar10-jpeg, linf" in refusal(given)
 
 
-PAPERS = tables._papers()
+PAPERS = published.papers()
 
 
 @pytest.mark.parametrize("key", ["cnnf/2", "cnnf/3", "cnnf/4", "cnnf/5"])
@@ -646,17 +702,18 @@ def test_published_tables_are_whole(key):
 
 
 def test_a_figures_axis_has_numbers():
-    cells = [cell("a", radius=0.1), cell("b", radius=None, budget="distance")]
+    conditions = [condition("a", radius=0.1), condition("b", radius=None, budget="distance")]
     table = {"title": "x", "rows": ["defense"], "columns": ["radius"], "figure": {"x": "radius"}}
     assert (
-        refusal(manifest(cells, table)) == f"table 'T': figure: {DASH!r} has no number for radius, but None"
+        refusal(manifest(conditions, table))
+        == f"table 'T': figure: {DASH!r} has no number for radius, but None"
     )
-    tables.check(manifest(cells[:1], table), "T")
+    tables.check(manifest(conditions[:1], table), "T")
 
 
 def test_wilson_is_of_one_seed_however_many_there_are():
-    one = cut(*suite([first(50, 20)], [first(50, 25)])).rows[0].squares[1].estimate
-    many = cut(*suite([first(50, 20)] * 5, [first(50, 25)] * 5, seeds=5)).rows[0].squares[1].estimate
+    one = cut(*suite([first(50, 20)], [first(50, 25)])).rows[0].cells[1].estimate
+    many = cut(*suite([first(50, 20)] * 5, [first(50, 25)] * 5, seeds=5)).rows[0].cells[1].estimate
     assert (one.low, one.high) == (many.low, many.high) == metrics.wilson(0.4, 50)
     assert many.std == 0
 
@@ -686,15 +743,15 @@ LOGITS = {
 
 
 def test_a_row_may_count_something_else_and_a_column_name_a_class():
-    skipped = {**cell("x", attack="deepfool"), "reason": "deepfool is planned: later"}
+    skipped = skip("deepfool is planned: later", attack="deepfool")
     given = manifest([clean("c", n=1)], LOGITS, [skipped])
     grid = cut(given, {"c": judged([[482.5, -644.5, -440.75]])})
     assert values(grid) == [2, 1]
     assert values(grid, 1) == [482.5, -440.75]
-    assert [each.hole for each in grid.rows[2].squares] == [DASH, DASH]
-    assert grid.rows[2].squares[0].notes == ("deepfool is planned: later",)
+    assert [each.hole for each in grid.rows[2].cells] == [DASH, DASH]
+    assert grid.rows[2].cells[0].notes == ("deepfool is planned: later",)
     assert grid.units == ("number", "number")
-    assert grid.rows[1].squares[0].estimate.low is None
+    assert grid.rows[1].cells[0].estimate.low is None
 
 
 def test_a_class_is_for_the_metrics_of_a_class():
@@ -705,25 +762,25 @@ def test_a_class_is_for_the_metrics_of_a_class():
         "columns": {f"class {label}": {"class": label, "target": [label, None]} for label in (1, 2)},
         "metric": "top",
     }
-    cells = [cell(f"t{target}", attack="cw", target=target, n=1) for target in (1, 2)]
+    conditions = [condition(f"t{target}", attack="cw", target=target, n=1) for target in (1, 2)]
     outcomes = {
         "c": judged([[9.0, 1.0, 0.0]]),
         "t1": judged([[1.0, 7.0, 0.0]], target=[1]),
         "t2": judged([[5.0, 1.0, 0.0]], target=[2]),
     }
-    grid = cut(manifest([*cells, clean("c", n=1)], table), outcomes)
+    grid = cut(manifest([*conditions, clean("c", n=1)], table), outcomes)
     assert values(grid) == [1.5, 1]
     assert values(grid, 1) == [7, None]
-    assert grid.rows[1].squares[1].notes == ("no example counts",)
+    assert grid.rows[1].cells[1].notes == ("no example counts",)
 
 
 def test_what_the_outcomes_do_not_have_is_a_hole_with_its_reason():
     given = manifest([clean("c", n=1)], {**LOGITS, "rows": {"Original": {"attack": "clean"}}})
-    square = cut(given, {"c": rows([True], moved=False)}).rows[0].squares[0]
-    assert (square.estimate, square.hole) == (None, DASH)
-    assert square.notes == ("no logits: the read-out gives none, or the outcomes are older than the column",)
-    square = cut(given, {"c": judged([[1.0, 2.0]])}).rows[0].squares[1]
-    assert square.notes == ("no class 2: there are 2",)
+    cell = cut(given, {"c": rows([True], moved=False)}).rows[0].cells[0]
+    assert (cell.estimate, cell.hole) == (None, DASH)
+    assert cell.notes == ("no logits: the read-out gives none, or the outcomes are older than the column",)
+    cell = cut(given, {"c": judged([[1.0, 2.0]])}).rows[0].cells[1]
+    assert cell.notes == ("no class 2: there are 2",)
 
 
 def test_only_the_columns_that_a_metric_looks_at_are_read():
@@ -769,30 +826,30 @@ def test_only_the_columns_that_a_metric_looks_at_are_read():
     ],
 )
 def test_a_measure_that_cannot_be_is_refused(changes, message):
-    skipped = {**cell("x", attack="deepfool"), "reason": "later"}
+    skipped = skip("later", attack="deepfool")
     assert message in refusal(manifest([clean("c")], {**LOGITS, **changes}, [skipped]))
 
 
 def test_a_square_may_be_the_least_of_averages_as_papers_print():
     # Each view breaks another half: the least average is a half, and nothing stands both.
     half = first(10, 5)
-    cells = [cell("base", view="base"), cell("bpda", view="bpda"), clean("c")]
+    conditions = [condition("base", view="base"), condition("bpda", view="bpda"), clean("c")]
     outcomes = {"base": rows(half), "bpda": rows(~half), "c": rows(first(10, 10), moved=False)}
     table = {"title": "x", "rows": ["defense"], "columns": {"PGD": {"attack": "pgd"}}, "extra": ["Worst"]}
-    assert values(cut(manifest(cells, table), outcomes)) == [0, 0]
-    given = manifest(cells, {**table, "min_over": ["view"]})
+    assert values(cut(manifest(conditions, table), outcomes)) == [0, 0]
+    given = manifest(conditions, {**table, "min_over": ["view"]})
     assert values(cut(given, outcomes)) == [0.5, 0]
     del outcomes["bpda"]
-    square = cut(given, outcomes).rows[0].squares[0]
-    assert (square.estimate.value, square.bound) == (0.5, "≤")
-    assert square.notes == ("without pgd (bpda) (not run)",)
+    cell = cut(given, outcomes).rows[0].cells[0]
+    assert (cell.estimate.value, cell.bound) == (0.5, "≤")
+    assert cell.notes == ("without pgd (bpda) (not run)",)
     twice = {**table, "min_over": ["view"], "worst_over": ["view"]}
-    assert "view is both in min_over and in worst_over" in refusal(manifest(cells, twice))
+    assert "view is both in min_over and in worst_over" in refusal(manifest(conditions, twice))
 
 
 def test_a_table_of_nothing_but_planned_attacks_is_dashes():
     skips = [
-        {**cell("x", attack="lbt", radius=None, norm="l2", defense=name), "reason": "lbt is planned: later"}
+        skip("lbt is planned: later", attack="lbt", radius=None, norm="l2", defense=name)
         for name in ("abs", "defensegan")
     ]
     table = {
@@ -807,6 +864,6 @@ def test_a_table_of_nothing_but_planned_attacks_is_dashes():
     tables.check(given, "T")
     grid = cut(given, {})
     assert grid.columns == ("0.5", "1.5")
-    assert {each.hole for row in grid.rows for each in row.squares} == {DASH}
+    assert {each.hole for row in grid.rows for each in row.cells} == {DASH}
     assert tables.jobs(given, "T") == set()
     assert grid.question == {"data": "digits", "norm": "l2"}

@@ -1,23 +1,24 @@
-"""What attacks cost: the passes that each image took, and the time, from what is stored.
+"""What attacks cost: the passes that each image took, and the time, from stored outcomes and receipts.
 
-A point of the latent space that is drawn and classified, or an image that is inverted, is a pass as well:
-whatever a view was asked for. Read-outs share what was crafted, so that they share its cost.
+Whatever a view computes counts as a pass, also a point of the latent space that is decoded and classified, or
+an image that is inverted. Read-outs are asked about the same adversarial images, so they share their cost.
 """
 
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from bench.escaping import in_csv, in_markdown, shown
-from bench.layout import COORDINATES
-from bench.outcomes import Frame
-from bench.quantities import DASH, spell
+from bench.conditions import Condition, conditions_of
+from bench.escaping import in_markdown, shown
+from bench.outcomes import FrameOf
+from bench.quantities import DASH, format_value
+from bench.render.markdown import pipes
+from bench.render.records import csv_lines
+from bench.render.text import printed
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -25,48 +26,55 @@ if TYPE_CHECKING:
 Receipt: TypeAlias = Callable[[str], Mapping[str, Any] | None]
 """Gives the receipt of an evaluation by its job's key."""
 
-SHARED = ("readout", "seed", "target")
-"""Coordinates that a cost is averaged over: read-outs are asked about the same images."""
+AVERAGED = ("readout", "seed", "target")
+"""Coordinates that a cost is averaged over."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack on a defense took, by image and target; seeds are averaged."""
+    """What an attack on a defense cost, by image and target; seeds are averaged."""
 
     at: Mapping[str, Any]
-    """The coordinates, but for read-out, seed and target."""
+    """The coordinates, without `AVERAGED`."""
     n: int
-    """Attacked images, each target and seed counted."""
+    """Number of attacked images; an image counts once for each target and seed."""
     forwards: float
     """Mean number of forward passes."""
     most: float
-    """The most that one image took."""
+    """The most forward passes that one image took."""
     backwards: float
     """Mean number of backward passes."""
     seconds: float | None
-    """Seconds of crafting by image, on `device`; None where no receipt says."""
+    """Seconds of crafting by image, on `device`; None where a receipt does not say."""
     device: str
-    """Where it was crafted; several, if it was several."""
+    """The devices on which it was crafted, separated by commas."""
 
 
 def spent(
     manifest: Mapping[str, Any],
-    outcomes: Callable[[str], Frame | None],
+    outcomes: FrameOf,
     receipt: Receipt,
     jobs: Collection[str] | None = None,
 ) -> list[Cost]:
-    """Return the costs of a manifest's cells in its order, or of those that `jobs` name; the dearest in
-    forward passes comes first within a data set. What was not run is left out, and so is doing nothing.
+    """Return what the attacks of a suite cost, by defense and attack.
+
+    Args:
+        manifest: The manifest of the suite.
+        outcomes: Gives the outcomes of an evaluation by its key, or None where there are none.
+        receipt: Gives the receipt of an evaluation by its key, or None.
+        jobs: The keys of the evaluations to look at; None for all.
+
+    Returns:
+        A cost for each attack that was run, data set by data set, the one with most forward passes first.
+        What moves no image is left out.
     """
-    groups: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
-    for cell in manifest["cells"]:
-        if cell["access"] != "none" and (jobs is None or cell["job"] in jobs):
-            at = {name: value for name, value in _coordinates(cell).items() if name not in SHARED}
+    groups: dict[str, dict[str, Condition]] = defaultdict(dict)
+    for condition in conditions_of(manifest):
+        if not condition.facts.idle and (jobs is None or condition.job in jobs):
             # One evaluation of each attempt: the others are asked about the same images.
-            # A manifest of an older version does not name it.
-            attempt = cell.get("attempt") or f"{cell['seed']}, {cell['target']}"
-            groups[json.dumps(at, sort_keys=True)].setdefault(attempt, cell)
-    found = [_cost(list(cells.values()), outcomes, receipt) for cells in groups.values()]
+            group = groups[json.dumps(_shared(condition), sort_keys=True)]
+            group.setdefault(condition.facts.attempt, condition)
+    found = [_cost(list(conditions.values()), outcomes, receipt) for conditions in groups.values()]
     order = {name: place for place, name in enumerate(manifest["data"])}
     return sorted(
         (each for each in found if each is not None),
@@ -74,30 +82,27 @@ def spent(
     )
 
 
-def _coordinates(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in cell.items() if name in COORDINATES or name.startswith("serve.")}
+def _shared(condition: Condition) -> dict[str, Any]:
+    return {name: value for name, value in condition.coordinates.items() if name not in AVERAGED}
 
 
-def _cost(
-    cells: Sequence[Mapping[str, Any]], outcomes: Callable[[str], Frame | None], receipt: Receipt
-) -> Cost | None:
+def _cost(conditions: Sequence[Condition], outcomes: FrameOf, receipt: Receipt) -> Cost | None:
     forwards, backwards, seconds, devices = [], [], [], []
-    for cell in cells:
-        rows = outcomes(cell["job"])
+    for condition in conditions:
+        rows = outcomes(condition.job)
         if rows is None:
             continue
         forwards.append(np.asarray(rows["forwards"], np.float64))
         backwards.append(np.asarray(rows["backwards"], np.float64))
-        crafting = (receipt(cell["job"]) or {}).get("crafting") or {}
+        crafting = (receipt(condition.job) or {}).get("crafting") or {}
         seconds.append(crafting.get("seconds"))
         devices += crafting.get("devices", [])
     if not forwards:
         return None
     n = sum(map(len, forwards))
     known = [each for each in seconds if each is not None]
-    at = {name: value for name, value in _coordinates(cells[0]).items() if name not in SHARED}
     return Cost(
-        at=at,
+        at=_shared(conditions[0]),
         n=n,
         forwards=float(np.concatenate(forwards).mean()),
         most=float(np.concatenate(forwards).max()),
@@ -113,33 +118,36 @@ _SAYS = "Passes by image and target, the mean over n; s: seconds of crafting by 
 
 
 def written(costs: Sequence[Cost], form: Literal["text", "markdown", "csv", "json"]) -> str:
-    """Return costs as one text."""
+    """Write costs as one text.
+
+    Args:
+        costs: The costs, in the order in which they are written.
+        form: The format.
+
+    Returns:
+        The text, with a line end at its end.
+    """
     match form:
         case "text":
-            from rich.console import Console
-
-            plain = StringIO()
-            Console(file=plain, width=80, color_system=None, highlight=False).print(text(costs))
-            return plain.getvalue()
+            return printed(text(costs))
         case "json":
-            return json.dumps([{**each.at, **_facts(each)} for each in costs], indent=1) + "\n"
+            return json.dumps([_record(each) for each in costs], indent=1) + "\n"
         case "csv":
-            out = StringIO()
-            names = list(dict.fromkeys(name for each in costs for name in (*each.at, *_facts(each))))
-            writer = csv.DictWriter(out, fieldnames=names, lineterminator="\n")
-            writer.writeheader()
-            facts = ({**each.at, **_facts(each)} for each in costs)
-            writer.writerows({name: in_csv(value) for name, value in each.items()} for each in facts)
-            return out.getvalue()
+            return csv_lines([_record(each) for each in costs])
         case "markdown":
-            heads, rule = _HEADS, [":--"] * 4 + ["--:"] * (len(_HEADS) - 4)
-            cells = (map(in_markdown, _line(each)) for each in costs)
-            rows = [f"| {' | '.join(line)} |" for line in (heads, rule, *cells)]
-            return "\n".join([*rows, "", " ".join([_SAYS, *map(in_markdown, _devices(costs))]), ""])
+            table = pipes(_HEADS, 4, ([*map(in_markdown, _line(each))] for each in costs))
+            return "\n".join([table, "", " ".join([_SAYS, *map(in_markdown, _devices(costs))]), ""])
 
 
 def text(costs: Sequence[Cost]) -> "Group":
-    """Return what rich prints on a terminal of 80 columns: a table for each data set."""
+    """Return what rich prints on a terminal of 80 columns: a table for each data set.
+
+    Args:
+        costs: The costs, in the order in which they are printed.
+
+    Returns:
+        The tables with a line of explanation.
+    """
     from rich import box
     from rich.console import Group
     from rich.padding import Padding
@@ -164,9 +172,11 @@ _HEADS = ("data", "defense", "attack", "view", "n", "forward", "backward", "s")
 def _line(cost: Cost) -> list[str]:
     at = cost.at
     served = ", ".join(
-        f"{name.removeprefix('serve.')} {spell(value)}" for name, value in at.items() if name[:6] == "serve."
+        f"{name.removeprefix('serve.')} {format_value(value)}"
+        for name, value in at.items()
+        if name[:6] == "serve."
     )
-    radius = "" if at["radius"] is None else f" {at['norm']} {spell(at['radius'])}"
+    radius = "" if at["radius"] is None else f" {at['norm']} {format_value(at['radius'])}"
     return [
         at["data"],
         at["defense"] + (f" ({served})" if served else ""),
@@ -182,8 +192,9 @@ def _count(passes: float) -> str:
     return f"{passes:,.0f}" if passes >= 100 or passes == round(passes) else f"{passes:.1f}"
 
 
-def _facts(cost: Cost) -> dict[str, Any]:
-    return {name: value for name, value in asdict(cost).items() if name != "at"}
+def _record(cost: Cost) -> dict[str, Any]:
+    """Return a cost with its coordinates as fields of one level."""
+    return {**cost.at, **{name: value for name, value in asdict(cost).items() if name != "at"}}
 
 
 def _devices(costs: Iterable[Cost]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench import cli, spending
+from bench import attack_cost, cli
+from bench.attack_cost import Cost
 from bench.manifest import Outcomes
-from bench.spending import Cost
 from suites import TASK, Ran, suite
 
 ATTACKS = {
@@ -41,7 +41,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 def costs(ran: Ran, **options: Any) -> dict[str, Cost]:
     manifest = ran.plan.manifest()
-    found = spending.spent(
+    found = attack_cost.spent(
         manifest, Outcomes(ran.store.root), lambda key: ran.store.receipt("evaluate", key), **options
     )
     return {each.at["attack"]: each for each in found}
@@ -64,14 +64,6 @@ def test_passes_are_those_of_each_image_and_target(ran: Ran) -> None:
     assert next(iter(found)) == "spsa"  # The dearest first.
 
 
-def test_a_manifest_that_names_no_attempts_yet_tells_the_same(ran: Ran) -> None:
-    manifest = ran.plan.manifest()
-    cells = [{name: value for name, value in cell.items() if name != "attempt"} for cell in manifest["cells"]]
-    old = spending.spent({**manifest, "cells": cells}, Outcomes(ran.store.root), lambda _: None)
-    now = spending.spent(manifest, Outcomes(ran.store.root), lambda _: None)
-    assert old == now
-
-
 def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:
     crafts = [job for job in ran.plan.graph() if job.kind == "craft"]
     pgd = [job for job in crafts if job.attempt.attack.name == "pgd"]
@@ -80,9 +72,10 @@ def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:
 
 
 def test_some_jobs_only_and_holes_are_left_out(ran: Ran) -> None:
-    cells = [cell for cell in ran.plan.manifest()["cells"] if cell["attack"] == "pgd"]
-    assert set(costs(ran, jobs={cells[0]["job"]})) == {"pgd"}
-    found = spending.spent(ran.plan.manifest(), lambda _: None, lambda _: None)
+    conditions = ran.plan.manifest()["conditions"]
+    conditions = [each for each in conditions if each["coordinates"]["attack"] == "pgd"]
+    assert set(costs(ran, jobs={conditions[0]["job"]})) == {"pgd"}
+    found = attack_cost.spent(ran.plan.manifest(), lambda _: None, lambda _: None)
     assert found == []
 
 

@@ -1,0 +1,143 @@
+"""The conditions of a benchmark, as a manifest records them.
+
+A condition has coordinates, which say what it is (data, threat, defense, attack, ...), and facts, which say
+what a report must know of it. Tables are cut along coordinates alone: a fact that is added changes no table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+QUESTION = ("data", "norm", "radius")
+"""What is asked. A table pins these coordinates or shows them; it never merges them."""
+
+CHOICE = ("attack", "view", "target")
+"""What the attacker chooses: settled example by example, by the worst."""
+
+COORDINATES = (*QUESTION, "defense", "attack", "view", "readout", "seed", "target")
+"""What every condition has. Parameters that are set at inference time follow as ``serve.<name>``."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a condition beside its coordinates."""
+
+    attempt: str
+    """The key of the attack that was run: conditions that differ in the read-out alone share it."""
+    use: str
+    """The registered name of the attack."""
+    access: Literal["none", "decision", "score", "gradient"]
+    """What the attack sees of the model that it attacks."""
+    idle: bool
+    """Whether the attack leaves every image as it is."""
+    budget: Literal["radius", "distance"]
+    """Whether the attack stays within a radius, or looks for the least distance."""
+    source: str | None
+    """The defense on which the images were crafted, if it is another one (a transfer attack)."""
+    final: bool
+    """Whether the view that was attacked is exactly what is scored."""
+    n: int
+    """Number of examples that are asked for."""
+    random: bool
+    """Whether two answers of the defense to the same image may differ."""
+    doubts: tuple[str, ...]
+    """Sentences of the attack and of the defense about their own settings."""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "Facts":
+        """Return the facts of a manifest's entry; names that are not known here are left out.
+
+        Args:
+            given: The names and values, as JSON has them.
+
+        Returns:
+            The facts.
+
+        Raises:
+            KeyError: A fact is missing.
+        """
+        known = {field.name: given[field.name] for field in fields(cls)}
+        return cls(**{**known, "doubts": tuple(known["doubts"])})
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A point of the benchmark, and the key of the evaluation that has its outcomes."""
+
+    coordinates: Mapping[str, Any]
+    """The values of `COORDINATES`, and of ``serve.<name>``; a radius of None is no limit."""
+    facts: Facts
+    job: str
+
+    @property
+    def data(self) -> str:
+        """The name of the data set in the task file."""
+        return str(self.coordinates["data"])
+
+    @property
+    def norm(self) -> str:
+        """The norm of the threat: ``linf``, ``l2``, ``l1`` or ``l0``."""
+        return str(self.coordinates["norm"])
+
+    @property
+    def radius(self) -> float | None:
+        """The radius of the threat; None where there is no limit."""
+        radius: float | None = self.coordinates["radius"]
+        return radius
+
+    @property
+    def attack(self) -> str:
+        """The name of the attack in the task file."""
+        return str(self.coordinates["attack"])
+
+    @property
+    def view(self) -> str | None:
+        """What the attack looked at; None where it looked at nothing."""
+        view: str | None = self.coordinates["view"]
+        return view
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training and of the attack."""
+        return int(self.coordinates["seed"])
+
+    @property
+    def target(self) -> int | str | None:
+        """The label to reach, as an offset from the true class, or ``random``; None where there is none."""
+        target: int | str | None = self.coordinates["target"]
+        return target
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A condition that cannot be, and why."""
+
+    coordinates: Mapping[str, Any]
+    reason: str
+
+
+def conditions_of(manifest: Mapping[str, Any]) -> list[Condition]:
+    """Return the conditions that a manifest lists, in its order.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+
+    Returns:
+        The conditions.
+    """
+    return [
+        Condition(each["coordinates"], Facts.read(each["facts"]), each["job"])
+        for each in manifest["conditions"]
+    ]
+
+
+def skips_of(manifest: Mapping[str, Any]) -> list[Skip]:
+    """Return the conditions that cannot be, in a manifest's order.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+
+    Returns:
+        The skipped conditions with their reasons.
+    """
+    return [Skip(each["coordinates"], each["reason"]) for each in manifest["skips"]]
