@@ -39,7 +39,7 @@ from bench.registry import (
     arguments,
     discover,
 )
-from bench.render import interval, number
+from bench.render.words import interval, number
 from bench.spec import AttackUse, Filled, Suite, SuiteModel, checked, filled
 
 if TYPE_CHECKING:
@@ -278,7 +278,10 @@ def evaluate(
     """
     discover()
     called, given = _named(attack)
-    call = _Call.of(called, given | params, norm, radius, view, readout, targets, seed, batch)
+    use = given | params | {"targets": [targets] if isinstance(targets, int) else targets}
+    threat = {"norm": norm} if radius is None else {"norm": norm, "radius": radius}
+    task = {"threat": threat, "views": [view], "readouts": [readout], "seeds": [seed]}
+    call = _Call.of(called, use, task, batch)
     suite = call.check(SuiteModel, call.data)
     split = _split(x, y, index)
     with _as_found(model) as device:
@@ -304,35 +307,14 @@ class _Call(Document):
     """The arguments of a call, in the form of a suite; complaints name the argument."""
 
     @classmethod
-    def of(
-        cls,
-        attack: str,
-        params: Mapping[str, Any],
-        norm: object,
-        radius: object,
-        view: object,
-        readout: str | None,
-        targets: object,
-        seed: int,
-        batch: int,
-    ) -> "_Call":
-        """Write a suite with one task."""
-        use = {**params, "targets": [targets] if isinstance(targets, int) else targets}
-        task: dict[str, Any] = {
-            "data": EXAMPLES,
-            "attacks": [attack],
-            "threat": {"norm": norm, **({} if radius is None else {"radius": radius})},
-            "seeds": [seed],
-        }
-        if view is not None:
-            task["views"] = [view]
-        if readout is not None:
-            task["readouts"] = [readout]
+    def of(cls, attack: str, use: Mapping[str, Any], task: Mapping[str, Any], batch: object) -> "_Call":
+        """Write a suite with one task; what is None in it is not said."""
+        said = {name: value for name, value in task.items() if value not in (None, [None])}
         data = {
             "data": {EXAMPLES: {"shard": batch}},
             "defenses": {MODEL: {"use": MODEL}},
-            "attacks": {attack: use},
-            "tasks": [task],
+            "attacks": {attack: dict(use)},
+            "tasks": [{"data": EXAMPLES, "attacks": [attack], **said}],
         }
         return cls(Path("a call"), data, dict.fromkeys(_places(data), 0))
 
@@ -669,7 +651,7 @@ def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
         rows = metrics.within(rows, clean, radius)
     frame = done.answers.to_pandas().drop(columns="parameters")
     before = done.clean.to_pandas()
-    broken = ~(metrics.holds(rows) & metrics.holds(clean))
+    broken = ~(metrics.is_correct(rows) & metrics.is_correct(clean))
     added = {
         "clean_label": before["label"],
         "clean_rejected": before["rejected"],

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import typer.main
 
-from bench import cli
+from bench import cli, running
 
 ROOT = Path(__file__).parent.parent
 FINDINGS = ROOT / "docs" / "findings.md"
@@ -115,7 +115,7 @@ def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path) -> 
     import jsonschema
     import yaml
 
-    crossed, _, manifest = cli.planned(path, tmp_path, tmp_path / "no data here")
+    crossed, _, manifest = running.planned(path, tmp_path, tmp_path / "no data here")
     assert crossed.cells
     document = yaml.safe_load(path.read_text())
     document["tables"] = {str(key): table for key, table in document["tables"].items()}
