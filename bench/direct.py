@@ -18,16 +18,16 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from bench import isolation, metrics, outcomes, work
+from bench import isolation, metrics, work
 from bench.data import DataSpec
 from bench.document import Document, Place, dotted
 from bench.errors import InputError, did_you_mean
 from bench.metrics import Estimate
 from bench.networks import Classifier, check_network
-from bench.outcomes import Rows
+from bench.outcomes import Rows, arrays
 from bench.plan import Cell, Data, Evaluate, Planner, Served, Train
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
-from bench.quantities import spell
+from bench.quantities import format_value
 from bench.referee import undisturbed
 from bench.registry import (
     ATTACKS,
@@ -126,7 +126,7 @@ class Result:
         def said(found: Estimate) -> str:
             return f"{number(found.value, 'percent')} % [{interval(found, 'percent')}]"
 
-        where = self.norm if math.isinf(self.radius) else f"{self.norm} {spell(self.radius)}"
+        where = self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
         return (
             f"{self.attack}, {where}: robust {said(self.robust)}, clean {said(self.clean)}, "
             f"n = {self.robust.n}"
@@ -292,7 +292,7 @@ def evaluate(
             done = _done(cell.job, fitted, split, device, bar)
     images = torch.cat(
         [
-            work.shown_images(shard, each, split)
+            work.shown_images(slice(shard.start, shard.stop), each, split)
             for shard, each in zip(cell.job.crafts, done.crafted, strict=True)
         ]
     )
@@ -479,13 +479,14 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
                 raise InputError(f"model: {entry.name} tells no logits, and so no number of classes")
             # With which parameters it was made, nobody can tell.
             unknown = replace(entry, doubts=None, random=entry.random is not False)
-            return _made(unknown, model, Shape(*form, logits.shape[1]), split)
+            return _made(unknown, model, Shape(form[0], form[1], form[2], logits.shape[1]), split)
     network = Classifier(model, mean, std, form[0])
     # Not the whole module: the network may lie on several devices.
     network.mean, network.std = network.mean.to(device), network.std.to(device)
     with undisturbed(network, seed=0):
         classes = check_network(network, few, "model")
-    logits_view = ViewEntry(make=Classifier.logits, version=1, method="logits", **Classifier.logits.__view__)
+    declared: Any = Classifier.logits
+    logits_view = ViewEntry(make=declared, version=1, method="logits", **declared.__view__)
     entry = DefenseEntry(
         name=MODEL,
         make=Classifier,
@@ -500,7 +501,7 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         doubts=None,
         check=None,
     )
-    return _made(entry, network, Shape(*form, classes), split)
+    return _made(entry, network, Shape(form[0], form[1], form[2], classes), split)
 
 
 def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -> Loaded:
@@ -646,7 +647,7 @@ def _bar(shown: bool, n: int, title: str) -> Iterator[Callable[[int], object]]:
 
 def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
     """Return what was done as rows and numbers."""
-    rows, clean = outcomes.arrays(done.answers, _LATER), outcomes.arrays(done.clean, _LATER)
+    rows, clean = arrays(done.answers, _LATER), arrays(done.clean, _LATER)
     if cell.facts["budget"] == "distance" and math.isfinite(radius):
         rows = metrics.within(rows, clean, radius)
     frame = done.answers.to_pandas().drop(columns="parameters")

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
 
 from bench import execute, pools, render, spec, tables
-from bench import plan as planning
 from bench.costs import Costs
 from bench.errors import InputError, persons
 from bench.manifest import Outcomes, aged, write
-from bench.plan import Job, Plan, Train
+from bench.plan import Job, Plan, Train, make
 from bench.progress import Display
 from bench.reports import asked_jobs, asked_tables
 from bench.speech import count, duration, say
@@ -57,7 +56,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> Project
         InputError: The file cannot be read, or something in it cannot be as asked.
     """
     suite = spec.load(path)
-    crossed = planning.make(suite, data_root)
+    crossed = make(suite, data_root)
     manifest = crossed.manifest()
     names: dict[str, str] = {}
     for key in manifest["tables"]:
@@ -310,11 +309,18 @@ def show_plan(console: Any, project: Project, found: Prospect) -> None:
         say(console, f"about {took} of work for one slot, judged by the receipts so far")
     for reason, number in Counter(skip.reason for skip in plan.skips).items():
         say(console, f"skipped: {count(number, 'cell')}: {reason}")
-    # A defense's doubts begin with its name, whatever attacks it; an attack's are about itself.
-    doubts = dict.fromkeys(
-        doubt if doubt.startswith(f"{about['defense']}: ") else f"{about['attack']}: {doubt}"
-        for about, facts in ((cell.coordinates, cell.facts) for cell in plan.cells)
-        for doubt in facts["doubts"]
+    for flag in flags_of(plan):
+        say(console, f"doubt: {flag}")
+
+
+def flags_of(plan: Plan) -> list[str]:
+    """Return each sentence about settings once, with the name of what is meant."""
+    # A defense's flags begin with its name, whatever attacks it; an attack's are about itself.
+    said = (
+        flag
+        if flag.startswith(f"{cell.coordinates['defense']}: ")
+        else f"{cell.coordinates['attack']}: {flag}"
+        for cell in plan.cells
+        for flag in cell.facts["doubts"]
     )
-    for doubt in doubts:
-        say(console, f"doubt: {doubt}")
+    return list(dict.fromkeys(said))

@@ -692,11 +692,10 @@ def answers_to(
         ]
 
 
-def shown_images(job: Craft, crafted: Mapping[str, Tensor], split: Split) -> Images:
+def shown_images(rows: slice, crafted: Mapping[str, Tensor], split: Split) -> Images:
     """Return the images that a defense is shown: those of a shard, moved where the attack moved them."""
-    rows = slice(job.start, job.stop)
     if not torch.equal(crafted["index"], split.index[rows]):
-        raise RuntimeError(f"craft {job.key} is of other examples than {rows}")
+        raise RuntimeError(f"crafted images are of other examples than {rows}")
     z = split.images[rows].clone()
     z[crafted["moved"]] = crafted["images"]
     return z
@@ -712,7 +711,7 @@ def _outcomes(
 ) -> dict[str, Any]:
     rows = slice(craft_job.start, craft_job.stop)
     x, truth, index = split.images[rows], split.labels[rows], split.index[rows]
-    z = shown_images(craft_job, crafted, split)
+    z = shown_images(rows, crafted, split)
     answers = ask(model, z, job.readout, device)
     wide = x.double(), z.double()
     target = crafted["target"].tolist()
