@@ -182,8 +182,8 @@ class Loaded(nn.Module):
         if found is None:
             names = {*self.entry.views, *self.entry.aliases}
             raise InputError(f"{self.entry.name} has no view {name!r}{did_you_mean(name, names)}")
-        call = _Call(Path("a call"), {}, dict.fromkeys(_places({"views": params}), 0))
-        call.check(found.schema, params, "views")
+        call = _Call(Path("a call"), {}, dict.fromkeys(_places({"tasks": [{"views": params}]}), 0))
+        call.check(found.schema, params, "tasks", 0, "views")
         seen: View = getattr(self.network, found.method)(**arguments(found, params))
         return seen
 
