@@ -3,8 +3,8 @@
 Three groups of names, which load on first use, so that what needs no torch does not import it:
 
 - `evaluate`: attack a network in hand.
-- `run`, `plan`, `table`, `outcomes`, `images`, `load`: task files and results folders, as the command line has
-  them.
+- `run`, `plan`, `table`, `outcomes`, `images`, `load`: task files and results folders, as the command line
+  knows them.
 - `attack`, `defense`, `view`, `source` and the types beside them: what attacks, defenses and plug-ins are
   written with.
 """

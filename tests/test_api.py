@@ -479,14 +479,14 @@ def test_both_doors_refuse_wrong_input_with_the_same_sentence(
     [
         (nn.Flatten(0), "found (128,)"),
         (
-            nn.Sequential(nn.Flatten(), nn.Linear(5, 2)),
+            nn.Linear(5, 2),
             "the network does not take images of shape (1, 8, 8): ",
         ),
         ("ints", "expected logits of floating point, found torch.int64"),
         ("complex", "expected logits of floating point, found torch.complex64"),
         (
             "tuple",
-            "expected the network to return logits, found a tuple; wrap it in a module that returns the",
+            "expected the network to return logits, found a tuple; wrap it in a module",
         ),
     ],
     ids=["shape", "raises", "ints", "complex", "tuple"],
@@ -504,6 +504,9 @@ def test_both_doors_refuse_a_network_that_answers_no_logits(
         bench.evaluate(network, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match=re.escape(sentence).replace(r"found\ \(128,\)", "found")):
         bench.check_network(network, torch.zeros(2, 1, 8, 8), "mine:build", classes=10)
+
+
+THREE = nn.Sequential(nn.Flatten(), nn.Linear(60, 3))
 
 
 @pytest.mark.parametrize(
@@ -532,7 +535,7 @@ def test_both_doors_refuse_a_network_that_answers_no_logits(
         ({"mean": 127.5}, "mean: expected values in [0, 1], the units of the images, found 127.5"),
         ({"std": 0}, "std: expected values above 0, found 0"),
         (
-            {"targets": "others", "model": nn.Sequential(nn.Flatten(), nn.Linear(60, 3))},
+            {"targets": "others", "model": THREE},
             "targets: expected one",
         ),
         ({"attack": "toy/code"}, "attack: toy/code can look through no view of this defense"),
@@ -548,11 +551,11 @@ def test_what_only_python_can_give_is_refused_with_a_sentence(given: dict[str, A
 def test_a_choice_between_views_or_readouts_is_the_callers() -> None:
     model = DEFENSES["toy/linear"].make(Shape(1, 8, 8, 10))
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(InputError, match="^readout: there are several, say which: plain, reject$"):
+    with pytest.raises(InputError, match=r"^readout: there are several, say which: plain, reject$"):
         bench.evaluate(model, x, y)
-    with pytest.raises(InputError, match="^view: there are several, say which: logits, reject, scaled$"):
+    with pytest.raises(InputError, match=r"^view: there are several, say which: logits, reject, scaled$"):
         bench.evaluate(model, x, y, readout="plain")
-    with pytest.raises(InputError, match="^mean: a registered defense normalises for itself$"):
+    with pytest.raises(InputError, match=r"^mean: a registered defense normalises for itself$"):
         bench.evaluate(model, x, y, readout="plain", view="logits", mean=0.5)
 
 
@@ -574,8 +577,32 @@ def test_tables_and_outcomes_need_no_torch(home: Path) -> None:
         "import sys, bench\n"
         "assert not {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules)\n"
         f"bench.table({str(home / 'results')!r}, '3').to_markdown()\n"
-        f"bench.outcomes({str(home / 'results')!r})\n"
+        f"from bench import api; api.outcomes({str(home / 'results')!r})\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_functions_stay_functions_whatever_modules_are_imported() -> None:
+    names = ("images", "load", "run", "table", "evaluate")
+    code = (
+        "import importlib, pkgutil, sys, types, bench\n"
+        "for each in pkgutil.walk_packages(bench.__path__, 'bench.'):\n"
+        "    importlib.import_module(each.name)\n"
+        "bench.run = types.ModuleType('bench.run')\n"
+        f"assert all(isinstance(getattr(bench, name), types.FunctionType) for name in {names})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("code", "limit"), [("import bench", 0.1), ("import bench.cli", 0.5)])
+def test_the_package_and_the_command_line_start_at_once(code: str, limit: float) -> None:
+    """In processor time of the import itself, which the load of a machine does not change."""
+    timed = f"import time; begun = time.process_time(); {code}; print(time.process_time() - begun)"
+    took = [
+        float(subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(took) < limit

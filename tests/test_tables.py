@@ -295,7 +295,7 @@ def test_a_coordinate_that_is_not_known_here_must_be_shown_or_pinned():
 
 
 def test_what_does_nothing_is_known_by_the_fact_and_by_no_name():
-    """An attack of any name that declares to do nothing gives the clean answers, and none of any other does."""
+    """An attack of any name that declares to do nothing gives the clean answers; no other attack does."""
     given, outcomes = suite([first(10, 6)], [first(10, 9)], [first(10, 8)], metric="robust")
     expected = values(cut(given, outcomes))
     for each in given["conditions"]:
