@@ -139,7 +139,7 @@ __all__ = [
 ]
 
 
-_FUNCTIONS = ("images", "load", "run", "table")
+_FUNCTIONS = ("images", "load", "outcomes", "run", "table")
 """Functions that keep their name, whatever module of the package has the same."""
 
 

@@ -274,14 +274,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables = {"3": {**TABLE, "where": {"radius": 0.1}}, "curve": curve}
     attacks = {"clean": {"use": "none"}, "pgd": DRAWN}
     suite(folder, {"linear": {"use": "toy/linear"}}, attacks, [task, radii], tables=tables)
-    finished = api.run(folder / "suite.yaml", results=folder / "results", executor="inline")
+    finished = bench.run(folder / "suite.yaml", results=folder / "results", executor="inline")
     assert (finished.failed, finished.holes, finished.notes) == ((), 0, ())
     assert finished.jobs > 8
     return folder
 
 
 def test_a_run_gives_its_tables_and_is_done_once(home: Path) -> None:
-    again = api.run(home / "suite.yaml", results=home / "results", executor="inline", table=3)
+    again = bench.run(home / "suite.yaml", results=home / "results", executor="inline", table=3)
     assert again.jobs == 0
     assert list(again.tables) == ["3"]
     table = again.tables["3"]
@@ -291,8 +291,8 @@ def test_a_run_gives_its_tables_and_is_done_once(home: Path) -> None:
 
 
 def test_a_table_is_a_data_frame_that_can_be_printed_and_drawn(home: Path) -> None:
-    table = api.table(home / "results", "3")
-    rows = api.outcomes(home / "results")
+    table = bench.table(home / "results", "3")
+    rows = bench.outcomes(home / "results")
     chosen = rows[(rows["attack"] == "pgd") & (rows["radius"] == 0.1)]
     assert table.loc["linear", "PGD"] == pytest.approx(100 * chosen["correct"].mean())
     assert table.to_markdown() == (home / "results" / "tables" / "table-3.md").read_text()
@@ -300,7 +300,7 @@ def test_a_table_is_a_data_frame_that_can_be_printed_and_drawn(home: Path) -> No
     assert table.details().set_index("column")["n"].tolist() == [60, 60, 60]
     bars = [bar.get_height() for bar in table.figure().axes[0].patches]
     assert bars == pytest.approx(table.loc["linear"].tolist())
-    curve = api.table(home / "results", "curve").figure().axes[0].get_lines()[0]
+    curve = bench.table(home / "results", "curve").figure().axes[0].get_lines()[0]
     assert np.asarray(curve.get_xdata()) == pytest.approx([8 / 255, 0.1])
 
 
@@ -316,15 +316,15 @@ def test_a_plan_says_what_is_done_and_what_is_not(home: Path, tmp_path: Path) ->
 
 def test_images_are_those_that_the_defense_was_shown(home: Path) -> None:
     root = home / "results"
-    found = api.images(root, attack="pgd", seed=1, radius="8/255")
-    rows = api.outcomes(root)
+    found = bench.images(root, attack="pgd", seed=1, radius="8/255")
+    rows = bench.outcomes(root)
     rows = rows[(rows["attack"] == "pgd") & (rows["seed"] == 1) & (rows["radius"] < 0.1)]
     assert found.index.tolist() == rows["index"].tolist()
     assert found.label.tolist() == rows["label"].tolist()
     assert not found.rejected.any()
     moves = (found.images.double() - found.clean.double()).flatten(1).abs().amax(1)
     assert moves.tolist() == pytest.approx(rows["linf"].tolist())
-    model = api.load(root, "linear", seed=1)
+    model = bench.load(root, "linear", seed=1)
     assert model.decide(found.images).label.tolist() == found.label.tolist()
     right = model(found.clean).argmax(1) == found.truth
     assert float(right.double().mean()) > 0.5
@@ -349,7 +349,7 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
     result = bench.evaluate(
         model, found.clean, found.truth, attack="none", readout="plain", index=found.index
     )
-    rows = api.outcomes(home / "results")
+    rows = bench.outcomes(home / "results")
     clean = rows[(rows["attack"] == "clean") & (rows["seed"] == 1)].drop_duplicates("index")
     assert result.frame["label"].tolist() == clean["label"].tolist()
 
@@ -365,21 +365,21 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
 )
 def test_a_defense_that_is_not_there_is_refused(home: Path, settings: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
-        api.load(home / "results", **({"defense": "linear"} | settings))
+        bench.load(home / "results", **({"defense": "linear"} | settings))
 
 
 def test_a_defense_of_an_unknown_task_file_or_without_weights_is_refused(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "results", tmp_path / "far" / "results")
     with pytest.raises(InputError, match=r"was made from suite.yaml, which does not lie, as it was"):
-        api.load(tmp_path / "far" / "results", "linear")
-    model = api.load(tmp_path / "far" / "results", "linear", suite=home / "suite.yaml")
+        bench.load(tmp_path / "far" / "results", "linear")
+    model = bench.load(tmp_path / "far" / "results", "linear", suite=home / "suite.yaml")
     assert isinstance(model, Loaded)
     shutil.rmtree(tmp_path / "far" / "results" / "train")
     with pytest.raises(InputError, match="linear, seed 0: it is not fitted there; bench run"):
-        api.load(tmp_path / "far" / "results", "linear", suite=home / "suite.yaml")
+        bench.load(tmp_path / "far" / "results", "linear", suite=home / "suite.yaml")
     shutil.rmtree(tmp_path / "far" / "results" / "craft")
     with pytest.raises(InputError, match="crafted images are not kept there"):
-        api.images(tmp_path / "far" / "results", attack="pgd", seed=0, radius=0.1)
+        bench.images(tmp_path / "far" / "results", attack="pgd", seed=0, radius=0.1)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_defense_of_an_unknown_task_file_or_without_weights_is_refused(home: P
 )
 def test_images_of_no_condition_or_of_several_are_refused(home: Path, where: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
-        api.images(home / "results", **where)
+        bench.images(home / "results", **where)
 
 
 def test_a_script_without_a_guard_runs_in_processes_of_its_own(tmp_path: Path) -> None:
@@ -577,7 +577,7 @@ def test_tables_and_outcomes_need_no_torch(home: Path) -> None:
         "import sys, bench\n"
         "assert not {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules)\n"
         f"bench.table({str(home / 'results')!r}, '3').to_markdown()\n"
-        f"from bench import api; api.outcomes({str(home / 'results')!r})\n"
+        f"bench.outcomes({str(home / 'results')!r})\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -585,7 +585,7 @@ def test_tables_and_outcomes_need_no_torch(home: Path) -> None:
 
 
 def test_functions_stay_functions_whatever_modules_are_imported() -> None:
-    names = ("images", "load", "run", "table", "evaluate")
+    names = ("images", "load", "outcomes", "run", "table", "evaluate")
     code = (
         "import importlib, pkgutil, sys, types, bench\n"
         "for each in pkgutil.walk_packages(bench.__path__, 'bench.'):\n"
