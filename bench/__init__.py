@@ -1,16 +1,26 @@
 """Crossfire: attacks crossed with defenses, and tables whose numbers can be trusted.
 
-The names that attacks, defenses and plug-ins are written with. They load on first use, so that
-commands that need no torch do not import it.
+Three groups of names, which load on first use, so that what needs no torch does not import it:
+
+- `evaluate`: attack a network in hand.
+- `run`, `plan`, `table`, `outcomes`, `images`, `load`: task files and results folders, as the command line
+  knows them.
+- `attack`, `defense`, `view`, `source` and the types beside them: what attacks, defenses and plug-ins are
+  written with.
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bench.api import Finished, Outlook, images, load, outcomes, plan, run, table
+    from bench.direct import Loaded, Result, evaluate
     from bench.errors import BenchError, InputError, TrainingError
     from bench.examples import Examples, Pixels, Places, Source
     from bench.losses import Loss, eot, objective, succeeded
+    from bench.networks import Classifier, check_network, check_normalisation
     from bench.protocols import (
         Attack,
         Crafted,
@@ -50,11 +60,15 @@ if TYPE_CHECKING:
         view_of,
     )
     from bench.sources import module_file
+    from bench.stored import Shown
 
 _HOME = {
+    "api": ("Finished", "Outlook", "images", "load", "outcomes", "plan", "run", "table"),
+    "direct": ("Loaded", "Result", "evaluate"),
     "errors": ("BenchError", "InputError", "TrainingError"),
     "examples": ("Examples", "Pixels", "Places", "Source"),
     "losses": ("Loss", "eot", "objective", "succeeded"),
+    "networks": ("Classifier", "check_network", "check_normalisation"),
     "protocols": (
         "Attack",
         "Crafted",
@@ -94,11 +108,13 @@ _HOME = {
         "view_of",
     ),
     "sources": ("module_file",),
+    "stored": ("Shown",),
 }
 
 __all__ = [
     "Attack",
     "BenchError",
+    "Classifier",
     "CodePath",
     "ContentPath",
     "Count",
@@ -107,16 +123,19 @@ __all__ = [
     "Defense",
     "Examples",
     "Features",
+    "Finished",
     "Fitting",
     "Images",
     "InputError",
     "Inversion",
     "Labels",
+    "Loaded",
     "Loss",
     "Needs",
     "NonNegative",
     "NonNegativeCount",
     "Norm",
+    "Outlook",
     "Part",
     "Pixels",
     "Places",
@@ -124,8 +143,10 @@ __all__ = [
     "PositiveShare",
     "Prototypes",
     "Randomness",
+    "Result",
     "Shape",
     "Share",
+    "Shown",
     "Source",
     "Split",
     "Threat",
@@ -134,20 +155,52 @@ __all__ = [
     "View",
     "answered",
     "attack",
+    "check_network",
+    "check_normalisation",
     "defense",
     "eot",
+    "evaluate",
+    "images",
     "lengths",
+    "load",
     "module_file",
     "objective",
+    "outcomes",
+    "plan",
+    "run",
     "source",
     "succeeded",
+    "table",
     "view",
     "view_of",
 ]
 
 
+_FUNCTIONS = ("images", "load", "outcomes", "run", "table")
+"""Functions that keep their name, whatever module of the package has the same."""
+
+
+class _Package(ModuleType):
+    """This package: where a module is imported, a function of the same name stays what it is."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("crossfire-bench")
     for module, names in _HOME.items():
         if name in names:
             return getattr(importlib.import_module(f"bench.{module}"), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

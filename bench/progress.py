@@ -17,6 +17,8 @@ from bench.errors import persons
 from bench.escaping import shown
 from bench.execute import Done, State
 from bench.jobs import Craft, Evaluate, Job, Train
+from bench.planner import Plan
+from bench.speech import condition_name
 
 SHOWN = 8
 """How many finished cells stay in sight."""
@@ -29,7 +31,12 @@ QUIET = 15
 
 
 def title(job: Job, names: Mapping[str, str]) -> str:
-    """Return a job in a few words; `names` are those of defenses in the suite, by the keys of trainings."""
+    """Return a job in a few words.
+
+    Args:
+        job: The job.
+        names: What the suite calls its defenses, by the keys of their trainings.
+    """
 
     def called(train: Train) -> str:
         return names.get(train.key, train.defense.name)
@@ -47,19 +54,24 @@ def title(job: Job, names: Mapping[str, str]) -> str:
 
 
 class Display:
-    """A live picture of a run; a context manager."""
+    """A live picture of a run; a context manager.
+
+    Args:
+        console: Where to show it; None: nowhere.
+        state: What is to do.
+        costs: What jobs cost, to say how much time is left.
+        devices: The device of each slot.
+        plan: The plan, for the names of its conditions and defenses.
+    """
 
     def __init__(
-        self,
-        console: Console,
-        state: State,
-        costs: Costs,
-        devices: tuple[str, ...],
-        cells: Mapping[str, str],
-        names: Mapping[str, str],
+        self, console: Console | None, state: State, costs: Costs, devices: tuple[str, ...], plan: Plan
     ) -> None:
+        if console is None:
+            console = Console(quiet=True)
         self._console, self._state, self._costs, self._devices = console, state, costs, devices
-        self._cells, self._names = cells, names
+        self._cells = {cell.job.key: condition_name(cell.coordinates) for cell in plan.cells}
+        self._names = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in plan.cells}
         self._lock = threading.Lock()
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
         self._ended: set[Job] = set()
@@ -96,14 +108,24 @@ class Display:
             self._live.stop()
 
     def started(self, job: Job, slot: int) -> None:
-        """Note that a slot begins a job."""
+        """Note that a slot begins a job.
+
+        Args:
+            job: The job.
+            slot: The slot's position among `devices`.
+        """
         with self._lock:
             self._now[slot] = job, time.monotonic(), {}
         if not self._live and isinstance(job, Train):
             self._line(f"{self._devices[slot]}: {self._title(job)}")
 
     def said(self, slot: int, facts: Mapping[str, Any]) -> None:
-        """Note how far a slot's job says it is, or what should be known of it."""
+        """Note how far a slot's job says it is, or what should be known of it.
+
+        Args:
+            slot: The slot's position among `devices`.
+            facts: ``done`` and ``of`` (epochs) with ``loss``; or ``note``, a sentence.
+        """
         if "note" in facts:
             with self._lock:
                 of = self._title(self._now[slot][0]) if slot in self._now else self._devices[slot]
@@ -119,7 +141,11 @@ class Display:
             self._line(f"{self._title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
 
     def ended(self, done: Done) -> None:
-        """Note that a job ended."""
+        """Note that a job ended.
+
+        Args:
+            done: The job, with its error if it failed.
+        """
         with self._lock:
             self._now.pop(done.slot, None)
             self._ended.add(done.job)
@@ -158,7 +184,9 @@ class Display:
         self._told.add(what)
         if error:
             # What a person can mend; in a terminal it stands above the bars all the same.
-            Console(stderr=True).print(Text(line or what, style="red"), soft_wrap=True)
+            Console(stderr=True, quiet=self._console.quiet).print(
+                Text(line or what, style="red"), soft_wrap=True
+            )
         else:
             self._line(line or what)
 

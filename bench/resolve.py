@@ -238,20 +238,26 @@ def load(path: Path) -> Suite:
         raise InputError(f"{doc.at()}: expected a mapping with data, defenses, attacks and tasks")
     model = doc.check(SuiteModel, doc.data)
     folder = path.resolve().parent
-    suite = Suite(
-        document=doc,
-        model=model,
-        data={name: _data(doc, name, given) for name, given in model.data.items()},
-        defenses={
-            name: _filled(doc, ("defenses", name), DEFENSES, use, folder)
-            for name, use in model.defenses.items()
-        },
-        attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
-        serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+    return checked(
+        Suite(
+            document=doc,
+            model=model,
+            data={name: _data(doc, name, given) for name, given in model.data.items()},
+            defenses={
+                name: filled(doc, ("defenses", name), DEFENSES, use, folder)
+                for name, use in model.defenses.items()
+            },
+            attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
+            serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+        )
     )
+
+
+def checked(suite: Suite) -> Suite:
+    """Return a suite; raise `InputError` where what it names does not fit together."""
     _check_parts(suite)
     _check_attacks(suite)
-    for position in range(len(model.tasks)):
+    for position in range(len(suite.model.tasks)):
         _check_task(suite, position)
     return suite
 
@@ -269,15 +275,30 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
 
 def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled[AttackEntry] | Planned:
     if use.planned is None:
-        return _filled(doc, ("attacks", name), ATTACKS, use, folder)
+        return filled(doc, ("attacks", name), ATTACKS, use, folder)
     if use.use in ATTACKS:
         raise InputError(f"{doc.at('attacks', name, 'planned')}: {use.use} is there now; take this key out")
     return Planned(use.use, use.planned, dict(use.model_extra or {}))
 
 
-def _filled(
+def filled(
     doc: Document, place: Place, registry: Registry[E], use: DefenseUse | AttackUse, folder: Path
 ) -> Filled[E]:
+    """Look up what a task file, or a call, names, and fill in its parameters.
+
+    Args:
+        doc: where it stands; refusals begin with file, line and place.
+        place: the way to it in the document.
+        registry: the attacks, or the defenses.
+        use: the name and the parameters that are given.
+        folder: where relative paths start.
+
+    Returns:
+        The entry with every parameter.
+
+    Raises:
+        InputError: the name is unknown, or a parameter does not fit.
+    """
     try:
         entry = registry[use.use]
     except InputError as error:

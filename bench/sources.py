@@ -19,7 +19,7 @@ from typing import Any
 from bench import ours
 from bench.errors import InputError
 
-SHARED = frozenset({"bench.losses", "bench.noise", "bench.protocols"})
+SHARED = frozenset({"bench.losses", "bench.networks", "bench.noise", "bench.protocols"})
 """Modules of the harness that attacks and defenses calculate with. The rest of the harness is versioned by
 the scheme of the keys.
 """

@@ -10,22 +10,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bench import (
+    Classifier,
     CodePath,
     ContentPath,
-    Decision,
     Fitting,
-    Images,
     InputError,
     Shape,
     Split,
-    View,
+    check_network,
+    check_normalisation,
     defense,
     module_file,
-    view,
 )
 from defenses.nets import weights as files
 
@@ -40,7 +38,7 @@ def check_params(params: dict[str, Any], shape: Shape) -> None:
         params: the parameters of `module`, defaults filled in, with absolute paths.
         shape: channels, height, width and classes of the data.
     """
-    _normalisation(params["mean"], params["std"], shape.channels)
+    check_normalisation(params["mean"], params["std"], shape.channels)
     _look_for(params["build"])
     if params["weights"] is not None:
         files.check(Path(params["weights"]))
@@ -60,7 +58,7 @@ def check_params(params: dict[str, Any], shape: Shape) -> None:
     learns=False,
     neutral={"key": "", "random": False},
 )
-class Module(nn.Module):
+class Module(Classifier):
     """Any network that turns images (N, C, H, W) into logits (N, classes), as `build` returns it.
 
     Args:
@@ -78,9 +76,6 @@ class Module(nn.Module):
         random: whether the network draws when it is asked, so that two answers may differ.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         shape: Shape,
@@ -94,25 +89,13 @@ class Module(nn.Module):
         std: float | tuple[float, ...] = 1.0,
         random: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(_built(build, arguments or {}), mean, std, shape.channels)
         self.shape = shape
         self.build = build
         self.weights = weights
         self.prefix = prefix
         self.random = random
         self.key = key
-        for name, values in zip(("mean", "std"), _normalisation(mean, std, shape.channels), strict=True):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
-        self.network = _built(build, arguments or {})
-
-    def forward(self, x: Images) -> Tensor:
-        """Return the network's logits (N, K).
-
-        Args:
-            x: images (N, C, H, W) in [0, 1].
-        """
-        logits: Tensor = self.network((x - self.mean) / self.std)
-        return logits
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
         """Load the weights, and try the network on two images; nothing is learned.
@@ -134,58 +117,8 @@ class Module(nn.Module):
                     "only tensors can be stored"
                 )
         self.eval()
-        self._try(train.images[:2].to(fitting.device))
-
-    @torch.no_grad()
-    def _try(self, x: Images) -> None:
-        form = f"images of shape {tuple(self.shape[:3])}"
-        try:
-            logits = self(x)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"{self.build}: the network does not take {form}: {reason}") from error
-        if not isinstance(logits, Tensor):
-            raise InputError(
-                f"{self.build}: expected the network to return logits, found a {type(logits).__name__}; "
-                "wrap it in a module that returns the tensor"
-            )
-        if logits.shape != (len(x), self.shape.classes):
-            raise InputError(
-                f"{self.build}: the data has {self.shape.classes} classes: expected logits of shape "
-                f"({len(x)}, {self.shape.classes}) for {len(x)} {form}, found {tuple(logits.shape)}"
-            )
-
-    @view("logits", reads=("label",))
-    def logits(self) -> View:
-        """Return the view of the logits (N, K)."""
-        return View(self)
-
-    @torch.no_grad()
-    def decide(self, x: Images, readout: str, /) -> Decision:
-        """Return the decision by the logits' arg-max.
-
-        Args:
-            x: images (N, C, H, W) in [0, 1].
-            readout: ``label``, the only one.
-        """
-        return Decision.of(self(x))
-
-
-def _normalisation(
-    mean: float | Sequence[float], std: float | Sequence[float], channels: int
-) -> tuple[list[float], list[float]]:
-    """Return both as lists; raise where they do not fit the channels or the range of images."""
-    means, stds = ([each] if isinstance(each, float | int) else list(each) for each in (mean, std))
-    for name, values in (("mean", means), ("std", stds)):
-        if len(values) not in (1, channels):
-            raise InputError(
-                f"{name}: expected a number, or one for each of {channels} channels, found {values}"
-            )
-    if wrong := [value for value in means if not 0 <= value <= 1]:
-        raise InputError(f"mean: expected values in [0, 1], the units of the images, found {wrong[0]:g}")
-    if wrong := [value for value in stds if not 0 < value < float("inf")]:
-        raise InputError(f"std: expected values above 0, found {wrong[0]:g}")
-    return means, stds
+        few = train.images[:2].to(fitting.device)
+        check_network(self, few, self.build, self.shape.classes)
 
 
 def _built(build: str, arguments: Mapping[str, Any]) -> nn.Module:

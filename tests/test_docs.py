@@ -17,7 +17,7 @@ import pytest
 import typer.main
 import yaml
 
-from bench import cli
+from bench import cli, running
 
 ROOT = Path(__file__).parent.parent
 FINDINGS = ROOT / "docs" / "findings.md"
@@ -40,7 +40,7 @@ def files(folder: Path) -> None:
 def test_every_block_of_the_readme_is_run_or_checked() -> None:
     heads = [text.partition("\n")[0] for text in blocks("python") + blocks("yaml")]
     assert heads
-    assert all(re.match(r"# (file|test): \w+\.(py|yaml)", head) for head in heads)
+    assert all(re.match(r"# (file|test): \w+\.(py|yaml)|# run: (five|own|mine)$", head) for head in heads)
 
 
 def test_the_readmes_network_and_commands_work(tmp_path: Path) -> None:
@@ -72,6 +72,22 @@ def test_the_readmes_attack_and_defense_pass_their_own_tests(tmp_path: Path, nam
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_first_steps_in_python_work_one_after_the_other(tmp_path: Path) -> None:
+    files(tmp_path)
+    steps = [text for text in blocks("python") if text.startswith("# run: ")]
+    # From nothing to a result in five lines, and the first attack in less than 15.
+    assert len([line for line in steps[0].splitlines() if line and not line.startswith(("#", "print"))]) == 5
+    assert len([line for line in steps[1].splitlines() if line and not line.startswith("#")]) <= 15
+    (tmp_path / "steps.py").write_text("\n".join(steps))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "steps.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == ["pgd", "climb", "pgd"]
 
 
 def test_the_readmes_attack_is_as_short_as_it_says() -> None:
@@ -165,7 +181,7 @@ def test_task_files_name_the_schema_that_make_writes() -> None:
 def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path, schema: dict[str, Any]) -> None:
     import yaml
 
-    crossed, _, manifest = cli.planned(path, tmp_path, tmp_path / "no data here")
+    crossed, _, manifest = running.planned(path, tmp_path, tmp_path / "no data here")
     assert crossed.cells
     document = yaml.safe_load(path.read_text())
     document["tables"] = {str(key): table for key, table in document["tables"].items()}

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import cli, document, resolve
+from bench import document, resolve, running
 from bench.errors import InputError
 from tests.test_spec import GOOD, write
 
@@ -278,7 +278,7 @@ def test_two_tables_are_never_one_file_on_any_file_system(one: str, other: str, 
     table = "{title: t, rows: [defense, readout], columns: [attack]}"
     text = GOOD.partition("tables:\n")[0] + f"tables:\n  '{one}': {table}\n  '{other}': {table}\n"
     with pytest.raises(InputError, match=r"suite.yaml:15: tables .* would be written to one file"):
-        cli.planned(write(tmp_path, text), tmp_path / "results", None)
+        running.planned(write(tmp_path, text), tmp_path / "results", None)
 
 
 # Anything ------------------------------------------------------------------------------------------

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bench import evaluate, probes
-from bench.context import Desk
 from bench.errors import OtherNetworkError
 from bench.jobs import Evaluate, Train
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
 from suites import TASK, Ran, suite
 
-NOWHERE = Desk(Path("none"), Path("none"), None, "cpu", {})
+CPU = torch.device("cpu")
 
 HEAD = """
 import os, random, sys
@@ -335,8 +334,7 @@ class Company(nn.Module):
 def asked(model: Any, n: int, images: Tensor | None = None) -> list[bool | None]:
     """Return which answers differ at the second ask of a shard of n digits."""
     x = digits(n) if images is None else images
-    desk = NOWHERE
-    first = evaluate.ask(model, x, "label", desk)
+    first = evaluate.ask(model, x, "label", CPU)
 
     class Key:
         key, readout = "0", "label"
@@ -347,7 +345,7 @@ def asked(model: Any, n: int, images: Tensor | None = None) -> list[bool | None]
 
     key: Any = Key
     with torch.no_grad():
-        return evaluate._asked_again(model, x, first, key, key, desk)
+        return evaluate._asked_again(model, x, first, key, key, CPU)
 
 
 def digits(n: int) -> Tensor:
@@ -416,9 +414,9 @@ def test_what_does_not_fit_is_judged_in_smaller_chunks(error: Exception, room: i
                 raise error
             return super().decide(x, readout)
 
-    x, desk = digits(50), NOWHERE
+    x = digits(50)
     with torch.no_grad():
-        small, whole = (evaluate.ask(net, x, "label", desk) for net in (Small("none"), Company("none")))
+        small, whole = (evaluate.ask(net, x, "label", CPU) for net in (Small("none"), Company("none")))
     assert torch.equal(small["label"], whole["label"])
     assert torch.allclose(small["logits"], whole["logits"], atol=1e-6)
 
@@ -429,7 +427,7 @@ def test_where_not_even_one_image_fits_the_job_fails() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate.ask(None_("none"), digits(5), "label", NOWHERE)
+        evaluate.ask(None_("none"), digits(5), "label", CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -443,7 +441,7 @@ def test_answers_of_other_kinds_are_cast_once(dtype: torch.dtype) -> None:
             )
 
     with torch.no_grad():
-        found = evaluate.ask(Cast("none"), digits(5), "label", NOWHERE)
+        found = evaluate.ask(Cast("none"), digits(5), "label", CPU)
     kinds = {name: values.dtype for name, values in found.items()}
     assert kinds == {
         "label": torch.int64,
@@ -465,5 +463,5 @@ def test_minus_infinity_is_a_class_that_cannot_be_and_nan_is_no_answer() -> None
             return Decision.of(logits)._replace(score=torch.ones(len(x)))
 
     with torch.no_grad():
-        found = evaluate.ask(Odd("none"), digits(6), "label", NOWHERE)
+        found = evaluate.ask(Odd("none"), digits(6), "label", CPU)
     assert [each < 0 for each in found["label"].tolist()] == [False, True, True, True, False, False]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, resolve
+from bench import resolve, running
 from bench.errors import InputError
 
 GOOD = """
@@ -113,7 +113,7 @@ BAD = [
 def test_bad_input_gets_one_clear_message(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
     assert old in GOOD
     with pytest.raises(InputError) as caught:
-        cli.planned(write(tmp_path, GOOD.replace(old, new, 1)), tmp_path / "results", None)
+        running.planned(write(tmp_path, GOOD.replace(old, new, 1)), tmp_path / "results", None)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:

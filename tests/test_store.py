@@ -63,7 +63,13 @@ def test_a_result_whose_source_changed_is_made_again_unless_trusted(tmp_path: Pa
     first = ran(tmp_path)
     for place in files_of(first, Train):
         receipt = json.loads((place / "receipt.json").read_text())
-        assert set(receipt["sources"]) == {"toys", "bench.losses", "bench.noise", "bench.protocols"}
+        assert set(receipt["sources"]) == {
+            "toys",
+            "bench.losses",
+            "bench.networks",
+            "bench.noise",
+            "bench.protocols",
+        }
     touched = 0
     for kind in (Train, Craft, Evaluate):
         for place in files_of(first, kind):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from bench import cli, render, tables
+from bench import render, running, tables
 from bench.manifest import Outcomes
 from suites import Ran
 
@@ -87,7 +87,7 @@ def _less(given: Mapping[str, Any], less: Mapping[str, Any]) -> dict[str, Any]:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the plans and manifests of the suites, made where no data are."""
     folder = tmp_path_factory.mktemp("no data here")
-    return {name: cli.planned(SUITES / f"{name}.yaml", folder / name, folder) for name in NAMES}
+    return {name: running.planned(SUITES / f"{name}.yaml", folder / name, folder) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

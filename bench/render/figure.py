@@ -1,4 +1,4 @@
-"""Figures: the curves of a table whose rows or columns run along an axis."""
+"""Figures: the curves of a table whose rows or columns run along an axis, and the bars of any other."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,3 +164,54 @@ def _axis_label(table: RenderedTable, x: str) -> str:
     if x == "radius":
         return f"{_NORMS.get(table.question.get('norm', ''), '')} radius".strip()
     return x.rpartition(".")[2]
+
+
+def bars(table: RenderedTable) -> "figure.Figure":
+    """Draw a bar for each number of a table: a group for each column, a colour for each row.
+
+    Args:
+        table: A table. Numbers of another unit have axes of their own; intervals are lines on the bars.
+
+    Returns:
+        The figure, which no window shows.
+    """
+    from matplotlib import figure
+    from matplotlib.container import BarContainer
+
+    units = list(dict.fromkeys(table.units))
+    page = figure.Figure(figsize=(5.2 * len(units), 3.6), layout="constrained")
+    for unit, axes in zip(units, page.subplots(1, len(units), squeeze=False)[0], strict=True):
+        places = [place for place, each in enumerate(table.units) if each == unit]
+        for nth, (row, style) in enumerate(zip(table.rows, _styles(), strict=False)):
+            _group(axes, [row.cells[place] for place in places], unit, (nth, len(table.rows)), style["color"])
+        axes.set_xticks(range(len(places)), [shown(table.columns[each]) for each in places], parse_math=False)
+        axes.set_ylabel(table.metric.name + words.LABELS.get(unit, ""), parse_math=False)
+        if unit == "percent":
+            axes.set_ylim(0, 100)
+        axes.grid(axis="y", alpha=0.25, linewidth=0.5)
+    page.suptitle("\n".join(wrap(shown(table.table.title), 60)), fontsize="medium", parse_math=False)
+    handles: Any = [each for each in page.axes[0].containers if isinstance(each, BarContainer)]
+    place: Any = "outside lower center"
+    legend = page.legend(handles, ["row"] * len(handles), fontsize="small", frameon=False, loc=place)
+    for text, row in zip(legend.get_texts(), table.rows, strict=False):
+        text.set(text=shown(", ".join(row.label)), parse_math=False)
+    return page
+
+
+def _group(axes: "Axes", cells: Sequence[TableCell], unit: Unit, place: tuple[int, int], colour: str) -> None:
+    """Draw the bars of one row, the `place[0]`-th of `place[1]`."""
+    scale, width = words.SCALES[unit], 0.8 / place[1]
+    found = [(at, cell.estimate) for at, cell in enumerate(cells) if cell.estimate is not None]
+    kept = [(at, each) for at, each in found if math.isfinite(each.value)]
+    heights = [scale * each.value for _, each in kept]
+
+    def reach(end: float | None, value: float) -> float:
+        return 0.0 if end is None or not math.isfinite(end) else scale * abs(end - value)
+
+    ends = [
+        [reach(each.low, each.value) for _, each in kept],
+        [reach(each.high, each.value) for _, each in kept],
+    ]
+    middles = [at + (place[0] + 0.5) * width - 0.4 for at, _ in kept]
+    axes.bar(middles, heights, width, color=colour)
+    axes.errorbar(middles, heights, ends, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)

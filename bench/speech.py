@@ -1,0 +1,58 @@
+"""How the command line says things: on which console, and in which words. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bench.escaping import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def console(*, stderr: bool = False) -> Any:
+    """Return a `rich.console.Console` that takes nothing for markup, and outlives a reader who left.
+
+    Args:
+        stderr: Whether it writes to the error stream.
+    """
+    from rich.console import Console
+
+    class Unbroken(Console):
+        def on_broken_pipe(self) -> None:
+            """Go on unheard: whoever read has seen enough, and the exit status is still to come."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    # What is printed are names and messages of other people's: none is markup.
+    return Unbroken(stderr=stderr, markup=False, emoji=False)
+
+
+def say(console: Any | None, text: str, style: str = "") -> None:
+    """Print a sentence as it is, however long; nothing where there is no console."""
+    if console is not None:
+        console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def count(n: int, noun: str) -> str:
+    """Return ``1 job`` or ``3 jobs``."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return ``1 h 5 min``, ``2 min 3 s`` or ``4.0 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def condition_name(coordinates: Mapping[str, Any]) -> str:
+    """Return a condition in a few words, such as ``pgd/first on cnn/last, seed 0 at 0.1``."""
+    through = f"/{coordinates['view']}" if coordinates["view"] else ""
+    radius = f" at {coordinates['radius']:g}" if coordinates["radius"] is not None else ""
+    victim = f"{coordinates['defense']}/{coordinates['readout']}"
+    return f"{coordinates['attack']}{through} on {victim}, seed {coordinates['seed']}{radius}"
