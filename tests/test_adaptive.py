@@ -444,7 +444,7 @@ def test_what_is_wrong_but_refused_moves_and_what_is_accepted_does_not() -> None
     ("params", "sentence"),
     [
         ({"room": -1.0}, "room: expected a number of 0 or more, found -1.0"),
-        ({"room": float("nan")}, "room: expected a number of 0 or more, found .nan"),
+        ({"room": float("nan")}, "room: expected a finite number, found nan"),
         ({"kappa": -1.0}, "kappa: expected a number of 0 or more, found -1.0"),
         ({"searches": 0}, "searches: expected a number of 1 or more, found 0"),
     ],

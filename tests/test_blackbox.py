@@ -484,7 +484,7 @@ def test_nes_finds_what_bpda_cw_finds_a_little_farther() -> None:
         ("localsearch", "t: expected a number of 1 or more, found 0", {"t": 0}),
         ("localsearch", "r: expected a number above 0, found -1.0", {"r": -1.0}),
         ("boundary", "directions: expected a number of 1 or more, found 0", {"directions": 0}),
-        ("boundary", "a factor above 1, not 1", {"step_adaptation": 1.0}),
+        ("boundary", "step_adaptation: expected a number above 1, found 1.0", {"step_adaptation": 1.0}),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, message: str, params: dict[str, Any]) -> None:

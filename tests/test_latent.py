@@ -704,7 +704,7 @@ def test_noise_on_the_code_keeps_successes_away_from_the_edge() -> None:
         ("latent-backtracking", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("latent-backtracking", {"draws": 0}, "draws: expected a number of 1 or more, found 0"),
         ("latent-backtracking", {"rate": 0.0}, "rate: expected a number above 0, found 0.0"),
-        ("latent-backtracking", {"weight": math.inf}, "weight: expected a finite number, found .inf"),
+        ("latent-backtracking", {"weight": math.inf}, "weight: expected a finite number, found inf"),
         ("latent-backtracking", {"backtracks": -1}, "backtracks: expected a number of 0 or more, found -1"),
         ("latent-descent", {"eta": 1.5}, "eta: expected a number of 1 or less, found 1.5"),
         ("latent-descent", {"bisections": -1}, "bisections: expected a number of 0 or more, found -1"),

@@ -790,7 +790,7 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
     ("name", "params", "message"),
     [
         ("cw-l2", {"kappa": -1.0}, "kappa: expected a number of 0 or more, found -1.0"),
-        ("cw-l2", {"kappa": math.inf}, "kappa: expected a finite number, found .inf"),
+        ("cw-l2", {"kappa": math.inf}, "kappa: expected a finite number, found inf"),
         ("cw-l2", {"searches": 0}, "searches: expected a number of 1 or more, found 0"),
         ("cw-l2", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("cw-l2", {"c": 0.0}, "c: expected a number above 0, found 0.0"),
