@@ -526,7 +526,7 @@ def view(
     Args:
         name: what tasks call the view; unique in its defense.
         space: what attacks search: ``pixel`` for images, or another (``latent``, ``features``).
-        reads: read-outs whose answer is the arg-max of this view's logits: what succeeds here, succeeds there.
+        reads: read-outs whose answer is the arg-max of this view's logits: a success here is one there.
         ignores: served parameters that change nothing here, so that crafted images are shared.
         gradient: whether a gradient flows through it.
 
