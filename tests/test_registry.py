@@ -18,6 +18,7 @@ from bench import (
     Positive,
     PositiveShare,
     Share,
+    catalogue,
     document,
     registry,
     resolve,
@@ -279,6 +280,27 @@ def test_bounds_stand_in_the_json_schema() -> None:
     assert found["rates"]["items"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
     assert (found["sizes"]["items"], found["sizes"]["minItems"]) == ({"type": "integer", "minimum": 1}, 1)
     assert {"type": "integer", "minimum": 2, "maximum": 9} in found["width"]["anyOf"]
+
+
+def test_bounds_are_listed_in_words() -> None:
+    schema = schema_of(bounded, "bounded").model_json_schema()
+    said = {name: catalogue._bounds(info) for name, info in schema["properties"].items()}
+    assert said == {
+        "steps": "1 or more",
+        "warmup": "0 or more",
+        "step": "above 0",
+        "decay": "0 or more",
+        "part": "0 to 1",
+        "keep": "above 0 to 1",
+        "tries": "above 0",
+        "scale": "above 0",
+        "after": "0 or more",
+        "tail": "0 or more",
+        "rates": None,
+        "sizes": None,
+        "width": "2 to 9",
+        "other": "above 0",
+    }
 
 
 def test_marks_are_found_inside_bounded_tuples() -> None:
