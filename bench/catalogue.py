@@ -88,7 +88,7 @@ def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
     required = {info.alias or name for name, info in entry.schema.model_fields.items() if info.is_required()}
     found = {}
     for name, info in properties.items():
-        found[name] = {"type": _kind(info), "required": name in required}
+        found[name] = {"type": _kind(info), "bounds": _bounds(info), "required": name in required}
         if name not in required:
             found[name]["default"] = info.get("default")
     return found
@@ -106,6 +106,18 @@ def _kind(info: dict[str, Any]) -> str:
     if "number" in kinds:
         kinds.pop("string", None)
     return " | ".join(kinds)
+
+
+def _bounds(info: dict[str, Any]) -> str | None:
+    """Return what a number must be within, in words; None where it has no bounds."""
+    for each in info.get("anyOf", [info]):
+        low, above, high = (each.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
+        least = f"above {above:g}" if above is not None else f"{low:g}" if low is not None else None
+        if high is not None:
+            return f"at most {high:g}" if least is None else f"{least} to {high:g}"
+        if least is not None:
+            return least if above is not None else f"{least} or more"
+    return None
 
 
 def show(console: Console, found: list[dict[str, Any]]) -> None:
@@ -139,7 +151,8 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
             table.add_column("default")
             for name, info in entry["parameters"].items():
                 default = "(required)" if info["required"] else _written(info["default"])
-                table.add_row(*map(Text, (name, info["type"], default)))
+                kind = ", ".join(filter(None, (info["type"], info["bounds"])))
+                table.add_row(*map(Text, (name, kind, default)))
             body.append(table)
         console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
 

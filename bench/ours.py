@@ -15,7 +15,7 @@ from bench.errors import InputError
 OURS = frozenset({"attacks", "defenses"})
 """Packages whose modules are followed wherever a component imports them."""
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).parent.parent
 """The folder that `bench` lies in, and ours with it."""
 
 
@@ -57,7 +57,7 @@ def imported(package: str) -> ModuleType:
         spec.loader.exec_module(module)
     found = sys.modules[package]
     places = [Path(each).resolve() for each in getattr(found, "__path__", ())]
-    if HOME / package not in places:
+    if (HOME / package).resolve() not in places:
         place = next(iter(places), getattr(found, "__file__", None))
         raise InputError(
             f"{place} was imported as {package!r}, the name of Crossfire's own; call it something else"

@@ -4,7 +4,7 @@ A combination that cannot be is a skip with its reason: the first of `RULES` and
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,7 +18,7 @@ from bench.data import DataSpec
 from bench.errors import InputError
 from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Target, Train, modules_of
 from bench.protocols import Norm, Shape, Threat
-from bench.registry import AttackEntry, DefenseEntry
+from bench.registry import AttackEntry, DefenseEntry, ViewEntry
 from bench.resolve import Filled, Planned, Suite, inner, named_files
 from bench.schema import ANSWERS, Task, ViewUse, expanded
 from bench.store import SCHEME as STORE_SCHEME
@@ -202,8 +202,9 @@ def unknown_readout(request: Request) -> str | None:
 def other_norm(request: Request) -> str | None:
     """Refuse a norm that the attack is not made for."""
     entry = request.attack.entry
-    norms = ", ".join(sorted(entry.norms))
-    return None if request.point.norm in entry.norms else f"{entry.name} is made for {norms}"
+    if request.point.norm in entry.norms:
+        return None
+    return f"{entry.name} is made for {', '.join(sorted(entry.norms))}"
 
 
 def missing_radius(request: Request) -> str | None:
@@ -476,7 +477,7 @@ class Planner:
                     self._once(("check", attack, fitted.shape), check)
                 for seed in task.seeds:
                     victim = self.train(defense, fitted, asked, seed)
-                    for point, choice in self._points(task, victim, defense, attack):
+                    for point, choice in self._points(position, victim, defense, attack):
                         if isinstance(filled, Planned):
                             self._keep(position, point, _planned(point, victim, filled))
                         else:
@@ -498,14 +499,18 @@ class Planner:
         return fitted
 
     def _points(
-        self, task: Task, victim: Train, defense: str, attack: str
+        self, position: int, victim: Train, defense: str, attack: str
     ) -> Iterator[tuple[Point, ViewUse | None]]:
         """Yield every combination of the rest, with the view that it looks through."""
+        task = self.suite.model.tasks[position]
         readouts = task.readouts or victim.defense.entry.readouts
         crossed = product(self.suite.serves[defense], readouts, task.threat.radius)
+        targets = self._targets(attack, victim.data.shape.classes)
         for serve, readout, radius in crossed:
-            for target in self._targets(attack, victim.data.shape.classes):
-                for choice, label in self._views(task.views, attack, defense, readout):
+            name = ("views", position, defense, attack, readout)
+            views = self._once(name, partial(self._views, task.views, attack, defense, readout))
+            for target in targets:
+                for choice, label in views:
                     yield (
                         Point(
                             data=task.data,
@@ -558,31 +563,28 @@ class Planner:
 
     def _views(
         self, asked: list[ViewUse] | None, attack: str, defense: str, readout: str
-    ) -> Iterator[tuple[ViewUse | None, str | None]]:
-        """Yield the views that an attack looks through, with what each is called in a table."""
+    ) -> Sequence[tuple[ViewUse | None, str | None]]:
+        """Return the views that an attack looks through, with what each is called in a table."""
         filled = self.suite.attacks[attack]
         entry = filled.entry if isinstance(filled, Filled) else None
         victim = self.suite.defenses[defense].entry
         source = self.suite.model.attacks[attack].source
-        if entry is not None and entry.blind:
-            yield None, None
-        elif entry is not None and entry.access == "decision":
-            answers = [each for each in asked or () if each.use.startswith(ANSWERS)]
-            yield from _named(answers or [ViewUse(use=f"{ANSWERS}{readout}")], readout)
-        elif source is not None:
-            yield source.view, f"{source.defense}:{source.view.use}"
-        elif entry is None and asked is None:
+        if (entry is not None and entry.blind) or (entry is None and source is None and asked is None):
             # What an attack that nobody has written will look through is not known, unless the task says.
-            yield None, None
-        else:
-            every = [
-                ViewUse(use=name)
-                for name, each in victim.views.items()
-                if entry is not None and each.space == entry.space
-            ]
-            # A task may name views for several attacks; where none is of this one's kind, it says so.
-            named = [each for each in asked or () if not each.use.startswith(ANSWERS)]
-            yield from _named(named or asked or every, readout)
+            return [(None, None)]
+        if entry is not None and entry.access == "decision":
+            answers = [each for each in asked or () if each.use.startswith(ANSWERS)]
+            return _named(answers or [ViewUse(use=f"{ANSWERS}{readout}")], readout)
+        if source is not None:
+            return [(source.view, f"{source.defense}:{source.view.use}")]
+        every = [
+            ViewUse(use=name)
+            for name, each in victim.views.items()
+            if entry is not None and each.space == entry.space
+        ]
+        # A task may name views for several attacks; where none is of this one's kind, it says so.
+        named = [each for each in asked or () if not each.use.startswith(ANSWERS)]
+        return _named(named or asked or every, readout)
 
     def _cell(self, request: Request) -> Cell | Skip:
         """Return a request's cell with its jobs, or why it cannot be."""
@@ -633,11 +635,12 @@ class Planner:
             return Seen(self.served(sight.train, sight.serve), sight.choice, final)
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
-        given = sight.defense.view_params(sight.choice.use, sight.choice.params)
-        params = view.schema.model_validate(given).model_dump(mode="json", by_alias=True)
+        # By what is written: 1, 1.0 and true are equal, and not the same parameter.
+        name = ("view", sight.defense.name, repr(sight.choice))
+        filled = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
         return Seen(
             source=self.served(sight.train, sight.serve, view.ignores),
-            view=ViewUse(use=view.name, draws=sight.choice.draws, **params),
+            view=filled,
             final=not sight.transfers and readout in view.reads,
         )
 
@@ -672,6 +675,13 @@ class Planner:
             )
 
         return self._once(name, make)
+
+
+def _filled_view(defense: DefenseEntry, view: ViewEntry, choice: ViewUse) -> ViewUse:
+    """Return a view by its own name, with every parameter."""
+    given = defense.view_params(choice.use, choice.params)
+    params = view.schema.model_validate(given).model_dump(mode="json", by_alias=True)
+    return ViewUse(use=view.name, draws=choice.draws, **params)
 
 
 def _planned(point: Point, victim: Train, attack: Planned) -> Skip:
@@ -719,11 +729,10 @@ def make(suite: Suite, data_root: Path | None = None) -> Plan:
     return Planner(suite, data_root).plan()
 
 
-def _named(choices: Iterable[ViewUse], readout: str) -> Iterator[tuple[ViewUse, str]]:
-    """Yield each view once, with what it is called in a table."""
-    seen: set[str] = set()
+def _named(choices: Iterable[ViewUse], readout: str) -> list[tuple[ViewUse, str]]:
+    """Return each view once, with what it is called in a table."""
+    found: dict[str, ViewUse] = {}
     for choice in choices:
         view = expanded(choice, readout)
-        if view.label not in seen:
-            seen.add(view.label)
-            yield view, view.label
+        found.setdefault(view.label, view)
+    return [(view, label) for label, view in found.items()]

@@ -48,11 +48,11 @@ class Dropped(Nearest):
 
 
 class Resized(Nearest):
-    """Shows every image at another size, moved."""
+    """Shows every image at another size, moved; each at its own, so that no draw decides for all of them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        small = interpolate(x, size=int(torch.randint(4, 8, ())), mode="bilinear")
-        return super().forward(interpolate(small, size=8, mode="bilinear"))
+        small = [interpolate(each, size=int(torch.randint(3, 8, ())), mode="bilinear") for each in x.split(1)]
+        return super().forward(torch.cat([interpolate(each, size=8, mode="bilinear") for each in small]))
 
 
 class Voted(Nearest):

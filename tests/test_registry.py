@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from bench import (
     ContentPath,
@@ -18,8 +18,10 @@ from bench import (
     Positive,
     PositiveShare,
     Share,
+    catalogue,
     document,
     registry,
+    resolve,
 )
 from bench.errors import InputError
 from bench.protocols import Shape
@@ -223,6 +225,29 @@ def test_a_number_out_of_its_bounds_is_refused_with_its_place(text: str, said: s
     assert str(caught.value) == f"suite.yaml:1: {said}"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
+        ({"rates": [0.5, "0"]}, "rates[1]: expected a number above 0, found 0.0"),
+        ({"other": (1.0, 0.0)}, "other[1]: expected a number above 0, found 0.0"),
+        ({"warmups": 3}, "warmups: unknown key; did you mean 'warmup'?"),
+    ],
+)
+def test_the_same_is_said_of_values_that_stand_in_no_file(given: dict[str, Any], said: str) -> None:
+    schema = schema_of(bounded, "bounded")
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(given)
+    assert document.sentence(schema, caught.value) == said
+
+
+def test_filling_in_says_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^restart: unknown key; did you mean 'restarts'\?$"):
+        resolve.fill(ATTACKS["pgd"], {"restart": 3}, tmp_path)
+    with pytest.raises(InputError, match=r"^missing key 'build'$"):
+        resolve.fill(DEFENSES["module"], {}, tmp_path)
+
+
 def test_fractions_reach_bounded_parameters_as_numbers() -> None:
     given = {
         "step": "8/255",
@@ -255,6 +280,27 @@ def test_bounds_stand_in_the_json_schema() -> None:
     assert found["rates"]["items"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
     assert (found["sizes"]["items"], found["sizes"]["minItems"]) == ({"type": "integer", "minimum": 1}, 1)
     assert {"type": "integer", "minimum": 2, "maximum": 9} in found["width"]["anyOf"]
+
+
+def test_bounds_are_listed_in_words() -> None:
+    schema = schema_of(bounded, "bounded").model_json_schema()
+    said = {name: catalogue._bounds(info) for name, info in schema["properties"].items()}
+    assert said == {
+        "steps": "1 or more",
+        "warmup": "0 or more",
+        "step": "above 0",
+        "decay": "0 or more",
+        "part": "0 to 1",
+        "keep": "above 0 to 1",
+        "tries": "above 0",
+        "scale": "above 0",
+        "after": "0 or more",
+        "tail": "0 or more",
+        "rates": None,
+        "sizes": None,
+        "width": "2 to 9",
+        "other": "above 0",
+    }
 
 
 def test_marks_are_found_inside_bounded_tuples() -> None:
