@@ -59,7 +59,7 @@ class Facts:
         """
         # A suite may have ten thousand conditions, and each of its tables reads them.
         *values, doubts = _values(given)
-        return cls(*values, tuple(doubts))
+        return cls(*[*values, tuple(doubts)])
 
 
 FACTS = tuple(field.name for field in fields(Facts))
