@@ -448,6 +448,26 @@ def test_a_manifest_may_be_spelled_otherwise(finished: tuple[Path, Path, str], t
     assert read(root, Path("suite.yaml")) == manifest
 
 
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        (1, r"made by a newer Crossfire .*; upgrade"),
+        (-1, r"made by an older Crossfire .*: bench plan suite\.yaml"),
+    ],
+)
+def test_a_manifest_of_another_layout_says_what_to_do(
+    later: int, said: str, finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    _, whole, _ = finished
+    root = copied(whole, tmp_path / "results")
+    manifest = read(root, Path("suite.yaml"))
+    # Whatever else that layout calls otherwise.
+    manifest["points"] = manifest.pop("conditions")
+    (root / "manifest.json").write_text(json.dumps({**manifest, "scheme": manifest["scheme"] + later}))
+    with pytest.raises(InputError, match=said):
+        read(root, Path("suite.yaml"))
+
+
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_manifest_is_refused(harm: str, finished: tuple[Path, Path, str], tmp_path: Path) -> None:
     _, whole, _ = finished

@@ -21,7 +21,9 @@ def test_every_module_of_the_harness_has_its_layer() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (layers,) = [each for each in config["tool"]["importlinter"]["contracts"] if each["type"] == "layers"]
     placed = {name.strip() for layer in layers["layers"] for name in layer.split("|")}
-    assert placed == {f"bench.{path.stem}" for path in (ROOT / "bench").glob("*.py")} - {"bench.__init__"}
+    modules = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")}
+    assert placed == {f"bench.{name}" for name in modules | packages}
 
 
 def test_every_attack_and_defense_has_a_file_of_its_own() -> None:

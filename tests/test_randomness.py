@@ -32,7 +32,7 @@ class Nearest(nn.Module):
         self.register_buffer("means", means)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.means.T - self.means.cell().sum(1) / 2  # type: ignore[operator]
+        return x.flatten(1) @ self.means.T - self.means.square().sum(1) / 2  # type: ignore[operator]
 
 
 class Noisy(Nearest):
