@@ -1,8 +1,11 @@
 """The direction of imports is a test, and every component has its row and its words."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+
+from bench.registry import Entry
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,3 +34,20 @@ def test_every_attack_and_defense_has_a_file_of_its_own() -> None:
         ours = [registry[name] for name in registry if registry[name].module.startswith(f"{folder}.")]
         files = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
         assert {entry.module.partition(".")[2] for entry in ours} == files
+
+
+def names(entry: Entry) -> list[str]:
+    return [info.alias or name for name, info in entry.schema.model_fields.items()]
+
+
+def test_every_parameter_of_a_defense_and_of_its_views_is_documented() -> None:
+    from bench.registry import DEFENSES, discover
+
+    discover()
+    ours = [DEFENSES[name] for name in DEFENSES if DEFENSES[name].module.startswith("defenses.")]
+    assert len(ours) == 11
+    for entry in ours:
+        for each in (entry, *entry.views.values()):
+            text = inspect.getdoc(each.make) or ""
+            missing = [name for name in names(each) if f"\n    {name}: " not in text]
+            assert not missing, f"{each.name} of {entry.name}: {missing}"
