@@ -105,7 +105,7 @@ class Sdim(nn.Module):
         critic: what scores pairs of local maps and codes: ``dot`` as released, ``concat`` as printed (D-15).
         negatives: pairs that do not belong together: ``all`` of a batch or those of one ``shuffle``; None
             takes all for ``dot`` and a shuffle for ``concat`` (D-48).
-        margin: over which classes the margin term is meant: ``code`` over all, ``paper`` over the wrong ones.
+        margin: the classes that the margin term is averaged over: ``code`` all, ``paper`` the wrong ones.
         margin_gap: how far below the true class the wrong ones should be, 0 or more, in the loss's units.
         scale_loss: divide log-likelihoods by `features` in the supervised terms, as released (D-16).
         mi_weight: weight of J_MI, the paper's alpha, 0 or more.

@@ -1,8 +1,11 @@
 """The direction of imports is a test, and every component has its row and its words."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+
+from bench.registry import Entry
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,3 +38,20 @@ def test_every_attack_and_defense_has_a_file_of_its_own() -> None:
         # What is a folder of its own registers itself from anywhere in it; shared ones register nothing.
         folders = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")} - {"common", "nets"}
         assert {entry.module.split(".")[1] for entry in ours} == files | folders
+
+
+def names(entry: Entry) -> list[str]:
+    return [info.alias or name for name, info in entry.schema.model_fields.items()]
+
+
+def test_every_parameter_of_a_defense_and_of_its_views_is_documented() -> None:
+    from bench.registry import DEFENSES, discover
+
+    discover()
+    ours = [DEFENSES[name] for name in DEFENSES if DEFENSES[name].module.startswith("defenses.")]
+    assert len(ours) == 11
+    for entry in ours:
+        for each in (entry, *entry.views.values()):
+            text = inspect.getdoc(each.make) or ""
+            missing = [name for name in names(each) if f"\n    {name}: " not in text]
+            assert not missing, f"{each.name} of {entry.name}: {missing}"

@@ -113,7 +113,7 @@ def ascend(network: nn.Module, x: Images, noise: Randomness, ascent: Ascent) -> 
         for _ in range(ascent.steps):
             with torch.enable_grad():
                 z.requires_grad_()
-                # Summed, not meant: an image's steps do not depend on how many there are.
+                # Summed, not averaged: an image's steps do not depend on how many there are.
                 (gradient,) = autograd.grad(divergence(target, network(z)).sum(), z)
             z = threat.project(x, z.detach() + ascent.step * gradient.sign())
     return z
@@ -122,13 +122,13 @@ def ascend(network: nn.Module, x: Images, noise: Randomness, ascent: Ascent) -> 
 def divergence(target: Tensor, other: Tensor) -> Tensor:
     """Return KL(softmax(target) || softmax(other)) of each row, (N,) in nats.
 
+    Value and gradients are exact however far a class leads, where those of softmaxes end with the digits of
+    1. With equal logits the value and the gradient to `other` are zero to the last bit, as on paper: what
+    is left by rounding would steer a signed step as well as anything.
+
     Args:
         target: logits (N, K) of the first distribution.
         other: logits (N, K) of the second.
-
-    Value and gradients are exact however far a class leads, where those of softmaxes end with the digits of
-    1; with equal logits the value and the gradient to `other` are zero to the last bit, as on paper: what
-    is left by rounding would steer a signed step as well as anything.
     """
     found: Tensor = _Divergence.apply(target, other)
     return found

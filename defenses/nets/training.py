@@ -26,7 +26,7 @@ Mode: TypeAlias = Literal["eval", "train"]
 
 
 def constant(step: int, total: int) -> float:
-    """Return 1.
+    """Return 1: the rate stays as it is.
 
     Args:
         step: the step, from 0.

@@ -72,7 +72,6 @@ def check(file: Path | str) -> Literal["safetensors", "checkpoint"]:
 def fill(network: nn.Module, file: Path | str, prefix: str = "", key: str = "") -> list[str]:
     """Load a file's weights into a network; every name, shape and kind of number must fit.
 
-
     Args:
         network: what is filled.
         file: safetensors, or a checkpoint.

@@ -134,7 +134,7 @@ class Folded(NamedTuple):
 
 
 def blocks(images: int, classes: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut images x classes into blocks of at most `rows` codes, of few classes where images are many.
+    """Yield blocks of images and classes with at most `rows` codes, of few classes where images are many.
 
     Args:
         images: number of images.

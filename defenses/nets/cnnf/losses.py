@@ -47,7 +47,7 @@ def standard_loss(
     *,
     reconstruction: float,
 ) -> Tensor:
-    """Return the loss of standard training: cross-entropy and reconstruction, meant over passes (D-08).
+    """Return the loss of standard training: cross-entropy and reconstruction, averaged over passes (D-08).
 
     Args:
         logits: the logits v_0, ..., v_k, each (N, K).

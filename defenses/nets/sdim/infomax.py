@@ -252,7 +252,7 @@ def margin_loss(likelihoods: Tensor, y: Labels, gap: float, form: MarginForm) ->
         likelihoods: log-likelihoods (N, K).
         y: labels (N,).
         gap: how far below the true class the wrong ones should be, 0 or more.
-        form: ``paper`` means over the wrong classes; ``code`` over all, of which the true one adds
+        form: ``paper`` averages over the wrong classes; ``code`` over all, of which the true one adds
             gap^2 / K.
     """
     lacking = relu(likelihoods + gap - likelihoods.gather(1, y[:, None])).square()
