@@ -53,9 +53,14 @@ FEW = 5
 
 
 class Halfspace(nn.Module):
-    """A linear classifier: label 1 where <w, x> + b > 0, label 0 elsewhere, and no other label ever.
+    """A linear classifier whose least adversarial distances are known in closed form.
 
-    Its plane goes through the grey image. All of `least` is exact, the box included.
+    It answers label 1 where <w, x> + b > 0, label 0 elsewhere, and no other label ever. Its plane goes
+    through the grey image (every pixel 0.5).
+
+    Args:
+        shape: The form of an image, and the number of classes (at least 2).
+        seed: The seed of the weights: of magnitude uniform in [0.2, 1], of either sign.
     """
 
     def __init__(self, shape: Shape, *, seed: int = 0) -> None:
@@ -68,32 +73,65 @@ class Halfspace(nn.Module):
         self.classes = shape.classes
 
     def margin(self, x: Images) -> Tensor:
-        """Return <w, x> + b, (N,): above 0 for label 1."""
+        """Return the signed margin <w, x> + b.
+
+        Args:
+            x: Images (N, C, H, W) in any floating-point type.
+
+        Returns:
+            The margin of each image, (N,): above 0 for label 1.
+        """
         # Example by example, in one order: a matrix product may sum otherwise in another batch.
         return (x * self.weight.to(x.dtype)).flatten(1).sum(1) + self.bias.to(x.dtype)
 
     def forward(self, x: Images) -> Tensor:
-        """Return logits (N, K): half the margin for 1, minus that for 0, the others far below."""
+        """Return logits: half the margin for label 1, minus that for label 0, the others far below.
+
+        Args:
+            x: Images (N, C, H, W) in any floating-point type.
+
+        Returns:
+            Logits (N, K).
+        """
         half = self.margin(x) / 2
         others = [torch.full_like(half, -20.0 - each) for each in range(self.classes - 2)]
         return torch.stack([-half, half, *others], dim=1)
 
     @view("logits", reads=("label",))
     def logits(self) -> View:
-        """Look at the logits."""
+        """Return the view of the logits (N, K), which the read-out ``label`` is the arg-max of."""
         return View(self)
 
     def fit(self, train: Split, fitting: Fitting, /) -> None:
-        """Learn nothing."""
+        """Learn nothing.
+
+        Args:
+            train: Not looked at.
+            fitting: Not looked at.
+        """
 
     def decide(self, x: Images, readout: str, /) -> Decision:
-        """Answer with the arg-max."""
+        """Answer with the arg-max of the logits.
+
+        Args:
+            x: Images (N, C, H, W).
+            readout: Not looked at: there is one answer.
+
+        Returns:
+            A label for each image, none of them refused.
+        """
         return Decision.of(self(x))
 
     @torch.no_grad()
     def least(self, x: Images, norm: Norm) -> Tensor:
-        """Return how far each image is from the nearest point on the plane, (N,); infinite where the
-        box keeps it from there.
+        """Return how far each image is from the nearest point of the box [0, 1] that lies on the plane.
+
+        Args:
+            x: Images (N, C, H, W) in [0, 1].
+            norm: The norm of the distance; ``l0`` counts pixels, whose channels move as one.
+
+        Returns:
+            The exact distances, float64 (N,); infinite where the box keeps an image from the plane.
         """
         gain, need, room, _ = self._needs(x)
         match norm:
@@ -115,8 +153,16 @@ class Halfspace(nn.Module):
 
     @torch.no_grad()
     def prototypes(self, x: Images) -> Tensor:
-        """Return what each class draws of images, (N, K, C, H, W): 0 and 1 the image itself on their own side
-        of the plane, and from the other side the nearest with a margin of 0.5; other classes the image.
+        """Return what each class would draw of images, as a `Prototypes` view shows it.
+
+        Labels 0 and 1 draw the image itself on their own side of the plane, and from the other side the
+        nearest image (in l2) with a margin of 0.5; every other class draws the image itself.
+
+        Args:
+            x: Images (N, C, H, W) in [0, 1].
+
+        Returns:
+            Images (N, K, C, H, W).
         """
         gain, need, room, sign = self._needs(x)
         move = sign * torch.minimum(_duration(gain, need + 0.5, room, gain) * gain, room)
@@ -136,7 +182,16 @@ class Halfspace(nn.Module):
 
     @torch.no_grad()
     def examples(self, n: int, *, seed: int = 0, margin: float = 3.0) -> tuple[Images, Labels]:
-        """Return float64 images (n, C, H, W) at a margin to either side, one pixel in ten black or white."""
+        """Return images at a margin from the plane, on either side in turn, with some pixels black or white.
+
+        Args:
+            n: The number of images, at least 1.
+            seed: The seed of the draws.
+            margin: The margin |<w, x> + b| of each image, above 0, before values are clamped to [0, 1].
+
+        Returns:
+            Images, float64 (n, C, H, W) in [0, 1], and their labels, int64 (n,): 0 and 1 in turn.
+        """
         draw = torch.Generator().manual_seed(seed)
         kind = torch.empty(n, *self.weight.shape).uniform_(generator=draw)
         x = torch.empty_like(kind).uniform_(0.25, 0.75, generator=draw).double()
@@ -170,15 +225,26 @@ def _before(values: Tensor) -> Tensor:
 
 
 def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any) -> None:
-    """Check an attack on a half-space; `params` are its parameters, where its defaults will not do.
+    """Check an attack on a half-space, where the nearest adversarial image is known.
 
-    It must cross the plane with `within` times the radius that is needed (one without a radius must stop
-    within as many times the least distance; a greedy or a random search may need more than 1.2, and one
-    that cannot follow a plane need not cross it: ``math.inf``), also towards a given label and where it
-    may not stop early. Always, with 0.8 times the least radius too and where logits are NaN: its images
-    are finite, of the shape and kind it was given, in the box and in the budget; the images it was given,
-    gradients, flags and random states outside are left alone; the same draws give the same images. One
-    that is ``keyed="image"`` gives an example the same image in whatever company and order.
+    The attack must cross the plane with `within` times the radius that is needed; one that moves as little as
+    it can must stop within as many times the least distance. Both hold towards a given label, too, and where
+    the attack may not stop early. In every case, also with 0.8 times the least radius and on NaN logits:
+    images come back finite, of the given shape and type, in the box and in the budget; the images given,
+    gradients, flags and random states outside are left alone; the same draws give the same images. An attack
+    that is ``keyed="image"`` gives an example the same image in any company and order.
+
+    Args:
+        name: The registered name.
+        norm: The norm to try it in.
+        within: How many times the needed radius or the least distance is allowed, at least 1. A greedy or a
+            random search may need more than 1.2; ``math.inf`` for one that cannot follow a plane and need not
+            cross it.
+        **params: Parameters of the attack, where its defaults will not do.
+
+    Raises:
+        AssertionError: The attack does not do one of these; the sentence says which.
+        InputError: There is no such attack, or it has no such parameter.
     """
     discover()
     entry = ATTACKS[name]
@@ -344,22 +410,30 @@ def check_defense(
     unfitted: str | None = None,
     **params: Any,
 ) -> None:
-    """Check a defense, untrained, on random images of a shape, then fitted to a few images; `params` are its
-    parameters (for a part, a module). `prepare` is given the untrained module first, where that cannot
-    answer: to set thresholds, say.
+    """Check a defense on random images, untrained, and then fitted to a few images.
 
-    Its views answer (N, K) finite logits, one more with a refusal, and the same with and without
-    autograd; where a gradient is declared it is finite, and zero for no image; pixel views encode and
-    decode to the image itself; where a view reads a read-out, their answers agree. Read-outs return a
-    label, a refusal and a score by image. Weights that were saved and restored answer alike. Unless it
-    is declared random, asking twice, or in another company and order, changes nothing. Asking leaves
-    weights, gradients, flags, random states and the images as they were.
+    Its views answer finite logits (N, K), with one column more for a refusal, and the same with and without
+    autograd; where a gradient is declared, it is finite, and zero for no image; pixel views encode and decode
+    to the image itself; a view that reads a read-out agrees with it. Read-outs return a label, a refusal and
+    a score for each image. Weights that were saved and restored answer alike. Unless the defense is declared
+    random, asking twice, or in another company and order, changes nothing. Asking leaves weights, gradients,
+    flags, random states and the images as they were.
 
     A fit that is broken off after every epoch, and gone on with by a defense that was built anew, ends with
     the weights of one that was not, to the bit; and these alone, in a defense that was built anew, answer as
-    the fitted one does. Each of its `fitting.epochs` is given five epochs, or `epochs`, where that parameter
-    is named; with one epoch a fit can be broken off at its end alone. `unfitted` is the reason why none of
-    this can be tried.
+    the fitted one does.
+
+    Args:
+        name: The registered name.
+        shape: The form of an image, and the number of classes.
+        prepare: Called with the untrained module first, where that cannot answer: to set thresholds, say.
+        unfitted: The reason why no fit can be tried; None: it is tried.
+        **params: Parameters of the defense; a module for a part. Each `fitting.epochs` is given 5 epochs, or
+            ``epochs``, where that parameter is named; a fit of one epoch is broken off at its end alone.
+
+    Raises:
+        AssertionError: The defense does not do one of these; the sentence says which.
+        InputError: There is no such defense, or it has no such parameter.
     """
     discover()
     entry = DEFENSES[name]
@@ -690,6 +764,13 @@ class Planted:
     network, each head is solved so that its score is -1 at the image and at random points on the ball's
     surface, and `lead` at one more of them. An attack that reports nothing there has failed, not the
     network. A step along the first gradient is too coarse to get there, and so is half the radius.
+
+    Args:
+        norm: The norm of the balls.
+        cases: The number of images, at least 1.
+        classes: The number of labels, at least 2.
+        lead: How far the planted label leads at the planted point, above 0.
+        seed: The seed of images, network and points.
     """
 
     def __init__(
@@ -713,7 +794,14 @@ class Planted:
         self.start, self.head = start, head.squeeze(2)
 
     def surface(self, draw: torch.Generator) -> Images:
-        """Return a random point on the surface of each image's ball: in l1 and l0, six pixels differ."""
+        """Return a random point on the surface of each image's ball; in l1 and l0, six pixels differ.
+
+        Args:
+            draw: Where the draws come from.
+
+        Returns:
+            Images (N, 1, 8, 8).
+        """
         x, radius = self.x, self.threat.radius
         signs = torch.randint(2, x.shape, generator=draw) * 2.0 - 1
         if self.threat.norm == "linf":
@@ -726,13 +814,21 @@ class Planted:
         return torch.where(few, x + radius / 6 * signs if self.threat.norm == "l1" else (signs + 1) / 2, x)
 
     def score(self, z: Images, rows: Tensor) -> Tensor:
-        """Return how much the heads of the examples `rows` (n,) are for the other label at points `z`."""
+        """Return how much the heads of some examples are for the other label.
+
+        Args:
+            z: Points (n, 1, 8, 8), one for each example.
+            rows: Positions of the examples, int64 (n,).
+
+        Returns:
+            Scores, float64 (n,): above 0 for the other label.
+        """
         way: Tensor = self.net(z.double()) - self.start[rows]
         rise: Tensor = (way * self.head[rows]).sum(1)
         return rise - 1
 
     def view(self) -> View:
-        """Look at logits (N, K): the score, minus the score, and what lies far below both."""
+        """Return the view of logits (N, K): the score, minus the score, and what lies far below both."""
         return View(_Heads(self, torch.arange(len(self.x))))
 
 
@@ -774,12 +870,25 @@ class _Heads:
 
 
 def check_planted(name: str, norm: Norm, /, *, cases: int = 40, alone: bool = False, **params: Any) -> float:
-    """Return the share of planted adversarial examples that an attack finds; `params` are its parameters.
+    """Return the share of planted adversarial examples that an attack finds.
 
-    For each of `cases` images an adversarial one is known to lie in the ball, where half of the radius does
-    not reach it (see `Planted`). An attack that uses gradients should find 95 % of them; what it returns
-    outside the ball or the box is not found. `alone` shows it one image at a time, for attacks that
-    keep lists of their own of what is left to do.
+    For each image an adversarial one is known to lie in the ball, where half of the radius does not reach it
+    (see `Planted`). An attack that uses gradients should find 95 % of them; what it returns outside the ball
+    or the box is not found.
+
+    Args:
+        name: The registered name.
+        norm: The norm to try it in.
+        cases: The number of images, at least 1.
+        alone: Whether it is shown one image at a time, for attacks that keep lists of their own of what is
+            left to do.
+        **params: Parameters of the attack, where its defaults will not do.
+
+    Returns:
+        The share that is found, in [0, 1].
+
+    Raises:
+        InputError: There is no such attack, or it has no such parameter.
     """
     discover()
     entry = ATTACKS[name]
