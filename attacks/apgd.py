@@ -50,7 +50,7 @@ def apgd(
     At a checkpoint an example's step is halved if no more than `rho` of its steps since the last one
     raised its loss, or if the step was kept there and its highest loss has not grown since.
 
-    Where winning here is winning (``view.final``), an image that is wrong already is left unmoved, an
+    Where winning here is winning (``view.exact``), an image that is wrong already is left unmoved, an
     example is dropped at its first adversarial iterate, and further restarts see the survivors only;
     else each keeps the iterate with the highest loss.
 
@@ -147,7 +147,7 @@ class Progress:
         self._before, self._rises = self.best, torch.zeros_like(self._rises)
         return self._halved
 
-    def take(self, rows: Tensor) -> "Progress":
+    def select(self, rows: Tensor) -> "Progress":
         """Return the progress of the examples `rows` only."""
         part = object.__new__(Progress)
         part.__dict__.update(
@@ -177,7 +177,7 @@ class Walks:
 
     def begin(self, logits: Tensor) -> None:
         """Take note of the images that are won unmoved, by their logits, if winning here is winning."""
-        self.record.won |= succeeded(self._view, logits, self._y) & self._view.final
+        self.record.won |= succeeded(self._view, logits, self._y) & self._view.exact
 
     def crafted(self) -> Crafted:
         """Return the images and the notes."""
@@ -193,7 +193,7 @@ class Walks:
         record, threat, settings = self.record, self._threat, self._settings
         if len(rows := record.standing) == 0:
             return
-        view, x, y, noise = self._view.take(rows), self._x[rows], self._y[rows], self._noise.take(rows)
+        view, x, y, noise = self._view.select(rows), self._x[rows], self._y[rows], self._noise.select(rows)
         towards = None if towards is None else towards[rows]
         z = old = threat.project(x, x + threat.radius * surface(x, threat.norm, noise))
         best = best_uphill = z
@@ -206,7 +206,7 @@ class Walks:
                 logits = view.logits(z)
                 aim = view if towards is None else replace(view, target=towards)
                 losses = objective(aim, logits, y, settings.loss)
-            won = succeeded(view, logits, y) & view.final
+            won = succeeded(view, logits, y) & view.exact
             # The one place where a step waits for the device: how many examples are left.
             if len(standing := (~won).nonzero().squeeze(1)) == 0:
                 record.win(rows, z.detach())
@@ -215,7 +215,7 @@ class Walks:
             z, losses = z.detach(), losses.detach()
             if len(standing) < len(rows):
                 record.win(rows[won], z[won])
-                rows, view, progress = rows[standing], view.take(standing), progress.take(standing)
+                rows, view, progress = rows[standing], view.select(standing), progress.select(standing)
                 towards = None if towards is None else towards[standing]
                 x, y, z, old, best, best_uphill, losses, gradient = (
                     each[standing] for each in (x, y, z, old, best, best_uphill, losses, gradient)

@@ -91,7 +91,7 @@ def autoattack(
     """Run one attack after the other on the examples that still stand.
 
     A member's images count as the view answers when it is asked again. Where winning here is not winning
-    (``view.final`` is false) nothing stands or falls: every member sees every example, and the image with the
+    (``view.exact`` is false) nothing stands or falls: every member sees every example, and the image with the
     highest margin is kept.
 
     Args:
@@ -116,22 +116,22 @@ def autoattack(
     says = {note: torch.zeros(len(x), dtype=torch.bool, device=device) for note in ("flat", "nonfinite")}
     spent = {name: torch.zeros(len(x), dtype=torch.float64, device=device) for name in members}
     with torch.no_grad():
-        done = succeeded(view, view.logits(x), y) & view.final
+        done = succeeded(view, view.logits(x), y) & view.exact
     for position, (name, member) in enumerate(members.items()):
         if len(rows := (~done).nonzero().squeeze(1)) == 0:
             break
-        here, clean, labels = view.take(rows), x[rows], y[rows]
+        here, clean, labels = view.select(rows), x[rows], y[rows]
         seen = replace(here, logits=_Counted(here, spent[name], rows))
         if version == "rand":
             seen = eot(seen, DRAWS)
-        crafted = member(seen, clean, labels, threat, noise.take(rows).apart(name))
+        crafted = member(seen, clean, labels, threat, noise.select(rows).spawn(name))
         # What looks for the nearest adversarial image may have found one that is too far.
         z = threat.project(clean, crafted.images)
         with torch.no_grad():
             logits = here.logits(z)
-        won = succeeded(here, logits, labels) & view.final
+        won = succeeded(here, logits, labels) & view.exact
         better = best.offer(rows, z, objective(here, logits, labels, "margin"), won)
-        found_by[rows] = torch.where(won if view.final else better, position, found_by[rows])
+        found_by[rows] = torch.where(won if view.exact else better, position, found_by[rows])
         done[rows] = won
         for note in says.keys() & crafted.notes.keys():
             says[note][rows] |= crafted.notes[note]
@@ -155,6 +155,6 @@ class _Counted:
     def _count(self, points: int) -> None:
         self._passes[self._rows] += points / len(self._rows)
 
-    def take(self, rows: Tensor) -> "_Counted":
+    def select(self, rows: Tensor) -> "_Counted":
         """Return the callable for some of the examples."""
-        return _Counted(self._view.take(rows), self._passes, self._rows[rows])
+        return _Counted(self._view.select(rows), self._passes, self._rows[rows])

@@ -57,7 +57,7 @@ Factor: TypeAlias = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 """A factor that changes something."""
 
 
-@attack("boundary", norms={"l2"}, version=1, access="decision", budget="distance", cost=cost)
+@attack("boundary", norms={"l2"}, version=1, access="decision", kind="minimum-norm", cost=cost)
 def boundary(
     view: View,
     x: Images,
@@ -103,12 +103,12 @@ def boundary(
     images = x.clone()
     right = (~_won(view, x, y)).nonzero().squeeze(1)
     failed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    found, begun = _start(view.take(right), x[right], y[right], noise.take(right), starts)
+    found, begun = _start(view.select(right), x[right], y[right], noise.select(right), starts)
     failed[right] = ~found
     rows = right[found]
     images[rows] = begun[found]
     walk = _Walk.begin(rows, x[rows], y[rows], images[rows], spherical_step, source_step)
-    view, noise = view.take(rows), noise.take(rows)
+    view, noise = view.select(rows), noise.select(rows)
     passes, ways = 0, x
     while len(walk.rows):
         if passes % BLOCK == 0:
@@ -118,7 +118,7 @@ def boundary(
         standing = ((walk.taken < steps) & (walk.source >= CONVERGED)).nonzero().squeeze(1)
         if len(standing) < len(walk.rows):
             images[walk.rows] = walk.z
-            walk, view, noise = walk.take(standing), view.take(standing), noise.take(standing)
+            walk, view, noise = walk.select(standing), view.select(standing), noise.select(standing)
             ways = ways[standing]
         passes += 1
     return Crafted(images, {"failed": failed})
@@ -136,18 +136,18 @@ def _start(view: View, x: Images, y: Labels, noise: Randomness, starts: int) -> 
         rows = (~found).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        far[rows] = noise.take(rows).uniform(tuple(x.shape[1:])).to(x.dtype)
-        found[rows] = _won(view.take(rows), far[rows], y[rows])
+        far[rows] = noise.select(rows).uniform(tuple(x.shape[1:])).to(x.dtype)
+        found[rows] = _won(view.select(rows), far[rows], y[rows])
     rows = (~found).nonzero().squeeze(1)
     if len(rows) and isinstance(view, Features) and view.guides is not None:
-        found[rows], far[rows] = _guided(view.take(rows), x[rows], y[rows], view.guides.to(x))
+        found[rows], far[rows] = _guided(view.select(rows), x[rows], y[rows], view.guides.to(x))
     near, done = far.clone(), ~found
     for share in torch.linspace(0, 1, BLENDS + 1)[1:-1].tolist():
         rows = (~done).nonzero().squeeze(1)
         if len(rows) == 0:
             break
         blend = torch.lerp(x[rows], far[rows], share)
-        done[rows] = won = _won(view.take(rows), blend, y[rows])
+        done[rows] = won = _won(view.select(rows), blend, y[rows])
         near[rows[won]] = blend[won]
     return found, near
 
@@ -210,7 +210,7 @@ class _Walk:
             *measured(30),
         )
 
-    def take(self, rows: Tensor) -> "_Walk":
+    def select(self, rows: Tensor) -> "_Walk":
         """Return the walk of some of the examples."""
         return _Walk(*(getattr(self, each.name)[rows] for each in fields(self)))
 
@@ -222,12 +222,12 @@ class _Walk:
         won = torch.zeros_like(self.rows, dtype=torch.bool)
         asked = torch.arange(len(won), device=won.device)
         if len(due):
-            around = _won(view.take(due), beside[due], self.y[due])
+            around = _won(view.select(due), beside[due], self.y[due])
             _note(self.sphere, self.sphered, due, around)
             if conditional:
                 measured = due[around]
                 asked = (~won.scatter(0, due[~around], True)).nonzero().squeeze(1)
-        here = view if len(asked) == len(won) else view.take(asked)
+        here = view if len(asked) == len(won) else view.select(asked)
         won[asked] = _won(here, candidate[asked], self.y[asked])
         if len(due):
             _note(self.towards, self.stepped, measured, won[measured])

@@ -11,7 +11,7 @@ from attacks.common.signed_penalty import Schedule, SignedSearch, lacks
 from bench import Count, Crafted, Images, Labels, NonNegative, Positive, Randomness, Threat, View, attack
 
 
-@attack("bpda-cw", norms={"l2"}, version=1, budget="distance")
+@attack("bpda-cw", norms={"l2"}, version=1, kind="minimum-norm")
 def bpda_cw(
     view: View,
     x: Images,
@@ -57,6 +57,6 @@ def bpda_cw(
         return autograd.grad(lacking.sum(), z)[0], won
 
     search = SignedSearch(
-        steps=steps, step=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
+        steps=steps, step_size=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
     )
     return search.run(view, x, y, threat, noise, slope)

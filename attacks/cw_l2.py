@@ -30,7 +30,7 @@ Goal: TypeAlias = Literal["nearest", "highest"]
 """Which wrong label is gone for: the nearest where logits are linear, or at each step the highest."""
 
 
-def doubts(threat: Threat, *, steps: int, lr: float, variable: str, **_: object) -> str | None:
+def flags(threat: Threat, *, steps: int, lr: float, variable: str, **_: object) -> str | None:
     """Return what is odd about settings with which some pixels cannot move.
 
     Args:
@@ -59,7 +59,7 @@ def cost(*, searches: int, steps: int, goal: Goal, **_: object) -> int:
     return 1 + (2 if goal == "nearest" else 1) * searches * (steps + 1)
 
 
-@attack("cw-l2", norms={"l2"}, version=1, budget="distance", doubts=doubts, cost=cost)
+@attack("cw-l2", norms={"l2"}, version=1, kind="minimum-norm", flags=flags, cost=cost)
 def cw_l2(
     view: View,
     x: Images,

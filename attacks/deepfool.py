@@ -21,7 +21,7 @@ from bench import (
 )
 
 
-@attack("deepfool", norms={"l2"}, version=1, budget="distance")
+@attack("deepfool", norms={"l2"}, version=1, kind="minimum-norm")
 def deepfool(
     view: View,
     x: Images,
@@ -77,6 +77,6 @@ def deepfool(
         if len(going) == 0:
             break
         if len(going) < len(rows):
-            rows, here, labels = rows[going], here.take(going), labels[going]
+            rows, here, labels = rows[going], here.select(going), labels[going]
             classes, z = classes[going], z[going]
     return nearest.crafted()

@@ -62,7 +62,7 @@ def cost(*, steps: int, restarts: int = 1, classes: int = 1, **_: object) -> int
     return 1 + classes * restarts * (2 * steps + 1 + SECANTS)
 
 
-@attack("fab", norms={"linf", "l2", "l1"}, version=1, budget="distance", cost=cost)
+@attack("fab", norms={"linf", "l2", "l1"}, version=1, kind="minimum-norm", cost=cost)
 def fab(
     view: View,
     x: Images,
@@ -104,7 +104,7 @@ def fab(
     return search.nearest.crafted()
 
 
-@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, budget="distance", cost=cost)
+@attack("fab-t", norms={"linf", "l2", "l1"}, version=1, kind="minimum-norm", cost=cost)
 def fab_t(
     view: View,
     x: Images,
@@ -178,13 +178,13 @@ class _BoundarySearch:
     def run(self, classes: Tensor, *, wander: bool) -> None:
         """Walk towards the classes (N, L), and search the last stretch."""
         # Where there is no radius, an example is done if it moved by nothing: it was wrong already.
-        enough = self.threat.radius if math.isfinite(self.threat.radius) and self.view.final else 0.0
+        enough = self.threat.radius if math.isfinite(self.threat.radius) and self.view.exact else 0.0
         everyone = (self.nearest.distance > enough).nonzero().squeeze(1)
         if len(everyone) == 0:
             return
         found, least = NearestSuccess(self.x[everyone], self.threat), MinimumStep(everyone)
         rows, here = everyone, torch.arange(len(everyone), device=everyone.device)
-        view, x, y, classes = self.view.take(rows), self.x[rows], self.y[rows], classes[rows]
+        view, x, y, classes = self.view.select(rows), self.x[rows], self.y[rows], classes[rows]
         z = self._start(rows) if wander else x
         for _ in range(self.settings.steps):
             z = self._step(view, x, z, y, classes, partial(least, here))
@@ -193,7 +193,7 @@ class _BoundarySearch:
             found.offer(here, z, won)
             z = torch.where(won[:, None, None, None], x + self.settings.beta * (z - x), z)
             if enough and len(standing := (found.distance[here] > enough).nonzero().squeeze(1)) < len(here):
-                here, view, classes = here[standing], view.take(standing), classes[standing]
+                here, view, classes = here[standing], view.select(standing), classes[standing]
                 x, y, z = x[standing], y[standing], z[standing]
                 if len(here) == 0:
                     break
@@ -205,7 +205,7 @@ class _BoundarySearch:
         x = self.x[rows]
         width = x[0].numel() ** (1 / ORDER[self.threat.norm])
         reach = self.nearest.distance[rows].clamp_max(min(self.threat.radius, width)).to(x.dtype)
-        move = surface(x, self.threat.norm, self.noise.take(rows))
+        move = surface(x, self.threat.norm, self.noise.select(rows))
         return (x + reach[:, None, None, None] / 2 * move).clamp(0, 1)
 
     def _step(
@@ -236,7 +236,7 @@ class _BoundarySearch:
         far = (~found.failed & (found.distance > enough)).nonzero().squeeze(1)
         if len(rows := rows[far]) == 0:
             return
-        view, x, y, way = self.view.take(rows), self.x[rows], self.y[rows], found.images[far] - self.x[rows]
+        view, x, y, way = self.view.select(rows), self.x[rows], self.y[rows], found.images[far] - self.x[rows]
 
         def ask(share: Tensor) -> tuple[Tensor, Tensor]:
             z = (x + share[:, None, None, None] * way).clamp_(0, 1)

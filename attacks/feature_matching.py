@@ -33,7 +33,7 @@ from bench import (
     norms={"linf", "l2"},
     version=1,
     space="features",
-    doubts=flags.of_ascent,
+    flags=flags.of_ascent,
     check_params=check_params,
     cost=cost,
 )
@@ -54,7 +54,7 @@ def feature_matching(
 
     Of a turn's iterates, and then of all turns, the one is kept that is nearest to its guide, a wrong answer
     before a right one: a view of features shows no refusal, and what lies deepest among the other class's
-    images is what it accepts. Where winning here is winning (``view.final``), an example is done at its first
+    images is what it accepts. Where winning here is winning (``view.exact``), an example is done at its first
     wrong answer.
 
     Args:
@@ -93,5 +93,5 @@ def feature_matching(
             raise InputError("guide: centre: this view has no centres; guide: image needs none")
         return seen.centres.to(x)[labels]
 
-    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step=step, start=start)
+    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step_size=step, start=start)
     return matching.run(view, x, y, threat, noise)

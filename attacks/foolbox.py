@@ -39,43 +39,43 @@ def _fmn_cost(*, steps: int, binary_search_steps: int, **_: object) -> int:
 
 TABLE: dict[str, LibraryAttack] = {
     "BinarySearchContrastReductionAttack": LibraryAttack(
-        "Less contrast, by bisection.", norms=ANY, access="decision", budget="distance"
+        "Less contrast, by bisection.", norms=ANY, access="decision", kind="minimum-norm"
     ),
     "BoundaryAttack": LibraryAttack(
-        "Boundary attack (Brendel et al. 2018).", norms=L2, budget="distance", access="decision"
+        "Boundary attack (Brendel et al. 2018).", norms=L2, kind="minimum-norm", access="decision"
     ),
     "DDNAttack": LibraryAttack(
-        "Decoupled direction and norm (Rony et al. 2019).", norms=L2, budget="distance"
+        "Decoupled direction and norm (Rony et al. 2019).", norms=L2, kind="minimum-norm"
     ),
-    "EADAttack": LibraryAttack("Elastic net (Chen et al. 2018).", norms=L1, budget="distance"),
+    "EADAttack": LibraryAttack("Elastic net (Chen et al. 2018).", norms=L1, kind="minimum-norm"),
     "FGM": LibraryAttack("Fast gradient method.", norms=L2, targeted=False),
     "FGSM": LibraryAttack("Fast gradient sign method (Goodfellow et al. 2015).", norms=LINF, targeted=False),
     "GaussianBlurAttack": LibraryAttack(
-        "More and more blur.", norms=ANY, access="decision", budget="distance"
+        "More and more blur.", norms=ANY, access="decision", kind="minimum-norm"
     ),
     "GenAttack": LibraryAttack("Genetic search (Alzantot et al. 2019).", norms=LINF, access="score"),
     "HopSkipJumpAttack": LibraryAttack(
         "HopSkipJump (Chen et al. 2020).",
         norms=LINF | L2,
-        budget="distance",
+        kind="minimum-norm",
         access="decision",
         cost=lambda *, steps, max_gradient_eval_steps, **_: 100 + steps * (max_gradient_eval_steps + 100),
     ),
-    "InversionAttack": LibraryAttack("The negative.", norms=ANY, access="decision", budget="distance"),
+    "InversionAttack": LibraryAttack("The negative.", norms=ANY, access="decision", kind="minimum-norm"),
     "L0BrendelBethgeAttack": LibraryAttack(
-        "Along the boundary (Brendel et al. 2019).", norms=L0, budget="distance"
+        "Along the boundary (Brendel et al. 2019).", norms=L0, kind="minimum-norm"
     ),
     "L0FMNAttack": LibraryAttack(
-        "Fast minimum norm (Pintor et al. 2021).", norms=L0, budget="distance", cost=_fmn_cost
+        "Fast minimum norm (Pintor et al. 2021).", norms=L0, kind="minimum-norm", cost=_fmn_cost
     ),
     "L1AdamBasicIterativeAttack": LibraryAttack("Basic iterative method, by Adam.", norms=L1),
     "L1AdamPGD": LibraryAttack("Projected gradient descent, by Adam.", norms=L1),
     "L1BasicIterativeAttack": LibraryAttack("Basic iterative method.", norms=L1),
     "L1BrendelBethgeAttack": LibraryAttack(
-        "Along the boundary (Brendel et al. 2019).", norms=L1, budget="distance"
+        "Along the boundary (Brendel et al. 2019).", norms=L1, kind="minimum-norm"
     ),
     "L1FMNAttack": LibraryAttack(
-        "Fast minimum norm (Pintor et al. 2021).", norms=L1, budget="distance", cost=_fmn_cost
+        "Fast minimum norm (Pintor et al. 2021).", norms=L1, kind="minimum-norm", cost=_fmn_cost
     ),
     "L1FastGradientAttack": LibraryAttack("Fast gradient method.", norms=L1, targeted=False),
     "L1MomentumIterativeFastGradientMethod": LibraryAttack("Momentum (Dong et al. 2018).", norms=L1),
@@ -90,12 +90,12 @@ TABLE: dict[str, LibraryAttack] = {
     ),
     "L2BasicIterativeAttack": LibraryAttack("Basic iterative method.", norms=L2),
     "L2BrendelBethgeAttack": LibraryAttack(
-        "Along the boundary (Brendel et al. 2019).", norms=L2, budget="distance"
+        "Along the boundary (Brendel et al. 2019).", norms=L2, kind="minimum-norm"
     ),
     "L2CarliniWagnerAttack": LibraryAttack(
         "Carlini and Wagner (2017); it stops by the loss of the batch (F10); ours is `cw-l2`.",
         norms=L2,
-        budget="distance",
+        kind="minimum-norm",
     ),
     "L2ClippingAwareAdditiveGaussianNoiseAttack": LibraryAttack(
         "Gaussian noise in the box, once.", norms=L2, access="decision", targeted=False
@@ -113,10 +113,10 @@ TABLE: dict[str, LibraryAttack] = {
         "Less contrast, once.", norms=L2, access="decision", targeted=False
     ),
     "L2DeepFoolAttack": LibraryAttack(
-        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=L2, budget="distance", targeted=False
+        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=L2, kind="minimum-norm", targeted=False
     ),
     "L2FMNAttack": LibraryAttack(
-        "Fast minimum norm (Pintor et al. 2021).", norms=L2, budget="distance", cost=_fmn_cost
+        "Fast minimum norm (Pintor et al. 2021).", norms=L2, kind="minimum-norm", cost=_fmn_cost
     ),
     "L2MomentumIterativeFastGradientMethod": LibraryAttack("Momentum (Dong et al. 2018).", norms=L2),
     "L2PGD": LibraryAttack("Projected gradient descent.", norms=L2),
@@ -127,17 +127,17 @@ TABLE: dict[str, LibraryAttack] = {
         "Uniform noise, until it hits.", norms=L2, access="decision"
     ),
     "LInfFMNAttack": LibraryAttack(
-        "Fast minimum norm (Pintor et al. 2021).", norms=LINF, budget="distance", cost=_fmn_cost
+        "Fast minimum norm (Pintor et al. 2021).", norms=LINF, kind="minimum-norm", cost=_fmn_cost
     ),
     "LinearSearchBlendedUniformNoiseAttack": LibraryAttack(
         "More and more of a random image.",
         norms=ANY,
         access="decision",
-        budget="distance",
+        kind="minimum-norm",
         cost=lambda *, directions, steps: 1 + directions + steps,
     ),
     "LinearSearchContrastReductionAttack": LibraryAttack(
-        "Less contrast, step by step.", norms=ANY, access="decision", budget="distance"
+        "Less contrast, step by step.", norms=ANY, access="decision", kind="minimum-norm"
     ),
     "LinfAdamBasicIterativeAttack": LibraryAttack("Basic iterative method, by Adam.", norms=LINF),
     "LinfAdamPGD": LibraryAttack("Projected gradient descent, by Adam.", norms=LINF),
@@ -146,24 +146,24 @@ TABLE: dict[str, LibraryAttack] = {
     ),
     "LinfBasicIterativeAttack": LibraryAttack("Basic iterative method (Kurakin et al. 2017).", norms=LINF),
     "LinfDeepFoolAttack": LibraryAttack(
-        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=LINF, budget="distance", targeted=False
+        "DeepFool (Moosavi-Dezfooli et al. 2016).", norms=LINF, kind="minimum-norm", targeted=False
     ),
     "LinfPGD": LibraryAttack("Projected gradient descent (Madry et al. 2018).", norms=LINF),
     "LinfRepeatedAdditiveUniformNoiseAttack": LibraryAttack(
         "Uniform noise, until it hits.", norms=LINF, access="decision"
     ),
     "LinfinityBrendelBethgeAttack": LibraryAttack(
-        "Along the boundary (Brendel et al. 2019).", norms=LINF, budget="distance"
+        "Along the boundary (Brendel et al. 2019).", norms=LINF, kind="minimum-norm"
     ),
     "MIFGSM": LibraryAttack("Momentum (Dong et al. 2018).", norms=LINF),
     "NewtonFoolAttack": LibraryAttack(
-        "NewtonFool (Jang et al. 2017).", norms=L2, budget="distance", targeted=False
+        "NewtonFool (Jang et al. 2017).", norms=L2, kind="minimum-norm", targeted=False
     ),
     "PointwiseAttack": LibraryAttack(
-        "Pixels put back one by one (Schott et al. 2019).", norms=ANY, access="decision", budget="distance"
+        "Pixels put back one by one (Schott et al. 2019).", norms=ANY, access="decision", kind="minimum-norm"
     ),
     "SaltAndPepperNoiseAttack": LibraryAttack(
-        "Salt and pepper, ever less.", norms=L2, budget="distance", access="decision"
+        "Salt and pepper, ever less.", norms=L2, kind="minimum-norm", access="decision"
     ),
     "SparseL1DescentAttack": LibraryAttack("Sparse l1 descent (Tramer and Boneh 2019).", norms=L1),
     "VirtualAdversarialAttack": LibraryAttack(
@@ -234,7 +234,7 @@ def _prepare(name: str, threat: Threat, params: Mapping[str, Any]) -> Call:
     offered = {"distance": getattr(foolbox.distances, threat.norm), "constraint": threat.norm}
     attack = cls(**{key: value for key, value in offered.items() if key in taken}, **params)
     # One radius, or none, and never a list of them (F8).
-    radius = threat.radius if TABLE[name].budget == "radius" else None
+    radius = threat.radius if TABLE[name].kind == "fixed-budget" else None
 
     def call(model: nn.Module, x: Images, y: Labels, target: Labels | None, seed: int) -> Tensor:
         # Without a device it moves the model to the first GPU (F3).
@@ -256,7 +256,7 @@ def _prepare(name: str, threat: Threat, params: Mapping[str, Any]) -> Call:
     return call
 
 
-def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
+def _flags(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
     if params.get("abs_stepsize") is not None:
         return unreachable_with(threat, params, "steps", "abs_stepsize")
     if "rel_stepsize" in params:
@@ -270,7 +270,7 @@ ADAPTER = Adapter(
     module=__name__,
     signature=_signature,
     prepare=_prepare,
-    doubts=_doubts,
+    flags=_flags,
     lift=False,
     softmax=SOFTMAX,
 )

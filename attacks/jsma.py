@@ -46,7 +46,7 @@ def cost(*, gamma: float, **_: object) -> int:
     return 1 + 9 * (int(gamma * 28 * 28 / 2) + 3)
 
 
-@attack("jsma", norms={"l0"}, version=2, budget="distance", check_params=_check_params, cost=cost)
+@attack("jsma", norms={"l0"}, version=2, kind="minimum-norm", check_params=_check_params, cost=cost)
 def jsma(
     view: View,
     x: Images,
@@ -89,7 +89,7 @@ def jsma(
     for target in candidate_labels(view, logits, y).unbind(1):
         # One change cannot be outdone by a search that makes two.
         rows = everyone[nearest.distance > 1]
-        _go_for(_Part(view.take(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
+        _go_for(_Part(view.select(rows), x[rows], y[rows], target[rows], rows), nearest, theta, both, pairs)
     return nearest.crafted()
 
 
@@ -102,8 +102,8 @@ class _Part(NamedTuple):
     target: Labels
     rows: Tensor
 
-    def take(self, places: Tensor) -> "_Part":
-        return _Part(self.view.take(places), *(each[places] for each in self[1:]))
+    def select(self, places: Tensor) -> "_Part":
+        return _Part(self.view.select(places), *(each[places] for each in self[1:]))
 
 
 def _go_for(here: _Part, nearest: NearestSuccess, theta: float, both: bool, pairs: int) -> None:
@@ -129,7 +129,7 @@ def _go_for(here: _Part, nearest: NearestSuccess, theta: float, both: bool, pair
         pair, found = best_pair(gain, loss, free)
         changed = lengths(z - here.x, "l0")
         going = (~won & found & (changed < nearest.distance[here.rows])).nonzero().squeeze(1)
-        here, before, pair, moved = here.take(going), z[going], pair[going], moved[going]
+        here, before, pair, moved = here.select(going), z[going], pair[going], moved[going]
         z = torch.where(_at(pair, before), moved, before)
 
 
@@ -140,7 +140,7 @@ def _put_back(
     places = won.nonzero().squeeze(1)
     if len(places) == 0:
         return
-    part = here.take(places)
+    part = here.select(places)
     for one in pair[places].split(1, dim=1):
         less = torch.where(_at(one, part.x), before[places], z.detach()[places])
         with torch.no_grad():

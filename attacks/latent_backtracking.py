@@ -28,7 +28,7 @@ FLAT = 1e-12
 """A curvature below this is none: nothing says where the code would go."""
 
 
-def _doubts(threat: Threat, *, backtracks: int, **_: object) -> str | None:
+def _flags(threat: Threat, *, backtracks: int, **_: object) -> str | None:
     if backtracks == 0:
         return "with 0 backtracks codes are held fixed: a defense that sees nothing but them has no gradient"
     return None
@@ -52,8 +52,8 @@ def cost(*, steps: int, searches: int, backtracks: int, draws: int, **_: object)
     norms={"l2"},
     version=1,
     space="inversion",
-    budget="distance",
-    doubts=_doubts,
+    kind="minimum-norm",
+    flags=_flags,
     cost=cost,
 )
 def latent_backtracking(
@@ -128,14 +128,14 @@ def latent_backtracking(
         # A search begins at the image itself: the code that another ended with says nothing of it.
         begins = (seen == x[rows]).flatten(1).all(1)
         due = (begins | (codes.age[rows] >= refresh)).nonzero().squeeze(1)
-        hit[due] = won(here.take(due), seen[due], y[due], rows[due])
+        hit[due] = won(here.select(due), seen[due], y[due], rows[due])
         logits = codes.follow(here, z, rows)
         promised = has(here, logits, y) & (codes.age[rows] > 0)
         near = threat.distance(x[rows].double(), seen.double()) < nearest.distance[rows]
         # What would not be kept tells of lambda only, and is not asked about.
         hit |= promised & ~near
         hopeful = (promised & near).nonzero().squeeze(1)
-        hit[hopeful] = won(here.take(hopeful), seen[hopeful], y[hopeful], rows[hopeful])
+        hit[hopeful] = won(here.select(hopeful), seen[hopeful], y[hopeful], rows[hopeful])
         codes.age[rows] += 1
         # Codes that are held fixed have no graph, and Adam asks for a gradient.
         return margin_shortfall(here, logits, y, kappa) + 0 * z.flatten(1).sum(1), hit
@@ -173,7 +173,7 @@ class _Codes:
         with torch.no_grad():
             logits = view.classify(found.flatten(0, 1), images)
         if self._offset:
-            drawn = self._noise.take(rows).normal(tuple(found.transpose(0, 1).shape[1:]))
+            drawn = self._noise.select(rows).normal(tuple(found.transpose(0, 1).shape[1:]))
             found = found + self._offset * drawn.transpose(0, 1)
         if self._backtracks:
             rates = self._paces(view, found.flatten(0, 1), images, rows)

@@ -40,7 +40,7 @@ def cost(*, steps: int, bisections: int, classes: str, **_: object) -> int:
     version=1,
     access="score",
     space="prototypes",
-    budget="distance",
+    kind="minimum-norm",
     cost=cost,
 )
 def latent_descent(
@@ -83,7 +83,7 @@ def latent_descent(
         logits = view.logits(x)
     nearest.offer(torch.arange(len(x), device=x.device), x, succeeded(view, logits, y))
     rows = nearest.failed.nonzero().squeeze(1)
-    here, clean, labels = view.take(rows), x[rows], y[rows]
+    here, clean, labels = view.select(rows), x[rows], y[rows]
     paces = [min(eta * raise_by ** (t // raise_every), 1) for t in range(steps)]
     every = candidate_labels(here, logits[..., rows, :], labels).unbind(1) if classes == "all" else [None]
     for goals in every if len(rows) else []:
@@ -108,7 +108,7 @@ def _walk(
         if pace is None or len(standing) == 0:
             break
         if len(standing) < len(rows):
-            rows, view, y, z = rows[standing], view.take(standing), y[standing], z[standing]
+            rows, view, y, z = rows[standing], view.select(standing), y[standing], z[standing]
             logits = logits[..., standing, :]
         towards = candidate_labels(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
         with torch.no_grad():
@@ -139,7 +139,7 @@ def draw_back(view: Prototypes, ways: Ways, nearest: NearestSuccess, bisections:
     """
     found = ways.won.nonzero().squeeze(1)
     low, y, high, _, rows = (each[found] for each in ways)
-    view = view.take(found)
+    view = view.select(found)
     for _ in range(bisections if len(found) else 0):
         middle = (low + high) / 2
         with torch.no_grad():

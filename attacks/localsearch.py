@@ -40,7 +40,7 @@ def cost(*, rounds: int, **_: object) -> int:
     return 1 + rounds * (PROBES + 1)
 
 
-@attack("localsearch", norms={"l0"}, version=1, access="score", budget="distance", cost=cost)
+@attack("localsearch", norms={"l0"}, version=1, access="score", kind="minimum-norm", cost=cost)
 def localsearch(
     view: View,
     x: Images,
@@ -89,7 +89,7 @@ def localsearch(
         nearest.offer(rows, z, won)
         # Waits for the device: how many examples are left.
         if len(standing := (~won).nonzero().squeeze(1)) < len(rows):
-            rows, view, noise = rows[standing], view.take(standing), noise.take(standing)
+            rows, view, noise = rows[standing], view.select(standing), noise.select(standing)
             z, labels, near = z[standing], labels[standing], near[standing]
         if done == rounds or len(rows) == 0:
             break

@@ -16,7 +16,7 @@ from bench import Count, Crafted, Features, Images, Labels, Positive, Randomness
     norms={"linf", "l2"},
     version=1,
     space="features",
-    doubts=flags.of_ascent,
+    flags=flags.of_ascent,
     check_params=check_params,
     cost=cost,
 )
@@ -71,5 +71,5 @@ def logit_matching(
         found, _ = look(seen, guides_of(seen, labels, x))
         return found.mean(0) if found.dim() == 3 else found
 
-    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step=step, start=start)
+    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step_size=step, start=start)
     return matching.run(view, x, y, threat, noise)

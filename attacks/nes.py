@@ -46,7 +46,7 @@ def cost(*, samples: int, steps: int, searches: int, **_: object) -> int:
     norms={"l2"},
     version=1,
     access="score",
-    budget="distance",
+    kind="minimum-norm",
     check_params=_check_params,
     cost=cost,
 )
@@ -101,7 +101,7 @@ def nes(
             return estimate(lacking, z, draws, samples=samples, sigma=sigma), won
 
     search = SignedSearch(
-        steps=steps, step=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
+        steps=steps, step_size=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
     )
     return search.run(view, x, y, threat, noise, slope)
 

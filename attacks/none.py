@@ -3,7 +3,7 @@
 from bench import Images, Labels, Randomness, Threat, View, attack
 
 
-@attack("none", norms={"linf", "l2", "l1", "l0"}, version=1, access="none", budget="distance", idle=True)
+@attack("none", norms={"linf", "l2", "l1", "l0"}, version=1, access="none", kind="minimum-norm", idle=True)
 def none(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Leave the image as it is: the column that papers call clean.
 

@@ -46,7 +46,7 @@ def cost(
     return 2 + (1 + starts) * (start_steps + 1) + searches * (steps + 1) * each
 
 
-@attack("on-manifold", norms={"l2"}, version=1, space="latent", budget="distance", cost=cost)
+@attack("on-manifold", norms={"l2"}, version=1, space="latent", kind="minimum-norm", cost=cost)
 def on_manifold(
     view: View,
     x: Images,
@@ -98,7 +98,7 @@ def on_manifold(
     rows = (~wrong).nonzero().squeeze(1)
     if len(rows) == 0:
         return nearest.crafted()
-    here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
+    here, clean, labels, draws = view.select(rows), x[rows], y[rows], noise.select(rows)
     begin = explain(here, clean, _starts(begun[rows], draws, starts), lr=lr, steps=start_steps)
     shape = tuple(begin.shape[1:])
     constant = PenaltyConstant(clean[:, 0, 0, 0], weight)
@@ -133,7 +133,7 @@ def _again(view: View, images: Images, y: Labels, won: Tensor) -> Tensor:
     asked = won.nonzero().squeeze(1)
     if len(asked) == 0:
         return won
-    view, still = view.take(asked), won.clone()
+    view, still = view.select(asked), won.clone()
     with torch.no_grad():
         still[asked] = succeeded(view, view.logits(view.encode(images[asked])), y[asked])
     return still
@@ -193,5 +193,5 @@ def _descend(view: View, x: Images, z: Tensor, lr: float, steps: int) -> BestIte
             if len(going) == 0:
                 break
             if len(going) < len(rows):
-                rows, x, z, before, adam = rows[going], x[going], z[going], before[going], adam.take(going)
+                rows, x, z, before, adam = rows[going], x[going], z[going], before[going], adam.select(going)
     return best

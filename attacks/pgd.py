@@ -5,7 +5,7 @@ from attacks.common.projected_ascent import Keep, ProjectedAscent, Start, loss_o
 from bench import Count, Crafted, Images, Labels, Loss, Positive, Randomness, Threat, View, attack
 
 
-@attack("pgd", norms={"linf", "l2"}, version=1, doubts=flags.of_ascent)
+@attack("pgd", norms={"linf", "l2"}, version=1, flags=flags.of_ascent)
 def pgd(
     view: View,
     x: Images,
@@ -23,7 +23,7 @@ def pgd(
 ) -> Crafted:
     """Climb a loss in projected steps of one length, from a random point of the ball.
 
-    Where winning here is winning (``view.final``), an example is dropped at its first adversarial iterate
+    Where winning here is winning (``view.exact``), an example is dropped at its first adversarial iterate
     (the image itself, where that and its start are wrong), and further restarts see the survivors only.
     Otherwise the iterate with the highest loss is kept, the start and the last included.
 

@@ -31,7 +31,7 @@ from bench import (
 )
 
 
-def _doubts(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None:
+def _flags(threat: Threat, *, steps: int, lr: float, **_: object) -> str | None:
     # Adam's steps are hardly ever longer than its learning rate.
     return unreachable(threat, steps, lr)
 
@@ -46,7 +46,7 @@ def cost(*, steps: int, samples: int, **_: object) -> int:
     return 1 + steps * (2 * samples + 1)
 
 
-@attack("spsa", norms={"linf"}, version=1, access="score", doubts=_doubts, cost=cost)
+@attack("spsa", norms={"linf"}, version=1, access="score", flags=_flags, cost=cost)
 def spsa(
     view: View,
     x: Images,
@@ -63,7 +63,7 @@ def spsa(
     """Climb a loss by Adam, on gradients that are estimated from pairs of probes.
 
     Each image has directions of its own, and probes stay in the box. Where winning here is winning
-    (``view.final``), an example is dropped at its first adversarial iterate; otherwise the iterate with
+    (``view.exact``), an example is dropped at its first adversarial iterate; otherwise the iterate with
     the highest loss is kept.
 
     Args:
@@ -89,11 +89,11 @@ def spsa(
     for t in range(steps + 1):
         with torch.no_grad():
             logits = view.logits(z)
-        won = succeeded(view, logits, y) & view.final
+        won = succeeded(view, logits, y) & view.exact
         best.offer(rows, z, objective(view, logits, y, loss), won)
-        if view.final and len(standing := (~won).nonzero().squeeze(1)) < len(rows):
-            rows, view, noise, y = rows[standing], view.take(standing), noise.take(standing), y[standing]
-            clean, z, adam = clean[standing], z[standing], adam.take(standing)
+        if view.exact and len(standing := (~won).nonzero().squeeze(1)) < len(rows):
+            rows, view, noise, y = rows[standing], view.select(standing), noise.select(standing), y[standing]
+            clean, z, adam = clean[standing], z[standing], adam.select(standing)
         if t == steps or len(rows) == 0:
             break
         gradient = estimate(_asked(view, y, loss), z, noise, samples=samples, delta=delta, box=True)
@@ -112,8 +112,8 @@ def spsa(
     norms={"linf"},
     version=1,
     access="score",
-    keyed="shard",
-    doubts=_doubts,
+    rng="shard",
+    flags=_flags,
     cost=cost,
 )
 def spsa_released(

@@ -56,7 +56,7 @@ def square(
     """Ask for one point after the other, the first striped or tiled, the others with a square repainted.
 
     The image itself is asked first, beside the count, and is left unmoved if it is wrong. Where winning here
-    is winning (``view.final``), an example is dropped at its first success; otherwise the search goes on for
+    is winning (``view.exact``), an example is dropped at its first success; otherwise the search goes on for
     the highest loss.
 
     Args:
@@ -76,7 +76,7 @@ def square(
     """
     images, rows = x.clone(), torch.arange(len(x), device=x.device)
     with torch.no_grad():
-        wrong = succeeded(view, view.logits(x), y) & view.final
+        wrong = succeeded(view, view.logits(x), y) & view.exact
     clean, z, labels = x, x, y
     best = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     start, search = (_stripes, _repainted) if threat.norm == "linf" else (_tiles, _pushed)
@@ -86,7 +86,7 @@ def square(
         # Waits for the device: how many examples are left.
         if len(standing := (~wrong).nonzero().squeeze(1)) < len(rows):
             images[rows] = z
-            rows, view, noise = rows[standing], view.take(standing), noise.take(standing)
+            rows, view, noise = rows[standing], view.select(standing), noise.select(standing)
             clean, z, labels, best = clean[standing], z[standing], labels[standing], best[standing]
             proposal = proposal[standing]
             if query > 1:
@@ -102,7 +102,7 @@ def square(
         with torch.no_grad():
             logits = view.logits(proposal)
         losses = objective(view, logits, labels, loss).double()
-        wrong = succeeded(view, logits, labels) & view.final
+        wrong = succeeded(view, logits, labels) & view.exact
         # The first is taken as it is, also where it does worse than the image: it is where the search starts.
         better = wrong | (losses > best) | (query == 0)
         z = torch.where(better[:, None, None, None], proposal, z)

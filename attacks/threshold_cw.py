@@ -28,7 +28,7 @@ from bench import (
 )
 
 
-@attack("threshold-cw", norms={"l2"}, version=1, budget="distance", doubts=cw_l2.doubts, cost=cw_l2.cost)
+@attack("threshold-cw", norms={"l2"}, version=1, kind="minimum-norm", flags=cw_l2.flags, cost=cw_l2.cost)
 def threshold_cw(
     view: View,
     x: Images,

@@ -52,19 +52,19 @@ TABLE: dict[str, LibraryAttack] = {
     "CW": LibraryAttack(
         "Carlini and Wagner (2017) with one constant for all and no search for it (T4).",
         norms=L2,
-        budget="distance",
+        kind="minimum-norm",
     ),
     "DIFGSM": LibraryAttack("Diverse inputs (Xie et al. 2019).", norms=LINF, square=True),
     "DeepFool": LibraryAttack(
         "DeepFool (Moosavi-Dezfooli et al. 2016), image by image.",
         norms=L2,
-        budget="distance",
+        kind="minimum-norm",
         targeted=False,
     ),
     "EADEN": LibraryAttack(
-        "Elastic net, by its rule EN (Chen et al. 2018).", norms=L1 | L2, budget="distance"
+        "Elastic net, by its rule EN (Chen et al. 2018).", norms=L1 | L2, kind="minimum-norm"
     ),
-    "EADL1": LibraryAttack("Elastic net, by its rule L1 (Chen et al. 2018).", norms=L1, budget="distance"),
+    "EADL1": LibraryAttack("Elastic net, by its rule L1 (Chen et al. 2018).", norms=L1, kind="minimum-norm"),
     "EOTPGD": LibraryAttack("PGD on gradients averaged over several draws (Zimmermann 2019).", norms=LINF),
     "FAB": LibraryAttack("Fast adaptive boundary (Croce and Hein 2020).", norms=LINF | L2, targeted=False),
     "FFGSM": LibraryAttack(
@@ -72,10 +72,10 @@ TABLE: dict[str, LibraryAttack] = {
     ),
     "FGSM": LibraryAttack("Fast gradient sign method (Goodfellow et al. 2015).", norms=LINF),
     "GN": LibraryAttack(
-        "Gaussian noise, once.", norms=LINF | L2, access="decision", budget="distance", targeted=False
+        "Gaussian noise, once.", norms=LINF | L2, access="decision", kind="minimum-norm", targeted=False
     ),
     "JSMA": LibraryAttack(
-        "Jacobian saliency map, towards the next class (Papernot et al. 2016).", norms=L0, budget="distance"
+        "Jacobian saliency map, towards the next class (Papernot et al. 2016).", norms=L0, kind="minimum-norm"
     ),
     "Jitter": LibraryAttack("Scaled logits with noise (Schwinn et al. 2021).", norms=LINF),
     "MIFGSM": LibraryAttack("Momentum (Dong et al. 2018).", norms=LINF),
@@ -83,7 +83,7 @@ TABLE: dict[str, LibraryAttack] = {
     "OnePixel": LibraryAttack(
         "Differential evolution of a few pixels (Su et al. 2019).",
         norms=L0,
-        budget="distance",
+        kind="minimum-norm",
         access="score",
     ),
     "PGD": LibraryAttack("Projected gradient descent (Madry et al. 2018).", norms=LINF),
@@ -93,7 +93,7 @@ TABLE: dict[str, LibraryAttack] = {
     "PIFGSM": LibraryAttack("Patch-wise FGSM (Gao et al. 2020).", norms=LINF, channels=3, targeted=False),
     "PIFGSMPP": LibraryAttack("Patch-wise FGSM++ (Gao et al. 2020).", norms=LINF, channels=3),
     "Pixle": LibraryAttack(
-        "Rearranged pixels (Pomponi et al. 2022).", norms=L0, budget="distance", access="score", square=True
+        "Rearranged pixels (Pomponi et al. 2022).", norms=L0, kind="minimum-norm", access="score", square=True
     ),
     "RFGSM": LibraryAttack("FGSM after a random step (Tramer et al. 2018).", norms=LINF),
     "SINIFGSM": LibraryAttack("Nesterov momentum over scaled copies (Lin et al. 2020).", norms=LINF),
@@ -104,7 +104,7 @@ TABLE: dict[str, LibraryAttack] = {
         cost=lambda *, nb_iter, nb_sample, **_: 2 * nb_iter * nb_sample,
     ),
     "SparseFool": LibraryAttack(
-        "SparseFool (Modas et al. 2019), image by image.", norms=L0, budget="distance", targeted=False
+        "SparseFool (Modas et al. 2019), image by image.", norms=L0, kind="minimum-norm", targeted=False
     ),
     "Square": LibraryAttack("Square attack (Andriushchenko et al. 2020).", norms=LINF | L2, access="score"),
     "TIFGSM": LibraryAttack(
@@ -214,7 +214,7 @@ def _prepare(name: str, threat: Threat, params: Mapping[str, Any]) -> Call:
     return call
 
 
-def _doubts(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
+def _flags(name: str, threat: Threat, params: Mapping[str, Any]) -> str | None:
     if name == "SPSA":
         return unreachable_with(threat, params, "nb_iter", "lr")
     return unreachable_with(threat, params, "steps", "alpha")
@@ -238,7 +238,7 @@ ADAPTER = Adapter(
     module=__name__,
     signature=_signature,
     prepare=_prepare,
-    doubts=_doubts,
+    flags=_flags,
     check_params=_check_params,
     unfit=_unfit,
     lift=True,

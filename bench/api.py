@@ -264,7 +264,7 @@ def load(
     seed: int = 0,
     *,
     data: str | None = None,
-    serve: Mapping[str, Any] | None = None,
+    inference: Mapping[str, Any] | None = None,
     device: str = "cpu",
     suite: StrPath | None = None,
     data_root: StrPath | None = None,
@@ -279,7 +279,7 @@ def load(
         defense: What the task file calls the defense.
         seed: The seed of its training.
         data: The data set, as the task file calls it, that it is attacked on; None where there is one.
-        serve: Parameters that it is served with; None: the first that the task file names.
+        inference: Parameters that it is served with; None: the first that the task file names.
         device: ``cpu``, ``cuda:0``, ...
         suite: The task file; None: it is looked for beside the results, in the working directory and in
             ``suites/``.
@@ -293,7 +293,7 @@ def load(
     """
     from bench import stored
 
-    wish = stored.Wish(defense, seed, data, dict(serve) if serve is not None else None, device)
+    wish = stored.Wish(defense, seed, data, dict(inference) if inference is not None else None, device)
     return stored.loaded(Path(results), wish, _path(suite), _path(data_root))
 
 

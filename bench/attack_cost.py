@@ -73,7 +73,7 @@ def spent(
         if not condition.facts.idle and (jobs is None or condition.job in jobs):
             # One evaluation of each attempt: the others are asked about the same images.
             group = groups[json.dumps(_shared(condition), sort_keys=True)]
-            group.setdefault(condition.facts.attempt, condition)
+            group.setdefault(condition.facts.attack_run, condition)
     found = [_cost(list(conditions.values()), outcomes, receipt) for conditions in groups.values()]
     order = {name: place for place, name in enumerate(manifest["data"])}
     return sorted(

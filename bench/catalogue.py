@@ -33,8 +33,8 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
                     "norms": sorted(entry.norms),
                     "access": entry.access,
                     "space": entry.space,
-                    "keyed": entry.keyed,
-                    "budget": entry.budget,
+                    "rng": entry.rng,
+                    "kind": entry.kind,
                     "least_classes": entry.least_classes,
                     "channels": entry.channels,
                     "square": entry.square,
@@ -52,14 +52,14 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
                     "views": {
                         name: {
                             "space": view.space,
-                            "reads": sorted(view.reads),
+                            "reads": sorted(view.exact_for),
                             "parameters": _parameters(view),
                         }
                         for name, view in entry.views.items()
                     },
                     "aliases": dict(entry.aliases),
                     "readouts": list(entry.readouts),
-                    "served": sorted(entry.served),
+                    "inference": sorted(entry.inference),
                 }
                 for entry in map(DEFENSES.__getitem__, DEFENSES)
             ]
@@ -129,7 +129,7 @@ def show(console: Console, found: list[dict[str, Any]]) -> None:
     """
     for entry in found:
         lines: list[Text] = [Text(entry["summary"]), *_needs(entry)]
-        for heading in ("readouts", "served"):
+        for heading in ("readouts", "inference"):
             if entry.get(heading):
                 lines.append(Text.assemble((f"{heading}: ", "dim"), ", ".join(entry[heading])))
         for name, view in entry.get("views", {}).items():
@@ -171,8 +171,8 @@ def _needs(entry: dict[str, Any]) -> list[Text]:
         "norms": ", ".join(entry["norms"]),
         "access": entry["access"],
         "space": entry["space"],
-        "budget": entry["budget"],
-        "keyed": entry["keyed"],
+        "kind": entry["kind"],
+        "rng": entry["rng"],
         "needs": ", ".join(filter(None, data)),
         "targets": "" if entry["targeted"] else "none",
         "time limit": f"{entry['time_limit']:g} s" if entry["time_limit"] else "",

@@ -1,4 +1,4 @@
-"""Flags: reasons to doubt a number. Each has a code, a sentence, and advice in `docs/flags.md`.
+"""Flags: reasons to flag a number. Each has a code, a sentence, and advice in `docs/flags.md`.
 
 The checks read the outcomes behind the cells of a table, whatever metric the table prints, and judge each
 example by `metrics.is_correct`. Where a flag says that one attack does better than another, both were
@@ -34,7 +34,7 @@ CODES = (
     "attack-raised",
     "answers-differ",
     "unluckiest-answer",
-    "void-moves",
+    "invalid-moves",
     "not-finite",
     "out-of-reach",
     "unequal-examples",
@@ -44,7 +44,7 @@ CODES = (
 
 @dataclass(frozen=True)
 class Flag:
-    """A reason to doubt a number, or a whole table."""
+    """A reason to flag a number, or a whole table."""
 
     code: str
     """One of `CODES`."""
@@ -64,7 +64,7 @@ class Evidence:
     condition: Condition
     rows: Rows
     """The outcomes as they are stored."""
-    judged: Rows
+    validated: Rows
     """The outcomes as they read at the condition's radius."""
     clean: Rows | None
     """The answers of the same defense to the unmoved images; None where they are not needed or not there."""
@@ -75,7 +75,7 @@ def coordinates(condition: Condition, *without: str) -> tuple[tuple[str, Hashabl
 
     Args:
         condition: The condition.
-        without: Coordinates to leave out, with all below them (``serve`` leaves out ``serve.cycles``).
+        without: Coordinates to leave out, with all below them (``inference`` leaves out ``inference.cycles``).
 
     Returns:
         Names and values, in order of their names.
@@ -120,16 +120,16 @@ def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
         *_raised(seen),
         *_unbounded(seen),
     ]
-    doubts = dict.fromkeys(doubt for each in seen for doubt in each.condition.facts.doubts)
-    return [*found, *(Flag("out-of-reach", doubt) for doubt in doubts)]
+    flags = dict.fromkeys(flag for each in seen for flag in each.condition.facts.flags)
+    return [*found, *(Flag("out-of-reach", flag) for flag in flags)]
 
 
 def _count(seen: Iterable[Evidence]) -> int:
     return sum(len(each.rows["index"]) for each in seen)
 
 
-def voids(seen: Iterable[Evidence]) -> int:
-    """Return the number of void moves.
+def invalid_moves(seen: Iterable[Evidence]) -> int:
+    """Return the number of invalid moves.
 
     Args:
         seen: The evidence of some conditions.
@@ -137,12 +137,14 @@ def voids(seen: Iterable[Evidence]) -> int:
     Returns:
         How many adversarial images were not lawful, so that the clean image was shown instead.
     """
-    return sum(int(each.rows["void"].sum()) for each in seen)
+    return sum(int(each.rows["invalid"].sum()) for each in seen)
 
 
 def _void(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    if count := voids(seen):
-        yield Flag("void-moves", f"{count} of {_count(seen)} moves were void: the clean image was shown")
+    if count := invalid_moves(seen):
+        yield Flag(
+            "invalid-moves", f"{count} of {_count(seen)} moves were invalid: the clean image was shown"
+        )
 
 
 def _not_finite(seen: Sequence[Evidence]) -> Iterable[Flag]:
@@ -201,9 +203,9 @@ def _unbounded(seen: Sequence[Evidence]) -> Iterable[Flag]:
 def _limitless(condition: Condition) -> bool:
     """Return whether an attack can move an image anywhere, so that only its own search can fail."""
     facts = condition.facts
-    if facts.idle or not facts.final or facts.source is not None:
+    if facts.idle or not facts.exact or facts.source is not None:
         return False
-    if facts.budget == "distance":
+    if facts.kind == "minimum-norm":
         # An attack without gradients that finds no start, or spends all its queries, reads as robustness.
         return True
     reaches_all = condition.norm == "linf" and condition.radius is not None and condition.radius >= 1
@@ -244,7 +246,7 @@ def union_flags(unions: Sequence[Sequence[Evidence]], metric: Metric) -> Iterabl
 
 def _answers(seen: Sequence[Evidence], metric: Metric) -> list[Rows]:
     """Return the rows that the worst is taken over: of each attack, and of unmoved images if they count."""
-    found = {each.condition.job: each.judged for each in seen}
+    found = {each.condition.job: each.validated for each in seen}
     if metric.clean != "unused":
         known = {id(each.rows) for each in seen}
         still = {id(each.clean): each.clean for each in seen if each.clean is not None}
@@ -300,7 +302,7 @@ class _Attack:
         by_seed = defaultdict(list)
         for each in self.seen:
             if each.condition.seed in seeds:
-                by_seed[each.condition.seed].append(each.judged)
+                by_seed[each.condition.seed].append(each.validated)
         every = [rows for parts in by_seed.values() for rows in parts]
         index = reduce(np.intersect1d, [rows["index"] for rows in every])
         worst = [
@@ -374,9 +376,9 @@ def row_flags(cells: Sequence[Sequence[Evidence]]) -> list[list[Flag]]:
         for name, attack in attacks.items():
             if _blind(attack.condition):
                 flags[name] += _blind_beats(attack, seeing)
-            elif not attack.condition.facts.final:
+            elif not attack.condition.facts.exact:
                 same = [each for each in seeing if each.condition.attack == attack.condition.attack]
-                exact = [each for each in same if each.condition.facts.final]
+                exact = [each for each in same if each.condition.facts.exact]
                 flags[name] += _surrogate_beats(attack, exact)
     return _placed(cells, flags)
 
@@ -426,9 +428,9 @@ def table_flags(cells: Sequence[Sequence[Evidence]]) -> list[list[Flag]]:
         ladder = [
             (each.condition.radius, name, each)
             for name, each in attacks.items()
-            if each.condition.radius is not None and each.condition.facts.budget == "radius"
+            if each.condition.radius is not None and each.condition.facts.kind == "fixed-budget"
         ]
-        ladder.sort(key=lambda step: float(step[0]))
+        ladder.sort(key=lambda step_size: float(step_size[0]))
         for (low, _, near), (high, name, far) in pairwise(ladder):
             pair = _compared(near, far)
             if pair is not None and pair.chance < CHANCE:

@@ -16,14 +16,14 @@ CHOICE = ("attack", "view", "target")
 """What the attacker chooses: settled example by example, by the worst."""
 
 COORDINATES = (*QUESTION, "defense", "attack", "view", "readout", "seed", "target")
-"""What every condition has. Parameters that are set at inference time follow as ``serve.<name>``."""
+"""What every condition has. Parameters that are set at inference time follow as ``inference.<name>``."""
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a condition beside its coordinates."""
 
-    attempt: str
+    attack_run: str
     """The key of the attack that was run: conditions that differ in the read-out alone share it."""
     use: str
     """The registered name of the attack."""
@@ -31,17 +31,17 @@ class Facts:
     """What the attack sees of the model that it attacks."""
     idle: bool
     """Whether the attack leaves every image as it is."""
-    budget: Literal["radius", "distance"]
+    kind: Literal["fixed-budget", "minimum-norm"]
     """Whether the attack stays within a radius, or looks for the least distance."""
     source: str | None
     """The defense on which the images were crafted, if it is another one (a transfer attack)."""
-    final: bool
+    exact: bool
     """Whether the view that was attacked is exactly what is scored."""
     n: int
     """Number of examples that are asked for."""
     random: bool
     """Whether two answers of the defense to the same image may differ."""
-    doubts: tuple[str, ...]
+    flags: tuple[str, ...]
     """Sentences of the attack and of the defense about their own settings."""
 
     @classmethod
@@ -59,7 +59,7 @@ class Facts:
         """
         # A suite may have ten thousand conditions, and each of its tables reads them.
         values = dict(zip(FACTS, _values(given), strict=True))
-        return cls(**{**values, "doubts": tuple(values["doubts"])})
+        return cls(**{**values, "flags": tuple(values["flags"])})
 
 
 FACTS = tuple(field.name for field in fields(Facts))
@@ -73,7 +73,7 @@ class Condition:
     """A point of the benchmark, and the key of the evaluation that has its outcomes."""
 
     coordinates: Mapping[str, Any]
-    """The values of `COORDINATES`, and of ``serve.<name>``; a radius of None is no limit."""
+    """The values of `COORDINATES`, and of ``inference.<name>``; a radius of None is no limit."""
     facts: Facts
     job: str
 

@@ -23,7 +23,7 @@ and enough to fill a GPU.
 
 
 @dataclass(frozen=True)
-class Desk:
+class WorkerContext:
     """The surroundings of a job in one process: folders, digests of the code, device and time limit."""
 
     store: Path
@@ -44,15 +44,15 @@ class Desk:
     """Limit of each job in seconds, above 0; None for no limit."""
 
 
-def prepare(desk: Desk) -> None:
+def prepare(context: WorkerContext) -> None:
     """Set this process up for jobs, once: the settings of torch, modules of the task file's folder, memory.
 
     Args:
         desk: The surroundings of the jobs.
     """
-    sources.importable(desk.folder)
-    settle(torch.device(desk.device))
-    if torch.device(desk.device).type == "cpu":
+    sources.importable(context.folder)
+    settle(torch.device(context.device))
+    if torch.device(context.device).type == "cpu":
         keep_buffers()
 
 
@@ -98,7 +98,7 @@ def keep_buffers() -> bool:
     )
 
 
-def device_name(desk: Desk) -> str:
+def device_name(context: WorkerContext) -> str:
     """Return the name of the device, as receipts record it.
 
     Args:
@@ -107,7 +107,7 @@ def device_name(desk: Desk) -> str:
     Returns:
         The model of the GPU or of the processor.
     """
-    device = torch.device(desk.device)
+    device = torch.device(context.device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
@@ -140,7 +140,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def load(data: Data, desk: Desk) -> Split:
+def load(data: Data, context: WorkerContext) -> Split:
     """Load the examples of a data set.
 
     Args:
@@ -153,7 +153,7 @@ def load(data: Data, desk: Desk) -> Split:
     Raises:
         InputError: The files of the data set changed since the run was planned.
     """
-    split = datasets.load(data.spec, desk.data_root, desk.folder)
+    split = datasets.load(data.spec, context.data_root, context.folder)
     if split.digest != data.digest:
         raise InputError(f"the files of {data.spec.name} changed since the run was planned; start it again")
     return split

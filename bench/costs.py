@@ -16,7 +16,7 @@ _GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""
 
 
-class Costs:
+class Estimates:
     """Seconds that a job will take, by what was seen of jobs like it."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def passes(job: Job) -> int:
             within = sum(entry.passes(params) for entry, params in inner(job.defense))
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
-            return job.attempt.attack.entry.passes(job.attempt.attack.params)
+            return job.attack_run.attack.entry.passes(job.attack_run.attack.params)
         case Evaluate():
             return 1
 
@@ -134,15 +134,15 @@ def _names(job: Job) -> list[tuple[str, ...]]:
                 ("train",),
             ]
         case Craft():
-            attempt = job.attempt
-            seen = attempt.source.train.defense.name if attempt.source else ""
-            looked = attempt.view.use if attempt.view else ""
+            attack_run = job.attack_run
+            seen = attack_run.source.train.defense.name if attack_run.source else ""
+            looked = attack_run.view.use if attack_run.view else ""
             return [
-                ("craft", str(attempt.attack.identity), seen, looked),
-                ("craft", attempt.attack.name, seen),
+                ("craft", str(attack_run.attack.identity), seen, looked),
+                ("craft", attack_run.attack.name, seen),
                 # What a pass takes is the defense's doing before it is the attack's.
                 ("craft on", seen),
-                ("craft", attempt.attack.name),
+                ("craft", attack_run.attack.name),
                 ("craft",),
             ]
         case Evaluate():

@@ -9,21 +9,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.context import CHUNK, Desk, load
+from bench.context import CHUNK, WorkerContext, load
 from bench.evaluate import decided
-from bench.jobs import Attempt, Craft
+from bench.jobs import AttackRun, Craft
 from bench.limits import limited, out_of_memory
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.outcomes import OUTCOME_COLUMNS
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
-from bench.referee import Meter, answers_only, blindfold, guides, judge, undisturbed, watch
-from bench.registry import arguments
+from bench.referee import QueryCounter, answers_only, frozen, guides, instrument, no_access_view, validate
+from bench.registry import bind
 from bench.store import Store
 from bench.train import fitted
 
 
-def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
     """Attack a shard through its view, and have the referee check the images.
 
     Args:
@@ -34,9 +34,9 @@ def craft(job: Craft, desk: Desk, store: Store) -> tuple[Callable[[Path], None],
     Returns:
         The function that writes the images to a path, and entries for the receipt.
     """
-    attempt = job.attempt
-    model = fitted(attempt.source, desk, store) if attempt.source else None
-    plain, facts = attacked(job, model, load(attempt.data, desk), torch.device(desk.device))
+    attack_run = job.attack_run
+    model = fitted(attack_run.source, context, store) if attack_run.source else None
+    plain, facts = attacked(job, model, load(attack_run.data, context), torch.device(context.device))
     return lambda path: save_file(plain, path), facts
 
 
@@ -50,27 +50,27 @@ def attacked(
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
     made = attack(job, model, x, y, split)
-    judged = judge(x, made.images, job.attempt.threat)
-    moved = (judged.images != x).flatten(1).any(1)
+    validated = validate(x, made.images, job.attack_run.threat)
+    moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
     tensors = {
         "index": split.index[rows],
         "target": target,
         "moved": moved,
-        "images": judged.images[moved],
-        "void": judged.void,
-        "forwards": made.meter.forwards,
-        "backwards": made.meter.backwards,
+        "images": validated.images[moved],
+        "invalid": validated.invalid,
+        "forwards": made.counter.forwards,
+        "backwards": made.counter.backwards,
         **{f"note.{name}": value for name, value in made.notes.items()},
     }
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     facts = {
         "examples": len(y),
-        "void": int(judged.void.sum()),
-        "void_because": dict(judged.because),
+        "invalid": int(validated.invalid.sum()),
+        "invalid_because": dict(validated.because),
         "queries_per_example": {
-            "forwards": float(made.meter.forwards.mean()),
-            "backwards": float(made.meter.backwards.mean()),
+            "forwards": float(made.counter.forwards.mean()),
+            "backwards": float(made.counter.backwards.mean()),
         },
         "chunk": made.chunk,
     }
@@ -87,7 +87,7 @@ def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
         "target": torch.full((len(still),), -1),
         "moved": still,
         "images": split.images[:0],
-        "void": still,
+        "invalid": still,
         "forwards": passes,
         "backwards": passes,
     }
@@ -103,7 +103,7 @@ class Made:
     """A tensor (N, ...) for each note, by its name."""
     target: Labels | None
     """Labels to reach, int64 (N,); None for an untargeted attack."""
-    meter: Meter
+    counter: QueryCounter
     """The passes of each example."""
     chunk: int | None
     """The most points that were computed at once, where memory was short; None otherwise."""
@@ -145,10 +145,10 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
 def _attack(
     job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
 ) -> Made:
-    attempt, index = job.attempt, split.index[job.start : job.stop]
-    entry = attempt.attack.entry
-    meter = Meter.of(len(y), x.device)
-    target = _targets(attempt, y, index)
+    attack_run, index = job.attack_run, split.index[job.start : job.stop]
+    entry = attack_run.attack.entry
+    counter = QueryCounter.of(len(y), x.device)
+    target = _targets(attack_run, y, index)
     modules = [model] if model is not None else []
     seen: list[View] = []
 
@@ -156,29 +156,29 @@ def _attack(
         for each in seen:
             each.logits(each.encode(x[:2]))
 
-    with undisturbed(*modules, seed=seed_of(job.key), ask=ask):
-        view = blindfold(meter)
-        if attempt.source is not None and attempt.view is not None:
-            seen.append(look(attempt, model, split, x.device))
-            view = watch(
+    with frozen(*modules, seed=seed_of(job.key), ask=ask):
+        view = no_access_view(counter)
+        if attack_run.source is not None and attack_run.view is not None:
+            seen.append(look(attack_run, model, split, x.device))
+            view = instrument(
                 seen[0],
-                meter,
+                counter,
                 entry.access,
                 target=target,
-                final=attempt.final,
+                exact=attack_run.exact,
                 chunk=chunk,
                 recompute=recompute,
             )
-            view = eot(view, attempt.view.draws)
+            view = eot(view, attack_run.view.draws)
         noise = Noise(
-            attempt.key,
+            attack_run.key,
             index,
             device=x.device,
-            shard=job.key if entry.keyed == "shard" else None,
+            shard=job.key if entry.rng == "shard" else None,
         )
-        with limited(attempt.time_limit):
+        with limited(attack_run.time_limit):
             returned = entry.make(
-                view, x.clone(), y.clone(), attempt.threat, noise, **arguments(entry, attempt.attack.params)
+                view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
             )
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
     if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
@@ -188,21 +188,21 @@ def _attack(
             raise ValueError(
                 f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
             )
-    return Made(returned, notes, target, meter, chunk if recompute else None)
+    return Made(returned, notes, target, counter, chunk if recompute else None)
 
 
-def _targets(attempt: Attempt, y: Labels, index: Tensor) -> Labels | None:
-    if attempt.target is None:
+def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:
+    if attack_run.target is None:
         return None
-    assert attempt.source is not None
-    classes = attempt.source.train.data.shape.classes
-    if attempt.target == "random":
-        drawn = Noise((attempt.key, "target"), index, device=y.device).integers((), classes - 1)
+    assert attack_run.source is not None
+    classes = attack_run.source.train.data.shape.classes
+    if attack_run.target == "random":
+        drawn = Noise((attack_run.key, "target"), index, device=y.device).integers((), classes - 1)
         return (y + 1 + drawn) % classes
-    return (y + attempt.target) % classes
+    return (y + attack_run.target) % classes
 
 
-def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> View:
+def look(attack_run: AttackRun, model: Any, split: Split, device: torch.device) -> View:
     """Return the view through which an attack looks, as the defense makes it.
 
     Args:
@@ -212,25 +212,25 @@ def look(attempt: Attempt, model: Any, split: Split, device: torch.device) -> Vi
         device: The device of the network.
 
     Returns:
-        The view, before it passes through `watch`.
+        The view, before it passes through `instrument`.
 
     Raises:
         TypeError: The method of the defense returned no `View`.
     """
-    assert attempt.source is not None
-    assert attempt.view is not None
-    entry = attempt.source.train.defense.entry
-    if attempt.view.use.startswith("decision:"):
-        readout = attempt.view.use.removeprefix("decision:")
-        classes = attempt.source.train.data.shape.classes
+    assert attack_run.source is not None
+    assert attack_run.view is not None
+    entry = attack_run.source.train.defense.entry
+    if attack_run.view.use.startswith("decision:"):
+        readout = attack_run.view.use.removeprefix("decision:")
+        classes = attack_run.source.train.data.shape.classes
 
         def decide(z: Images) -> Decision:
             return decided(model, z, readout, device)
 
         return answers_only(decide, classes, guides(decide, split.images, split.labels, classes).to(device))
-    found = entry.view(attempt.view.use)
+    found = entry.view(attack_run.view.use)
     assert found is not None
-    seen = getattr(model, found.method)(**arguments(found, attempt.view.params))
+    seen = getattr(model, found.method)(**bind(found, attack_run.view.params))
     if not isinstance(seen, View):
         raise TypeError(f"view {found.name!r} of {entry.name} is a {type(seen).__name__}, not a View")
     return seen

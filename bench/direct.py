@@ -25,14 +25,14 @@ from bench.data import DataSpec
 from bench.document import Document, Place, dotted
 from bench.errors import InputError, did_you_mean
 from bench.evaluate import answers_to, shown_images, table_of
-from bench.jobs import Data, Evaluate, Served, Train
+from bench.jobs import Data, Evaluate, FittedDefense, Train
 from bench.metrics import Estimate
 from bench.networks import Classifier, check_network
 from bench.outcomes import Rows, arrays
 from bench.planner import Cell, Planner
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
-from bench.referee import undisturbed
+from bench.referee import frozen
 from bench.registry import (
     ATTACKS,
     DEFENSES,
@@ -41,11 +41,11 @@ from bench.registry import (
     Count,
     DefenseEntry,
     ViewEntry,
-    arguments,
+    bind,
     discover,
 )
 from bench.render.words import interval, number
-from bench.resolve import Filled, Suite, checked, filled
+from bench.resolve import Resolved, Suite, checked, resolved
 from bench.schema import AttackUse, SuiteModel
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class Result:
 
     Attributes:
         images: What the defense was shown, float32 (N, C, H, W) in [0, 1], on the device of the images that
-            were given. Where an attack's image was void, this is the clean image.
+            were given. Where an attack's image was invalid, this is the clean image.
         frame: A row for each example, in the order given; the columns are those of `docs/results.md`
-            (``index``, ``truth``, ``label``, ``rejected``, ``void``, ``distance``, ``forwards``,
+            (``index``, ``truth``, ``label``, ``rejected``, ``invalid``, ``distance``, ``forwards``,
             ``backwards``, ...), and before them ``clean_label`` and ``clean_rejected`` (the answer to the
             clean image) and ``broken`` (wrong on the clean image or on the adversarial one).
         attack: The attack's name.
@@ -147,22 +147,22 @@ class Loaded(nn.Module):
         served: The training that it comes from, and the parameters that it is served with.
     """
 
-    def __init__(self, network: nn.Module, served: Served) -> None:
+    def __init__(self, network: nn.Module, fitted_defense: FittedDefense) -> None:
         super().__init__()
         self.network = network
-        self.served = served
+        self.inference = fitted_defense
 
     @property
     def entry(self) -> DefenseEntry:
         """What is registered of the defense."""
-        entry = self.served.train.defense.entry
+        entry = self.inference.train.defense.entry
         assert isinstance(entry, DefenseEntry)
         return entry
 
     @property
     def shape(self) -> Shape:
         """The form of one image, and the number of classes."""
-        return self.served.train.data.shape
+        return self.inference.train.data.shape
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ class Loaded(nn.Module):
             raise InputError(f"{self.entry.name} has no view {name!r}{did_you_mean(name, names)}")
         call = _Call(Path("a call"), {}, dict.fromkeys(_places({"tasks": [{"views": params}]}), 0))
         call.check(found.schema, params, "tasks", 0, "views")
-        seen: View = getattr(self.network, found.method)(**arguments(found, params))
+        seen: View = getattr(self.network, found.method)(**bind(found, params))
         return seen
 
     def decide(self, x: Images, readout: str | None = None) -> Decision:
@@ -387,7 +387,7 @@ def _entry(function: Callable[..., Any], radius: float) -> AttackEntry:
         make=function,
         version=1,
         norms=frozenset(get_args(Norm)),
-        budget="radius" if math.isfinite(radius) else "distance",
+        kind="fixed-budget" if math.isfinite(radius) else "minimum-norm",
     )
 
 
@@ -396,7 +396,7 @@ def _planned(call: _Call, model: SuiteModel, attack: object, fitted: Loaded, spl
     ((name, use),) = model.attacks.items()
     task = model.tasks[0]
     registry = {use.use: _entry(attack, task.threat.radius[0])} if callable(attack) else ATTACKS
-    train = fitted.served.train
+    train = fitted.inference.train
     data = Data(_examples(call), split.digest, train.data.shape, len(split))
     suite = checked(
         Suite(
@@ -405,7 +405,7 @@ def _planned(call: _Call, model: SuiteModel, attack: object, fitted: Loaded, spl
             data={EXAMPLES: data.spec},
             defenses={MODEL: train.defense},
             attacks={name: _attack(call, name, registry, use)},
-            serves={MODEL: (dict(fitted.served.serve),)},
+            inference_settings={MODEL: (dict(fitted.inference.inference),)},
         )
     )
     plan = _Planner(suite, data, train).plan()
@@ -431,12 +431,12 @@ def _examples(call: _Call) -> DataSpec:
     return DataSpec.model_construct(name=EXAMPLES, shard=given.shard)
 
 
-def _attack(call: _Call, name: str, registry: Any, use: AttackUse) -> Filled[AttackEntry]:
+def _attack(call: _Call, name: str, registry: Any, use: AttackUse) -> Resolved[AttackEntry]:
     """Return the attack of a call, its parameters filled in."""
     for word in ("planned", "source"):
         if getattr(use, word) is not None:
             raise InputError(f"{word}: is for task files; attack the source, and evaluate what comes back")
-    return filled(call, ("attacks", name), registry, use, Path.cwd())
+    return resolved(call, ("attacks", name), registry, use, Path.cwd())
 
 
 class _Planner(Planner):
@@ -470,17 +470,17 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
     for entry in map(DEFENSES.__getitem__, DEFENSES):
         if entry.make is type(model):
             _no_normalisation(mean, std)
-            with undisturbed(model, seed=0), torch.no_grad():
+            with frozen(model, seed=0), torch.no_grad():
                 logits = model.decide(few, entry.readouts[0]).logits  # type: ignore[operator]
             if logits is None:
                 raise InputError(f"model: {entry.name} tells no logits, and so no number of classes")
             # With which parameters it was made, nobody can tell.
-            unknown = replace(entry, doubts=None, random=entry.random is not False)
+            unknown = replace(entry, flags=None, random=entry.random is not False)
             return _made(unknown, model, Shape(form[0], form[1], form[2], logits.shape[1]), split)
     network = Classifier(model, mean, std, form[0])
     # Not the whole module: the network may lie on several devices.
     network.mean, network.std = network.mean.to(device), network.std.to(device)
-    with undisturbed(network, seed=0):
+    with frozen(network, seed=0):
         classes = check_network(network, few, "model")
     declared: Any = Classifier.logits
     logits_view = ViewEntry(make=declared, version=1, method="logits", **declared.__view__)
@@ -491,11 +491,11 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         readouts=("label",),
         views={"logits": logits_view},
         aliases={},
-        served=frozenset(),
+        inference=frozenset(),
         # It may draw, for all that anybody knows.
         random=True,
         learns=False,
-        doubts=None,
+        flags=None,
         check_params=None,
     )
     return _made(entry, network, Shape(form[0], form[1], form[2], classes), split)
@@ -503,9 +503,9 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
 
 def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -> Loaded:
     """Return a network as if it had been fitted for a suite, under no parameters."""
-    defense = Filled(entry, {}, {"use": entry.name, "version": entry.version})
+    defense = Resolved(entry, {}, {"use": entry.name, "version": entry.version})
     data = Data(DataSpec.model_construct(name=EXAMPLES), TENSORS, shape, len(split))
-    return Loaded(network, Served(Train(defense, data, 0)))
+    return Loaded(network, FittedDefense(Train(defense, data, 0)))
 
 
 def _no_normalisation(mean: Any, std: Any) -> None:
@@ -617,10 +617,10 @@ def _done(
     crafted: list[Mapping[str, Tensor]] = []
     invalid: Counter[str] = Counter()
     for shard in job.crafts:
-        looked_at = model.network if shard.attempt.source is not None else None
+        looked_at = model.network if shard.attack_run.source is not None else None
         tensors, facts = attacked(shard, looked_at, split, device)
         crafted.append(tensors)
-        invalid.update(facts["void_because"])
+        invalid.update(facts["invalid_because"])
         bar(shard.stop - shard.start)
     still = [unmoved(shard, split) for shard in job.crafts]
     clean, answers = (
@@ -645,7 +645,7 @@ def _bar(shown: bool, n: int, title: str) -> Iterator[Callable[[int], object]]:
 def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
     """Return what was done as rows and numbers."""
     rows, clean = arrays(done.answers, _LATER), arrays(done.clean, _LATER)
-    if cell.facts["budget"] == "distance" and math.isfinite(radius):
+    if cell.facts["kind"] == "minimum-norm" and math.isfinite(radius):
         rows = metrics.within(rows, clean, radius)
     frame = done.answers.to_pandas().drop(columns="parameters")
     before = done.clean.to_pandas()
@@ -659,14 +659,14 @@ def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
     for position, (name, values) in enumerate(added.items()):
         frame.insert(3 + position, name, values)
     n = len(frame)
-    said = [f"{count} of {n} moves are void: {reason}" for reason, count in sorted(done.invalid.items())]
+    said = [f"{count} of {n} moves are invalid: {reason}" for reason, count in sorted(done.invalid.items())]
     return Result(
         images=images,
         frame=frame,
         attack=cell.coordinates["attack"],
         norm=cell.coordinates["norm"],
         radius=radius,
-        flags=(*cell.facts["doubts"], *said),
+        flags=(*cell.facts["flags"], *said),
         _rows=rows,
         _clean=clean,
     )

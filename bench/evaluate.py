@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.context import CHUNK, Desk, load
+from bench.context import CHUNK, WorkerContext, load
 from bench.errors import OvertimeError
 from bench.jobs import Craft, Evaluate
 from bench.limits import out_of_memory
 from bench.noise import seed_of
 from bench.outcomes import schema
 from bench.protocols import Decision, Images, Split, answered, distance
-from bench.referee import undisturbed
+from bench.referee import frozen
 from bench.store import Store
 from bench.train import fitted
 
@@ -36,7 +36,9 @@ DRIFT = 0.01
 """Largest difference of logits at which the answers count as the same, as a share of the same range."""
 
 
-def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+def evaluate(
+    job: Evaluate, context: WorkerContext, store: Store
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
     """Ask a defense about the images of several shards, and make a table with a row for each image.
 
     Args:
@@ -51,10 +53,10 @@ def evaluate(job: Evaluate, desk: Desk, store: Store) -> tuple[Callable[[Path], 
     Raises:
         RuntimeError: The images of a shard belong to other examples.
     """
-    model = fitted(job.victim, desk, store)
-    split = load(job.crafts[0].attempt.data, desk)
+    model = fitted(job.victim, context, store)
+    split = load(job.crafts[0].attack_run.data, context)
     crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
-    columns = answers_to(job, crafted, model, split, torch.device(desk.device))
+    columns = answers_to(job, crafted, model, split, torch.device(context.device))
     table = table_of(columns)
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
@@ -72,7 +74,7 @@ def answers_to(
     job: Evaluate, crafted: Iterable[Mapping[str, Tensor]], model: Any, split: Split, device: torch.device
 ) -> list[dict[str, Any]]:
     """Ask a fitted defense about what `attacked` returned of each shard; return the columns of each."""
-    with undisturbed(model, seed=seed_of(job.key)), torch.no_grad():
+    with frozen(model, seed=seed_of(job.key)), torch.no_grad():
         return [
             _outcomes(job, craft_job, found, model, split, device)
             for craft_job, found in zip(job.crafts, crafted, strict=True)
@@ -114,8 +116,8 @@ def _outcomes(
         "l0": distance(*wide, "l0").long(),
         "l2": distance(*wide, "l2"),
         "linf": distance(*wide, "linf"),
-        "distance": distance(*wide, craft_job.attempt.threat.norm),
-        "void": crafted["void"],
+        "distance": distance(*wide, craft_job.attack_run.threat.norm),
+        "invalid": crafted["invalid"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
         "differs": _asked_again(model, z, answers, job, craft_job, device),

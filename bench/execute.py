@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import data as datasets
 from bench import sources
-from bench.costs import Costs
+from bench.costs import Estimates
 from bench.data import DataSpec
 from bench.errors import OvertimeError, disk_full
 from bench.jobs import Craft, Evaluate, Job, Train, modules_of
@@ -151,9 +151,9 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
             case Train():
                 needed[job.data.key] = job.data.spec
             case Craft():
-                needed[job.attempt.data.key] = job.attempt.data.spec
+                needed[job.attack_run.data.key] = job.attack_run.data.spec
             case Evaluate():
-                data = job.crafts[0].attempt.data
+                data = job.crafts[0].attack_run.data
                 needed[data.key] = data.spec
     for spec in needed.values():
         datasets.prepare(spec, data_root, folder)
@@ -201,7 +201,7 @@ def run(
     state: State,
     store: Store,
     pool: Pool,
-    costs: Costs,
+    costs: Estimates,
     started: Callable[[Job, int], None] | None = None,
     limit: float | None = None,
 ) -> Iterator[Done]:
@@ -313,7 +313,7 @@ class _Deadlines:
 
     def of(self, job: Job) -> float | None:
         """Return the limit of a job in seconds, None for no limit."""
-        own = job.attempt.time_limit if isinstance(job, Craft) else None
+        own = job.attack_run.time_limit if isinstance(job, Craft) else None
         return min((each for each in (own, self._limit) if each is not None), default=None)
 
     def begin(self, future: Future[dict[str, Any]], job: Job) -> None:

@@ -99,7 +99,7 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
         also: Columns of lists to read too: ``logits``, ``thresholds``. They are large.
 
     Returns:
-        The coordinates of the condition (``data`` ... ``seed``, ``serve.<name>``; its target as
+        The coordinates of the condition (``data`` ... ``seed``, ``inference.<name>``; its target as
         ``target_offset``), its ``job``, ``correct`` (whether the defense was right on the image that it was
         shown), and the columns of its outcomes, which `docs/results.md` explains. A radius or a target
         that there is not is a missing value. Conditions that share a job have the same rows.

@@ -18,7 +18,7 @@ from bench.data import DataSpec
 from bench.ours import OURS
 from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry, Entry
-from bench.resolve import Filled, inner
+from bench.resolve import Resolved, inner
 from bench.schema import ViewUse
 
 SCHEME = 1
@@ -91,7 +91,7 @@ class Data(Keyed):
 class Train(Keyed):
     """Fit a defense."""
 
-    defense: Filled[DefenseEntry]
+    defense: Resolved[DefenseEntry]
     data: Data
     seed: int
     parts: tuple[tuple[str, "Train"], ...] = ()
@@ -127,31 +127,31 @@ class Train(Keyed):
 
 
 @dataclass(frozen=True, eq=False)
-class Served(Keyed):
+class FittedDefense(Keyed):
     """A fitted defense as it is asked."""
 
     train: Train
-    serve: tuple[tuple[str, Any], ...] = ()
+    inference: tuple[tuple[str, Any], ...] = ()
     """Parameters that were replaced after fitting, sorted by name."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What was trained, and what was replaced after."""
-        return {"train": self.train.key, "serve": dict(self.serve)}
+        return {"train": self.train.key, "inference": dict(self.inference)}
 
 
 @dataclass(frozen=True, eq=False)
-class Attempt(Keyed):
+class AttackRun(Keyed):
     """An attack on a data set through one view; its shards are the `Craft` jobs."""
 
-    attack: Filled[AttackEntry]
+    attack: Resolved[AttackEntry]
     threat: Threat
     data: Data
     seed: int
-    source: Served | None
+    source: FittedDefense | None
     """What is looked at: the victim, or the defense that the attack transfers from; None: nothing is."""
     view: ViewUse | None
-    final: bool
+    exact: bool
     """Whether winning on the view is winning: else the attack pushes to the end."""
     target: Target
     time_limit: float | None = None
@@ -168,7 +168,7 @@ class Attempt(Keyed):
             "seed": self.seed,
             "source": self.source.key if self.source else None,
             "view": self._looked(),
-            "final": self.final,
+            "exact": self.exact,
             "target": self.target,
         }
 
@@ -183,7 +183,7 @@ class Attempt(Keyed):
 class Craft(Keyed):
     """Attack one shard."""
 
-    attempt: Attempt
+    attack_run: AttackRun
     start: int
     """The position of the first example in the data set's order."""
     stop: int
@@ -194,19 +194,19 @@ class Craft(Keyed):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The attempt and the slice."""
-        return {"attempt": self.attempt.key, "slice": [self.start, self.stop]}
+        return {"attack_run": self.attack_run.key, "slice": [self.start, self.stop]}
 
     @property
     def needs(self) -> tuple["Job", ...]:
         """The training of what is looked at."""
-        return (self.attempt.source.train,) if self.attempt.source else ()
+        return (self.attack_run.source.train,) if self.attack_run.source else ()
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluate(Keyed):
     """Ask a defense about crafted images."""
 
-    victim: Served
+    victim: FittedDefense
     crafts: tuple[Craft, ...]
     readout: str
 
@@ -249,13 +249,13 @@ def foreign(job: Job) -> frozenset[str]:
             inside = (_foreign(entry) for entry, _ in inner(job.defense))
             return job.foreign.union(*inside)
         case Craft():
-            source = job.attempt.source
-            return _foreign(job.attempt.attack.entry) | (source.train.foreign if source else frozenset())
+            source = job.attack_run.source
+            return _foreign(job.attack_run.attack.entry) | (source.train.foreign if source else frozenset())
         case Evaluate():
             return job.victim.train.foreign
 
 
-def own_modules(job: Job | Attempt) -> frozenset[str]:
+def own_modules(job: Job | AttackRun) -> frozenset[str]:
     """Return the modules that decide a job's result beside those of the jobs it needs.
 
     Args:
@@ -264,22 +264,24 @@ def own_modules(job: Job | Attempt) -> frozenset[str]:
     Returns:
         Dotted names: the modules of what the job uses, all that they import, and the harness's own.
     """
-    used: list[Filled[Entry]]
+    used: list[Resolved[Entry]]
     match job:
         case Train():
             used = [job.defense]
-        case Attempt():
+        case AttackRun():
             used = [job.attack, *([job.source.train.defense] if job.source else [])]
         case Craft():
-            return own_modules(job.attempt)
+            return own_modules(job.attack_run)
         case Evaluate():
             used = [job.victim.train.defense]
-    entries = [each for filled in used for each in (filled.entry, *(entry for entry, _ in inner(filled)))]
+    entries = [
+        each for resolved in used for each in (resolved.entry, *(entry for entry, _ in inner(resolved)))
+    ]
     return frozenset(name for entry in entries for name in sources.closure(entry.module)) | sources.SHARED
 
 
 @cache
-def modules_of(job: Job | Attempt) -> frozenset[str]:
+def modules_of(job: Job | AttackRun) -> frozenset[str]:
     """Return the modules that decide a job's result, through all that it needs.
 
     Args:
@@ -289,6 +291,6 @@ def modules_of(job: Job | Attempt) -> frozenset[str]:
         Dotted names.
     """
     if isinstance(job, Craft):
-        return modules_of(job.attempt)
-    needs = ((job.source.train,) if job.source else ()) if isinstance(job, Attempt) else job.needs
+        return modules_of(job.attack_run)
+    needs = ((job.source.train,) if job.source else ()) if isinstance(job, AttackRun) else job.needs
     return own_modules(job).union(*(modules_of(each) for each in needs))

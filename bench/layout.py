@@ -16,7 +16,7 @@ from bench.conditions import CHOICE, COORDINATES, QUESTION, Condition, Skip, con
 from bench.errors import InputError, did_you_mean
 from bench.metrics import METRICS, Metric, Unit
 from bench.quantities import format_value, fraction
-from bench.table_models import MEASURE, Table, filled, names_of, placeholders, scalars
+from bench.table_models import MEASURE, Table, names_of, placeholders, resolved, scalars
 
 _Point = TypeVar("_Point", Condition, Skip)
 
@@ -101,7 +101,7 @@ class Layout:
         Returns:
             Whether the metric needs them, or the condition is a least distance that is read at a radius.
         """
-        at_radius = condition.facts.budget == "distance" and condition.radius is not None
+        at_radius = condition.facts.kind == "minimum-norm" and condition.radius is not None
         return metric.clean == "needed" or at_radius
 
     def jobs(self) -> set[str]:
@@ -126,7 +126,7 @@ class Layout:
 
 
 def _kind(name: str) -> str:
-    """Return a coordinate's name without what is below it: ``serve`` of ``serve.cycles``."""
+    """Return a coordinate's name without what is below it: ``inference`` of ``inference.cycles``."""
     return name.partition(".")[0]
 
 
@@ -208,7 +208,7 @@ def _read_at(conditions: Sequence[Condition], radii: Sequence[float]) -> list[Co
     """Return the conditions, those of attacks without a radius once for each of `radii`."""
     found: list[Condition] = []
     for each in conditions:
-        free = each.facts.budget == "distance" or each.facts.idle
+        free = each.facts.kind == "minimum-norm" or each.facts.idle
         found += _at_radii(each, radii) if free else [each]
     return found
 
@@ -239,7 +239,7 @@ def _slot(
         metric = metric.of(own.get("class")) if metric.by_class else metric
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    conditions, skips = rest.at(filled(_chosen(column.at), {**table.where, **at}))
+    conditions, skips = rest.at(resolved(_chosen(column.at), {**table.where, **at}))
     return Slot(conditions, skips, metric)
 
 
@@ -368,7 +368,7 @@ def _columns(shown: _Pool, table: Table, rows: Sequence[Mapping[str, Any]]) -> l
     found = []
     for heading, selection in table.columns.items():
         column = Column(heading, selection)
-        asked = [filled(_chosen(selection), {**table.where, **row}) for row in rows]
+        asked = [resolved(_chosen(selection), {**table.where, **row}) for row in rows]
         shown.check(asked if placeholders(selection) else asked[:1], column.name)
         found.append(column)
     return found

@@ -138,9 +138,9 @@ class _Repeated:
         # A view that gives several answers itself (the passes of a loop) has a first axis already.
         return torch.cat(answers) if answers[0].dim() == 3 else torch.stack(answers)
 
-    def take(self, rows: Tensor) -> "_Repeated":
+    def select(self, rows: Tensor) -> "_Repeated":
         """Return the callable for the examples at `rows`."""
-        ask = self._ask.take(rows) if isinstance(self._ask, Narrowing) else self._ask
+        ask = self._ask.select(rows) if isinstance(self._ask, Narrowing) else self._ask
         return _Repeated(ask, self._draws)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InputError, did_you_mean
-from bench.outcomes import Frame, Rows, take
+from bench.outcomes import Frame, Rows, select
 
 Values: TypeAlias = NDArray[np.float64]
 """Shape (N,): a value for each example; NaN where the example does not count."""
@@ -37,19 +37,19 @@ ROUNDING = 1e-6
 def is_correct(rows: Frame) -> Mask:
     """Return whether the defense was right on the image that it was shown.
 
-    A refusal is right where the image was moved (a distance above 0, not void), and wrong where it was not.
-    After a void move the defense was shown the clean image. An answer that is not finite (label -1) is
+    A refusal is right where the image was moved (a distance above 0, not invalid), and wrong where it was not.
+    After a invalid move the defense was shown the clean image. An answer that is not finite (label -1) is
     wrong.
 
     Args:
-        rows: Outcomes of N examples: ``label``, ``truth``, ``distance``, ``void``, ``rejected``.
+        rows: Outcomes of N examples: ``label``, ``truth``, ``distance``, ``invalid``, ``rejected``.
 
     Returns:
         Shape (N,).
     """
     label = np.asarray(rows["label"])
     right = label == np.asarray(rows["truth"])
-    moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["void"], np.bool_)
+    moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["invalid"], np.bool_)
     stood = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
     return np.asarray(stood & (label >= 0), np.bool_)
 
@@ -105,7 +105,7 @@ def shared(rows: Rows, other: Rows) -> tuple[Rows, Rows]:
         The rows of each, in ascending order of ``index``.
     """
     _, here, there = np.intersect1d(rows["index"], other["index"], assume_unique=True, return_indices=True)
-    return take(rows, here), take(other, there)
+    return select(rows, here), select(other, there)
 
 
 def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
@@ -119,7 +119,7 @@ def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
         Shape (N,): the distance, infinite where the defense was right; 0 where it is wrong on the clean
         image.
     """
-    moved = np.where(rows["void"], 0.0, rows["distance"])
+    moved = np.where(rows["invalid"], 0.0, rows["distance"])
     least = np.where(is_correct(rows), math.inf, moved)
     return least if clean is None else np.where(is_correct(clean), least, 0.0)
 

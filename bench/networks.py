@@ -120,7 +120,7 @@ class Classifier(nn.Module):
         logits: Tensor = self.network((x - self.mean) / self.std)
         return logits
 
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         """Look at the logits."""
         return View(self)

@@ -66,7 +66,7 @@ class Noise:
         device: Device of the draws. Their bits are the same on every device.
         dtype: Floating dtype of the draws; float32 and float64 give the same uniform numbers.
         shard: What the stream of `shared` is seeded by; None where the attack is not declared
-            ``keyed="shard"``.
+            ``rng="shard"``.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Noise:
         self._drawn = torch.zeros_like(self._stream)
         self._rows: Tensor | None = None
 
-    def take(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Self:
         """Return the streams of some of the examples; they continue where they are.
 
         A subset shares its counters with the streams it comes from: what one draws, the other has drawn.
@@ -103,7 +103,7 @@ class Noise:
         part._rows = rows if self._rows is None else self._rows[rows]
         return part
 
-    def apart(self, name: str) -> Self:
+    def spawn(self, name: str) -> Self:
         """Return independent streams of the same examples, at their beginning.
 
         Args:
@@ -127,10 +127,10 @@ class Noise:
             A stream of one example: its methods return (1, *shape).
 
         Raises:
-            RuntimeError: The attack is not declared ``keyed="shard"``.
+            RuntimeError: The attack is not declared ``rng="shard"``.
         """
         if self._shard is None:
-            raise RuntimeError('shared draws need an attack that is declared keyed="shard"')
+            raise RuntimeError('shared draws need an attack that is declared rng="shard"')
         return Noise(self._shard, torch.zeros(1, dtype=torch.int64), device=self._device, dtype=self._dtype)
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:

@@ -27,7 +27,7 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "l2": ("float64", False),
     "linf": ("float64", False),
     "distance": ("float64", False),
-    "void": ("bool", False),
+    "invalid": ("bool", False),
     "forwards": ("float64", False),
     "backwards": ("float64", False),
     "differs": ("bool", True),
@@ -41,12 +41,12 @@ Files that are older than `thresholds` and `parameters` lack these two.
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
 """Outcomes of one evaluation as arrays of shape (N,), in ascending order of `index`.
 
-`index`, `truth` and `label` are int64, `rejected` and `void` bool, the others float64 with NaN for null.
+`index`, `truth` and `label` are int64, `rejected` and `invalid` bool, the others float64 with NaN for null.
 Where they are asked for, `logits` and `thresholds` have shape (N, K), and `parameters` (N,).
 """
 
 _INTEGERS = ("index", "truth", "label")
-_FLAGS = ("rejected", "void")
+_FLAGS = ("rejected", "invalid")
 _NUMBERS = ("target", "score", "distance", "differs")
 
 NOTES = ("flat", "nonfinite", "raised", "saturated")
@@ -185,7 +185,7 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
     return rows
 
 
-def take(rows: Rows, chosen: NDArray[Any]) -> Rows:
+def select(rows: Rows, chosen: NDArray[Any]) -> Rows:
     """Return some of the rows.
 
     Args:

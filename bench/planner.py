@@ -16,10 +16,10 @@ from bench import sources
 from bench.conditions import Skip
 from bench.data import DataSpec
 from bench.errors import InputError
-from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Target, Train, modules_of
+from bench.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Target, Train, modules_of
 from bench.protocols import Norm, Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry, ViewEntry
-from bench.resolve import Filled, Planned, Suite, inner, named_files
+from bench.resolve import Planned, Resolved, Suite, inner, named_files
 from bench.schema import ANSWERS, Task, ViewUse, expanded
 from bench.store import SCHEME as STORE_SCHEME
 
@@ -59,13 +59,13 @@ class Plan:
         """Return the digests of the code and of the files that the parameters of defenses name."""
         code: dict[str, str] = {}
         files: dict[str, str] = {}
-        for name, filled in self.suite.defenses.items():
-            written, made = self.suite.model.defenses[name].model_extra or {}, filled.identity["params"]
-            for parameter in filled.entry.parameters("code"):
+        for name, resolved in self.suite.defenses.items():
+            written, made = self.suite.model.defenses[name].model_extra or {}, resolved.identity["params"]
+            for parameter in resolved.entry.parameters("code"):
                 if made.get(parameter) is not None:
                     code |= made[parameter][1]
-            for parameter in filled.entry.parameters("content"):
-                paths = named_files(written.get(parameter, filled.params[parameter]))
+            for parameter in resolved.entry.parameters("content"):
+                paths = named_files(written.get(parameter, resolved.params[parameter]))
                 for path, digest in zip(paths, named_files(made.get(parameter)), strict=True):
                     files[path] = digest.removeprefix("sha256:")
         return code, files
@@ -92,8 +92,8 @@ class Plan:
             "skips": [{"coordinates": dict(skip.coordinates), "reason": skip.reason} for skip in self.skips],
             "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
             "data": {name: spec.model_dump(mode="json") for name, spec in self.suite.data.items()},
-            "defenses": {name: filled.identity for name, filled in self.suite.defenses.items()},
-            "attacks": {name: filled.identity for name, filled in self.suite.attacks.items()},
+            "defenses": {name: resolved.identity for name, resolved in self.suite.defenses.items()},
+            "attacks": {name: resolved.identity for name, resolved in self.suite.attacks.items()},
         }
 
 
@@ -111,7 +111,7 @@ class Point:
     readout: str
     seed: int
     target: Target
-    serve: Mapping[str, Any]
+    inference: Mapping[str, Any]
     """Parameters of the defense that are replaced after fitting."""
 
     @property
@@ -127,7 +127,7 @@ class Point:
             "readout": self.readout,
             "seed": self.seed,
             "target": self.target,
-            **{f"serve.{name}": value for name, value in self.serve.items()},
+            **{f"inference.{name}": value for name, value in self.inference.items()},
         }
 
 
@@ -136,7 +136,7 @@ class Request:
     """A point with what its labels stand for: all that decides whether it can be, and by which jobs."""
 
     point: Point
-    attack: Filled[AttackEntry]
+    attack: Resolved[AttackEntry]
     victim: Train
     data: Data
     """What is attacked."""
@@ -159,7 +159,7 @@ class Sight:
 
     request: Request
     train: Train
-    serve: Mapping[str, Any]
+    inference: Mapping[str, Any]
     choice: ViewUse
     transfers: bool
 
@@ -183,9 +183,9 @@ class Sight:
 class Seen(NamedTuple):
     """What an attack looks at, as the attempt's key has it."""
 
-    source: Served | None
+    source: FittedDefense | None
     view: ViewUse | None
-    final: bool
+    exact: bool
     """Whether winning on the view is winning."""
 
 
@@ -210,7 +210,7 @@ def other_norm(request: Request) -> str | None:
 def missing_radius(request: Request) -> str | None:
     """Refuse an attack with a budget where the task has no radius."""
     entry = request.attack.entry
-    without = math.isinf(request.point.radius) and entry.budget == "radius"
+    without = math.isinf(request.point.radius) and entry.kind == "fixed-budget"
     return f"{entry.name} needs a radius" if without else None
 
 
@@ -397,26 +397,28 @@ class Planner:
         Raises:
             InputError: its parameters, or those it is served with, do not fit the data.
         """
-        filled = self.suite.defenses[name]
-        data = fit if filled.entry.learns else asked
+        resolved = self.suite.defenses[name]
+        data = fit if resolved.entry.learns else asked
 
         def make() -> Train:
             self._check_defense(name, data.shape)
             parts = tuple(
-                (parameter, self.train(filled.params[parameter], fit, asked, seed))
-                for parameter in filled.entry.parameters("part")
-                if filled.params[parameter] is not None
+                (parameter, self.train(resolved.params[parameter], fit, asked, seed))
+                for parameter in resolved.entry.parameters("part")
+                if resolved.params[parameter] is not None
             )
-            return Train(filled, data, seed, parts)
+            return Train(resolved, data, seed, parts)
 
         return self._once(("train", name, fit.key, asked.key, seed), make)
 
-    def served(self, train: Train, serve: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> Served:
+    def fitted(
+        self, train: Train, inference: Mapping[str, Any], ignored: frozenset[str] = frozenset()
+    ) -> FittedDefense:
         """Return a defense as it is asked.
 
         Args:
             train: its training.
-            serve: parameters that are replaced after it.
+            inference: parameters that are replaced after it.
             ignored: names that change nothing for who asks.
 
         Returns:
@@ -424,18 +426,18 @@ class Planner:
         """
         kept = tuple(
             (name, value)
-            for name, value in sorted(serve.items())
+            for name, value in sorted(inference.items())
             if name not in ignored and train.defense.params[name] != value
         )
-        return self._once(("served", train.key, repr(kept)), lambda: Served(train, kept))
+        return self._once(("inference", train.key, repr(kept)), lambda: FittedDefense(train, kept))
 
     def _check_defense(self, name: str, shape: Shape) -> None:
         """Raise where parameters of a defense, or those it is served with, do not fit the data."""
-        filled = self.suite.defenses[name]
-        self._checked("defenses", name, filled, shape)
-        for serve in self.suite.serves[name]:
-            self._checked("defenses", name, replace(filled, params={**filled.params, **serve}), shape)
-        for attack, params in inner(filled):
+        resolved = self.suite.defenses[name]
+        self._checked("defenses", name, resolved, shape)
+        for inference in self.suite.inference_settings[name]:
+            self._checked("defenses", name, replace(resolved, params={**resolved.params, **inference}), shape)
+        for attack, params in inner(resolved):
             if attack.check_params is not None:
                 try:
                     attack.check_params(dict(params), shape)
@@ -444,12 +446,12 @@ class Planner:
                     raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
 
     def _checked(
-        self, kind: str, name: str, filled: Filled[AttackEntry] | Filled[DefenseEntry], shape: Shape
+        self, kind: str, name: str, resolved: Resolved[AttackEntry] | Resolved[DefenseEntry], shape: Shape
     ) -> None:
         """Raise where parameters cannot be, or do not fit the data."""
-        if filled.entry.check_params is not None:
+        if resolved.entry.check_params is not None:
             try:
-                filled.entry.check_params(dict(filled.params), shape)
+                resolved.entry.check_params(dict(resolved.params), shape)
             except InputError as error:
                 raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 
@@ -458,10 +460,12 @@ class Planner:
         origins = [self.suite.model.attacks[name].source for name in task.attacks or self.suite.attacks]
         todo = [defense, *(origin.defense for origin in origins if origin is not None)]
         while todo:
-            filled = self.suite.defenses[todo.pop()]
-            if filled.entry.learns:
+            resolved = self.suite.defenses[todo.pop()]
+            if resolved.entry.learns:
                 return True
-            todo += [filled.params[name] for name in filled.entry.parameters("part") if filled.params[name]]
+            todo += [
+                resolved.params[name] for name in resolved.entry.parameters("part") if resolved.params[name]
+            ]
         return False
 
     def _task(self, position: int) -> None:
@@ -471,17 +475,17 @@ class Planner:
         for defense in task.defenses or suite.defenses:
             fitted = self._fitted(position, defense, asked)
             for attack in task.attacks or suite.attacks:
-                filled = suite.attacks[attack]
-                if isinstance(filled, Filled):
-                    check = partial(self._checked, "attacks", attack, filled, fitted.shape)
+                resolved = suite.attacks[attack]
+                if isinstance(resolved, Resolved):
+                    check = partial(self._checked, "attacks", attack, resolved, fitted.shape)
                     self._once(("check", attack, fitted.shape), check)
                 for seed in task.seeds:
                     victim = self.train(defense, fitted, asked, seed)
                     for point, choice in self._points(position, victim, defense, attack):
-                        if isinstance(filled, Planned):
-                            self._keep(position, point, _planned(point, victim, filled))
+                        if isinstance(resolved, Planned):
+                            self._keep(position, point, _planned(point, victim, resolved))
                         else:
-                            request = Request(point, filled, victim, asked, fitted, n, choice)
+                            request = Request(point, resolved, victim, asked, fitted, n, choice)
                             self._keep(position, point, self._cell(request))
 
     def _fitted(self, position: int, defense: str, asked: Data) -> Data:
@@ -504,9 +508,9 @@ class Planner:
         """Yield every combination of the rest, with the view that it looks through."""
         task = self.suite.model.tasks[position]
         readouts = task.readouts or victim.defense.entry.readouts
-        crossed = product(self.suite.serves[defense], readouts, task.threat.radius)
+        crossed = product(self.suite.inference_settings[defense], readouts, task.threat.radius)
         targets = self._targets(attack, victim.data.shape.classes)
-        for serve, readout, radius in crossed:
+        for inference, readout, radius in crossed:
             name = ("views", position, defense, attack, readout)
             views = self._once(name, partial(self._views, task.views, attack, defense, readout))
             for target in targets:
@@ -522,7 +526,7 @@ class Planner:
                             readout=readout,
                             seed=victim.seed,
                             target=target,
-                            serve=serve,
+                            inference=inference,
                         ),
                         choice,
                     )
@@ -565,8 +569,8 @@ class Planner:
         self, asked: list[ViewUse] | None, attack: str, defense: str, readout: str
     ) -> Sequence[tuple[ViewUse | None, str | None]]:
         """Return the views that an attack looks through, with what each is called in a table."""
-        filled = self.suite.attacks[attack]
-        entry = filled.entry if isinstance(filled, Filled) else None
+        resolved = self.suite.attacks[attack]
+        entry = resolved.entry if isinstance(resolved, Resolved) else None
         victim = self.suite.defenses[defense].entry
         source = self.suite.model.attacks[attack].source
         if (entry is not None and entry.blind) or (entry is None and source is None and asked is None):
@@ -597,24 +601,24 @@ class Planner:
             if (reason := refusal(VIEW_RULES, sight)) is not None:
                 return Skip(point.coordinates, reason)
             seen = self._seen(sight)
-        attempt = self._attempt(request, seen)
-        victim = self.served(request.victim, point.serve)
+        attack_run = self._attempt(request, seen)
+        victim = self.fitted(request.victim, point.inference)
         shard, n, readout = request.data.spec.shard, request.n, point.readout
-        crafts = self._once(("crafts", attempt.key, shard, n), lambda: _shards(attempt, n))
-        name = ("evaluate", victim.key, attempt.key, shard, n, readout)
+        crafts = self._once(("crafts", attack_run.key, shard, n), lambda: _shards(attack_run, n))
+        name = ("evaluate", victim.key, attack_run.key, shard, n, readout)
         job = self._once(name, lambda: Evaluate(victim, crafts, readout))
         entry, origin = request.attack.entry, self.suite.model.attacks[point.attack].source
         facts = {
-            "attempt": attempt.key,
+            "attack_run": attack_run.key,
             "use": entry.name,
             "idle": entry.idle,
             "access": entry.access,
-            "budget": entry.budget,
+            "kind": entry.kind,
             "source": origin.defense if origin else None,
-            "final": seen.final,
+            "exact": seen.exact,
             "n": n,
-            "random": _draws(request.victim, point.serve),
-            "doubts": _doubts(request, attempt),
+            "random": _draws(request.victim, point.inference),
+            "flags": _flags(request, attack_run),
         }
         return Cell(point.coordinates, job, facts)
 
@@ -622,34 +626,34 @@ class Planner:
         point = request.point
         origin = self.suite.model.attacks[point.attack].source
         if origin is None:
-            return Sight(request, request.victim, point.serve, choice, transfers=False)
+            return Sight(request, request.victim, point.inference, choice, transfers=False)
         seed = point.seed if origin.seed == "same" else origin.seed
         train = self.train(origin.defense, request.fit, request.data, seed)
-        return Sight(request, train, self.suite.serves[origin.defense][0], choice, transfers=True)
+        return Sight(request, train, self.suite.inference_settings[origin.defense][0], choice, transfers=True)
 
     def _seen(self, sight: Sight) -> Seen:
         """Return what is looked at, by the view's own name and with its parameters filled in."""
         readout = sight.request.point.readout
         if sight.answers is not None:
-            final = not sight.transfers and sight.answers == readout
-            return Seen(self.served(sight.train, sight.serve), sight.choice, final)
+            exact = not sight.transfers and sight.answers == readout
+            return Seen(self.fitted(sight.train, sight.inference), sight.choice, exact)
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
         # By what is written: 1, 1.0 and true are equal, and not the same parameter.
         name = ("view", sight.defense.name, repr(sight.choice))
-        filled = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
+        resolved = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
         return Seen(
-            source=self.served(sight.train, sight.serve, view.ignores),
-            view=filled,
-            final=not sight.transfers and readout in view.reads,
+            source=self.fitted(sight.train, sight.inference, view.ignores),
+            view=resolved,
+            exact=not sight.transfers and readout in view.exact_for,
         )
 
-    def _attempt(self, request: Request, seen: Seen) -> Attempt:
+    def _attempt(self, request: Request, seen: Seen) -> AttackRun:
         point, entry = request.point, request.attack.entry
-        threat = Threat(point.norm, math.inf if entry.budget == "distance" else point.radius)
+        threat = Threat(point.norm, math.inf if entry.kind == "minimum-norm" else point.radius)
         limit = self.suite.model.attacks[point.attack].time_limit or entry.time_limit
         name = (
-            "attempt",
+            "attack_run",
             request.data.spec.shard,
             point.attack,
             threat,
@@ -657,19 +661,19 @@ class Planner:
             point.seed,
             seen.source.key if seen.source else None,
             repr(seen.view),
-            seen.final,
+            seen.exact,
             point.target,
         )
 
-        def make() -> Attempt:
-            return Attempt(
+        def make() -> AttackRun:
+            return AttackRun(
                 attack=request.attack,
                 threat=threat,
                 data=request.data,
                 seed=point.seed,
                 source=seen.source,
                 view=seen.view,
-                final=seen.final,
+                exact=seen.exact,
                 target=point.target,
                 time_limit=limit,
             )
@@ -690,27 +694,27 @@ def _planned(point: Point, victim: Train, attack: Planned) -> Skip:
     return Skip(point.coordinates, lacks_readout(victim.defense.entry, point.readout) or reason)
 
 
-def _doubts(request: Request, attempt: Attempt) -> list[str]:
+def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     """Return where the settings of attack, view or victim cannot do what they seem to."""
     point, entry, guard = request.point, request.attack.entry, request.victim.defense.entry
-    found = [entry.doubts(attempt.threat, **request.attack.params)] if entry.doubts else []
-    source, draws = attempt.source, attempt.view.draws if attempt.view else 1
-    if draws > 1 and source is not None and not _draws(source.train, dict(source.serve)):
+    found = [entry.flags(attack_run.threat, **request.attack.params)] if entry.flags else []
+    source, draws = attack_run.source, attack_run.view.draws if attack_run.view else 1
+    if draws > 1 and source is not None and not _draws(source.train, dict(source.inference)):
         found.append(f"{draws} draws of {source.train.defense.name}, whose answers do not differ, are one")
-    if guard.doubts and (doubt := guard.doubts(**{**request.victim.defense.params, **point.serve})):
-        found.append(f"{point.defense}: {doubt}")
+    if guard.flags and (flag := guard.flags(**{**request.victim.defense.params, **point.inference})):
+        found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]
 
 
-def _draws(train: Train, serve: Mapping[str, Any]) -> bool:
+def _draws(train: Train, inference: Mapping[str, Any]) -> bool:
     """Return whether two asks of a defense may differ, as it is served: by itself or by one of its parts."""
-    own = train.defense.entry.draws({**train.defense.params, **serve})
+    own = train.defense.entry.draws({**train.defense.params, **inference})
     return own or any(_draws(part, {}) for _, part in train.parts)
 
 
-def _shards(attempt: Attempt, n: int) -> tuple[Craft, ...]:
-    step = attempt.data.spec.shard
-    return tuple(Craft(attempt, start, min(start + step, n)) for start in range(0, n, step))
+def _shards(attack_run: AttackRun, n: int) -> tuple[Craft, ...]:
+    step = attack_run.data.spec.shard
+    return tuple(Craft(attack_run, start, min(start + step, n)) for start in range(0, n, step))
 
 
 def make(suite: Suite, data_root: Path | None = None) -> Plan:

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from bench import child_processes, sources
-from bench.context import Desk, free_cores, prepare
+from bench.context import WorkerContext, free_cores, prepare
 from bench.errors import InputError, did_you_mean
 from bench.jobs import Job, foreign
 from bench.registry import discover
@@ -88,11 +88,11 @@ class Inline:
         listener: Called with slot 0 and the facts that a job reports.
     """
 
-    def __init__(self, desk: Desk, devices: tuple[str, ...], listener: Listener) -> None:
+    def __init__(self, context: WorkerContext, devices: tuple[str, ...], listener: Listener) -> None:
         self.devices = devices[:1]
-        self._desk = replace(desk, device=devices[0])
+        self._worker_context = replace(context, device=devices[0])
         self._listener = listener
-        prepare(self._desk)
+        prepare(self._worker_context)
 
     def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
         """Run a job.
@@ -106,7 +106,7 @@ class Inline:
         """
         future: Future[dict[str, Any]] = Future()
         try:
-            future.set_result(do(job, self._desk, lambda facts: self._listener(slot, facts)))
+            future.set_result(do(job, self._worker_context, lambda facts: self._listener(slot, facts)))
         except Exception as error:  # noqa: BLE001 - a job's failure is its future's
             future.set_exception(error)
         return future
@@ -157,9 +157,9 @@ class Process:
         listener: Called from a thread with the number of a slot and the facts that its job reports.
     """
 
-    def __init__(self, desk: Desk, devices: tuple[str, ...], listener: Listener) -> None:
+    def __init__(self, context: WorkerContext, devices: tuple[str, ...], listener: Listener) -> None:
         self.devices = devices
-        self._desk = desk
+        self._worker_context = context
         self._listener = listener
         self._context = get_context("spawn")
         self._held: list[dict[frozenset[str], ProcessPoolExecutor]] = [{} for _ in devices]
@@ -250,7 +250,7 @@ class Process:
             max_workers=1,
             mp_context=self._context,
             initializer=_begin,
-            initargs=(replace(self._desk, device=self.devices[slot]), outbox),
+            initargs=(replace(self._worker_context, device=self.devices[slot]), outbox),
         )
         self._inboxes[inbox] = slot
         self._wake.send(True)
@@ -302,7 +302,7 @@ def _end(executor: ProcessPoolExecutor) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
 
 
-_DESK: Desk | None = None
+_CONTEXT: WorkerContext | None = None
 """The surroundings of the jobs of this worker; None outside a worker."""
 _OUTBOX: Connection | None = None
 """The pipe on which this worker reports; None outside a worker."""
@@ -310,19 +310,19 @@ _CHANGED: list[str] = []
 """Modules whose code changed between the plan and the start of this process."""
 
 
-def _begin(desk: Desk, outbox: Connection) -> None:
+def _begin(context: WorkerContext, outbox: Connection) -> None:
     """Set up a worker, which ends with its parent and ignores SIGINT."""
-    global _DESK, _OUTBOX
+    global _CONTEXT, _OUTBOX
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     child_processes.adopt_orphans(True)
-    prepare(desk)
+    prepare(context)
     discover()
-    now = sources.digests(desk.sources)
+    now = sources.digests(context.sources)
     global _CHANGED
-    _CHANGED = [name for name, digest in desk.sources.items() if now.get(name) != digest]
-    _DESK, _OUTBOX = desk, outbox
+    _CHANGED = [name for name, digest in context.sources.items() if now.get(name) != digest]
+    _CONTEXT, _OUTBOX = context, outbox
 
 
 def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
@@ -335,12 +335,12 @@ def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
 
 
 def _work(job: Job | Recheck) -> dict[str, Any]:
-    assert _DESK is not None
+    assert _CONTEXT is not None
     assert _OUTBOX is not None
     if _CHANGED:
         raise InputError(f"{', '.join(_CHANGED)} changed since the run was planned; start it again")
     try:
-        return do(job, _DESK, _OUTBOX.send)
+        return do(job, _CONTEXT, _OUTBOX.send)
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))

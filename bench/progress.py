@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bench.costs import Costs
+from bench.costs import Estimates
 from bench.errors import persons
 from bench.escaping import shown
 from bench.execute import Done, State
@@ -45,10 +45,10 @@ def title(job: Job, names: Mapping[str, str]) -> str:
         case Train():
             return f"train {called(job)}, seed {job.seed}"
         case Craft():
-            attempt = job.attempt
-            through = f" on {called(attempt.source.train)}" if attempt.source else ""
-            view = f"/{attempt.view.use}" if attempt.view else ""
-            return f"{attempt.attack.name}{through}{view} [{job.start}:{job.stop}]"
+            attack_run = job.attack_run
+            through = f" on {called(attack_run.source.train)}" if attack_run.source else ""
+            view = f"/{attack_run.view.use}" if attack_run.view else ""
+            return f"{attack_run.attack.name}{through}{view} [{job.start}:{job.stop}]"
         case Evaluate():
             return f"ask {called(job.victim.train)}/{job.readout}"
 
@@ -65,7 +65,7 @@ class Display:
     """
 
     def __init__(
-        self, console: Console | None, state: State, costs: Costs, devices: tuple[str, ...], plan: Plan
+        self, console: Console | None, state: State, costs: Estimates, devices: tuple[str, ...], plan: Plan
     ) -> None:
         if console is None:
             console = Console(quiet=True)

@@ -192,7 +192,7 @@ class Narrowing(Protocol):
         """
         ...
 
-    def take(self, rows: Tensor, /) -> Self:
+    def select(self, rows: Tensor, /) -> Self:
         """Return the callable for some of the examples.
 
         Args:
@@ -233,7 +233,7 @@ class View:
     """False where the level of the logits has a meaning, so that no constant may be subtracted from a row."""
     target: Labels | None = None
     """Labels (N,) that the attack shall reach, set by the harness; None for an untargeted attack."""
-    final: bool = True
+    exact: bool = True
     """Set by the harness. True where a success on this view is a success against the read-out that scores the
     defense, so that an attack may stop at its first success. False on a surrogate (the first pass of a
     network with feedback, another network): there an attack uses all of its steps.
@@ -242,7 +242,7 @@ class View:
     answers: ClassVar[tuple[str, ...]] = ("logits",)
     """Names of the callables whose calls count as passes. A subclass adds its own."""
 
-    def take(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Self:
         """Return this view for some of the examples.
 
         An attack that drops the examples it has broken calls this together with the `take` of its randomness.
@@ -254,7 +254,7 @@ class View:
             A view of the same class for n examples, its target included.
         """
         narrowed: dict[str, Any] = {
-            name: call.take(rows)
+            name: call.select(rows)
             for name in self.answers
             if isinstance(call := getattr(self, name), Narrowing)
         }
@@ -426,7 +426,7 @@ class Randomness(Protocol):
     def shared(self) -> "Randomness":
         """Return a stream that all examples of the shard share.
 
-        Only an attack that is declared with ``keyed="shard"`` may ask for it: its result depends on the cut
+        Only an attack that is declared with ``rng="shard"`` may ask for it: its result depends on the cut
         into shards.
 
         Returns:
@@ -434,7 +434,7 @@ class Randomness(Protocol):
         """
         ...
 
-    def take(self, rows: Tensor) -> "Randomness":
+    def select(self, rows: Tensor) -> "Randomness":
         """Return the source of draws for some of the examples; their streams continue where they are.
 
         Args:
@@ -445,7 +445,7 @@ class Randomness(Protocol):
         """
         ...
 
-    def apart(self, name: str) -> "Randomness":
+    def spawn(self, name: str) -> "Randomness":
         """Return independent streams of the same examples for one part of an attack.
 
         A part with streams of its own always begins at the same place, however much the other parts have
@@ -469,10 +469,10 @@ class Attack(Protocol):
     - Every random number comes from `noise`.
     - The loss and the success come from `bench.objective` and `bench.succeeded`, which know targets and
       refusals.
-    - An attack stops early for an example only where `view.final` is true.
-    - The verdict is the harness's: `judge` checks range, distance and finiteness of the returned images, and
+    - An attack stops early for an example only where `view.exact` is true.
+    - The verdict is the harness's: `validate` checks range, distance and finiteness of the returned images, and
       the read-out of the defense decides whether an image is broken. A move that is not allowed makes the
-      example `void`.
+      example `invalid`.
     - An exception fails the job, so that the table has a hole and no wrong number.
     """
 

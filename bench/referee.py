@@ -33,11 +33,11 @@ from bench.protocols import (
 from bench.registry import Access
 
 ROUNDING = 1e-6
-"""Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `void`."""
+"""Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""
 
 
 @dataclass
-class Meter:
+class QueryCounter:
     """The passes that an attack has spent on each example."""
 
     forwards: Tensor
@@ -76,7 +76,7 @@ def centred(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return (wide - wide.detach().amax(-1, keepdim=True)).to(logits.dtype if dtype is None else dtype)
 
 
-class Watched:
+class Instrumented:
     """A callable of a view that counts passes, centres logits and knows to which examples its rows belong.
 
     It answers in the dtype of the points, whatever the network computes in. An attack never sees half
@@ -95,7 +95,7 @@ class Watched:
     def __init__(
         self,
         call: Callable[..., Tensor],
-        meter: Meter,
+        counter: QueryCounter,
         rows: Tensor,
         *,
         access: Access,
@@ -103,10 +103,10 @@ class Watched:
         chunk: int | None,
         recompute: bool,
     ) -> None:
-        self._call, self._meter, self._rows = call, meter, rows
+        self._call, self._counter, self._rows = call, counter, rows
         self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
 
-    def take(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor) -> Self:
         """Return the callable for some of the examples.
 
         Args:
@@ -130,13 +130,13 @@ class Watched:
             The answers, centred if asked for, in the dtype of the first argument.
         """
         n = len(points[0])
-        self._count(self._meter.forwards, n)
+        self._count(self._counter.forwards, n)
         if self._access != "gradient":
             with torch.no_grad():
                 return self._entered(self._chunked(*points), points[0].dtype)
         answer = self._chunked(*points)
         if answer.requires_grad:
-            answer.register_hook(lambda gradient: self._count(self._meter.backwards, n))
+            answer.register_hook(lambda gradient: self._count(self._counter.backwards, n))
         return self._entered(answer, points[0].dtype)
 
     def _entered(self, answer: Tensor, dtype: torch.dtype) -> Tensor:
@@ -172,13 +172,13 @@ class Watched:
         return self._call(*points)
 
 
-def watch(
+def instrument(
     view: View,
-    meter: Meter,
+    counter: QueryCounter,
     access: Access,
     *,
     target: Labels | None,
-    final: bool,
+    exact: bool,
     chunk: int | None = None,
     recompute: bool = False,
 ) -> View:
@@ -196,12 +196,12 @@ def watch(
     Returns:
         A view of the same kind for N examples.
     """
-    rows = torch.arange(len(meter.forwards), device=meter.forwards.device)
+    rows = torch.arange(len(counter.forwards), device=counter.forwards.device)
     kind = _counting(type(view))
-    watched: dict[str, Any] = {
-        name: Watched(
+    instrumented: dict[str, Any] = {
+        name: Instrumented(
             getattr(view, name),
-            meter,
+            counter,
             rows,
             access=access,
             centre=view.centred and name in ("logits", "classify"),
@@ -213,7 +213,7 @@ def watch(
         if getattr(view, name) is not identity
     }
     given = {each.name: getattr(view, each.name) for each in fields(view)}
-    return kind(**{**given, **watched, "target": target, "final": final})
+    return kind(**{**given, **instrumented, "target": target, "exact": exact})
 
 
 def _counting(kind: type[View]) -> type[View]:
@@ -222,7 +222,7 @@ def _counting(kind: type[View]) -> type[View]:
     return type(kind.__name__, (kind,), {"answers": tuple(dict.fromkeys((*kind.answers, *maps)))})
 
 
-def blindfold(meter: Meter) -> View:
+def no_access_view(counter: QueryCounter) -> View:
     """Return the view of an attack that is declared with ``access="none"``: asking it for logits raises.
 
     Args:
@@ -287,18 +287,18 @@ def guides(decide: Callable[[Images], Any], images: Images, labels: Labels, clas
     return found
 
 
-class Judged(NamedTuple):
+class Validated(NamedTuple):
     """The images that the defense is shown, after the checks of the referee."""
 
     images: Images
     """Images (N, C, H, W) within the threat and in [0, 1]."""
-    void: Tensor
+    invalid: Tensor
     """True where the move was not allowed, so that the clean image stands in its place: bool (N,)."""
     because: Mapping[str, int]
     """The number of examples for each reason why a move was not allowed."""
 
 
-def judge(x: Images, returned: object, threat: Threat) -> Judged:
+def validate(x: Images, returned: object, threat: Threat) -> Validated:
     """Check what an attack returned, and project overshoots of the size of rounding back.
 
     A move is not allowed where the image is not finite, leaves [0, 1], or leaves the ball of the threat. With
@@ -327,28 +327,28 @@ def judge(x: Images, returned: object, threat: Threat) -> Judged:
     finite = wide.isfinite().flatten(1).all(1)
     wide = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), wide, start)
     outside = torch.maximum(-wide, wide - 1).flatten(1).amax(1)
-    void = ~finite | (outside > ROUNDING)
-    because = {"not finite": int((~finite).sum()), "out of the box": int((finite & void).sum())}
+    invalid = ~finite | (outside > ROUNDING)
+    because = {"not finite": int((~finite).sum()), "out of the box": int((finite & invalid).sum())}
     if math.isfinite(threat.radius):
         # The most that an error of ROUNDING in every value can add to a distance.
         size = x[0].numel()
         room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
         beyond = distance(start, wide, threat.norm) - threat.radius > room
-        because["out of the budget"] = int((beyond & ~void).sum())
-        void |= beyond
+        because["out of the budget"] = int((beyond & ~invalid).sum())
+        invalid |= beyond
         if threat.norm == "linf":
             wide = start + (wide - start).clamp(-threat.radius, threat.radius)
         elif threat.norm != "l0":
             wide = shrink(start, wide, threat.norm, threat.radius)
     wide = wide.clamp(0, 1)
-    keep = void.view(-1, *[1] * (x.dim() - 1))
+    keep = invalid.view(-1, *[1] * (x.dim() - 1))
     why = {reason: count for reason, count in because.items() if count}
-    return Judged(torch.where(keep, x, wide.to(x.dtype)), void, why)
+    return Validated(torch.where(keep, x, wide.to(x.dtype)), invalid, why)
 
 
-def _nothing(x: Images, reason: str) -> Judged:
+def _nothing(x: Images, reason: str) -> Validated:
     """Return the clean images: no move of the shard is allowed."""
-    return Judged(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
+    return Validated(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
 
 
 @contextmanager
@@ -379,7 +379,7 @@ def reseed(seed: int) -> None:
 
 
 @contextmanager
-def undisturbed(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = None) -> Iterator[None]:
+def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = None) -> Iterator[None]:
     """Freeze networks in the block: evaluation mode, no gradients of parameters, seeded global random states.
 
     After the block modes, flags and random states are restored, and so is every weight or buffer that

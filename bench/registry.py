@@ -273,9 +273,9 @@ class Needs:
     """What it asks of a view."""
     space: str = "pixel"
     """The space that its points lie in; only views of this space are shown to it."""
-    keyed: Literal["image", "shard"] = "image"
+    rng: Literal["example", "shard"] = "example"
     """Whose stream its draws come from: each image's own, or the shard's."""
-    budget: Literal["radius", "distance"] = "radius"
+    kind: Literal["fixed-budget", "minimum-norm"] = "fixed-budget"
     """Whether it needs a radius, or moves as little as it can."""
     least_classes: int = 2
     """The smallest number of classes that it can work with."""
@@ -287,8 +287,8 @@ class Needs:
     """Seconds that a shard may take unless a suite says otherwise; None: any time."""
     targeted: bool = True
     """Whether it reaches for a given label where it is given one."""
-    doubts: Callable[..., str | None] | None = None
-    """``doubts(threat, **params)``: a sentence where the settings cannot do what they seem to."""
+    flags: Callable[..., str | None] | None = None
+    """``flags(threat, **params)``: a sentence where the settings cannot do what they seem to."""
     check_params: Check | None = None
     """``check_params(params, shape)``: raises `InputError` where parameters do not fit each other or the
     data. What a parameter may be by itself is said by its type."""
@@ -341,7 +341,7 @@ class ViewEntry(Entry):
     space: str
     ignores: frozenset[str]
     """Served parameters that change nothing here, so that crafts are shared."""
-    reads: frozenset[str]
+    exact_for: frozenset[str]
     """Read-outs whose answer is this view's arg-max: here a success is a success."""
     gradient: bool
     """False where no gradient flows."""
@@ -355,14 +355,14 @@ class DefenseEntry(Entry):
     views: Mapping[str, ViewEntry]
     aliases: Mapping[str, str]
     """Other names of views: a feed-forward net's ``e2e_last`` is its ``first``."""
-    served: frozenset[str]
+    inference: frozenset[str]
     """Parameters that may change after fitting."""
     random: bool | Callable[[Mapping[str, Any]], bool]
     """Whether two asks may differ; where that depends on the parameters, a function of them."""
     learns: bool
     """False where there is nothing to fit, so that no training images are needed."""
-    doubts: Callable[..., str | None] | None
-    """``doubts(**params)``, as served: a sentence where the settings cannot do what they seem to."""
+    flags: Callable[..., str | None] | None
+    """``flags(**params)``, as served: a sentence where the settings cannot do what they seem to."""
     check_params: Check | None
     """Raises `InputError` where parameters do not fit the data or each other, or a file is damaged."""
 
@@ -542,7 +542,7 @@ def view(
     name: str,
     *,
     space: str = "pixel",
-    reads: tuple[str, ...] = (),
+    exact_for: tuple[str, ...] = (),
     ignores: tuple[str, ...] = (),
     gradient: bool = True,
 ) -> Callable[[F], F]:
@@ -571,7 +571,7 @@ def view(
         method.__view__ = {  # type: ignore[attr-defined]
             "name": name,
             "space": space,
-            "reads": frozenset(reads),
+            "exact_for": frozenset(exact_for),
             "ignores": frozenset(ignores),
             "gradient": gradient,
         }
@@ -586,11 +586,11 @@ def defense(
     readouts: tuple[str, ...],
     version: int,
     aliases: Mapping[str, str] | None = None,
-    served: tuple[str, ...] = (),
+    inference: tuple[str, ...] = (),
     random: bool | Callable[[Mapping[str, Any]], bool] = False,
     learns: bool = True,
     neutral: Mapping[str, Any] | None = None,
-    doubts: Callable[..., str | None] | None = None,
+    flags: Callable[..., str | None] | None = None,
     check_params: Check | None = None,
 ) -> Callable[[C], C]:
     """Register a class as a defense; its constructor's keyword-only arguments are its parameters.
@@ -607,7 +607,7 @@ def defense(
             of them.
         learns: False where there is nothing to fit, so that no training images are needed.
         neutral: parameters that stay out of keys while they have these values.
-        doubts: ``doubts(**params)``: a sentence where the settings cannot do what they seem to, or None.
+        flags: ``flags(**params)``: a sentence where the settings cannot do what they seem to, or None.
         check_params: ``check_params(params, shape)``, called by the plan before anything runs, with the
             parameters (paths absolute) and the data's shape: raises `InputError` for what only together
             cannot be.
@@ -635,10 +635,10 @@ def defense(
                 readouts=readouts,
                 views=views,
                 aliases=aliases or {},
-                served=frozenset(served),
+                inference=frozenset(inference),
                 random=random,
                 learns=learns,
-                doubts=doubts,
+                flags=flags,
                 check_params=check_params,
             )
         )
@@ -732,7 +732,7 @@ def discover() -> None:
         registry._closed = True
 
 
-def arguments(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
+def bind(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments to call an entry's `make` with.
 
     Args:

@@ -37,7 +37,7 @@ E_co = TypeVar("E_co", bound=Entry, covariant=True)
 
 
 @dataclass(frozen=True)
-class Filled(Generic[E_co]):
+class Resolved(Generic[E_co]):
     """A registered thing with every parameter filled in, as the suite means it."""
 
     entry: E_co = field(compare=False, repr=False)
@@ -69,7 +69,7 @@ class Planned:
         return {"use": self.name, "planned": self.reason, "params": dict(self.params)}
 
 
-def fill(entry: E, params: Mapping[str, Any], folder: Path) -> Filled[E]:
+def resolve(entry: E, params: Mapping[str, Any], folder: Path) -> Resolved[E]:
     """Fill in an entry's parameters.
 
     Args:
@@ -103,7 +103,7 @@ def fill(entry: E, params: Mapping[str, Any], folder: Path) -> Filled[E]:
         if plain[name] is not None:
             identity[name] = [plain[name], sources.code_digests(plain[name], folder)]
     for name in _inner_names(entry):
-        plain[name], identity[name] = _fill_inner(plain[name], folder)
+        plain[name], identity[name] = _resolve_inner(plain[name], folder)
     # What a suite calls a part says nothing of it: a training's key has the part's own.
     labelled = {name for name in entry.parameters("part") if plain[name] is not None}
     kept = {
@@ -112,7 +112,7 @@ def fill(entry: E, params: Mapping[str, Any], folder: Path) -> Filled[E]:
         if name not in labelled and not (name in entry.neutral and entry.neutral[name] == value)
     }
     made_by = {"library": _installed(entry.library)} if entry.library else {}
-    return Filled(entry, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
+    return Resolved(entry, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
 
 
 def _installed(library: str) -> str:
@@ -137,14 +137,14 @@ def named_files(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _fill_inner(value: Any, folder: Path) -> tuple[Any, Any]:
+def _resolve_inner(value: Any, folder: Path) -> tuple[Any, Any]:
     """Return an inner attack (or a list of them, or nothing) filled in, and what enters keys."""
     if isinstance(value, list):
-        pairs = [_fill_inner(each, folder) for each in value]
+        pairs = [_resolve_inner(each, folder) for each in value]
         return [plain for plain, _ in pairs], [identity for _, identity in pairs]
     if value is None:
         return None, None
-    inner = fill(ATTACKS[value["use"]], {k: v for k, v in value.items() if k != "use"}, folder)
+    inner = resolve(ATTACKS[value["use"]], {k: v for k, v in value.items() if k != "use"}, folder)
     return {"use": value["use"], **inner.params}, inner.identity
 
 
@@ -159,7 +159,7 @@ def _holds_use(annotation: Any) -> bool:
     return annotation is UseModel or any(_holds_use(each) for each in get_args(annotation))
 
 
-def inner(filled: Filled[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
+def inner(resolved: Resolved[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
     """Return the attacks among a thing's parameters.
 
     Args:
@@ -169,8 +169,8 @@ def inner(filled: Filled[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
         Each inner attack with its own parameters filled in, in the order of the signature.
     """
     found: list[tuple[AttackEntry, Mapping[str, Any]]] = []
-    for name in _inner_names(filled.entry):
-        value = filled.params[name]
+    for name in _inner_names(resolved.entry):
+        value = resolved.params[name]
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 params = {key: value for key, value in each.items() if key != "use"}
@@ -185,9 +185,9 @@ class Suite:
     document: Document
     model: SuiteModel
     data: Mapping[str, DataSpec]
-    defenses: Mapping[str, Filled[DefenseEntry]]
-    attacks: Mapping[str, Filled[AttackEntry] | Planned]
-    serves: Mapping[str, tuple[Mapping[str, Any], ...]]
+    defenses: Mapping[str, Resolved[DefenseEntry]]
+    attacks: Mapping[str, Resolved[AttackEntry] | Planned]
+    inference_settings: Mapping[str, tuple[Mapping[str, Any], ...]]
     """For each defense, the parameters it is served with; several where a list was given."""
 
     @property
@@ -244,11 +244,11 @@ def load(path: Path) -> Suite:
             model=model,
             data={name: _data(doc, name, given) for name, given in model.data.items()},
             defenses={
-                name: filled(doc, ("defenses", name), DEFENSES, use, folder)
+                name: resolved(doc, ("defenses", name), DEFENSES, use, folder)
                 for name, use in model.defenses.items()
             },
             attacks={name: _attack(doc, name, use, folder) for name, use in model.attacks.items()},
-            serves={name: _serves(doc, name, use) for name, use in model.defenses.items()},
+            inference_settings={name: _serves(doc, name, use) for name, use in model.defenses.items()},
         )
     )
 
@@ -273,17 +273,17 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
         raise InputError(text if doc.path.name in text else f"{doc.at('data', name)}: {text}") from None
 
 
-def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Filled[AttackEntry] | Planned:
+def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Resolved[AttackEntry] | Planned:
     if use.planned is None:
-        return filled(doc, ("attacks", name), ATTACKS, use, folder)
+        return resolved(doc, ("attacks", name), ATTACKS, use, folder)
     if use.use in ATTACKS:
         raise InputError(f"{doc.at('attacks', name, 'planned')}: {use.use} is there now; take this key out")
     return Planned(use.use, use.planned, dict(use.model_extra or {}))
 
 
-def filled(
+def resolved(
     doc: Document, place: Place, registry: Registry[E], use: DefenseUse | AttackUse, folder: Path
-) -> Filled[E]:
+) -> Resolved[E]:
     """Look up what a task file, or a call, names, and fill in its parameters.
 
     Args:
@@ -316,7 +316,7 @@ def filled(
             if isinstance(each, dict):
                 _check_inner(doc, (*place, name), each)
     try:
-        return fill(entry, given, folder)
+        return resolve(entry, given, folder)
     except InputError as error:
         raise InputError(f"{doc.at(*place)}: {error}") from None
 
@@ -332,24 +332,24 @@ def _check_inner(doc: Document, place: Place, value: Mapping[str, Any]) -> None:
 def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any], ...]:
     entry = DEFENSES[use.use]
     choices: list[dict[str, Any]] = [{}]
-    for parameter, given in use.serve.items():
-        place = ("defenses", name, "serve", parameter)
-        if parameter not in entry.served:
+    for parameter, given in use.inference.items():
+        place = ("defenses", name, "inference", parameter)
+        if parameter not in entry.inference:
             raise InputError(
-                f"{doc.at(*place)}: {use.use} serves no such parameter{did_you_mean(parameter, entry.served)}"
+                f"{doc.at(*place)}: {use.use} serves no such parameter{did_you_mean(parameter, entry.inference)}"
             )
         values = given if isinstance(given, list) else [given]
         if not values:
             raise InputError(f"{doc.at(*place)}: expected a value or several, found an empty list")
-        filled = []
+        resolved = []
         for value in values:
             try:
                 model = entry.schema.model_validate({**(use.model_extra or {}), parameter: value})
             except ValidationError as error:
                 raise InputError(f"{doc.at(*place)}: {document.complaint(error.errors()[0])}") from None
-            filled.append(model.model_dump(mode="json", by_alias=True)[parameter])
-            _check_shown(doc.at(*place), filled[-1])
-        choices = [{**choice, parameter: value} for choice in choices for value in filled]
+            resolved.append(model.model_dump(mode="json", by_alias=True)[parameter])
+            _check_shown(doc.at(*place), resolved[-1])
+        choices = [{**choice, parameter: value} for choice in choices for value in resolved]
     return tuple(choices)
 
 
@@ -381,9 +381,9 @@ def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
 
 def _check_parts(suite: Suite) -> None:
     def follow(name: str, trail: tuple[str, ...]) -> None:
-        filled = suite.defenses[name]
-        for parameter in filled.entry.parameters("part"):
-            other = filled.params[parameter]
+        resolved = suite.defenses[name]
+        for parameter in resolved.entry.parameters("part"):
+            other = resolved.params[parameter]
             if other is None:
                 continue
             place = suite.at("defenses", name, parameter)
@@ -398,8 +398,8 @@ def _check_parts(suite: Suite) -> None:
 
 def _check_attacks(suite: Suite) -> None:
     for name, use in suite.model.attacks.items():
-        filled = suite.attacks[name]
-        entry = filled.entry if isinstance(filled, Filled) else None
+        resolved = suite.attacks[name]
+        entry = resolved.entry if isinstance(resolved, Resolved) else None
         if use.targets != "none" and entry is not None and entry.blind:
             where = suite.at("attacks", name, "targets")
             raise InputError(f"{where}: {use.use} looks at nothing, so that it has no targets")
@@ -408,7 +408,7 @@ def _check_attacks(suite: Suite) -> None:
         place = ("attacks", name, "source")
         known(suite.at(*place, "defense"), "defense", use.source.defense, suite.defenses)
         find_view(suite, (*place, "view"), use.source.view, [use.source.defense])
-        if len(suite.serves[use.source.defense]) > 1:
+        if len(suite.inference_settings[use.source.defense]) > 1:
             raise InputError(
                 f"{suite.at(*place, 'defense')}: {use.source.defense} is served in several ways; "
                 "name a defense that is served in one"
@@ -480,10 +480,10 @@ def _check_task(suite: Suite, position: int) -> None:
             find_view(suite, (*place, "views"), choice.model_copy(update={"use": use}), defenses)
     norm = task.threat.norm
     for name in task.attacks or list(suite.attacks):
-        filled = suite.attacks[name]
-        if isinstance(filled, Planned):
+        resolved = suite.attacks[name]
+        if isinstance(resolved, Planned):
             continue
-        entry = filled.entry
+        entry = resolved.entry
         if norm not in entry.norms and task.attacks is not None:
             raise InputError(
                 f"{suite.at(*place, 'threat')}: {name} ({entry.name}) is made for "

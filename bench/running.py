@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
 
 from bench import execute, pools, render, resolve, tables
-from bench.context import Desk
-from bench.costs import Costs
+from bench.context import WorkerContext
+from bench.costs import Estimates
 from bench.errors import InputError, persons
 from bench.jobs import Job, Train
 from bench.manifest import Outcomes, aged, write
@@ -82,7 +82,7 @@ class Prospect(NamedTuple):
     """What is to do, and how long it may take."""
 
     state: State
-    costs: Costs
+    costs: Estimates
     seconds: float | None
     """Seconds of work for one slot, judged by the receipts so far; None where there are none."""
 
@@ -97,9 +97,9 @@ def prospect(project: Project, asked: list[str] | None) -> Prospect:
     return Prospect(state, costs, seconds)
 
 
-def learned(project: Project) -> Costs:
+def learned(project: Project) -> Estimates:
     """Return what jobs cost, judged by the receipts of those that are done."""
-    costs = Costs()
+    costs = Estimates()
     for job in project.plan.graph():
         receipt = project.store.receipt(job.kind, job.key)
         if receipt:
@@ -140,7 +140,7 @@ class Run:
         self.ended: list[Done] = []
         self.failures: list[Done] = []
         self.begun = time.monotonic()
-        self._desk = Desk(
+        self._worker_context = WorkerContext(
             self.store.root,
             self.plan.suite.folder,
             data_root,
@@ -225,7 +225,7 @@ class Run:
     def _pool(self) -> Iterator[Pool]:
         """Start what runs jobs; end it whatever happens."""
         kind = pools.Inline if self.executor == "inline" else pools.Process
-        pool = kind(self._desk, self.devices, self._said)
+        pool = kind(self._worker_context, self.devices, self._said)
         try:
             yield pool
         finally:
@@ -293,7 +293,7 @@ def described(project: Project, found: Prospect) -> dict[str, Any]:
 
 
 def show_plan(console: Any, project: Project, found: Prospect) -> None:
-    """Print what is done and to do, what is skipped and why, and the doubts about settings."""
+    """Print what is done and to do, what is skipped and why, and the flags about settings."""
     from rich.table import Table
 
     plan, state = project.plan, found.state
@@ -311,7 +311,7 @@ def show_plan(console: Any, project: Project, found: Prospect) -> None:
     for reason, number in Counter(skip.reason for skip in plan.skips).items():
         say(console, f"skipped: {count(number, 'cell')}: {reason}")
     for flag in flags_of(plan):
-        say(console, f"doubt: {flag}")
+        say(console, f"flag: {flag}")
 
 
 def flags_of(plan: Plan) -> list[str]:
@@ -322,6 +322,6 @@ def flags_of(plan: Plan) -> list[str]:
         if flag.startswith(f"{cell.coordinates['defense']}: ")
         else f"{cell.coordinates['attack']}: {flag}"
         for cell in plan.cells
-        for flag in cell.facts["doubts"]
+        for flag in cell.facts["flags"]
     )
     return list(dict.fromkeys(said))

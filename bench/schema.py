@@ -102,7 +102,7 @@ class DefenseUse(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str
-    serve: dict[str, Any] = {}
+    inference: dict[str, Any] = {}
 
 
 class AttackUse(BaseModel):

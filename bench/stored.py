@@ -14,13 +14,13 @@ from torch import Tensor
 from bench import data as datasets
 from bench import execute, resolve
 from bench.conditions import Condition, conditions_of
-from bench.context import Desk
+from bench.context import WorkerContext
 from bench.data import DataSpec
 from bench.direct import Loaded, settings
 from bench.document import Document
 from bench.errors import DamagedError, InputError, did_you_mean
 from bench.evaluate import shown_images
-from bench.jobs import Served, Train
+from bench.jobs import FittedDefense, Train
 from bench.manifest import read
 from bench.outcomes import Stored
 from bench.planner import Plan, Planner, make
@@ -37,7 +37,7 @@ class Shown:
     """What a defense was shown under one condition, and what it answered; N examples, on the CPU."""
 
     images: Images
-    """What it was shown, float32 (N, C, H, W) in [0, 1]; where a move was void, the clean image."""
+    """What it was shown, float32 (N, C, H, W) in [0, 1]; where a move was invalid, the clean image."""
     clean: Images
     """The images before the attack."""
     truth: Labels
@@ -60,7 +60,7 @@ def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: P
         raise InputError(f"{root}: evaluate {condition.job}: {reason}; bench run {manifest['file']} makes it")
     place = store.folder("evaluate", condition.job)
     job = json.loads((place / "job.json").read_text(encoding="utf-8"))
-    split = _split(job["attempt"]["data"], data_root, _suite(root, manifest, suite))
+    split = _split(job["attack_run"]["data"], data_root, _suite(root, manifest, suite))
     rows = [slice(*each) for each in job["slices"]]
     try:
         crafted = [load_file(store.artefact("craft", key)) for key in job["crafts"]]
@@ -136,7 +136,7 @@ class Wish:
     defense: str
     seed: int
     data: str | None
-    serve: Mapping[str, Any] | None
+    inference: Mapping[str, Any] | None
     device: str
 
 
@@ -151,18 +151,18 @@ def loaded(root: Path, wish: Wish, suite: Path | None, data_root: Path | None) -
         )
     plan = make(resolve.load(path), data_root)
     train = _training(plan, wish)
-    served = _served(plan, train, wish)
+    fitted_defense = _served(plan, train, wish)
     store = Store(root)
     reason = execute.examine(plan, store, set()).fault(train)
     if reason is not None:
         said = "it is not fitted there" if reason == ABSENT else reason
         raise InputError(f"{root}: {wish.defense}, seed {wish.seed}: {said}; bench run {path} makes it")
     device = torch.device(wish.device)
-    desk = Desk(store.root, plan.suite.folder, data_root, wish.device, {})
+    context = WorkerContext(store.root, plan.suite.folder, data_root, wish.device, {})
     with settings(device):
-        look_again(train, desk)
-        model = restored(served, desk).requires_grad_(False)
-    return Loaded(model, served).eval()
+        look_again(train, context)
+        model = restored(fitted_defense, context).requires_grad_(False)
+    return Loaded(model, fitted_defense).eval()
 
 
 def _training(plan: Plan, wish: Wish) -> Train:
@@ -187,21 +187,21 @@ def _training(plan: Plan, wish: Wish) -> Train:
     return found[0]
 
 
-def _served(plan: Plan, train: Train, wish: Wish) -> Served:
+def _served(plan: Plan, train: Train, wish: Wish) -> FittedDefense:
     """Return a training as it is asked."""
     suite, entry = plan.suite, train.defense.entry
     assert isinstance(entry, DefenseEntry)
-    if wish.serve is None:
-        serve = dict(suite.serves[wish.defense][0])
+    if wish.inference is None:
+        inference = dict(suite.inference_settings[wish.defense][0])
     else:
-        for name in wish.serve:
-            if name not in entry.served:
+        for name in wish.inference:
+            if name not in entry.inference:
                 raise InputError(
-                    f"serve.{name}: {entry.name} serves no such parameter{did_you_mean(name, entry.served)}"
+                    f"inference.{name}: {entry.name} serves no such parameter{did_you_mean(name, entry.inference)}"
                 )
-        given = {**train.defense.params, **wish.serve}
-        model = Document(suite.path, {}, {}).check(entry.schema, given, "serve")
-        filled = model.model_dump(mode="json", by_alias=True)
-        serve = {name: filled[name] for name in wish.serve}
-    found: Served = Planner(suite, None).served(train, serve)
+        given = {**train.defense.params, **wish.inference}
+        model = Document(suite.path, {}, {}).check(entry.schema, given, "inference")
+        resolved = model.model_dump(mode="json", by_alias=True)
+        inference = {name: resolved[name] for name in wish.inference}
+    found: FittedDefense = Planner(suite, None).fitted(train, inference)
     return found

@@ -137,7 +137,7 @@ class Table(Model):
             measured = MEASURE if place != "where" and isinstance(getattr(self, place), dict) else ()
             for name in names:
                 if "." not in name and name not in (*COORDINATES, *measured):
-                    known = [*COORDINATES, "serve.<parameter>"]
+                    known = [*COORDINATES, "inference.<parameter>"]
                     raise ValueError(f"{place}: unknown coordinate {name!r}{did_you_mean(name, known)}")
         for heading, selection in self.columns.items() if isinstance(self.columns, dict) else ():
             for name in placeholders(selection):
@@ -211,7 +211,7 @@ def placeholders(selection: Mapping[str, Any]) -> set[str]:
     return {name for text in texts for name in _PLACEHOLDER.findall(text)}
 
 
-def filled(selection: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(selection: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a selection with its placeholders replaced by the values of a row.
 
     Args:

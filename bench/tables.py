@@ -40,8 +40,8 @@ class TableCell:
     bound: Bound = ""
     weakest: bool = False
     """Whether no attack column of its row is worse for the defender."""
-    void: int = 0
-    """Moves that were void, over all seeds."""
+    invalid: int = 0
+    """Moves that were invalid, over all seeds."""
     notes: tuple[str, ...] = ()
     """Remarks such as ``2 of 3 seeds``."""
     flags: tuple[Flag, ...] = ()
@@ -81,8 +81,8 @@ class RenderedTable:
     """Data, norm and radius, where they are the same for the whole table."""
     seeds: int
     """The largest number of seeds of a cell."""
-    void: int
-    """Moves that were void, over the whole table; a job that several cells share counts once."""
+    invalid: int
+    """Moves that were invalid, over the whole table; a job that several cells share counts once."""
     flags: tuple[Flag, ...] = ()
     """Flags of the table as a whole."""
     source: str = ""
@@ -159,7 +159,7 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         rows=tuple(rows),
         question=_question(layout),
         seeds=max((each.estimate.seeds for row in rows for each in row.cells if each.estimate), default=0),
-        void=checks.voids({each.condition.job: each for seen in behind for each in seen}.values()),
+        invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
@@ -217,10 +217,10 @@ class OutcomeReader:
                     if unmoved
                     else "no task asks about the unmoved images here (use: none)"
                 )
-        judged = rows
-        if clean is not None and condition.facts.budget == "distance" and condition.radius is not None:
-            judged = metrics.within(rows, clean, condition.radius)
-        return Evidence(condition, rows, judged, clean)
+        validated = rows
+        if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
+            validated = metrics.within(rows, clean, condition.radius)
+        return Evidence(condition, rows, validated, clean)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, t
     return (
         replace(
             cell,
-            void=checks.voids(seen),
+            invalid=checks.invalid_moves(seen),
             notes=(*cell.notes, *reasons),
             flags=(*checks.cell_flags(seen), *cell.flags),
         ),
@@ -381,7 +381,7 @@ def _unions(seen: Iterable[Evidence], mean_over: Sequence[str]) -> list[list[Evi
 
 
 def _scored(union: Iterable[Evidence], metric: Metric) -> PerExample:
-    return metrics.settle(metric, [metrics.score(metric, each.judged, each.clean) for each in union])
+    return metrics.settle(metric, [metrics.score(metric, each.validated, each.clean) for each in union])
 
 
 def _weakest(metric: Metric, cells: Sequence[TableCell]) -> float:

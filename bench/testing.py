@@ -40,8 +40,8 @@ from bench.protocols import (
     Threat,
     View,
 )
-from bench.referee import Meter, answers_only, blindfold, reseed, watch
-from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, arguments, discover, view
+from bench.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
+from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, bind, discover, view
 from bench.training import Trainer
 
 ROUNDING = 1e-6
@@ -97,7 +97,7 @@ class Halfspace(nn.Module):
         others = [torch.full_like(half, -20.0 - each) for each in range(self.classes - 2)]
         return torch.stack([-half, half, *others], dim=1)
 
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         """Return the view of the logits (N, K), which the read-out ``label`` is the arg-max of."""
         return View(self)
@@ -232,7 +232,7 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     the attack may not stop early. In every case, also with 0.8 times the least radius and on NaN logits:
     images come back finite, of the given shape and type, in the box and in the budget; the images given,
     gradients, flags and random states outside are left alone; the same draws give the same images. An attack
-    that is ``keyed="image"`` gives an example the same image in any company and order.
+    that is ``rng="example"`` gives an example the same image in any company and order.
 
     Args:
         name: The registered name.
@@ -249,9 +249,9 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     discover()
     entry = ATTACKS[name]
     _expect(norm in entry.norms, f"attack {name!r} is made for {sorted(entry.norms)}, not for {norm!r}")
-    trial = _Trial(entry, norm, arguments(entry, params), within)
+    trial = _Trial(entry, norm, bind(entry, params), within)
     enough = scarce = math.inf
-    if entry.budget == "radius":
+    if entry.kind == "fixed-budget":
         enough, scarce = within * float(trial.least.max()), 0.8 * float(trial.least.min())
     crafted = trial.run(enough)
     again = float((trial.run(enough).images - crafted.images).abs().max())
@@ -262,13 +262,13 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
         trial.crosses(crafted, f"with {within:g} times the radius that is needed")
         if entry.targeted:
             trial.crosses(trial.run(enough, towards=True), "towards a given label")
-        pushed = trial.run(enough, final=False)
-        if entry.budget == "radius":
+        pushed = trial.run(enough, exact=False)
+        if entry.kind == "fixed-budget":
             trial.crosses(pushed, "where it may not stop early")
             trial.run(scarce)
     if entry.access in ("gradient", "score"):
         trial.run(enough, nan=True)
-    if entry.keyed == "image":
+    if entry.rng == "example":
         trial.independent(enough)
 
 
@@ -282,11 +282,11 @@ class _Trial:
         self.x, self.y = self.plane.examples(8)
         self.least = self.plane.least(self.x, norm)
 
-    def view(self, rows: Tensor, *, towards: bool, final: bool, nan: bool) -> View:
+    def view(self, rows: Tensor, *, towards: bool, exact: bool, nan: bool) -> View:
         """Return what the attack would be handed in a run."""
-        meter = Meter.of(len(rows), torch.device("cpu"))
+        counter = QueryCounter.of(len(rows), torch.device("cpu"))
         if self.entry.access == "none":
-            return blindfold(meter)
+            return no_access_view(counter)
 
         def logits(z: Tensor) -> Tensor:
             answer: Tensor = self.plane(z)
@@ -318,7 +318,7 @@ class _Trial:
         else:
             seen = View(logits)
         target = 1 - self.y[rows] if towards else None
-        return watch(seen, meter, self.entry.access, target=target, final=final)
+        return instrument(seen, counter, self.entry.access, target=target, exact=exact)
 
     def run(
         self,
@@ -327,18 +327,18 @@ class _Trial:
         rows: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         towards: bool = False,
-        final: bool = True,
+        exact: bool = True,
         nan: bool = False,
     ) -> Crafted:
         """Attack some of the examples, and see that what it returns is lawful and nothing else changed."""
         rows = torch.arange(len(self.y)) if rows is None else rows
         x, y = self.x[rows].to(dtype), self.y[rows]
         given = x.clone(), y.clone()
-        noise = Noise("check", rows, dtype=dtype, shard="check" if self.entry.keyed == "shard" else None)
+        noise = Noise("check", rows, dtype=dtype, shard="check" if self.entry.rng == "shard" else None)
         threat = Threat(self.norm, radius)
         with _untouched(self.plane, self.name):
             returned = self.entry.make(
-                self.view(rows, towards=towards, final=final, nan=nan), x, y, threat, noise, **self.params
+                self.view(rows, towards=towards, exact=exact, nan=nan), x, y, threat, noise, **self.params
             )
         _expect(
             torch.equal(x, given[0]) and torch.equal(y, given[1]) and not x.requires_grad,
@@ -384,7 +384,7 @@ class _Trial:
             f"{self.name} left {int(held.sum())} of {len(held)} images on their side of the plane, {when}",
         )
         ratio = float((distance / self.least).max())
-        if self.entry.budget == "distance":
+        if self.entry.kind == "minimum-norm":
             _expect(
                 ratio <= self.within, f"{self.name} went {ratio:.3g} times as far as it needed to, {when}"
             )
@@ -397,7 +397,7 @@ class _Trial:
             apart = float((self.run(radius, rows=rows, dtype=torch.float64).images - whole[rows]).abs().max())
             _expect(
                 apart <= ROUNDING,
-                f'{self.name} is declared keyed="image", but examples end elsewhere, by {apart:.3g}, when '
+                f'{self.name} is declared rng="example", but examples end elsewhere, by {apart:.3g}, when '
                 "they are attacked in another order or company",
             )
 
@@ -458,7 +458,7 @@ class _Exam:
         self.entry, self.shape = entry, shape
         self.name = f"defense {entry.name!r}"
         self.parts = {key: value for key, value in params.items() if isinstance(value, nn.Module)}
-        self.given = arguments(entry, {**params, **dict.fromkeys(self.parts, "part")})
+        self.given = bind(entry, {**params, **dict.fromkeys(self.parts, "part")})
         self.random = entry.draws({**self.given, **self.parts})
         self.most = params.get("epochs", FEW)
         self.model = self.built(0)
@@ -514,18 +514,19 @@ class _Exam:
     def declared(self) -> None:
         """Expect what is declared to be there."""
         entry = self.entry
-        missing = entry.served - set(self.given)
+        missing = entry.inference - set(self.given)
         _expect(not missing, f"{self.name} serves {sorted(missing)}, which are no parameters of it")
         for alias, name in entry.aliases.items():
             _expect(
                 name in entry.views, f"{self.name}: {alias!r} is another name of {name!r}, which is no view"
             )
         for each in entry.views.values():
-            unread = each.reads - set(entry.readouts)
+            unread = each.exact_for - set(entry.readouts)
             _expect(
-                not unread, f"{self.name}: view {each.name!r} reads {sorted(unread)}, which are no read-outs"
+                not unread,
+                f"{self.name}: view {each.name!r} is exact for {sorted(unread)}, which are no read-outs",
             )
-            unserved = each.ignores - entry.served
+            unserved = each.ignores - entry.inference
             _expect(not unserved, f"{self.name}: view {each.name!r} ignores {sorted(unserved)}, never served")
 
     def ask(self, readout: str, x: Images, model: Any = None) -> Decision:
@@ -590,7 +591,7 @@ class _Exam:
         _expect(bool(logits.isfinite().all()), f"{where} answers logits that are not finite")
         answer = (logits.mean(0) if logits.dim() == 3 else logits).argmax(1)
         if entry.space == "pixel" and not self.random:
-            for readout in entry.reads:
+            for readout in entry.exact_for:
                 label, rejected, *_ = self.ask(readout, self.x)
                 read = torch.where(rejected, self.shape.classes, label) if seen.refusal else label
                 _expect(
@@ -851,7 +852,7 @@ class _Heads:
     def __init__(self, planted: Planted, rows: Tensor) -> None:
         self._planted, self._rows = planted, rows
 
-    def take(self, rows: Tensor) -> "_Heads":
+    def select(self, rows: Tensor) -> "_Heads":
         return _Heads(self._planted, self._rows[rows])
 
     def __call__(self, z: Images) -> Tensor:
@@ -859,7 +860,7 @@ class _Heads:
         _expect(
             rest == 0,
             f"{len(z)} points were asked about for {len(self._rows)} examples: narrow the view with "
-            "view.take, or check the attack with alone=True",
+            "view.select, or check the attack with alone=True",
         )
         rows = self._rows.repeat(copies)
         planted = self._planted
@@ -893,12 +894,12 @@ def check_planted(name: str, norm: Norm, /, *, cases: int = 40, alone: bool = Fa
     discover()
     entry = ATTACKS[name]
     planted = Planted(norm, cases, classes=max(2, entry.least_classes))
-    threat = planted.threat if entry.budget == "radius" else Threat(norm)
+    threat = planted.threat if entry.kind == "fixed-budget" else Threat(norm)
     found = 0
     for rows in torch.arange(cases).split(1 if alone else cases):
-        x, y, view = planted.x[rows], planted.y[rows], planted.view().take(rows)
-        noise = Noise("planted", rows, shard="planted" if entry.keyed == "shard" else None)
-        returned = entry.make(view, x.clone(), y.clone(), threat, noise, **arguments(entry, params))
+        x, y, view = planted.x[rows], planted.y[rows], planted.view().select(rows)
+        noise = Noise("planted", rows, shard="planted" if entry.rng == "shard" else None)
+        returned = entry.make(view, x.clone(), y.clone(), threat, noise, **bind(entry, params))
         z = returned.images if isinstance(returned, Crafted) else returned
         distance = planted.threat.distance(x.double(), z.double())
         near = distance <= planted.threat.radius + ROUNDING * x[0].numel() ** 0.5

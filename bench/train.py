@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench import probes, sources
-from bench.context import Desk, device_name, load, versions
+from bench.context import WorkerContext, device_name, load, versions
 from bench.errors import InputError, OtherNetworkError, TrainingError
 from bench.isolation import building
-from bench.jobs import Served, Train
+from bench.jobs import FittedDefense, Train
 from bench.noise import seed_of
 from bench.referee import reseed, seeded
-from bench.registry import Entry, arguments
-from bench.resolve import Filled, named_files
+from bench.registry import Entry, bind
+from bench.resolve import Resolved, named_files
 from bench.store import Store
 from bench.training import Progress, Trainer
 
 
 def train(
-    job: Train, desk: Desk, store: Store, code: Mapping[str, str], progress: Progress | None
+    job: Train, context: WorkerContext, store: Store, code: Mapping[str, str], progress: Progress | None
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
     """Fit a defense, and check that the stored weights make the same network.
 
@@ -44,11 +44,11 @@ def train(
         TrainingError: A weight, or the loss of a step, is not finite.
         OtherNetworkError: The network that is built from the weights gives other answers.
     """
-    device = torch.device(desk.device)
-    split = load(job.data, desk)
+    device = torch.device(context.device)
+    split = load(job.data, context)
     with seeded(seed_of(job.key, "initial"), device):
-        model = build(job, desk, fitted_parts=True)
-        parts = {name: restored(Served(part), desk) for name, part in job.parts}
+        model = build(job, context, fitted_parts=True)
+        parts = {name: restored(FittedDefense(part), context) for name, part in job.parts}
         trainer = Trainer(
             split, job.key, device, parts=parts, keep=store.partial(job.key), code=code, progress=progress
         )
@@ -57,11 +57,11 @@ def train(
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise TrainingError(f"the training ended with {name} not finite")
-    answers = _answers(job, model.eval(), desk)
-    again = _built(Served(job), desk)
+    answers = _answers(job, model.eval(), context)
+    again = _built(FittedDefense(job), context)
     as_built = _same_state(again, weights)
     again.load_state_dict(weights, strict=True)
-    if (other := probes.difference(answers, _answers(job, again, desk), alike=False)) is not None:
+    if (other := probes.difference(answers, _answers(job, again, context), alike=False)) is not None:
         raise OtherNetworkError(
             f"defense {job.defense.name}: built a second time, with the weights of the first, it is another "
             f"network: {other}. It remembers what it was asked, or what it learns or draws is no "
@@ -79,13 +79,17 @@ def train(
     return lambda path: save_file(weights, path, told), facts
 
 
-def _answers(job: Train, model: Any, desk: Desk) -> probes.Answers:
+def _answers(job: Train, model: Any, context: WorkerContext) -> probes.Answers:
     entry = job.defense.entry
-    return probes.answers(model, entry, job.data.shape, desk.device)
+    return probes.answers(model, entry, job.data.shape, context.device)
 
 
 def build(
-    job: Train, desk: Desk, *, serve: Mapping[str, Any] | None = None, fitted_parts: bool = False
+    job: Train,
+    context: WorkerContext,
+    *,
+    inference: Mapping[str, Any] | None = None,
+    fitted_parts: bool = False,
 ) -> Any:
     """Construct a defense without its training, on the device of the job.
 
@@ -94,7 +98,7 @@ def build(
     Args:
         job: The training.
         desk: The surroundings of the job.
-        serve: Settings that replace those of the training at inference time.
+        inference: Settings that replace those of the training at inference time.
         fitted_parts: Whether the defenses that it contains are restored with their weights or constructed
             only.
 
@@ -105,18 +109,18 @@ def build(
         TypeError: The registered class made something else.
     """
     entry = job.defense.entry
-    given = arguments(entry, {**job.defense.params, **(serve or {})})
+    given = bind(entry, {**job.defense.params, **(inference or {})})
     for name, part in job.parts:
-        given[name] = restored(Served(part), desk) if fitted_parts else build(part, desk)
+        given[name] = restored(FittedDefense(part), context) if fitted_parts else build(part, context)
     reseed(seed_of(job.key, "initial"))
     with building():
         model = entry.make(job.data.shape, **given)
     if not isinstance(model, nn.Module):
         raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
-    return model.to(desk.device)
+    return model.to(context.device)
 
 
-def unchanged(filled: Filled[Entry], folder: Path) -> None:
+def unchanged(resolved: Resolved[Entry], folder: Path) -> None:
     """Check that the files and the code that settings name are those that the key of the job was made with.
 
     Args:
@@ -126,18 +130,18 @@ def unchanged(filled: Filled[Entry], folder: Path) -> None:
     Raises:
         InputError: A file or code changed since the run was planned.
     """
-    named = filled.identity["params"]
-    for name in filled.entry.parameters("content"):
-        for path, digest in zip(named_files(filled.params[name]), named_files(named[name]), strict=True):
+    named = resolved.identity["params"]
+    for name in resolved.entry.parameters("content"):
+        for path, digest in zip(named_files(resolved.params[name]), named_files(named[name]), strict=True):
             if "sha256:" + sources.file_digest(Path(path)) != digest:
                 raise InputError(f"{path} changed since the run was planned; start it again")
-    for name in filled.entry.parameters("code"):
-        path = filled.params[name]
+    for name in resolved.entry.parameters("code"):
+        path = resolved.params[name]
         if path is not None and sources.code_digests(path, folder) != named[name][1]:
             raise InputError(f"the code of {path} changed since the run was planned; start it again")
 
 
-def restored(served: Served, desk: Desk) -> Any:
+def restored(fitted_defense: FittedDefense, context: WorkerContext) -> Any:
     """Build a fitted defense from its stored weights, as an instance that only the caller uses.
 
     Args:
@@ -151,14 +155,14 @@ def restored(served: Served, desk: Desk) -> Any:
         OtherNetworkError: It gives other answers than at its training.
         DamagedError: The stored weights are damaged or gone.
     """
-    store, train, plain = Store(desk.store), served.train, Served(served.train)
-    weights = load_file(store.artefact("train", train.key), device=desk.device)
+    store, train, plain = Store(context.store), fitted_defense.train, FittedDefense(fitted_defense.train)
+    weights = load_file(store.artefact("train", train.key), device=context.device)
     receipt = store.receipt("train", train.key) or {}
-    here = receipt.get("device") == device_name(desk) and receipt.get("versions") == versions()
-    model = _built(plain, desk)
+    here = receipt.get("device") == device_name(context) and receipt.get("versions") == versions()
+    model = _built(plain, context)
 
     def compare(when: str) -> None:
-        now = _answers(train, model, desk)
+        now = _answers(train, model, context)
         if (other := probes.difference(receipt["answers"], now, alike=not here)) is not None:
             raise OtherNetworkError(
                 f"defense {train.defense.name}: {when}, it is another network than the one that was stored: "
@@ -171,17 +175,17 @@ def restored(served: Served, desk: Desk) -> Any:
         compare("as it is built now")
     model.load_state_dict(weights, strict=True)
     compare("with its stored weights")
-    if served == plain:
+    if fitted_defense == plain:
         return model
-    model = _built(served, desk)
+    model = _built(fitted_defense, context)
     model.load_state_dict(weights, strict=True)
     return model
 
 
-def _built(served: Served, desk: Desk) -> Any:
+def _built(fitted_defense: FittedDefense, context: WorkerContext) -> Any:
     """Construct a defense without its training, with its settings at inference time, in evaluation mode."""
-    with seeded(seed_of(served.train.key, "initial"), torch.device(desk.device)):
-        return build(served.train, desk, serve=dict(served.serve)).eval()
+    with seeded(seed_of(fitted_defense.train.key, "initial"), torch.device(context.device)):
+        return build(fitted_defense.train, context, inference=dict(fitted_defense.inference)).eval()
 
 
 def _same_state(model: Any, weights: Mapping[str, Tensor]) -> bool:
@@ -190,7 +194,7 @@ def _same_state(model: Any, weights: Mapping[str, Tensor]) -> bool:
     return all(name in state and torch.equal(state[name].cpu(), value) for name, value in weights.items())
 
 
-def fitted(served: Served, desk: Desk, store: Store) -> Any:
+def fitted(fitted_defense: FittedDefense, context: WorkerContext, store: Store) -> Any:
     """Return a fitted defense without gradients of its parameters, to be attacked or scored.
 
     The jobs of a process share an instance of a defense of Crossfire. A defense that runs code of other
@@ -208,12 +212,12 @@ def fitted(served: Served, desk: Desk, store: Store) -> Any:
         OtherNetworkError: It gives other answers than at its training.
         DamagedError: The stored weights are damaged or gone.
     """
-    if served.train.foreign:
-        return restored(served, desk).requires_grad_(False)
-    weights = store.folder("train", served.train.key) / "weights.safetensors"
-    return _fitted(served, desk, weights.stat().st_mtime_ns if weights.exists() else 0)
+    if fitted_defense.train.foreign:
+        return restored(fitted_defense, context).requires_grad_(False)
+    weights = store.folder("train", fitted_defense.train.key) / "weights.safetensors"
+    return _fitted(fitted_defense, context, weights.stat().st_mtime_ns if weights.exists() else 0)
 
 
 @lru_cache(maxsize=4)
-def _fitted(served: Served, desk: Desk, _written: int) -> Any:
-    return restored(served, desk).requires_grad_(False)
+def _fitted(fitted_defense: FittedDefense, context: WorkerContext, _written: int) -> Any:
+    return restored(fitted_defense, context).requires_grad_(False)

@@ -17,7 +17,7 @@ from bench.errors import DamagedError, InputError, TrainingError
 from bench.noise import Noise, seed_of
 from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Stateful, Use
 from bench.referee import reseed
-from bench.registry import ATTACKS, arguments
+from bench.registry import ATTACKS, bind
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``; or what a person should know:
@@ -134,7 +134,7 @@ class Trainer:
             use: the attack's name and parameters.
         """
         entry = ATTACKS[use.use]
-        bound: Attack = partial(entry.make, **arguments(entry, use.params))
+        bound: Attack = partial(entry.make, **bind(entry, use.params))
         return bound
 
     def steps(self, size: int, *, drop_last: bool = False) -> int:

@@ -8,12 +8,12 @@ from typing import Any, assert_never
 
 import torch
 
-from bench.context import Desk, device_name, settle, versions
+from bench.context import WorkerContext, device_name, settle, versions
 from bench.craft import craft
 from bench.errors import DamagedError, InputError, OtherNetworkError
 from bench.evaluate import evaluate
 from bench.isolation import isolated
-from bench.jobs import Attempt, Craft, Data, Evaluate, Job, Served, Train, own_modules
+from bench.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Train, own_modules
 from bench.limits import limited
 from bench.process_state import installed
 from bench.store import ARTEFACTS, Store
@@ -36,7 +36,7 @@ class Recheck:
         return self.train.key
 
 
-def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict[str, Any]:
+def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = None) -> dict[str, Any]:
     """Do a job and store its result, unless another run has stored it already.
 
     Args:
@@ -54,26 +54,26 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
         DamagedError: A result that the job needs is damaged or gone.
     """
     if isinstance(job, Recheck):
-        return recheck(job, desk)
-    store = Store(desk.store)
+        return recheck(job, context)
+    store = Store(context.store)
     if store.damage(job.kind, job.key) is None:
         # Another run was faster.
         return store.receipt(job.kind, job.key) or {}
-    code = {name: digest for name, digest in desk.sources.items() if name in own_modules(job)}
+    code = {name: digest for name, digest in context.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
-    settle(torch.device(desk.device))
-    look_again(job, desk)
+    settle(torch.device(context.device))
+    look_again(job, context)
     forget_modules(job)
     # The limit comes first, so that its alarm does not count as a change of the job.
-    with limited(desk.time_limit), isolated() as state:
+    with limited(context.time_limit), isolated() as state:
         match job:
             case Train():
-                write, facts = train(job, desk, store, code, progress)
+                write, facts = train(job, context, store, code, progress)
             case Craft():
-                write, facts = craft(job, desk, store)
+                write, facts = craft(job, context, store)
             case Evaluate():
-                write, facts = evaluate(job, desk, store)
+                write, facts = evaluate(job, context, store)
             case _:
                 assert_never(job)
     for note in state.notes:
@@ -81,12 +81,12 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
             progress({"note": note})
     receipt = {
         "seconds": round(time.perf_counter() - begun, 3),
-        "device": device_name(desk),
-        "threads": torch.get_num_threads() if torch.device(desk.device).type == "cpu" else None,
+        "device": device_name(context),
+        "threads": torch.get_num_threads() if torch.device(context.device).type == "cpu" else None,
         **facts,
         "notes": [*facts.get("notes", []), *state.notes],
         "versions": versions(),
-        "commit": desk.commit,
+        "commit": context.commit,
         **inherited(job, store, code),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -94,7 +94,7 @@ def do(job: Job | Recheck, desk: Desk, progress: Progress | None = None) -> dict
     return receipt
 
 
-def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
+def recheck(job: Recheck, context: WorkerContext) -> dict[str, Any]:
     """Build a stored network again and compare its answers with those in its receipt.
 
     Args:
@@ -107,12 +107,12 @@ def recheck(job: Recheck, desk: Desk) -> dict[str, Any]:
     Raises:
         InputError: Code or a file of the defense changed since the run was planned.
     """
-    settle(torch.device(desk.device))
-    look_again(job.train, desk)
+    settle(torch.device(context.device))
+    look_again(job.train, context)
     forget_modules(job.train)
     try:
-        with limited(desk.time_limit), isolated():
-            restored(Served(job.train), desk)
+        with limited(context.time_limit), isolated():
+            restored(FittedDefense(job.train), context)
     except OtherNetworkError as error:
         return {"different": str(error)}
     except InputError:
@@ -136,7 +136,7 @@ def forget_modules(job: Job) -> None:
             del sys.modules[name]
 
 
-def look_again(job: Job, desk: Desk) -> None:
+def look_again(job: Job, context: WorkerContext) -> None:
     """Check that the code and the files of every defense that a job builds are those of the plan.
 
     The check comes before any of that code runs, since it may extend the import path.
@@ -149,7 +149,7 @@ def look_again(job: Job, desk: Desk) -> None:
         InputError: Code or a file changed since the run was planned.
     """
     for each in _defenses(job):
-        unchanged(each.defense, desk.folder)
+        unchanged(each.defense, context.folder)
 
 
 def named_modules(job: Job) -> set[str]:
@@ -204,7 +204,7 @@ def inherited(job: Job, store: Store, code: Mapping[str, str]) -> dict[str, dict
     return {"sources": dict(sorted(made_by.items())), "inputs": dict(sorted(made_from.items()))}
 
 
-def describe(job: Job | Attempt | Served) -> dict[str, Any]:
+def describe(job: Job | AttackRun | FittedDefense) -> dict[str, Any]:
     """Return the full description of a job, as it is stored beside its result.
 
     Args:
@@ -217,16 +217,16 @@ def describe(job: Job | Attempt | Served) -> dict[str, Any]:
     match job:
         case Train():
             own |= {"data": _described(job.data), "parts": {name: describe(part) for name, part in job.parts}}
-        case Served():
+        case FittedDefense():
             own |= {"train": describe(job.train)}
-        case Attempt():
+        case AttackRun():
             own |= {"data": _described(job.data), "source": describe(job.source) if job.source else None}
         case Craft():
-            own |= {"attempt": describe(job.attempt)}
+            own |= {"attack_run": describe(job.attack_run)}
         case Evaluate():
             own |= {
                 "victim": describe(job.victim),
-                "attempt": describe(job.crafts[0].attempt),
+                "attack_run": describe(job.crafts[0].attack_run),
                 "slices": [[each.start, each.stop] for each in job.crafts],
             }
     return own

@@ -86,7 +86,7 @@ class Grid(NamedTuple):
 @defense(
     "abs",
     readouts=("label",),
-    served=("grid", "steps", "rate", "radius", "clip", "keep", "objective", "binary"),
+    inference=("grid", "steps", "rate", "radius", "clip", "keep", "objective", "binary"),
     version=1,
     check_params=check_params,
 )
@@ -218,7 +218,7 @@ class Abs(nn.Module):
             total += loss.detach()
         return total / (self.classes * x[0, 0].numel())
 
-    @view("envelope", reads=("label",))
+    @view("envelope", exact_for=("label",))
     def envelope(self, *, steps: NonNegativeCount | None = None, scale: float = 1.0) -> View:
         """Return the view of the logits with the gradient of the minimum by the envelope theorem.
 
@@ -243,7 +243,7 @@ class Abs(nn.Module):
 
         return View(logits)
 
-    @view("backtrack", reads=("label",))
+    @view("backtrack", exact_for=("label",))
     def backtrack(
         self, *, steps: NonNegativeCount = 10, rate: Positive | None = None, scale: float = 1.0
     ) -> View:
@@ -272,7 +272,7 @@ class Abs(nn.Module):
 
         return View(logits)
 
-    @view("inversion", space="inversion", reads=("label",))
+    @view("inversion", space="inversion", exact_for=("label",))
     def inversion(self, *, scale: float = 1.0) -> View:
         """Return the view of the codes (N, K, latent), one of each class, and of the logits that they earn.
 
@@ -288,7 +288,7 @@ class Abs(nn.Module):
             classify=lambda codes, x: scale * self._scored(self._objectives(codes, self._through(x))),
         )
 
-    @view("prototypes", space="prototypes", reads=("label",))
+    @view("prototypes", space="prototypes", exact_for=("label",))
     def prototypes(self) -> View:
         """Return the view of what each class draws of an image (N, K, C, H, W), with `envelope`'s logits."""
 

@@ -35,7 +35,7 @@ from bench import (
 from defenses.nets import training as trainings
 from defenses.nets.common import straight
 
-PGD = Use("pgd", {"steps": 7, "step": 0.007, "start": "uniform", "keep": "last", "drop": False})
+PGD = Use("pgd", {"steps": 7, "step_size": 0.007, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack on CIFAR-10 and SVHN: always seven steps from a uniform start, the last iterate."""
 
 NOISE = 0.001
@@ -54,11 +54,11 @@ Surrogate: TypeAlias = Literal["straight-through", "tanh"]
 Order: TypeAlias = Literal["after", "before"]
 
 
-def doubts(
+def flags(
     *,
     eps_ap: float,
     inner_steps: int,
-    inner_step: float | None,
+    inner_step_size: float | None,
     epochs: int,
     radius: float,
     inner: Mapping[str, Any],
@@ -69,32 +69,34 @@ def doubts(
     Args:
         eps_ap: radius of the inner maximum.
         inner_steps: steps of the inner maximum.
-        inner_step: length of a step; None scales it.
+        inner_step_size: length of a step; None scales it.
         epochs: passes of training; with 0 there is none.
         radius: radius of the inner attack.
         inner: the inner attack with its parameters, as a suite writes it.
         _: the other parameters.
     """
     found = []
-    if inner_step is not None and (reach := inner_steps * inner_step) < eps_ap * EXACT:
+    if inner_step_size is not None and (reach := inner_steps * inner_step_size) < eps_ap * EXACT:
         found.append(
-            f"{inner_steps} inner steps of {inner_step:g} reach {reach:.4g}, less than eps_ap {eps_ap:.4g} "
-            "(inner_step: null scales them)"
+            f"{inner_steps} inner steps of {inner_step_size:g} reach {reach:.4g}, less than eps_ap {eps_ap:.4g} "
+            "(inner_step_size: null scales them)"
         )
     # An attack without a step of its own scales it.
-    steps, step = inner.get("steps"), inner.get("step")
-    if epochs and steps and step and (reach := steps * step) < radius * EXACT:
-        found.append(f"{steps} training steps of {step:g} reach {reach:.4g}, less than radius {radius:.4g}")
+    steps, step_size = inner.get("steps"), inner.get("step_size")
+    if epochs and steps and step_size and (reach := steps * step_size) < radius * EXACT:
+        found.append(
+            f"{steps} training steps of {step_size:g} reach {reach:.4g}, less than radius {radius:.4g}"
+        )
     return "; ".join(found) or None
 
 
 @defense(
     "apinet",
     readouts=("label",),
-    served=("eps_ap", "inner_steps", "inner_step", "start"),
+    inference=("eps_ap", "inner_steps", "inner_step_size", "start"),
     random=lambda params: bool(params["start"] == "noise"),
     version=2,
-    doubts=doubts,
+    flags=flags,
 )
 class ApiNet(nn.Module):
     """A classifier p(y|z) that is asked, for each class c, at the z near x which that class likes best.
@@ -108,7 +110,7 @@ class ApiNet(nn.Module):
     cross-entropy of l follows with the z held fixed (D-40).
 
     Defaults are the paper's for CIFAR-10. For SVHN it has `eps_ap` 12/255; for MNIST `eps_ap` 12/255,
-    `inner_step` 0.01, `radius` 0.3 and 40 inner attack steps of 0.01; for CIFAR-10 and SVHN `augment`.
+    `inner_step_size` 0.01, `radius` 0.3 and 40 inner attack steps of 0.01; for CIFAR-10 and SVHN `augment`.
 
     Source: Dong et al. 2020, "API-Net", ECCV; its authors' code.
 
@@ -119,7 +121,7 @@ class ApiNet(nn.Module):
         eps_ap: linf radius of the inner maximum, in [0, 1] units, 0 to 1; may differ at inference from
             training.
         inner_steps: steps of the inner maximum, 1 or more; may differ at inference.
-        inner_step: length of a step, in [0, 1] units, above 0; None scales it with the radius:
+        inner_step_size: length of a step, in [0, 1] units, above 0; None scales it with the radius:
             1.02 `eps_ap` / `inner_steps`, which is 0.007 at 14/255 and 8 steps (D-21); may differ at
             inference.
         start: where the steps start: ``noise`` at x plus 0.001 N(0, 1), not projected, ``zero`` at x itself;
@@ -149,7 +151,7 @@ class ApiNet(nn.Module):
         through: str = "logits",
         eps_ap: Share = 14 / 255,
         inner_steps: Count = 8,
-        inner_step: Positive | None = 0.007,
+        inner_step_size: Positive | None = 0.007,
         start: Literal["noise", "zero"] = "noise",
         epochs: NonNegativeCount = 40,
         batch: Count = 128,
@@ -170,7 +172,7 @@ class ApiNet(nn.Module):
         self.base: nn.Module = base
         self.through = through
         self.eps_ap, self.steps, self.start = eps_ap, inner_steps, start
-        self.step = SLACK * eps_ap / inner_steps if inner_step is None else inner_step
+        self.step_size = SLACK * eps_ap / inner_steps if inner_step_size is None else inner_step_size
         self.recipe = trainings.Recipe(
             epochs=epochs,
             batch=batch,
@@ -284,7 +286,7 @@ class ApiNet(nn.Module):
         low, high = self.box(points)
         for _ in range(steps):
             _, gradient = self.slope(z, classes)
-            z = torch.add(z, gradient.sign_(), alpha=self.step).clamp_(low, high)
+            z = torch.add(z, gradient.sign_(), alpha=self.step_size).clamp_(low, high)
         return z
 
     @torch.no_grad()
@@ -324,12 +326,12 @@ class ApiNet(nn.Module):
 
     # --- views ---------------------------------------------------------------------------------------
 
-    @view("base", ignores=("eps_ap", "inner_steps", "inner_step", "start"))
+    @view("base", ignores=("eps_ap", "inner_steps", "inner_step_size", "start"))
     def base_view(self) -> View:
         """Return the view of the base alone: z = x, in both passes (the paper's FBDA, its strategy 2)."""
         return View(self._logits)
 
-    @view("bpda", reads=("label",))
+    @view("bpda", exact_for=("label",))
     def bpda(self) -> View:
         """Return the view of l, with the gradients of log p(c|z) at the z found, as if each z were x.
 
@@ -345,7 +347,7 @@ class ApiNet(nn.Module):
 
         return View(logits)
 
-    @view("unrolled", reads=("label",))
+    @view("unrolled", exact_for=("label",))
     def unrolled(self, *, surrogate: Surrogate = "straight-through", temperature: Positive = 0.1) -> View:
         """Return the view of l, differentiated through every inner step, with smooth signs backwards.
 
@@ -392,7 +394,7 @@ class ApiNet(nn.Module):
 
         def objective(x: Images, y: Labels, noise: Randomness) -> Tensor:
             with trainings.frozen(self.base):
-                made = attack(View(self._logits, final=False), x, y, threat, noise)
+                made = attack(View(self._logits, exact=False), x, y, threat, noise)
             attacked = made.images if isinstance(made, Crafted) else made
             return self.loss(x, attacked.detach(), y)
 
@@ -491,7 +493,7 @@ def _pulled(
         _, gradient = model.slope(z, classes, again=True)
         soft = gradient if softness is None else (gradient / softness).tanh()
         here, sign, around = (each.detach().requires_grad_() for each in (z, soft, points))
-        moved = (here + model.step * straight(gradient.sign(), sign)).clamp(*model.box(around))
+        moved = (here + model.step_size * straight(gradient.sign(), sign)).clamp(*model.box(around))
         by_z, by_sign, by_point = autograd.grad(moved, (here, sign, around), weight)
         curved = None
         if soft.requires_grad:

@@ -123,7 +123,7 @@ class Cnn(FeedbackTrained):
         cleans = [self.network(clean)] if self.clean else []
         return adversarial_loss(cleans, [self.network(attacked)], y, clean_weight=self.clean_weight)
 
-    @view("first", reads=("last",))
+    @view("first", exact_for=("last",))
     def first(self) -> View:
         """Return the view of the logits (N, K)."""
         return View(self.network)

@@ -31,7 +31,7 @@ from defenses.nets.training import Recipe
 @defense(
     "cnnf",
     readouts=("last", "avg"),
-    served=("cycles", "eta"),
+    inference=("cycles", "eta"),
     version=1,
     check_params=architectures.check_params,
 )
@@ -167,12 +167,12 @@ class CnnF(FeedbackTrained):
         """Return the view of the first pass, a plain network: logits (N, K)."""
         return View(self.network)
 
-    @view("e2e_last", reads=("last",))
+    @view("e2e_last", exact_for=("last",))
     def e2e_last(self) -> View:
         """Return the view of the last pass's logits (N, K), with exact gradients through all passes."""
         return View(lambda x: self._logits(x)[-1])
 
-    @view("e2e_avg", reads=("avg",))
+    @view("e2e_avg", exact_for=("avg",))
     def e2e_avg(self) -> View:
         """Return the view of the mean of all passes' logits (N, K), with exact gradients.
 
@@ -180,12 +180,12 @@ class CnnF(FeedbackTrained):
         """
         return View(lambda x: torch.stack(self._logits(x)).mean(0))
 
-    @view("sum", reads=("avg",))
+    @view("sum", exact_for=("avg",))
     def sum(self) -> View:
         """Return the view of all passes' logits (T, N, K): an attack adds up losses, not logits."""
         return View(lambda x: torch.stack(self._logits(x)))
 
-    @view("bpda", reads=("last",))
+    @view("bpda", exact_for=("last",))
     def bpda(self, *, temperature: Positive = 0.1, head: Literal["max", "tanh"] = "max") -> View:
         """Return the view of the last pass's logits, with smooth masks and signs in the backward pass.
 

@@ -63,7 +63,7 @@ def check_params(params: dict[str, Any], shape: Shape) -> None:
 @defense(
     "defensegan",
     readouts=("label",),
-    served=SERVED,
+    inference=SERVED,
     random=lambda params: bool(params["starts"] == "fresh"),
     version=1,
     aliases={"logits": "bpda"},
@@ -316,7 +316,7 @@ class DefenseGan(nn.Module):
 
     # --- what is asked ---------------------------------------------------------------------------------
 
-    @view("bpda", reads=("label",))
+    @view("bpda", exact_for=("label",))
     def bpda(self) -> View:
         """Return the view of classifier(G(z*)), with the identity as the projection's gradient (BPDA).
 

@@ -19,11 +19,11 @@ from defenses.nets import objectives
 from defenses.nets.classifiers import Classifier, Net, check_params, unreached
 from defenses.nets.training import Mode, Objective, Recipe, staged
 
-PGD = Use("pgd", {"steps": 7, "step": 0.007, "start": "uniform", "keep": "last", "drop": False})
+PGD = Use("pgd", {"steps": 7, "step_size": 0.007, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack of API-Net on CIFAR-10 and SVHN."""
 
 
-def doubts(*, radius: float, inner: Mapping[str, Any], **_: object) -> str | None:
+def flags(*, radius: float, inner: Mapping[str, Any], **_: object) -> str | None:
     """Return a sentence where the inner attack's steps do not reach the radius, else None.
 
     Args:
@@ -32,12 +32,12 @@ def doubts(*, radius: float, inner: Mapping[str, Any], **_: object) -> str | Non
         _: the other parameters.
     """
     # An attack without a fixed step scales it with the radius.
-    if not inner.get("steps") or not inner.get("step"):
+    if not inner.get("steps") or not inner.get("step_size"):
         return None
-    return unreached(inner["steps"], inner["step"], radius)
+    return unreached(inner["steps"], inner["step_size"], radius)
 
 
-@defense("madry", readouts=("label",), version=1, check_params=check_params, doubts=doubts)
+@defense("madry", readouts=("label",), version=1, check_params=check_params, flags=flags)
 class Madry(Classifier):
     """A network trained with the cross-entropy of what an attack makes of each batch.
 

@@ -259,12 +259,12 @@ class Sdim(nn.Module):
             self.guides[label] = images[best]
         self.calibrated.fill_(True)
 
-    @view("logits", reads=("plain",))
+    @view("logits", exact_for=("plain",))
     def logits(self) -> View:
         """Return the view of the log-likelihoods (N, K), in nats."""
         return View(self.network)
 
-    @view("scaled", reads=("plain",))
+    @view("scaled", exact_for=("plain",))
     def scaled(self) -> View:
         """Return the view of the log-likelihoods over the code's dimensions, the scale of the training.
 
@@ -272,7 +272,7 @@ class Sdim(nn.Module):
         """
         return View(lambda x: self.network(x) / self.network.features)
 
-    @view("features", space="features", reads=("plain",))
+    @view("features", space="features", exact_for=("plain",))
     def features(self) -> View:
         """Return the view of the log-likelihoods and of the code (N, features) that they are of."""
         kept = bool(self.calibrated) and bool(self.guides.any())
@@ -283,12 +283,12 @@ class Sdim(nn.Module):
             guides=self.guides if kept else None,
         )
 
-    @view("reject-1", reads=("reject-1",))
+    @view("reject-1", exact_for=("reject-1",))
     def reject_1(self) -> View:
         """Return the view of the log-likelihoods and, as the refusal's logit, the best class's threshold."""
         return self._reject(0)
 
-    @view("reject-2", reads=("reject-2",))
+    @view("reject-2", exact_for=("reject-2",))
     def reject_2(self) -> View:
         """Return the view of the log-likelihoods and, as the refusal's logit, the best class's threshold."""
         return self._reject(1)

@@ -81,7 +81,7 @@ class SdimTwin(nn.Module):
         """
         return cross_entropy(self.network(x), y)
 
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         """Return the view of the logits (N, K)."""
         return View(self.network)

@@ -19,7 +19,7 @@ from defenses.nets.objectives import Ascent, Start
 from defenses.nets.training import Mode, Objective, Recipe, staged
 
 
-def doubts(*, radius: float, steps: int, step: float, **_: object) -> str | None:
+def flags(*, radius: float, steps: int, step_size: float, **_: object) -> str | None:
     """Return a sentence where the inner steps do not reach the radius, else None.
 
     Args:
@@ -28,10 +28,10 @@ def doubts(*, radius: float, steps: int, step: float, **_: object) -> str | None
         step: length of an ascent.
         _: the other parameters.
     """
-    return unreached(steps, step, radius)
+    return unreached(steps, step_size, radius)
 
 
-@defense("trades", readouts=("label",), version=1, check_params=check_params, doubts=doubts)
+@defense("trades", readouts=("label",), version=1, check_params=check_params, flags=flags)
 class Trades(Classifier):
     """A network trained for CE(x) + `beta` · KL(p(x) || p(x')), where x' is a point at which the KL is large.
 
@@ -94,7 +94,7 @@ class Trades(Classifier):
         radius: NonNegative = 0.031,
         beta: NonNegative = 6.0,
         steps: Count = 10,
-        step: Positive = 0.007,
+        step_size: Positive = 0.007,
         start: Start = "gaussian",
         attack_mode: Mode = "eval",
         detach_target: bool = False,
@@ -113,7 +113,7 @@ class Trades(Classifier):
             clip=clip,
         )
         super().__init__(shape, recipe, net=net, width=width, hidden=hidden, initial=initial)
-        self.ascent = Ascent(Threat("linf", radius), steps, step, start, attack_mode)
+        self.ascent = Ascent(Threat("linf", radius), steps, step_size, start, attack_mode)
         self.beta = beta
         self.detach_target, self.clean_forwards = detach_target, clean_forwards
 

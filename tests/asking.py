@@ -7,22 +7,22 @@ from pydantic import ValidationError
 from bench.document import complaint
 from bench.errors import InputError
 from bench.protocols import Shape
-from bench.registry import DEFENSES, Entry, arguments, discover
+from bench.registry import DEFENSES, Entry, bind, discover
 
 
 def ask(name: str, shape: Shape, **params: Any) -> None:
     """Raise `InputError` where a plan would: by a parameter's type, or by `check_params`."""
     discover()
     entry = DEFENSES[name]
-    filled = typed(entry, **params)
+    resolved = typed(entry, **params)
     if entry.check_params is not None:
-        entry.check_params(filled, shape)
+        entry.check_params(resolved, shape)
 
 
 def typed(entry: Entry, **params: Any) -> dict[str, Any]:
     """Return the parameters filled in; raise `InputError` where a type does not take one."""
     try:
-        return arguments(entry, params)
+        return bind(entry, params)
     except ValidationError as error:
         problem = error.errors()[0]
         raise InputError(f"{problem['loc'][0]}: {complaint(problem)}") from None

@@ -23,16 +23,16 @@ def condition(job: str, **changes: Any) -> dict[str, Any]:
             "target": None,
         },
         "facts": {
-            "attempt": job,
+            "attack_run": job,
             "use": "pgd",
             "access": "gradient",
             "idle": False,
-            "budget": "radius",
+            "kind": "fixed-budget",
             "source": None,
-            "final": True,
+            "exact": True,
             "n": 10,
             "random": False,
-            "doubts": [],
+            "flags": [],
         },
         "job": job,
     }
@@ -76,7 +76,7 @@ def rows(stood: ArrayLike, *, moved: bool = True, **changes: ArrayLike) -> pd.Da
         "rejected": np.zeros(n, bool),
         "score": np.linspace(1, 0.5, n).astype(np.float32),
         "distance": np.full(n, 0.1 if moved else 0.0),
-        "void": np.zeros(n, bool),
+        "invalid": np.zeros(n, bool),
         "differs": [None] * n,
     }
     return pd.DataFrame({**given, **changes})
@@ -145,7 +145,7 @@ def paper(n: int = 360, seeds: Sequence[int] = (0, 1, 2)) -> tuple[dict[str, Any
                     size = n // 6 if attack == "spsa" else n
                     facts: dict[str, Any] = {"use": attack, "n": size}
                     if attack == "transfer":
-                        facts |= {"source": "cnn", "use": "pgd", "final": False}
+                        facts |= {"source": "cnn", "use": "pgd", "exact": False}
                         shared["view"] = "cnn:first"
                         if defense == "cnn":
                             skips.append(skip("the source is its own victim", **shared))
@@ -154,7 +154,7 @@ def paper(n: int = 360, seeds: Sequence[int] = (0, 1, 2)) -> tuple[dict[str, Any
                         facts |= {"use": "none", "access": "none", "idle": True}
                     if attack == "spsa":
                         facts["access"] = "score"
-                    facts["final"] = attack == "clean" or (
+                    facts["exact"] = attack == "clean" or (
                         attack != "transfer" and (way == "e2e" or defense == "cnn")
                     )
                     conditions.append(condition(job, **shared, **facts))

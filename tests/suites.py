@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from bench import execute, planner, resolve, sources
-from bench.context import Desk
-from bench.costs import Costs
+from bench.context import WorkerContext
+from bench.costs import Estimates
 from bench.execute import Done
 from bench.planner import Plan
 from bench.pools import Inline
@@ -38,13 +38,13 @@ class Ran:
         self.store = Store(store or path.parent / "results")
         self.store.open()
         self.state = execute.examine(self.plan, self.store, **options)
-        desk = Desk(
+        context = WorkerContext(
             self.store.root, self.plan.suite.folder, None, "cpu", sources.digests(self.plan.modules())
         )
         self.said: list[dict[str, Any]] = []
-        self.pool = Inline(desk, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
+        self.pool = Inline(context, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
         todo = replace(self.state)
-        self.done: list[Done] = list(execute.run(todo, self.store, self.pool, Costs()))
+        self.done: list[Done] = list(execute.run(todo, self.store, self.pool, Estimates()))
 
     @property
     def failed(self) -> list[Done]:

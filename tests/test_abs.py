@@ -354,11 +354,11 @@ def test_the_search_is_bounded_in_memory_by_its_rows() -> None:
     sizes = []
     network = model.networks.folded()
 
-    def watched(codes: Tensor, classes: slice) -> Tensor:
+    def instrumented(codes: Tensor, classes: slice) -> Tensor:
         sizes.append(codes.shape[0] * codes.shape[1])
         return network(codes, classes)
 
-    substitute(model, watched, network)
+    substitute(model, instrumented, network)
     model.decide(images(9), "label")
     assert max(sizes) == 4
 
@@ -839,11 +839,11 @@ def test_an_epoch_shows_every_image_and_small_classes_again(monkeypatch: pytest.
     seen: list[Tensor] = []
     learn = Abs._learn
 
-    def watched(self: Abs, x: Tensor, noise: Tensor) -> Tensor:
+    def instrumented(self: Abs, x: Tensor, noise: Tensor) -> Tensor:
         seen.append((x[:, :, 0, 0, 0] * 100).round().long())
         return learn(self, x, noise)
 
-    monkeypatch.setattr(Abs, "_learn", watched)
+    monkeypatch.setattr(Abs, "_learn", instrumented)
     trained(Split(marked, split.labels, split.index, "marked"), epochs=1, batch=8)
     assert [len(each) for each in seen] == [8, 8, 8]
     shown = torch.cat(seen)
@@ -1060,4 +1060,4 @@ def test_every_view_is_a_view() -> None:
     model = small()
     for entry in DEFENSES["abs"].views.values():
         assert isinstance(getattr(model, entry.method)(), View)
-        assert entry.reads == {"label"}
+        assert entry.exact_for == {"label"}

@@ -20,8 +20,8 @@ from attacks.pgd import pgd
 from attacks.threshold_cw import leads, threshold_cw
 from bench import Crafted, Features, Images, InputError, Labels, Shape, Threat, View, view_of
 from bench.noise import Noise
-from bench.referee import Meter, answers_only, watch
-from bench.registry import ATTACKS, arguments
+from bench.referee import QueryCounter, answers_only, instrument
+from bench.registry import ATTACKS, bind
 from defenses.sdim import Sdim
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.15)
@@ -47,7 +47,7 @@ def nearest(z: Images) -> Tensor:
 
 def plain(**changes: Any) -> Features:
     """Return a view whose features are the pixels."""
-    view = Features(nearest, features=lambda z: z.flatten(1), centres=CENTRES, guides=GUIDES, final=False)
+    view = Features(nearest, features=lambda z: z.flatten(1), centres=CENTRES, guides=GUIDES, exact=False)
     return replace(view, **changes)
 
 
@@ -81,7 +81,7 @@ def pixels(z: Images) -> Tensor:
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
 def test_logits_that_are_pixels_are_matched_as_pixels(threat: Threat) -> None:
-    view = Features(pixels, guides=PEAKED, final=False, target=torch.ones(3, dtype=torch.int64))
+    view = Features(pixels, guides=PEAKED, exact=False, target=torch.ones(3, dtype=torch.int64))
     found = logit_matching(replace(view, centred=False), X, Y, threat, noise(X)).images
     assert apart(found, threat.project(X, PEAKED[1].expand_as(X))) <= 4 * threat.radius / 200
 
@@ -95,8 +95,10 @@ def test_the_level_of_logits_is_not_matched_where_it_is_not_to_be_seen() -> None
 
     found = []
     for logits in (pixels, shifted):
-        view = Features(logits, guides=PEAKED, final=False)
-        seen = watch(view, Meter.of(3, torch.device("cpu")), "gradient", target=target, final=False)
+        view = Features(logits, guides=PEAKED, exact=False)
+        seen = instrument(
+            view, QueryCounter.of(3, torch.device("cpu")), "gradient", target=target, exact=False
+        )
         found.append(logit_matching(seen, X, Y, LINF, noise(X)).images)
     assert apart(*found) < 1e-9
 
@@ -117,7 +119,7 @@ def test_several_answers_are_matched_on_average() -> None:
     view = Features(
         lambda z: torch.stack([pixels(z) + shift, pixels(z) - shift]),
         guides=PEAKED,
-        final=False,
+        exact=False,
         centred=False,
         target=torch.ones(3, dtype=torch.int64),
     )
@@ -145,8 +147,8 @@ POINT, TRUTH = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
 def test_of_the_wrong_iterates_the_one_nearest_to_the_guide_is_kept_and_no_right_one() -> None:
     """On the way from 0.5 to the guide at 0.9, only (0.595, 0.695) is wrong."""
     guides = torch.tensor([0.1, 0.9]).view(2, 1, 1, 1).double()
-    view = Features(line(0.595, 0.695), features=lambda z: z.flatten(1), guides=guides, final=False)
-    settings: dict[str, Any] = {"steps": 40, "step": 0.01}
+    view = Features(line(0.595, 0.695), features=lambda z: z.flatten(1), guides=guides, exact=False)
+    settings: dict[str, Any] = {"steps": 40, "step_size": 0.01}
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.69)
     # Where nothing on the way is wrong, the nearest: the guide itself.
@@ -154,7 +156,7 @@ def test_of_the_wrong_iterates_the_one_nearest_to_the_guide_is_kept_and_no_right
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.9)
     # Where winning here is winning, the first.
-    view = replace(view, logits=line(0.595, 0.695), final=True)
+    view = replace(view, logits=line(0.595, 0.695), exact=True)
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.6)
 
@@ -173,32 +175,32 @@ def test_of_all_turns_the_best_is_kept(
     second: float, wrong: tuple[float, float], ends: float, guide: int
 ) -> None:
     guides = torch.tensor([0.5, 0.9, second]).view(3, 1, 1, 1).double()
-    view = Features(line(*wrong, 3), features=lambda z: z.flatten(1), guides=guides, final=False)
+    view = Features(line(*wrong, 3), features=lambda z: z.flatten(1), guides=guides, exact=False)
     crafted = feature_matching(view, POINT, TRUTH, LINF, noise(POINT), steps=20)
     assert crafted.images.item() == pytest.approx(ends)
     assert crafted.notes["guide"].item() == guide
 
 
 def test_turns_go_by_logits_and_an_example_is_done_at_its_first_success() -> None:
-    view = plain(final=True)
+    view = plain(exact=True)
     order = nearest(X)[:, 1:].argsort(1, descending=True) + 1
     assert order.tolist() == [[1, 2], [1, 2], [2, 1]]
     small = Threat("linf", 1e-3)
     tried = feature_matching(view, X, Y, small, noise(X), classes=1, steps=2).notes["guide"]
     assert torch.equal(tried, order[:, 0])
-    meter = Meter.of(len(X), torch.device("cpu"))
-    seen = watch(replace(view, final=True), meter, "gradient", target=None, final=True)
+    counter = QueryCounter.of(len(X), torch.device("cpu"))
+    seen = instrument(replace(view, exact=True), counter, "gradient", target=None, exact=True)
     feature_matching(seen, X, Y, small, noise(X), steps=5)
     # Logits to rank; then in each of two turns the guide, six iterates and the kept one, by both callables.
-    assert (meter.forwards == 1 + 2 * (1 + 2 * 6 + 2)).all()
-    assert (meter.backwards == 2 * 5).all()
+    assert (counter.forwards == 1 + 2 * (1 + 2 * 6 + 2)).all()
+    assert (counter.backwards == 2 * 5).all()
     wide = Threat("linf", 0.2)
-    meter = Meter.of(len(X), torch.device("cpu"))
-    seen = watch(view, meter, "gradient", target=None, final=True)
+    counter = QueryCounter.of(len(X), torch.device("cpu"))
+    seen = instrument(view, counter, "gradient", target=None, exact=True)
     crafted = feature_matching(seen, X, Y, wide, noise(X), steps=20)
     assert (nearest(crafted.images).argmax(1) != Y).all()
     assert torch.equal(crafted.notes["guide"], order[:, 0])
-    assert (meter.forwards < 1 + 1 + 2 * 21 + 2).all()
+    assert (counter.forwards < 1 + 1 + 2 * 21 + 2).all()
     # At the first wrong iterate: one step less is right.
     for i, label in enumerate(order[:, 0].tolist()):
         back = crafted.images[i] - 4 * wide.radius / 20 * (GUIDES[label] - X[i]).sign()
@@ -207,7 +209,7 @@ def test_turns_go_by_logits_and_an_example_is_done_at_its_first_success() -> Non
 
 def test_what_is_wrong_already_is_left_alone_where_winning_is_winning() -> None:
     y = torch.tensor([1, 0, 0])
-    crafted = feature_matching(plain(final=True), X, y, LINF, noise(X), steps=5)
+    crafted = feature_matching(plain(exact=True), X, y, LINF, noise(X), steps=5)
     assert torch.equal(crafted.images[0], X[0])
     pushed = feature_matching(plain(), X, y, LINF, noise(X), steps=50)
     assert not torch.equal(pushed.images[0], X[0])
@@ -229,7 +231,7 @@ def test_steps_are_four_radii_over_their_number_unless_given(threat: Threat) -> 
     for attack in (feature_matching, logit_matching):
         view = plain(target=torch.ones(3, dtype=torch.int64))
         usual, same, other = (
-            attack(view, X, Y, threat, noise(X), steps=3, step=step).images
+            attack(view, X, Y, threat, noise(X), steps=3, step_size=step).images
             for step in (None, 4 * threat.radius / 3, threat.radius / 3)
         )
         assert torch.equal(usual, same)
@@ -264,8 +266,8 @@ def test_sdim_without_thresholds_has_no_guides() -> None:
     ("params", "sentence"),
     [
         ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
-        ({"step": 0.0}, "step: expected a number above 0, found 0.0"),
-        ({"step": -0.1}, "step: expected a number above 0, found -0.1"),
+        ({"step_size": 0.0}, "step: expected a number above 0, found 0.0"),
+        ({"step_size": -0.1}, "step: expected a number above 0, found -0.1"),
         ({"classes": 0}, "classes: expected a number of 1 or more, found 0"),
         ({"classes": 5}, "classes must be 1 to 4, the others than the true one, not 5"),
     ],
@@ -279,9 +281,9 @@ def test_settings_that_cannot_be_are_refused(name: str, params: dict[str, Any], 
 @pytest.mark.parametrize("name", ["feature-matching", "logit-matching"])
 def test_steps_that_cannot_reach_the_radius_are_doubted(name: str) -> None:
     entry = ATTACKS[name]
-    assert entry.doubts is not None
-    assert entry.doubts(Threat("linf", 0.3), **arguments(entry, {})) is None
-    said = entry.doubts(Threat("linf", 0.3), **arguments(entry, {"steps": 10, "step": 0.02}))
+    assert entry.flags is not None
+    assert entry.flags(Threat("linf", 0.3), **bind(entry, {})) is None
+    said = entry.flags(Threat("linf", 0.3), **bind(entry, {"steps": 10, "step_size": 0.02}))
     assert said == "10 steps of 0.02 reach 0.2, less than the radius 0.3"
 
 
@@ -303,8 +305,10 @@ def verdict(model: Sdim, crafted: Crafted, y: Labels) -> tuple[Tensor, Tensor]:
     return decision.label != y, ~decision.rejected
 
 
-def seen(model: Sdim, name: str, n: int, *, final: bool) -> Any:
-    return watch(view_of(model, name), Meter.of(n, torch.device("cpu")), "gradient", target=None, final=final)
+def seen(model: Sdim, name: str, n: int, *, exact: bool) -> Any:
+    return instrument(
+        view_of(model, name), QueryCounter.of(n, torch.device("cpu")), "gradient", target=None, exact=exact
+    )
 
 
 @pytest.mark.parametrize("guide", ["image", "centre"])
@@ -319,7 +323,7 @@ def test_matched_features_are_accepted_where_a_wide_margin_is_not(
         (pgd, "logits", {"loss": "margin"}),
     ]
     for attack, name, settings in attacks:
-        view = seen(model, name, len(x), final=False)
+        view = seen(model, name, len(x), exact=False)
         wrong, accepted = verdict(model, attack(view, x, y, threat, noise(x), steps=30, **settings), y)
         assert wrong.float().mean() >= 0.9
         rates.append(float(accepted[wrong].float().mean()))
@@ -331,7 +335,7 @@ def test_matched_logits_are_accepted_more_often_than_a_wide_margin(sdim: tuple[S
     threat = Threat("linf", 0.05)
     rates = []
     for attack, name, settings in ((logit_matching, "features", {}), (pgd, "logits", {"loss": "margin"})):
-        view = seen(model, name, len(x), final=False)
+        view = seen(model, name, len(x), exact=False)
         wrong, accepted = verdict(model, attack(view, x, y, threat, noise(x), steps=30, **settings), y)
         assert wrong.float().mean() >= 0.9
         rates.append(float(accepted[wrong].float().mean()))
@@ -461,7 +465,7 @@ def test_with_the_threshold_sdim_accepts_far_more_at_equal_success(
     settings: dict[str, Any] = {"searches": 3, "steps": 40, "c": 0.01, "abort": True}
     rates = []
     for attack, name in ((threshold_cw, "reject-1"), (cw_l2, "logits")):
-        view = seen(model, name, len(x), final=name == "reject-1")
+        view = seen(model, name, len(x), exact=name == "reject-1")
         wrong, accepted = verdict(model, attack(view, x, y, Threat("l2"), noise(x), **settings), y)
         assert wrong.all()
         rates.append(float(accepted.float().mean()))
@@ -481,7 +485,9 @@ def test_a_walk_along_sdim_s_boundary_wants_to_be_accepted_where_answers_may_be_
     found = {}
     for readout in ("plain", "reject-1"):
         asked = answers_only(lambda z, readout=readout: model.decide(z, readout), 3)
-        view = watch(asked, Meter.of(len(x), torch.device("cpu")), "decision", target=None, final=True)
+        view = instrument(
+            asked, QueryCounter.of(len(x), torch.device("cpu")), "decision", target=None, exact=True
+        )
         walk = boundary(view, x, y, Threat("l2"), noise(x), **settings)
         wrong, accepted = verdict(model, walk, y)
         assert torch.equal(wrong & (accepted | (readout == "plain")), ~walk.notes["failed"])

@@ -13,8 +13,8 @@ from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.noise import Noise
 from bench.protocols import Images, Inversion, Shape, Threat, View
-from bench.referee import Meter, watch
-from bench.registry import ATTACKS, arguments
+from bench.referee import QueryCounter, instrument
+from bench.registry import ATTACKS, bind
 from bench.testing import Halfspace, _Trial
 
 SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}
@@ -37,13 +37,13 @@ def trial(name: str, norm: Any, params: dict[str, Any], classes: int, **answers:
     """Return an attack's trial on such a half-space, and the radius that is enough."""
     own = dict(params)
     within = own.pop("within", 1.2)
-    made = _Trial(ATTACKS[name], norm, arguments(ATTACKS[name], own), within)
+    made = _Trial(ATTACKS[name], norm, bind(ATTACKS[name], own), within)
     made.plane = Answering(Shape(3, 5, 4, max(classes, ATTACKS[name].least_classes)))
     for each, value in answers.items():
         setattr(made.plane, each, value)
     made.x, made.y = made.plane.examples(8)
     made.least = made.plane.least(made.x, norm)
-    enough = within * float(made.least.max()) if made.entry.budget == "radius" else math.inf
+    enough = within * float(made.least.max()) if made.entry.kind == "fixed-budget" else math.inf
     return made, enough
 
 
@@ -62,7 +62,7 @@ def test_classes_that_cannot_be_are_in_no_attack_s_way(name: str, norm: Any, lev
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_may_answer_in_any_floating_dtype(name: str, norm: Any, dtype: torch.dtype) -> None:
     made, enough = trial(name, norm, SEEING[name, norm], 2, dtype=dtype)
-    if dtype == torch.bfloat16 and made.entry.access == "score" and made.entry.budget == "distance":
+    if dtype == torch.bfloat16 and made.entry.access == "score" and made.entry.kind == "minimum-norm":
         made.within *= 1.25  # Two digits of a score do not say more exactly where the boundary is.
     crafted = made.run(enough)
     if math.isfinite(made.within):
@@ -70,13 +70,13 @@ def test_networks_may_answer_in_any_floating_dtype(name: str, norm: Any, dtype: 
     # Towards a target and on a surrogate nothing else goes in.
     if made.entry.targeted:
         made.run(enough, towards=True)
-    made.run(enough, final=False)
+    made.run(enough, exact=False)
 
 
 def test_gradients_of_answers_in_half_precision_flow_and_logits_are_cast_once() -> None:
     net = nn.Linear(4, 3).half()
-    meter = Meter.of(2, torch.device("cpu"))
-    seen = watch(View(lambda z: net(z.half())), meter, "gradient", target=None, final=True)
+    counter = QueryCounter.of(2, torch.device("cpu"))
+    seen = instrument(View(lambda z: net(z.half())), counter, "gradient", target=None, exact=True)
     z = torch.rand(2, 4, requires_grad=True)
     logits = seen.logits(z)
     assert logits.dtype == torch.float32
@@ -84,7 +84,7 @@ def test_gradients_of_answers_in_half_precision_flow_and_logits_are_cast_once() 
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), z)
     assert gradient.dtype == torch.float32
     assert torch.equal(gradient, net.weight[0].float().expand(2, 4))
-    assert seen.take(torch.tensor([1])).logits(z[1:]).dtype == torch.float32
+    assert seen.select(torch.tensor([1])).logits(z[1:]).dtype == torch.float32
 
 
 def test_a_class_that_cannot_be_is_never_gone_for() -> None:
@@ -173,10 +173,14 @@ def test_the_level_of_logits_is_taken_off_before_they_lose_their_digits(access: 
     for level in (0.0, LEVEL):
         net = raised(level)
         view = Inversion(lambda z, net=net: net(z.double()), classify=lambda _, x, net=net: net(x.double()))
-        meter = Meter.of(6, torch.device("cpu"))
-        watched = watch(view, meter, access, target=None, final=True)
+        counter = QueryCounter.of(6, torch.device("cpu"))
+        instrumented = instrument(view, counter, access, target=None, exact=True)
         rows = torch.tensor([4, 1])
-        seen[level] = [watched.logits(z), watched.classify(code, z), watched.take(rows).logits(z[rows])]
+        seen[level] = [
+            instrumented.logits(z),
+            instrumented.classify(code, z),
+            instrumented.select(rows).logits(z[rows]),
+        ]
     for low, high in zip(seen[0.0], seen[LEVEL], strict=True):
         assert low.dtype == high.dtype == torch.float32
         assert low.amin(1).max() < -0.1
@@ -188,7 +192,7 @@ def test_the_level_stays_where_a_view_says_that_it_matters() -> None:
     z = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     net = raised(2.0)
     view = View(lambda z: net(z.double()), centred=False)
-    seen = watch(view, Meter.of(6, torch.device("cpu")), "score", target=None, final=True)
+    seen = instrument(view, QueryCounter.of(6, torch.device("cpu")), "score", target=None, exact=True)
     assert torch.equal(seen.logits(z), net(z.double()).float())
 
 
@@ -199,8 +203,10 @@ def test_an_attack_under_watch_does_the_same_at_any_level(loss: Any) -> None:
     made = {}
     for level in (0.0, LEVEL):
         net = raised(level)
-        meter = Meter.of(30, torch.device("cpu"))
-        seen = watch(View(lambda z, net=net: net(z.double())), meter, "gradient", target=None, final=True)
+        counter = QueryCounter.of(30, torch.device("cpu"))
+        seen = instrument(
+            View(lambda z, net=net: net(z.double())), counter, "gradient", target=None, exact=True
+        )
         draws = Noise("test", torch.arange(30))
         made[level] = pgd(seen, x, y, Threat("linf", 0.04), draws, loss=loss, steps=10).images
         broken = raised(0.0)(made[level].double()).argmax(1) != y

@@ -29,7 +29,7 @@ from bench import (
     api,
     running,
 )
-from bench.context import Desk, load
+from bench.context import WorkerContext, load
 from bench.registry import ATTACKS, DEFENSES
 from bench.testing import Halfspace
 from bench.train import restored
@@ -82,7 +82,7 @@ def test_rows_say_what_was_asked_and_what_it_cost() -> None:
     assert rows["truth"].tolist() == rows["clean_label"].tolist() == Y.tolist()
     assert rows["label"].tolist() == PLANE(result.images).argmax(1).tolist()
     assert rows["backwards"].tolist() == [3.0] * 12
-    assert not rows["void"].any()
+    assert not rows["invalid"].any()
     assert result.flags == ()
     assert str(result).startswith("pgd, linf 0.01: robust 100.0 % [")
 
@@ -101,13 +101,13 @@ def test_other_metrics_are_those_of_tables() -> None:
 
 def test_settings_that_cannot_do_what_they_seem_to_are_flagged() -> None:
     said = "2 steps of 0.001 reach 0.002, less than the radius 0.01"
-    assert attacked(steps=2, step=0.001).flags == (said,)
+    assert attacked(steps=2, step_size=0.001).flags == (said,)
 
 
 def test_a_move_that_is_not_allowed_is_void_and_counted() -> None:
-    result = bench.evaluate(PLANE, X, Y, attack="toy/void", how="nan")
-    assert result.frame["void"].tolist() == [True, False] * 6
-    assert result.flags == ("6 of 12 moves are void: not finite",)
+    result = bench.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
+    assert result.frame["invalid"].tolist() == [True, False] * 6
+    assert result.flags == ("6 of 12 moves are invalid: not finite",)
     assert torch.equal(result.images, X)
 
 
@@ -136,7 +136,7 @@ def test_a_registered_function_is_the_registered_attack() -> None:
 
 def test_draws_depend_on_seed_and_index_and_on_nothing_else() -> None:
     # A step that is too short to leave the place where it began.
-    drawn = {"start": "uniform", "steps": 1, "step": 0.0001}
+    drawn = {"start": "uniform", "steps": 1, "step_size": 0.0001}
     whole = attacked(**drawn)
     assert torch.equal(attacked(**drawn, batch=5).images, whole.images)
     rows = torch.tensor([7, 2, 9])
@@ -207,7 +207,7 @@ def test_a_bar_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
 
 # --- the same as a run -------------------------------------------------------------------------------
 
-LINEAR = {"use": "toy/linear", "serve": {"threshold": 0.3}}
+LINEAR = {"use": "toy/linear", "inference": {"threshold": 0.3}}
 
 
 def test_a_call_gives_the_numbers_of_a_suite(tmp_path: Path) -> None:
@@ -226,17 +226,17 @@ def test_a_call_gives_the_numbers_of_a_suite(tmp_path: Path) -> None:
     assert not ran.failed
     seen = 0
     for cell in ran.plan.cells:
-        victim, attempt = cell.job.victim, cell.job.crafts[0].attempt
-        desk = Desk(ran.store.root, ran.plan.suite.folder, None, "cpu", {})
-        split = load(attempt.data, desk)
+        victim, attack_run = cell.job.victim, cell.job.crafts[0].attack_run
+        context = WorkerContext(ran.store.root, ran.plan.suite.folder, None, "cpu", {})
+        split = load(attack_run.data, context)
         at = cell.coordinates
         result = bench.evaluate(
-            Loaded(restored(victim, desk), victim),
+            Loaded(restored(victim, context), victim),
             Split(split.images, split.labels, split.index, split.digest),
             attack=attacks[at["attack"]],
             norm=at["norm"],
             radius=at["radius"],
-            view=None if attempt.view is None or at["view"].startswith("decision:") else at["view"],
+            view=None if attack_run.view is None or at["view"].startswith("decision:") else at["view"],
             readout=at["readout"],
             seed=1,
             batch=25,
@@ -361,7 +361,10 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
         ({"defense": "lineal"}, "defense: unknown defense 'lineal'; did you mean 'linear'?"),
         ({"seed": 7}, "seed: linear is fitted with 0, 1, not 7"),
         ({"data": "digit"}, "data: unknown data 'digit'; did you mean 'digits'?"),
-        ({"serve": {"treshold": 1}}, "serve.treshold: toy/linear serves no such parameter; did you mean"),
+        (
+            {"inference": {"treshold": 1}},
+            "inference.treshold: toy/linear serves no such parameter; did you mean",
+        ),
     ],
 )
 def test_a_defense_that_is_not_there_is_refused(home: Path, settings: Any, sentence: str) -> None:
@@ -424,7 +427,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"steps": "many"}, {"attack": {"steps": "many"}}),
     ({"steps": True}, {"attack": {"steps": True}}),
     ({"steps": 0}, {"attack": {"steps": 0}}),
-    ({"step": "1/0"}, {"attack": {"step": "1/0"}}),
+    ({"step_size": "1/0"}, {"attack": {"step_size": "1/0"}}),
     ({"loss": "margn"}, {"attack": {"loss": "margn"}}),
     ({"time_limit": -1}, {"attack": {"time_limit": -1}}),
     ({"targets": 12}, {"attack": {"targets": [12]}}),

@@ -20,10 +20,10 @@ from bench.checks import Evidence, cell_flags
 from bench.conditions import conditions_of
 from bench.jobs import Train
 from bench.noise import Noise
-from bench.registry import DEFENSES, arguments
+from bench.registry import DEFENSES, bind
 from bench.testing import check_defense
 from bench.training import Trainer
-from defenses.apinet import NOISE, ApiNet, doubts
+from defenses.apinet import NOISE, ApiNet, flags
 from defenses.nets.training import frozen
 from suites import TASK, Ran, suite
 
@@ -107,7 +107,7 @@ def own(network: str, shape: Shape = GREY, **arguments_: Any) -> nn.Module:
     entry = DEFENSES["module"]
     params = {"build": f"{__name__}:{network}", "arguments": arguments_}
     torch.manual_seed(0)
-    made: nn.Module = entry.make(shape, **arguments(entry, params))
+    made: nn.Module = entry.make(shape, **bind(entry, params))
     for name, value in made.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             value.uniform_(0.2, 0.8)
@@ -118,7 +118,7 @@ def api(base: nn.Module | None = None, shape: Shape = GREY, **params: Any) -> Ap
     """Build API-Net on a base as the harness does."""
     entry = DEFENSES["apinet"]
     base = own("Smooth", shape, channels=shape.channels, classes=shape.classes) if base is None else base
-    made: ApiNet = entry.make(shape, **{**arguments(entry, {**params, "base": "base"}), "base": base})
+    made: ApiNet = entry.make(shape, **{**bind(entry, {**params, "base": "base"}), "base": base})
     return made
 
 
@@ -176,7 +176,7 @@ def test_without_a_radius_l_is_the_base(start: str) -> None:
 def test_every_point_stays_in_its_ball_and_in_the_box(start: str, eps: float, steps: int) -> None:
     """T-api-2; a radius below the noise included."""
     x = images(4, dtype=torch.float32)
-    model = api(eps_ap=eps, inner_steps=steps, inner_step=0.05, start=start)
+    model = api(eps_ap=eps, inner_steps=steps, inner_step_size=0.05, start=start)
     z = model.solve(x)
     moved = (z - x.repeat(5, 1, 1, 1)).abs()
     assert moved.max() <= eps + 1e-6
@@ -210,7 +210,7 @@ def test_a_linear_base_of_two_classes_has_a_closed_form(start: str) -> None:
     """T-api-4: the solver reaches the vertex x + eps sign(w_c - w_other)."""
     shape = GREY._replace(classes=2)
     plane = own("Plane", shape)
-    model = asked(plane, shape, eps_ap=0.05, inner_steps=8, inner_step=0.01, start=start)
+    model = asked(plane, shape, eps_ap=0.05, inner_steps=8, inner_step_size=0.01, start=start)
     x = images(5).mul(0.6).add(0.2)
     weight, bias = plane.network.weight, plane.network.bias
     found = l_of(model, x)
@@ -269,11 +269,11 @@ def test_the_size_of_chunks_changes_nothing(start: str, rows: int) -> None:
 
 
 def test_what_is_scaled_and_what_is_served() -> None:
-    assert api(inner_step=None).step == pytest.approx(0.007, rel=1e-12)
-    assert api(inner_step=None, eps_ap=16 / 255).step == pytest.approx(0.008, rel=1e-12)
-    assert api(inner_step=None, eps_ap=0.1, inner_steps=4).step == pytest.approx(1.02 * 0.1 / 4)
+    assert api(inner_step_size=None).step == pytest.approx(0.007, rel=1e-12)
+    assert api(inner_step_size=None, eps_ap=16 / 255).step == pytest.approx(0.008, rel=1e-12)
+    assert api(inner_step_size=None, eps_ap=0.1, inner_steps=4).step == pytest.approx(1.02 * 0.1 / 4)
     trained = api(own("Smooth"), eps_ap=14 / 255)
-    served = api(own("Smooth"), eps_ap=0.01, inner_steps=2, inner_step=0.02, start="zero")
+    served = api(own("Smooth"), eps_ap=0.01, inner_steps=2, inner_step_size=0.02, start="zero")
     for each in served.parameters():
         each.data.add_(1)
     served.load_state_dict(trained.state_dict(), strict=True)
@@ -281,7 +281,9 @@ def test_what_is_scaled_and_what_is_served() -> None:
     assert torch.equal(served.eval().base(x), trained.eval().base(x))
 
 
-@pytest.mark.parametrize(("name", "params"), [("zero", {}), ("noise", {}), ("zero", {"inner_step": None})])
+@pytest.mark.parametrize(
+    ("name", "params"), [("zero", {}), ("noise", {}), ("zero", {"inner_step_size": None})]
+)
 def test_it_is_what_it_declares(name: str, params: dict[str, Any]) -> None:
     check_defense("apinet", GREY, base=own("Smooth"), start=name, epochs=2, **params)
 
@@ -289,7 +291,7 @@ def test_it_is_what_it_declares(name: str, params: dict[str, Any]) -> None:
 def test_it_stands_on_a_cnn() -> None:
     shape = Shape(1, 16, 16, 3)
     entry = DEFENSES["cnn"]
-    base = entry.make(shape, **arguments(entry, {"width": 0.125, "hidden": [9]}))
+    base = entry.make(shape, **bind(entry, {"width": 0.125, "hidden": [9]}))
     check_defense("apinet", shape, base=base, start="zero", inner_steps=2, epochs=2)
 
 
@@ -322,7 +324,7 @@ def test_bpda_sums_the_classes_gradients(start: str) -> None:
 def test_bpda_is_the_gradient_where_the_maxima_are_exact() -> None:
     """The envelope theorem, by finite differences of l itself."""
     shape = GREY._replace(classes=2)
-    model = asked(own("Plane", shape), shape, start="zero", inner_step=0.01)
+    model = asked(own("Plane", shape), shape, start="zero", inner_step_size=0.01)
     x = images(2).mul(0.6).add(0.2).requires_grad_()
     assert autograd.gradcheck(model.bpda().logits, (x,), eps=1e-6, atol=1e-7)
 
@@ -370,7 +372,7 @@ def test_one_unrolled_step_by_hand(params: dict[str, Any], slope: Callable[[Tens
     plane = own("Plane", classes=5)
     with torch.no_grad():
         plane.network.weight.mul_(20)
-    model = asked(plane, start="zero", inner_steps=1, inner_step=0.05, eps_ap=0.1)
+    model = asked(plane, start="zero", inner_steps=1, inner_step_size=0.05, eps_ap=0.1)
     x = images(3).mul(0.6).add(0.2)
     for c in range(5):
         moving = x.clone().requires_grad_()
@@ -383,7 +385,7 @@ def test_one_unrolled_step_by_hand(params: dict[str, Any], slope: Callable[[Tens
 
 @pytest.mark.parametrize("start", ["noise", "zero"])
 def test_unrolling_is_autograd_through_the_written_out_steps(start: str) -> None:
-    model = asked(start=start, inner_steps=4, inner_step=0.02, eps_ap=0.05)
+    model = asked(start=start, inner_steps=4, inner_step_size=0.02, eps_ap=0.05)
     x, y = images(3), torch.tensor([4, 0, 2])
     temperature = 0.05
 
@@ -411,7 +413,7 @@ def test_unrolling_is_autograd_through_the_written_out_steps(start: str) -> None
 
 def test_where_every_pixel_ends_at_the_edge_unrolling_is_bpda() -> None:
     """Only the last step counts, and it hides the others: z = x + or - eps."""
-    model = asked(start="zero", eps_ap=0.001, inner_steps=3, inner_step=0.01)
+    model = asked(start="zero", eps_ap=0.001, inner_steps=3, inner_step_size=0.01)
     x = images(3).mul(0.6).add(0.2).requires_grad_()
     one, other = (
         autograd.grad(seen.logits(x)[:, 1].sum(), x)[0] for seen in (model.unrolled(), model.bpda())
@@ -483,7 +485,7 @@ def test_views_that_will_not_do_are_refused_while_building(through: str, message
 def test_a_view_whose_level_matters_is_refused() -> None:
     shape = Shape(1, 32, 32, 3)
     entry = DEFENSES["sdim"]
-    base = entry.make(shape, **arguments(entry, {"width": 0.125, "features": 8}))
+    base = entry.make(shape, **bind(entry, {"width": 0.125, "features": 8}))
     base.calibrated.fill_(True)
     assert api(base, shape, through="scaled").through == "scaled"
     with pytest.raises(InputError, match="through: expected logits that a softmax reads, found 'accept-1'"):
@@ -539,7 +541,7 @@ def test_a_base_with_one_derivative_is_not_unrolled() -> None:
         ({"inner_steps": 0}, "inner_steps: expected a number of 1 or more, found 0"),
         ({"eps_ap": -0.1}, "eps_ap: expected a number of 0 or more, found -0.1"),
         ({"eps_ap": 14}, "eps_ap: expected a number of 1 or less, found 14"),
-        ({"inner_step": 0}, "inner_step: expected a number above 0, found 0"),
+        ({"inner_step_size": 0}, "inner_step_size: expected a number above 0, found 0"),
         ({"epochs": -1}, "epochs: expected a number of 0 or more, found -1"),
         ({"batch": 0}, "batch: expected a number of 1 or more, found 0"),
         ({"lr": 0}, "lr: expected a number above 0, found 0"),
@@ -556,21 +558,26 @@ def test_a_radius_out_of_reach_is_doubted() -> None:
     """D-21: 8 steps of 0.007 do not reach 16/255; 14/255 they do, and 8 of 0.01 reach 16/255."""
 
     def said(**params: Any) -> str | None:
-        filled = {"base": "base", "eps_ap": "16/255", **params}
-        return doubts(**DEFENSES["apinet"].schema(**filled).model_dump(mode="json"))
+        resolved = {"base": "base", "eps_ap": "16/255", **params}
+        return flags(**DEFENSES["apinet"].schema(**resolved).model_dump(mode="json"))
 
-    short = "8 inner steps of 0.007 reach 0.056, less than eps_ap 0.06275 (inner_step: null scales them)"
+    short = "8 inner steps of 0.007 reach 0.056, less than eps_ap 0.06275 (inner_step_size: null scales them)"
     assert said() == short
-    for change in ({"eps_ap": "14/255"}, {"inner_step": 0.01}, {"inner_step": None}, {"inner_steps": 9}):
+    for change in (
+        {"eps_ap": "14/255"},
+        {"inner_step_size": 0.01},
+        {"inner_step_size": None},
+        {"inner_steps": 9},
+    ):
         assert said(**change) is None
     # Exactly enough, in fractions that are not exact.
-    assert said(inner_step="2/255") is None
+    assert said(inner_step_size="2/255") is None
     # The attack in training has steps of its own; without training they do not matter.
     far = "7 training steps of 0.007 reach 0.049, less than radius 0.3"
     assert said(radius=0.3) == f"{short}; {far}"
-    assert said(radius=0.3, inner_step=None) == far
-    assert said(radius=0.3, inner_step=None, epochs=0) is None
-    assert said(radius=0.3, inner_step=None, inner={"use": "pgd"}) is None
+    assert said(radius=0.3, inner_step_size=None) == far
+    assert said(radius=0.3, inner_step_size=None, epochs=0) is None
+    assert said(radius=0.3, inner_step_size=None, inner={"use": "pgd"}) is None
 
 
 # --- training ----------------------------------------------------------------------------------------
@@ -579,7 +586,7 @@ FEW: dict[str, Any] = {
     "epochs": 3,
     "batch": 5,
     "inner_steps": 2,
-    "inner": {"use": "pgd", "steps": 2, "step": 0.02, "keep": "last", "drop": False},
+    "inner": {"use": "pgd", "steps": 2, "step_size": 0.02, "keep": "last", "drop": False},
 }
 
 
@@ -642,16 +649,16 @@ def test_the_running_statistics_end_as_in_the_released_order(
     momentum: float | None, class_batches: bool
 ) -> None:
     """D-50: the classes' points, then the clean images, then the attacked ones; by hand, in float64."""
-    inner = {"use": "pgd", "steps": 2, "step": 0.1, "start": "zero", "keep": "last", "drop": False}
+    inner = {"use": "pgd", "steps": 2, "step_size": 0.1, "start": "zero", "keep": "last", "drop": False}
     given = FEW | {"epochs": 1, "batch": 12, "inner": inner, "radius": 0.15, "start": "zero"}
-    given |= {"eps_ap": 0.2, "inner_steps": 3, "inner_step": 0.1, "class_batches": class_batches}
+    given |= {"eps_ap": 0.2, "inner_steps": 3, "inner_step_size": 0.1, "class_batches": class_batches}
     ended = {}
     for order in ("after", "before"):
         model = api(own("Raw", momentum=momentum), extra_order=order, **given)
         alone, seen = copy.deepcopy(model.base).eval().requires_grad_(False), []
         loss = model.loss
 
-        def watched(
+        def instrumented(
             clean: Images,
             attacked: Images,
             y: Labels,
@@ -661,7 +668,7 @@ def test_the_running_statistics_end_as_in_the_released_order(
             seen += [clean.clone(), attacked.clone()]
             return loss(clean, attacked, y)
 
-        model.loss = watched  # type: ignore[method-assign]
+        model.loss = instrumented  # type: ignore[method-assign]
         model.fit(split(), trainer())
         clean, attacked = seen
         classes = [ascend(alone, attacked, c, model, 0.2) for c in range(5)]
@@ -696,23 +703,23 @@ def test_training_mode_sees_a_class_s_points_or_all_as_a_batch() -> None:
 
 
 def test_training_sees_images_attacked_on_the_base_in_evaluation_mode() -> None:
-    inner = {"use": "pgd", "steps": 3, "step": 0.02, "start": "zero", "keep": "last", "drop": False}
+    inner = {"use": "pgd", "steps": 3, "step_size": 0.02, "start": "zero", "keep": "last", "drop": False}
     model = api(own("Smooth"), **FEW | {"epochs": 1, "batch": 12, "inner": inner, "radius": 0.05})
     alone, data = copy.deepcopy(model.base).eval().requires_grad_(False), split()
     loss, seen = model.loss, []
 
-    def watched(clean: Images, attacked: Images, y: Labels) -> Tensor:
+    def instrumented(clean: Images, attacked: Images, y: Labels) -> Tensor:
         assert model.training
         assert not attacked.requires_grad
         seen.append((clean.clone(), attacked.clone(), y))
         return loss(clean, attacked, y)
 
-    model.loss = watched  # type: ignore[method-assign]
+    model.loss = instrumented  # type: ignore[method-assign]
     model.fit(data, trainer())
     ((clean, attacked, y),) = seen
     noise = Noise("no draws", torch.arange(12))
     threat = Threat("linf", 0.05)
-    view = View(alone, final=False)
+    view = View(alone, exact=False)
     expected = pgd(view, clean, y, threat, noise, **{k: v for k, v in inner.items() if k != "use"}).images
     assert torch.equal(attacked, expected)
     assert (attacked - clean).abs().amax().item() == pytest.approx(0.05, abs=1e-6)
@@ -823,12 +830,12 @@ SWEEP = {"eps_ap": ["8/255", "14/255", "16/255"], "start": "zero"}
 def written(folder: Path, **params: Any) -> Path:
     defenses = {
         "yours": {"use": "module", "build": "yours:build"},
-        "api": {"use": "apinet", "base": "yours", "inner_steps": 4, "inner_step": 0.014, **params},
+        "api": {"use": "apinet", "base": "yours", "inner_steps": 4, "inner_step_size": 0.014, **params},
     }
     attacks = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 3}}
     table = {
         "title": "Accuracy against eps_ap",
-        "rows": ["defense", "serve.eps_ap"],
+        "rows": ["defense", "inference.eps_ap"],
         "columns": {"Clean": {"attack": "clean"}, "PGD": {"attack": "pgd", "view": "bpda"}},
     }
     views = ["base", "bpda", "unrolled"]
@@ -839,13 +846,13 @@ def written(folder: Path, **params: Any) -> Path:
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_on_a_network_of_the_user_s_a_sweep_trains_once(folder: Path, epochs: int) -> None:
     params = FEW | {"epochs": epochs, "inner_steps": 4, "batch": 600}
-    ran = Ran(written(folder, **params, serve=SWEEP))
+    ran = Ran(written(folder, **params, inference=SWEEP))
     assert not ran.failed, ran.failed
     jobs = list(ran.plan.graph())
     assert sum(isinstance(job, Train) for job in jobs) == 2  # The user's network, and API-Net on it.
     assert len(ran.plan.cells) == 3 * (1 + 3)
     crafted = {
-        (cell.coordinates["view"], cell.coordinates["serve.eps_ap"]): cell.job.crafts[0].key
+        (cell.coordinates["view"], cell.coordinates["inference.eps_ap"]): cell.job.crafts[0].key
         for cell in ran.plan.cells
         if cell.coordinates["attack"] == "pgd"
     }
@@ -858,13 +865,13 @@ def test_on_a_network_of_the_user_s_a_sweep_trains_once(folder: Path, epochs: in
 def test_a_sweep_out_of_reach_is_shown_by_plan_and_table(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(folder, epochs=0, serve=SWEEP)
+    path = written(folder, epochs=0, inference=SWEEP)
     ran = Ran(path)
-    said = "api: 4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275 (inner_step: null scales them)"
+    said = "api: 4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275 (inner_step_size: null scales them)"
     for cell in ran.plan.cells:
-        far = cell.coordinates["serve.eps_ap"] > 15 / 255
-        assert cell.facts["doubts"] == ([said] if far else [])
-    (far, *_) = [each for each in conditions_of(ran.plan.manifest()) if each.facts.doubts]
+        far = cell.coordinates["inference.eps_ap"] > 15 / 255
+        assert cell.facts["flags"] == ([said] if far else [])
+    (far, *_) = [each for each in conditions_of(ran.plan.manifest()) if each.facts.flags]
     rows = {name: column.to_numpy() for name, column in ran.outcomes(**far.coordinates).items()}
     flags = cell_flags([Evidence(far, rows, rows, None)])
     assert [(flag.code, flag.message) for flag in flags] == [("out-of-reach", said)]

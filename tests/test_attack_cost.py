@@ -66,7 +66,7 @@ def test_passes_are_those_of_each_image_and_target(ran: Ran) -> None:
 
 def test_seconds_are_those_of_the_crafts_of_each_attempt_once(ran: Ran) -> None:
     crafts = [job for job in ran.plan.graph() if job.kind == "craft"]
-    pgd = [job for job in crafts if job.attempt.attack.name == "pgd"]
+    pgd = [job for job in crafts if job.attack_run.attack.name == "pgd"]
     seconds = sum(ran.store.receipt("craft", job.key)["seconds"] for job in pgd)
     assert costs(ran)["pgd"].seconds == pytest.approx(seconds / 120, abs=1e-5)
 

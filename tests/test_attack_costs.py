@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import bench.testing
-from bench.referee import Meter
-from bench.registry import ATTACKS, arguments
+from bench.referee import QueryCounter
+from bench.registry import ATTACKS, bind
 from bench.testing import _Trial
 
 OWN = [
@@ -44,33 +44,33 @@ SHORT: dict[str, dict[str, Any]] = {
 """Shorter than by default, for a test."""
 
 
-@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(("name", "norm"), [each for each in OWN if each[0] not in ("autoattack", "none")])
 def test_no_attack_asks_for_more_than_it_declares(
-    name: str, norm: Any, final: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, norm: Any, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meters: list[Meter] = []
+    meters: list[QueryCounter] = []
 
-    class Kept(Meter):
+    class Kept(QueryCounter):
         @classmethod
-        def of(cls, n: int, device: torch.device) -> Meter:  # type: ignore[override]
-            meters.append(Meter.of(n, device))
+        def of(cls, n: int, device: torch.device) -> QueryCounter:  # type: ignore[override]
+            meters.append(QueryCounter.of(n, device))
             return meters[-1]
 
     monkeypatch.setattr(bench.testing, "Meter", Kept)
     entry = ATTACKS[name]
-    params = arguments(entry, SHORT.get(name, {}))
+    params = bind(entry, SHORT.get(name, {}))
     trial = _Trial(entry, norm, params, math.inf)
-    radius = 0.5 * float(trial.least.min()) if entry.budget == "radius" else math.inf
-    trial.run(radius, final=final)
-    (meter,) = meters
-    spent, declared = float(meter.forwards.max()), entry.passes(params)
+    radius = 0.5 * float(trial.least.min()) if entry.kind == "fixed-budget" else math.inf
+    trial.run(radius, exact=exact)
+    (counter,) = meters
+    spent, declared = float(counter.forwards.max()), entry.passes(params)
     if entry.cost is None:
         # A product of counts: starts, ends and a second search for what failed are not told.
         assert spent <= 2 * declared + 4
     else:
         assert spent <= declared
-    if entry.budget == "radius":
+    if entry.kind == "fixed-budget":
         # Nothing succeeds: the attack goes on to its end, and the declaration is not far off.
         assert declared <= 1.5 * spent or name in ("feature-matching", "logit-matching", "apgd-t")
 
@@ -103,13 +103,13 @@ def test_what_portfolios_cost_is_the_sum_of_their_members() -> None:
 )
 def test_counts_of_any_name_are_told(name: str, params: dict[str, Any], passes: int) -> None:
     entry = ATTACKS[name]
-    assert entry.passes(arguments(entry, params)) == passes
+    assert entry.passes(bind(entry, params)) == passes
 
 
 def test_every_attack_of_the_registry_tells_a_whole_number() -> None:
     for entry in map(ATTACKS.__getitem__, ATTACKS):
         if "BrendelBethge" in entry.name or entry.name.endswith("VirtualAdversarialAttack"):
             continue  # Of numba, which may be missing; has no default for its steps.
-        passes = entry.passes(arguments(entry, {}))
+        passes = entry.passes(bind(entry, {}))
         assert isinstance(passes, int)
         assert passes >= 1

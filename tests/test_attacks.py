@@ -18,7 +18,7 @@ from attacks.spsa import estimate, spsa, spsa_released
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 from bench.registry import ATTACKS
 from bench.testing import Halfspace, check_attack
 
@@ -39,9 +39,9 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     # Its bumps cannot follow weights that are drawn pixel by pixel.
     ("square", "l2", {"queries": 500, "within": 2.0}),
     ("boundary", "l2", {"steps": 800, "spherical_step": 0.1, "source_step": 0.05, "within": 1.5}),
-    ("bpda-cw", "l2", {"steps": 60, "searches": 3, "step": 0.03}),
-    ("bpda-cw", "l2", {"steps": 40, "searches": 3, "step": 0.04, "schedule": "falling"}),
-    ("nes", "l2", {"steps": 30, "searches": 3, "step": 0.04, "sigma": 0.05}),
+    ("bpda-cw", "l2", {"steps": 60, "searches": 3, "step_size": 0.03}),
+    ("bpda-cw", "l2", {"steps": 40, "searches": 3, "step_size": 0.04, "schedule": "falling"}),
+    ("nes", "l2", {"steps": 30, "searches": 3, "step_size": 0.04, "sigma": 0.05}),
     # It cannot move a value to the other side of grey but by wrapping it around.
     ("localsearch", "l0", {"rounds": 20, "within": math.inf}),
     ("localsearch", "l0", {"rounds": 20, "within": math.inf, "score": "probability"}),
@@ -132,7 +132,7 @@ class Given:
 
     signs = uniform
 
-    def take(self, rows: Tensor) -> "Given":
+    def select(self, rows: Tensor) -> "Given":
         return self
 
     shared = lambda self: self  # noqa: E731 - the same draws for all
@@ -168,7 +168,7 @@ def test_pgd_from_the_image_equals_torchattacks_and_foolbox(threat: Threat) -> N
     import torchattacks
 
     step = threat.radius / 7
-    ours = pgd(View(NET), X, Y, threat, draws(X), steps=20, step=step, **PLAIN).images
+    ours = pgd(View(NET), X, Y, threat, draws(X), steps=20, step_size=step, **PLAIN).images
     theirs, attack = {
         "linf": (torchattacks.PGD, foolbox.attacks.LinfPGD),
         "l2": (torchattacks.PGDL2, foolbox.attacks.L2PGD),
@@ -189,7 +189,7 @@ def test_pgd_from_a_random_point_equals_torchattacks() -> None:
     torch.manual_seed(3)
     theirs = torchattacks.PGD(NET, eps=0.04, alpha=0.01, steps=20, random_start=True)(X, Y)
     settings = PLAIN | {"start": "uniform"}
-    ours = pgd(View(NET), X, Y, LINF, Given(start), steps=20, step=0.01, **settings).images
+    ours = pgd(View(NET), X, Y, LINF, Given(start), steps=20, step_size=0.01, **settings).images
     assert apart(ours, theirs) < 1e-6
 
 
@@ -202,7 +202,7 @@ def test_pgd_in_l2_from_a_random_point_equals_torchattacks(monkeypatch: pytest.M
     monkeypatch.setattr(projected_ascent, "_start", lambda x, *_: (x + 0.2 * share * unit).clamp(0, 1))
     torch.manual_seed(3)
     theirs = torchattacks.PGDL2(NET, eps=0.2, alpha=0.04, steps=20, random_start=True)(X, Y)
-    ours = pgd(View(NET), X, Y, L2, draws(X), steps=20, step=0.04, keep="last", drop=False).images
+    ours = pgd(View(NET), X, Y, L2, draws(X), steps=20, step_size=0.04, keep="last", drop=False).images
     assert apart(ours, theirs) < 1e-6
 
 
@@ -226,9 +226,9 @@ def test_spsa_as_released_equals_torchattacks() -> None:
 # --- PGD: what it keeps and what it spends ------------------------------------------------------------
 
 
-def watched(view: View, n: int, *, final: bool = True) -> tuple[View, Meter]:
-    meter = Meter.of(n, torch.device("cpu"))
-    return watch(view, meter, "gradient", target=None, final=final), meter
+def instrumented(view: View, n: int, *, exact: bool = True) -> tuple[View, QueryCounter]:
+    counter = QueryCounter.of(n, torch.device("cpu"))
+    return instrument(view, counter, "gradient", target=None, exact=exact), counter
 
 
 def walk(threat: Threat, steps: int, **params: Any) -> list[Images]:
@@ -237,7 +237,7 @@ def walk(threat: Threat, steps: int, **params: Any) -> list[Images]:
     first = projected_ascent._start(X, threat, draws(X), params["start"])
     step = 2.5 * threat.radius / steps
     return [first] + [
-        pgd(View(NET), X, Y, threat, draws(X), steps=t, step=step, **params).images
+        pgd(View(NET), X, Y, threat, draws(X), steps=t, step_size=step, **params).images
         for t in range(1, steps + 1)
     ]
 
@@ -249,16 +249,16 @@ def test_pgd_keeps_the_first_adversarial_iterate_else_the_highest_loss(threat: T
     logits = torch.stack([NET(z) for z in iterates])
     losses = torch.stack([objective(View(NET), each, Y) for each in logits])
     wrong = logits.argmax(2) != Y
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     found = pgd(view, X, Y, threat, draws(X), steps=10, start=start).images
     for i in range(len(X)):
         broken = bool(wrong[:, i].any())
         at = int(wrong[:, i].int().argmax()) if broken else int(losses[:, i].argmax())
         assert apart(found[i], iterates[at, i]) < 1e-9
         # Where the start alone was a success, the image itself is asked too.
-        assert meter.forwards[i] == (at + 1 + (start == "uniform" and at == 0) if broken else 11)
+        assert counter.forwards[i] == (at + 1 + (start == "uniform" and at == 0) if broken else 11)
         # The pass that shows it to be broken may serve the others' gradients.
-        assert 0 <= meter.backwards[i] - (at if broken else 10) <= (1 if broken else 0)
+        assert 0 <= counter.backwards[i] - (at if broken else 10) <= (1 if broken else 0)
     assert wrong.any(0).sum() in range(1, len(X))
 
 
@@ -266,21 +266,21 @@ def test_pgd_keeps_the_first_adversarial_iterate_else_the_highest_loss(threat: T
 def test_pgd_pushes_to_the_end_on_a_surrogate(threat: Threat) -> None:
     iterates = torch.stack(walk(threat, 10))
     losses = torch.stack([objective(View(NET), NET(z), Y) for z in iterates])
-    view, meter = watched(View(NET), len(X), final=False)
+    view, counter = instrumented(View(NET), len(X), exact=False)
     found = pgd(view, X, Y, threat, draws(X), steps=10, start="zero").images
     best = iterates[losses.argmax(0), torch.arange(len(X))]
     assert apart(found, best) < 1e-9
-    assert (meter.forwards == 11).all()
-    assert (meter.backwards == 10).all()
+    assert (counter.forwards == 11).all()
+    assert (counter.backwards == 10).all()
 
 
 def test_pgd_spends_one_forward_pass_beside_its_steps_and_none_where_it_cannot_matter() -> None:
     threat = Threat("linf", 1e-6)
     for params, forwards in (({}, 41), (PLAIN, 40), (PLAIN | {"restarts": 2}, 82), ({"restarts": 2}, 82)):
-        view, meter = watched(View(NET), len(X))
+        view, counter = instrumented(View(NET), len(X))
         pgd(view, X, Y, threat, draws(X), **params)
-        assert (meter.forwards == forwards).all()
-        assert (meter.backwards == 40 * params.get("restarts", 1)).all()
+        assert (counter.forwards == forwards).all()
+        assert (counter.backwards == 40 * params.get("restarts", 1)).all()
 
 
 @pytest.mark.parametrize("start", ["zero", "uniform"])
@@ -300,15 +300,15 @@ def test_pgd_without_dropping_keeps_a_success_before_a_higher_loss() -> None:
         return torch.cat([torch.zeros_like(a)[:, None], one[:, None], crowd], 1)
 
     x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
-    settings: dict[str, Any] = {"steps": 10, "step": 0.04, "start": "zero", "drop": False}
-    for final, ends in ((True, 0.66), (False, 0.9)):
-        view = View(logits, final=final)
+    settings: dict[str, Any] = {"steps": 10, "step_size": 0.04, "start": "zero", "drop": False}
+    for exact, ends in ((True, 0.66), (False, 0.9)):
+        view = View(logits, exact=exact)
         found = pgd(view, x, y, Threat("linf", 0.4), draws(x), **settings).images
         assert found.item() == pytest.approx(ends)
 
 
 def test_one_step_of_the_radius_from_the_image_is_fgsm() -> None:
-    one = pgd(View(NET), X, Y, LINF, draws(X), steps=1, step=LINF.radius, **PLAIN).images
+    one = pgd(View(NET), X, Y, LINF, draws(X), steps=1, step_size=LINF.radius, **PLAIN).images
     assert torch.equal(one, fgsm(View(NET), X, Y, LINF, draws(X)).images)
 
 
@@ -350,7 +350,7 @@ def test_gradients_that_say_nothing_move_nothing_and_are_noted(scale: float, nor
 
     x = torch.tensor([0.5, 0.4]).expand(4, 2).reshape(4, 1, 1, 2).clone()
     y = torch.tensor([0, 0, 0, 0])
-    view = View(logits, final=False)
+    view = View(logits, exact=False)
     for attack in (pgd, fgsm) if norm == "linf" else (pgd,):
         settings: dict[str, Any] = PLAIN | {"steps": 3} if attack is pgd else {}
         crafted = attack(view, x, y, Threat(norm, 0.1), draws(x), **settings)
@@ -373,9 +373,9 @@ def broken(crafted: Crafted, net: nn.Module = NET, y: Labels = Y) -> Tensor:
 def test_restarts_see_survivors_only_and_break_no_fewer() -> None:
     spent, won = [], []
     for restarts in (1, 2, 5, 12):
-        view, meter = watched(View(NET), len(X))
-        won.append(broken(pgd(view, X, Y, LINF, draws(X), steps=4, step=0.02, restarts=restarts)))
-        spent.append(meter.forwards)
+        view, counter = instrumented(View(NET), len(X))
+        won.append(broken(pgd(view, X, Y, LINF, draws(X), steps=4, step_size=0.02, restarts=restarts)))
+        spent.append(counter.forwards)
     for (fewer, cheaper), (more, dearer) in pairwise(zip(won, spent, strict=True)):
         assert (more | ~fewer).all()
         assert torch.equal(dearer[fewer], cheaper[fewer])
@@ -387,7 +387,7 @@ def test_restarts_side_by_side_are_restarts_one_after_another() -> None:
     noise = draws(X)
     alone = [pgd(View(NET), X, Y, LINF, noise, steps=5, keep="last", drop=False).images for _ in range(10)]
     losses = torch.stack([objective(View(NET), NET(z), Y) for z in alone])
-    surrogate = View(NET, final=False)
+    surrogate = View(NET, exact=False)
     together = pgd(surrogate, X, Y, LINF, draws(X), steps=5, keep="last", restarts=10).images
     assert apart(together, torch.stack(alone)[losses.argmax(0), torch.arange(len(X))]) < 1e-9
 
@@ -432,7 +432,7 @@ def test_a_wider_ball_and_more_steps_break_no_fewer(norm: Any) -> None:
     assert by_radius[0] < by_radius[-1]
     threat = LINF if norm == "linf" else L2
     by_steps = [
-        broken(pgd(View(NET), X, Y, threat, draws(X), steps=steps, step=threat.radius / 8))
+        broken(pgd(View(NET), X, Y, threat, draws(X), steps=steps, step_size=threat.radius / 8))
         for steps in (1, 2, 4, 8, 16, 32)
     ]
     for fewer, more in pairwise(by_steps):
@@ -464,7 +464,7 @@ def test_margin_losses_beat_negative_logits_and_huge_gaps_where_cross_entropy_go
     plane = Halfspace(Shape(3, 5, 4, 4)).requires_grad_(False)
     x, y = plane.examples(8)
     x = x.float()
-    view, _ = watched(View(lambda z: scale * plane(z) + level), len(x))
+    view, _ = instrumented(View(lambda z: scale * plane(z) + level), len(x))
     assert scale == 1 or (scale * plane.margin(x).abs() > 690).all()
     threat = Threat("linf", 1.2 * float(plane.least(x, "linf").max()))
     for loss in ("margin", "dlr"):
@@ -612,7 +612,7 @@ def test_directions_are_each_image_s_own_or_the_shard_s_and_probes_keep_to_the_b
         return Noise("test", torch.arange(3), shard="shard")
 
     threat = Threat("linf", 0.05)
-    own = spsa(View(logits, final=False), x, y, threat, noise(), steps=3, samples=8).images
+    own = spsa(View(logits, exact=False), x, y, threat, noise(), steps=3, samples=8).images
     assert not torch.equal(own[0], own[1])
     assert all(((z >= 0) & (z <= 1)).all() for z in seen)
     seen.clear()
@@ -623,14 +623,14 @@ def test_directions_are_each_image_s_own_or_the_shard_s_and_probes_keep_to_the_b
 
 
 def test_spsa_drops_what_is_broken_and_spends_what_it_says() -> None:
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     crafted = spsa(view, X, Y, LINF, draws(X), steps=10, samples=20)
     won = broken(crafted)
     assert won.sum() in range(3, len(X))
-    assert (meter.forwards[~won] == 10 * 40 + 11).all()
-    assert (meter.forwards[won] < 10 * 40 + 11).all()
-    assert (meter.forwards % 41 == torch.where(won, 1.0, 1.0)).all()
-    assert (meter.backwards == 0).all()
+    assert (counter.forwards[~won] == 10 * 40 + 11).all()
+    assert (counter.forwards[won] < 10 * 40 + 11).all()
+    assert (counter.forwards % 41 == torch.where(won, 1.0, 1.0)).all()
+    assert (counter.backwards == 0).all()
     wrong = spsa(View(NET), X, (Y + 1) % 5, LINF, draws(X), steps=2, samples=4)
     assert torch.equal(wrong.images, X)
 
@@ -638,20 +638,22 @@ def test_spsa_drops_what_is_broken_and_spends_what_it_says() -> None:
 # --- settings -------------------------------------------------------------------------------------------
 
 
-def doubt(name: str, threat: Threat, **params: Any) -> str | None:
+def flag(name: str, threat: Threat, **params: Any) -> str | None:
     entry = ATTACKS[name]
-    assert entry.doubts is not None
-    return entry.doubts(threat, **entry.schema(**params).model_dump())
+    assert entry.flags is not None
+    return entry.flags(threat, **entry.schema(**params).model_dump())
 
 
 def test_settings_that_cannot_reach_the_radius_are_doubted() -> None:
     radius = Threat("linf", 0.1)
-    assert doubt("spsa-released", radius) == "7 steps of 0.005 reach 0.035, less than the radius 0.1"
-    assert doubt("spsa", radius) is None
-    assert doubt("spsa", radius, steps=9) == "9 steps of 0.01 reach 0.09, less than the radius 0.1"
-    assert doubt("pgd", radius, steps=7, step=0.01) == "7 steps of 0.01 reach 0.07, less than the radius 0.1"
-    assert doubt("pgd", radius) is None
-    assert "one run" in str(doubt("pgd", radius, start="zero", restarts=3))
+    assert flag("spsa-released", radius) == "7 steps of 0.005 reach 0.035, less than the radius 0.1"
+    assert flag("spsa", radius) is None
+    assert flag("spsa", radius, steps=9) == "9 steps of 0.01 reach 0.09, less than the radius 0.1"
+    assert (
+        flag("pgd", radius, steps=7, step_size=0.01) == "7 steps of 0.01 reach 0.07, less than the radius 0.1"
+    )
+    assert flag("pgd", radius) is None
+    assert "one run" in str(flag("pgd", radius, start="zero", restarts=3))
 
 
 @pytest.mark.parametrize(
@@ -659,7 +661,7 @@ def test_settings_that_cannot_reach_the_radius_are_doubted() -> None:
     [
         ("pgd", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("pgd", {"restarts": -1}, "restarts: expected a number of 1 or more, found -1"),
-        ("pgd", {"step": -0.1}, "step: expected a number above 0, found -0.1"),
+        ("pgd", {"step_size": -0.1}, "step: expected a number above 0, found -0.1"),
         ("fgsm", {"fraction": 1.5}, "fraction: expected a number of 1 or less, found 1.5"),
         ("spsa", {"samples": 0}, "samples: expected a number of 1 or more, found 0"),
         ("spsa-released", {"delta": 0.0}, "delta: expected a number above 0, found 0.0"),

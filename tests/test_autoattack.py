@@ -20,7 +20,7 @@ from attacks.square import square
 from bench.losses import objective, succeeded
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Norm, Shape, Threat, View
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 from bench.registry import ATTACKS
 from bench.testing import Halfspace
 
@@ -53,9 +53,11 @@ def draws(x: Images) -> Noise:
     return Noise("test", torch.arange(len(x)), dtype=x.dtype)
 
 
-def watched(view: View, n: int, *, final: bool = True, target: Labels | None = None) -> tuple[View, Meter]:
-    meter = Meter.of(n, torch.device("cpu"))
-    return watch(view, meter, "gradient", target=target, final=final), meter
+def instrumented(
+    view: View, n: int, *, exact: bool = True, target: Labels | None = None
+) -> tuple[View, QueryCounter]:
+    counter = QueryCounter.of(n, torch.device("cpu"))
+    return instrument(view, counter, "gradient", target=target, exact=exact), counter
 
 
 NET, X = smooth(), images()
@@ -73,7 +75,7 @@ class ByRow:
     def __call__(self, z: Images) -> Tensor:
         return self.logits(z, self.rows)
 
-    def take(self, rows: Tensor) -> "ByRow":
+    def select(self, rows: Tensor) -> "ByRow":
         return ByRow(self.logits, self.rows[rows])
 
 
@@ -126,7 +128,7 @@ def test_steps_are_halved_where_a_computation_by_hand_says_so() -> None:
 
 
 def test_the_second_condition_needs_a_checkpoint_before_it_that_kept_the_step() -> None:
-    def judged(*windows: list[float]) -> list[bool]:
+    def validated(*windows: list[float]) -> list[bool]:
         progress = Progress(torch.zeros(1, 1, 1, 1), 1.0, rho=0.0)  # The first condition: no rise at all.
         progress.learn(torch.tensor([5.0]))
         found = []
@@ -137,9 +139,9 @@ def test_the_second_condition_needs_a_checkpoint_before_it_that_kept_the_step() 
         return found
 
     # The best, 5, never grows: not asked at the first checkpoint, then true, then not right after a halving.
-    assert judged([1, 2], [3, 4], [3, 6], [1, 2]) == [False, True, False, True]
-    assert judged([1, 2], [3, 4], [3, 4], [6, 7]) == [False, True, False, False]
-    assert judged([1, 6], [1, 6.5], [1, 6.5]) == [False, False, True]
+    assert validated([1, 2], [3, 4], [3, 6], [1, 2]) == [False, True, False, True]
+    assert validated([1, 2], [3, 4], [3, 4], [6, 7]) == [False, True, False, False]
+    assert validated([1, 6], [1, 6.5], [1, 6.5]) == [False, False, True]
 
 
 def by_the_book(
@@ -184,7 +186,7 @@ def by_the_book(
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin"])
 def test_apgd_is_algorithm_1(threat: Threat, loss: Any) -> None:
     start = threat.project(X, X + threat.radius * surface(X, threat.norm, draws(X)))
-    pushed = apgd(View(NET, final=False), X, Y, threat, draws(X), steps=50, loss=loss).images
+    pushed = apgd(View(NET, exact=False), X, Y, threat, draws(X), steps=50, loss=loss).images
     first = apgd(View(NET), X, Y, threat, draws(X), steps=50, loss=loss).images
     outcomes = set()
     for i in range(6):
@@ -235,9 +237,9 @@ def test_restarts_and_targets_see_survivors_only() -> None:
     for attack, name in counts:
         spent, won = [], []
         for count in (1, 2, 4):
-            view, meter = watched(View(NET), len(X))
+            view, counter = instrumented(View(NET), len(X))
             won.append(broken(attack(view, X, Y, LINF, draws(X), steps=4, **{name: count})))
-            spent.append(meter.forwards)
+            spent.append(counter.forwards)
         for (fewer, cheaper), (more, dearer) in pairwise(zip(won, spent, strict=True)):
             assert (more | ~fewer).all()
             assert torch.equal(dearer[fewer], cheaper[fewer])
@@ -415,14 +417,14 @@ def test_fab_says_where_it_failed_and_leaves_what_is_wrong_already() -> None:
 
 
 def test_within_a_radius_fab_stops_at_the_first_success() -> None:
-    free, meter = watched(View(NET), len(X))
+    free, counter = instrumented(View(NET), len(X))
     fab_t(free, X, Y, Threat("l2"), draws(X), steps=20, classes=4)
-    bound, spent = watched(View(NET), len(X))
+    bound, spent = instrumented(View(NET), len(X))
     crafted = fab_t(bound, X, Y, Threat("l2", 0.2), draws(X), steps=20, classes=4)
     near = Threat("l2").distance(X, crafted.images) <= 0.2
     assert 0 < near.sum() < len(X)
-    assert (spent.forwards[near] < meter.forwards[near] / 3).all()
-    assert (spent.forwards[~near] == meter.forwards[~near]).all()
+    assert (spent.forwards[near] < counter.forwards[near] / 3).all()
+    assert (spent.forwards[~near] == counter.forwards[~near]).all()
 
 
 # --- closed forms: X-4, X-5 -----------------------------------------------------------------------------
@@ -526,7 +528,7 @@ def test_negative_logits_and_huge_gaps_stop_none_but_cross_entropy(scale: float,
     threat = Threat("linf", 1.2 * float(plane.least(x, "linf").max()))
 
     def view() -> View:
-        return watched(View(lambda z: scale * plane(z) + level), len(x))[0]
+        return instrumented(View(lambda z: scale * plane(z) + level), len(x))[0]
 
     for loss in ("margin", "dlr"):
         crafted = apgd(view(), x, y, threat, draws(x), loss=loss)
@@ -641,11 +643,11 @@ def test_several_equal_draws_change_nothing(
 
 @pytest.mark.parametrize("attack", BALL, ids=named)
 def test_on_a_surrogate_apgd_goes_on_to_the_highest_loss(attack: Callable[..., Crafted]) -> None:
-    view, meter = watched(View(NET), len(X), final=False)
+    view, counter = instrumented(View(NET), len(X), exact=False)
     pushed = attack(view, X, Y, LINF, draws(X), steps=20, restarts=2)
     walks = 2 * (4 if attack is apgd_t else 1)
-    assert (meter.forwards == 1 + walks * 21).all()
-    assert (meter.backwards == walks * 20).all()
+    assert (counter.forwards == 1 + walks * 21).all()
+    assert (counter.backwards == walks * 20).all()
     stopped = attack(View(NET), X, Y, LINF, draws(X), steps=20, restarts=2)
     assert (broken(pushed) | ~broken(stopped)).all()
     if attack is apgd:
@@ -715,7 +717,7 @@ def test_members_see_survivors_in_order_and_rows_say_who_found_them(monkeypatch:
     x, y = x.view(5, 1, 1, 3), torch.zeros(5, dtype=torch.int64)
     # Raised values are drawn back to the ball: 0.25 away, which is enough from 0.3 only.
     threat = Threat("linf", 0.25)
-    view, meter = watched(View(by_value), 5)
+    view, counter = instrumented(View(by_value), 5)
     crafted = autoattack(view, x, y, threat, draws(x))
     assert crafted.notes["found_by"].tolist() == [0, 1, 2, -1, -1]
     assert (by_value(crafted.images).argmax(1) == 1).tolist() == [True, True, True, False, True]
@@ -723,15 +725,15 @@ def test_members_see_survivors_in_order_and_rows_say_who_found_them(monkeypatch:
     assert (threat.distance(x, crafted.images) <= 0.25 + 1e-6).all()
     # Of a failure, the image with the highest margin: the first of two that are as good.
     assert crafted.images[3].flatten().tolist() == pytest.approx([0, 0.35, 0.1])
-    assert meter.forwards.tolist() == [1 + 3, 1 + 6, 1 + 9, 1 + 9, 1]
+    assert counter.forwards.tolist() == [1 + 3, 1 + 6, 1 + 9, 1 + 9, 1]
     assert [crafted.notes[f"passes.{name}"].tolist() for name in members] == [
         [2, 2, 2, 2, 0],
         [0, 2, 2, 2, 0],
         [0, 0, 2, 2, 0],
     ]
-    surrogate, meter = watched(View(by_value), 5, final=False)
+    surrogate, counter = instrumented(View(by_value), 5, exact=False)
     crafted = autoattack(surrogate, x, y, threat, draws(x))
-    assert (meter.forwards == 10).all()
+    assert (counter.forwards == 10).all()
     assert crafted.notes["found_by"].tolist() == [0, 1, 2, 1, 0]
     assert crafted.images[4].flatten().tolist() == pytest.approx([0.85, 0, 0])
 
@@ -743,14 +745,14 @@ def test_members_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(portfolio, "VERSIONS", {"standard": members})
         found.append(autoattack(View(NET), X, Y, LINF, draws(X)).images)
     assert torch.equal(*found)
-    alone = apgd(View(NET), X, Y, LINF, draws(X).apart("apgd"))
+    alone = apgd(View(NET), X, Y, LINF, draws(X).spawn("apgd"))
     won = broken(alone)
     assert torch.equal(found[0][won], alone.images[won])
     assert won.any()
 
 
 def test_autoattack_breaks_what_its_members_break() -> None:
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     crafted = autoattack(view, X, Y, LINF, draws(X))
     won = broken(crafted)
     assert torch.equal(crafted.notes["found_by"] >= 0, won)
@@ -762,16 +764,16 @@ def test_autoattack_breaks_what_its_members_break() -> None:
     # The clean image once, and each member's images.
     passes = sum(note for name, note in crafted.notes.items() if name.startswith("passes."))
     asked = torch.where(won, crafted.notes["found_by"] + 1, 4) + 1
-    assert torch.equal(passes + asked, meter.forwards + meter.backwards)
+    assert torch.equal(passes + asked, counter.forwards + counter.backwards)
 
 
 def test_rand_averages_losses_over_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     crafted = autoattack(view, X, Y, Threat("linf", 1e-6), draws(X), version="rand")
     assert (crafted.notes["found_by"] == -1).all()
     # The image, and two members that ask 20 times each for it and 101 points, then once for what they found.
-    assert (meter.forwards == 1 + 2 * (20 * 102 + 1)).all()
-    assert (meter.backwards == 2 * 20 * 100).all()
+    assert (counter.forwards == 1 + 2 * (20 * 102 + 1)).all()
+    assert (counter.backwards == 2 * 20 * 100).all()
 
 
 # --- bad input ------------------------------------------------------------------------------------------

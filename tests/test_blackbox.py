@@ -23,7 +23,7 @@ from attacks.square import square
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Decision, Images, Labels, Shape, Threat, View
-from bench.referee import Meter, answers_only, watch
+from bench.referee import QueryCounter, answers_only, instrument
 from bench.registry import Access
 from bench.testing import Halfspace
 
@@ -46,9 +46,11 @@ def draws(x: Images, key: str = "test") -> Noise:
     return Noise(key, torch.arange(len(x)), dtype=x.dtype)
 
 
-def watched(view: View, n: int, access: Access = "score", *, final: bool = True) -> tuple[View, Meter]:
-    meter = Meter.of(n, torch.device("cpu"))
-    return watch(view, meter, access, target=None, final=final), meter
+def instrumented(
+    view: View, n: int, access: Access = "score", *, exact: bool = True
+) -> tuple[View, QueryCounter]:
+    counter = QueryCounter.of(n, torch.device("cpu"))
+    return instrument(view, counter, access, target=None, exact=exact), counter
 
 
 NET, X = network(), images()
@@ -81,7 +83,7 @@ def asked(
         seen.append(z.clone())
         return net(z)
 
-    found = square(View(logits, final=False), x, Y, threat, draws(x), queries=queries, **params).images
+    found = square(View(logits, exact=False), x, Y, threat, draws(x), queries=queries, **params).images
     assert torch.equal(seen[0], x)
     return seen[1:], found
 
@@ -221,21 +223,21 @@ def test_square_breaks_about_as_many_as_torchattacks(norm: Any, radius: float) -
 def test_square_drops_what_is_broken_counts_its_queries_and_leaves_wrong_images(norm: Any) -> None:
     threat = Threat(norm, 0.03 if norm == "linf" else 0.3)
     y = torch.where(torch.arange(len(X)) < 3, (Y + 1) % 5, Y)
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     found = square(view, X, y, threat, draws(X), queries=80).images
     won = broken(found, y)
     assert torch.equal(found[:3], X[:3])
-    assert (meter.forwards[:3] == 1).all()
+    assert (counter.forwards[:3] == 1).all()
     assert won[3:].sum() in range(2, len(X) - 3)
-    assert (meter.forwards[~won] == 81).all()
-    assert (meter.forwards[3:][won[3:]] < 81).all()
-    assert (meter.backwards == 0).all()
+    assert (counter.forwards[~won] == 81).all()
+    assert (counter.forwards[3:][won[3:]] < 81).all()
+    assert (counter.backwards == 0).all()
     # Alone, with the same draws, an example spends what it spent in company.
     for i in (3, 9):
-        view, alone = watched(View(NET), 1)
+        view, alone = instrumented(View(NET), 1)
         noise = Noise("test", torch.tensor([i]), dtype=X.dtype)
         again = square(view, X[i : i + 1], y[i : i + 1], threat, noise, queries=80).images
-        assert alone.forwards == meter.forwards[i]
+        assert alone.forwards == counter.forwards[i]
         assert torch.allclose(again[0], found[i], atol=1e-6)
 
 
@@ -305,14 +307,20 @@ def lone(net: Any, x: Images, y: int, pull: Any = None, **params: Any) -> tuple[
                 others = torch.cat([logits[:y], logits[y + 1 :]]).max()
                 (slope,) = torch.autograd.grad(logits[y] - others, u)
             share = t if params["schedule"] == "growing" else params["steps"] - t + 1
-            eta = params["step"] * share / params["steps"]
+            eta = params["step_size"] * share / params["steps"]
             z = (z - eta * torch.sign(2 * (z - x) + lam * slope)).clamp(0, 1)
         high, low = (min(high, lam), low) if ever else (high, max(low, lam))
         lam = lam * 10 if math.isinf(high) else (low + high) / 2
     return walked, best
 
 
-SEARCH: dict[str, Any] = {"steps": 12, "step": 0.03, "schedule": "growing", "searches": 4, "weight": 0.02}
+SEARCH: dict[str, Any] = {
+    "steps": 12,
+    "step_size": 0.03,
+    "schedule": "growing",
+    "searches": 4,
+    "weight": 0.02,
+}
 
 
 @pytest.mark.parametrize("schedule", ["growing", "falling"])
@@ -378,7 +386,7 @@ def test_lambda_is_searched_for_each_example_and_the_nearest_success_is_kept() -
     y = torch.zeros(3, dtype=torch.int64)
     far = {}
     for searches in (1, 2, 3, 6):
-        params: dict[str, Any] = {"steps": 200, "step": 0.02, "searches": searches, "weight": 0.25}
+        params: dict[str, Any] = {"steps": 200, "step_size": 0.02, "searches": searches, "weight": 0.25}
         crafted = bpda_cw(View(logits), x, y, Threat("l2"), draws(x), schedule="falling", **params)
         far[searches] = crafted.images.flatten() - 0.5
         assert torch.equal(crafted.notes["failed"], far[searches] == 0)
@@ -395,23 +403,23 @@ def test_lambda_is_searched_for_each_example_and_the_nearest_success_is_kept() -
 def test_the_search_leaves_wrong_images_notes_what_failed_and_counts(attack: Any) -> None:
     x = X[:6]
     y = torch.where(torch.arange(6) < 2, (Y[:6] + 1) % 5, Y[:6])
-    view, meter = watched(View(NET), 6, "gradient" if attack is bpda_cw else "score")
-    params: dict[str, Any] = {"steps": 5, "searches": 2, "step": 1e-4}
+    view, counter = instrumented(View(NET), 6, "gradient" if attack is bpda_cw else "score")
+    params: dict[str, Any] = {"steps": 5, "searches": 2, "step_size": 1e-4}
     if attack is nes:
         params["samples"] = 8
     crafted = attack(view, x, y, Threat("l2"), draws(x), **params)
     assert torch.equal(crafted.images, x)
     assert crafted.notes["failed"].tolist() == [False] * 2 + [True] * 4
-    assert (meter.forwards[:2] == 1).all()
+    assert (counter.forwards[:2] == 1).all()
     each = 1 if attack is bpda_cw else 9
-    assert (meter.forwards[2:] == 1 + 2 * (5 * each + 1)).all()
-    assert (meter.backwards[2:] == (10 if attack is bpda_cw else 0)).all()
+    assert (counter.forwards[2:] == 1 + 2 * (5 * each + 1)).all()
+    assert (counter.backwards[2:] == (10 if attack is bpda_cw else 0)).all()
 
 
 def test_kappa_asks_for_a_margin_and_costs_distance() -> None:
     far = []
     for kappa in (0.0, 0.5, 1.0):
-        crafted = bpda_cw(View(NET), X, Y, Threat("l2"), draws(X), steps=60, step=0.05, kappa=kappa)
+        crafted = bpda_cw(View(NET), X, Y, Threat("l2"), draws(X), steps=60, step_size=0.05, kappa=kappa)
         won = ~crafted.notes["failed"]
         assert won.sum() > 10
         assert (objective(View(NET), NET(crafted.images), Y, "margin")[won] >= kappa).all()
@@ -463,7 +471,7 @@ def test_the_estimate_of_nes_is_the_same_in_parts_and_follows_a_network_s_gradie
 
 
 def test_nes_finds_what_bpda_cw_finds_a_little_farther() -> None:
-    params: dict[str, Any] = {"steps": 40, "step": 0.04, "searches": 4}
+    params: dict[str, Any] = {"steps": 40, "step_size": 0.04, "searches": 4}
     x = X[:8]
     near = bpda_cw(View(NET), x, Y[:8], Threat("l2"), draws(x), **params)
     seen = nes(View(NET), x, Y[:8], Threat("l2"), draws(x), samples=100, sigma=0.02, **params)
@@ -560,7 +568,7 @@ def test_localsearch_accumulates_changes_keeps_probes_in_the_box_and_counts() ->
         seen.append(z)
         return bright(z)
 
-    view, meter = watched(View(logits), 4)
+    view, counter = instrumented(View(logits), 4)
     # Probes of black pixels are black: the ranking is by the small part of the margin.
     crafted = localsearch(view, x, y, Threat("l0"), draws(x), r=1.5, t=5)
     assert all(((z >= 0) & (z <= 1)).all() for z in seen)
@@ -569,7 +577,7 @@ def test_localsearch_accumulates_changes_keeps_probes_in_the_box_and_counts() ->
     assert (changed >= 10).all()
     assert torch.equal(Threat("l0").distance(x, crafted.images), changed.double())
     # 14 probes first (a tenth of 144), then 128; and a look after each round.
-    assert (((meter.forwards - 1 - 15) % 129) == 0).all()
+    assert (((counter.forwards - 1 - 15) % 129) == 0).all()
 
 
 def test_localsearch_by_margin_ranks_where_the_published_probability_is_blind() -> None:
@@ -591,7 +599,7 @@ def test_localsearch_by_margin_ranks_where_the_published_probability_is_blind() 
 
 def test_localsearch_leaves_failures_and_wrong_images_unchanged() -> None:
     y = torch.where(torch.arange(len(X)) < 4, (Y + 1) % 5, Y)
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     crafted = localsearch(view, X, y, Threat("l0"), draws(X), rounds=1, t=1)
     failed = crafted.notes["failed"]
     assert not failed[:4].any()
@@ -599,7 +607,7 @@ def test_localsearch_leaves_failures_and_wrong_images_unchanged() -> None:
     assert torch.equal(crafted.images[:4], X[:4])
     assert torch.equal(crafted.images[failed], X[failed])
     assert broken(crafted.images, y)[~failed].all()
-    assert meter.forwards.tolist() == [1] * 4 + [1 + 6 + 1] * 12
+    assert counter.forwards.tolist() == [1] * 4 + [1 + 6 + 1] * 12
 
 
 # --- Boundary -------------------------------------------------------------------------------------------
@@ -618,7 +626,7 @@ def test_the_walk_never_goes_back_and_every_iterate_is_adversarial(monkeypatch: 
         original(walk, *args)
         trail.append((walk.z.clone(), walk.distance.clone()))
 
-    monkeypatch.setattr(walks._Walk, "step", step)
+    monkeypatch.setattr(walks._Walk, "step_size", step)
     x = X[:6]
     crafted = boundary(answers(NET), x, Y[:6], Threat("l2"), draws(x), steps=300)
     assert len(trail) == 300
@@ -705,15 +713,15 @@ def test_one_example_without_a_start_takes_nobody_down() -> None:
 
     x, y = 0.3 * images(8), torch.zeros(8, dtype=torch.int64)
     x[5], y[5] = x[5] + 0.7, 1
-    view, meter = watched(answers(shade, 2), 8, "decision")
+    view, counter = instrumented(answers(shade, 2), 8, "decision")
     params: dict[str, Any] = {"steps": 60, "starts": 20}
     crafted = boundary(view, x, y, Threat("l2"), draws(x), **params)
     assert crafted.notes["failed"].tolist() == [i == 5 for i in range(8)]
     assert torch.equal(crafted.images[5], x[5])
-    assert meter.forwards[5] == 21
+    assert counter.forwards[5] == 21
     others = torch.tensor([0, 1, 2, 3, 4, 6, 7])
     assert (shade(crafted.images[others]).argmax(1) == 1).all()
-    noise = draws(x).take(others)
+    noise = draws(x).select(others)
     alone = boundary(answers(shade, 2), x[others], y[others], Threat("l2"), noise, **params)
     assert torch.allclose(crafted.images[others], alone.images, atol=1e-6)
     model = foolbox.PyTorchModel(Shade().eval(), bounds=(0, 1), device="cpu")
@@ -735,13 +743,13 @@ class Shade(nn.Module):
 
 def test_boundary_counts_its_queries_and_leaves_wrong_images() -> None:
     y = torch.where(torch.arange(len(X)) < 3, (Y + 1) % 5, Y)
-    view, meter = watched(answers(NET), len(X), "decision")
+    view, counter = instrumented(answers(NET), len(X), "decision")
     crafted = boundary(view, X, y, Threat("l2"), draws(X), steps=40)
     assert torch.equal(crafted.images[:3], X[:3])
     assert not crafted.notes["failed"].any()
-    assert (meter.forwards[:3] == 1).all()
+    assert (counter.forwards[:3] == 1).all()
     # The image, one draw or more, up to 49 blends, and 40 steps of which 4 are measured on the sphere.
-    spent = meter.forwards[3:] - 1 - 44
+    spent = counter.forwards[3:] - 1 - 44
     assert (spent >= 2).all()
     assert (spent < 70).all()
 
@@ -750,11 +758,11 @@ def test_a_step_of_foolbox_1_tries_up_to_so_many_directions() -> None:
     x = X[:6]
     spent, far = {}, {}
     for directions in (1, 5):
-        view, meter = watched(answers(NET), 6, "decision")
+        view, counter = instrumented(answers(NET), 6, "decision")
         crafted = boundary(
             view, x, Y[:6], Threat("l2"), draws(x), steps=60, directions=directions, conditional=True
         )
-        spent[directions], far[directions] = meter.forwards, Threat("l2").distance(x, crafted.images)
+        spent[directions], far[directions] = counter.forwards, Threat("l2").distance(x, crafted.images)
     assert (spent[5] > spent[1]).all()
     assert (spent[5] <= 5 * 66 + 1100).all()
     assert far[5].median() < far[1].median()
@@ -792,7 +800,7 @@ def test_a_success_of_the_last_step_counts() -> None:
     x = 0.5 * torch.ones(2, 1, 2, 2)
     plane = View(lambda z: torch.stack([0.6 - z.flatten(1).mean(1), z.flatten(1).mean(1) - 0.6], 1))
     y = torch.zeros(2, dtype=torch.int64)
-    crafted = bpda_cw(plane, x, y, Threat("l2"), draws(x), steps=1, step=0.2, searches=1)
+    crafted = bpda_cw(plane, x, y, Threat("l2"), draws(x), steps=1, step_size=0.2, searches=1)
     assert torch.allclose(crafted.images, torch.full_like(x, 0.7))
 
 
@@ -811,7 +819,7 @@ def test_boundary_starts_from_a_guide_where_noise_is_refused() -> None:
     found = {}
     for name, given in (("none", None), ("both", guides)):
         asked = answers_only(decide, 2, given)
-        view = watch(asked, Meter.of(6, torch.device("cpu")), "decision", target=None, final=True)
+        view = instrument(asked, QueryCounter.of(6, torch.device("cpu")), "decision", target=None, exact=True)
         noise = Noise("guided", torch.arange(6), dtype=torch.float64)
         found[name] = boundary(view, x, y, Threat("l2"), noise, steps=200, starts=5)
     assert found["none"].notes["failed"].all()

@@ -42,13 +42,13 @@ def test_void_moves_are_counted_over_seeds_and_once_for_the_table():
     conditions = [condition(f"a{seed}", seed=seed) for seed in (0, 1)]
     # A second view that is the same job: its moves are the same moves.
     conditions += [but(each, view="e2e") for each in conditions]
-    void = first(N, 3)
-    outcomes = {"a0": rows(first(N, 90), void=void), "a1": rows(first(N, 90), void=first(N, 2))}
+    invalid = first(N, 3)
+    outcomes = {"a0": rows(first(N, 90), invalid=invalid), "a1": rows(first(N, 90), invalid=first(N, 2))}
     flags, rendered = flagged(conditions, outcomes)
-    assert codes(flags) == {"pgd, first": ["void-moves"], "pgd, e2e": ["void-moves"]}
-    assert flags["pgd, first"][0].message.startswith("5 of 400 moves were void")
-    assert [cell.void for cell in rendered.rows[0].cells] == [5, 5]
-    assert rendered.void == 5
+    assert codes(flags) == {"pgd, first": ["invalid-moves"], "pgd, e2e": ["invalid-moves"]}
+    assert flags["pgd, first"][0].message.startswith("5 of 400 moves were invalid")
+    assert [cell.invalid for cell in rendered.rows[0].cells] == [5, 5]
+    assert rendered.invalid == 5
 
 
 def test_answers_that_are_not_finite_count_as_broken_and_say_so():
@@ -94,24 +94,24 @@ def test_examples_on_which_a_library_broke_down_are_said_whatever_their_number()
 
 
 def test_an_attack_that_cannot_reach_its_radius():
-    doubt = "7 steps of 0.01 cannot cross a radius of 0.1"
-    conditions = [condition(f"a{seed}", seed=seed, doubts=[doubt]) for seed in (0, 1)]
+    flag = "7 steps of 0.01 cannot cross a radius of 0.1"
+    conditions = [condition(f"a{seed}", seed=seed, flags=[flag]) for seed in (0, 1)]
     flags, _ = flagged(conditions, {"a0": rows(first(N, 90)), "a1": rows(first(N, 90))})
-    assert flags["pgd, first"] == (checks.Flag("out-of-reach", doubt),)
+    assert flags["pgd, first"] == (checks.Flag("out-of-reach", flag),)
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"radius": None, "budget": "distance"}, ["unbounded-fails"]),
-        ({"radius": None, "budget": "distance", "access": "decision"}, ["unbounded-fails"]),
-        ({"radius": None, "budget": "distance", "access": "none", "idle": True}, []),
+        ({"radius": None, "kind": "minimum-norm"}, ["unbounded-fails"]),
+        ({"radius": None, "kind": "minimum-norm", "access": "decision"}, ["unbounded-fails"]),
+        ({"radius": None, "kind": "minimum-norm", "access": "none", "idle": True}, []),
         ({"radius": 1.0}, ["unbounded-fails"]),
         ({"radius": 1.0, "norm": "l2"}, []),
         ({"radius": 0.5}, []),
         # It was crafted on something else, or looks at something else: nothing says that it must win.
         ({"radius": 1.0, "source": "cnn"}, []),
-        ({"radius": 1.0, "final": False}, []),
+        ({"radius": 1.0, "exact": False}, []),
         ({"radius": 1.0, "access": "score"}, []),
     ],
 )
@@ -125,7 +125,7 @@ def test_an_attack_without_a_limit_must_win(changes, found):
 
 
 def test_without_a_limit_a_refusal_or_another_label_than_the_target_is_a_failure():
-    free = {"radius": None, "budget": "distance"}
+    free = {"radius": None, "kind": "minimum-norm"}
     refused = rows(first(N, 0), rejected=first(N, 5))
     assert codes(flagged([condition("a", **free)], {"a": refused})[0])["pgd, first"] == ["unbounded-fails"]
     other = rows(first(N, 0), target=[6] * N)
@@ -140,7 +140,7 @@ SEEING = condition("see")
 BLIND = {
     "score": condition("blind", attack="spsa", use="spsa", access="score"),
     "decision": condition("blind", attack="boundary", use="boundary", access="decision"),
-    "transfer": condition("blind", attack="transfer", view="cnn:first", source="cnn", final=False),
+    "transfer": condition("blind", attack="transfer", view="cnn:first", source="cnn", exact=False),
 }
 
 
@@ -200,7 +200,7 @@ def test_other_radii_are_not_compared():
 
 
 def test_a_surrogate_that_beats_the_exact_view():
-    conditions = [condition("first", view="first", final=False), condition("e2e", view="e2e", final=True)]
+    conditions = [condition("first", view="first", exact=False), condition("e2e", view="e2e", exact=True)]
     outcomes = {"first": rows(first(N, 90)), "e2e": rows(first(N, 110))}
     flags, _ = flagged(conditions, outcomes)
     assert codes(flags) == {"pgd, first": ["surrogate-beats-exact"], "pgd, e2e": []}
@@ -254,7 +254,7 @@ def test_every_doubt_stands_in_the_documentation_and_no_other():
         r"^## `?([a-z-]+)`?$", (DOCS / "flags.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert sorted(sections) == sorted(checks.CODES)
-    assert checks.Flag("void-moves", "x").advice == "docs/flags.md#void-moves"
+    assert checks.Flag("invalid-moves", "x").advice == "docs/flags.md#invalid-moves"
 
 
 def test_no_doubt_is_raised_under_an_unknown_code():

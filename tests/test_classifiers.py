@@ -19,7 +19,7 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linea
 from bench import Images, InputError, Shape, Split, Threat, TrainingError, Use, View, objective
 from bench.jobs import Train
 from bench.noise import Noise
-from bench.registry import DEFENSES, arguments
+from bench.registry import DEFENSES, bind
 from bench.testing import check_defense
 from bench.training import Trainer
 from defenses.madry import PGD, Madry
@@ -235,7 +235,7 @@ def test_a_network_that_does_not_fit_is_refused_before_and_while_building(
         ("madry", {"radius": -0.1}, "radius: expected a number of 0 or more, found -0.1"),
         ("trades", {"beta": -1.0}, "beta: expected a number of 0 or more, found -1"),
         ("trades", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
-        ("trades", {"step": 0.0}, "step: expected a number above 0, found 0"),
+        ("trades", {"step_size": 0.0}, "step: expected a number above 0, found 0"),
     ],
 )
 def test_impossible_trainings_are_refused_by_the_plan(
@@ -247,8 +247,8 @@ def test_impossible_trainings_are_refused_by_the_plan(
 
 
 def test_the_defaults_are_those_of_the_released_codes() -> None:
-    pgd = {"steps": 7, "step": 0.007, "start": "uniform", "keep": "last", "drop": False}
-    settings = {name: arguments(DEFENSES[name], {}) for name in CLASSIFIERS}
+    pgd = {"steps": 7, "step_size": 0.007, "start": "uniform", "keep": "last", "drop": False}
+    settings = {name: bind(DEFENSES[name], {}) for name in CLASSIFIERS}
     shared = {
         "net": "resnet18",
         "batch": 128,
@@ -267,7 +267,7 @@ def test_the_defaults_are_those_of_the_released_codes() -> None:
     assert settings["madry"]["inner"] == Use("pgd", pgd) == PGD
     assert settings["madry"]["radius"] == 8 / 255
     trades = {"epochs": 76, "milestones": (74,), "warmup": 0, "weight_decay": 2e-4}
-    trades |= {"radius": 0.031, "beta": 6, "steps": 10, "step": 0.007, "start": "gaussian"}
+    trades |= {"radius": 0.031, "beta": 6, "steps": 10, "step_size": 0.007, "start": "gaussian"}
     trades |= {"attack_mode": "eval", "detach_target": False, "clean_forwards": 2}
     assert {key: settings["trades"][key] for key in trades} == trades
 
@@ -417,12 +417,12 @@ def test_pgd_on_a_linear_model_ends_with_no_less_loss_than_at_its_start(start: s
     # The loss is convex and every move follows the gradient's signs: no step can lose.
     network, threat = linear_net(Shape(1, 6, 6, 5)), Threat("linf", 0.1)
     x, y = images(30, Shape(1, 6, 6, 5), dtype=torch.float64), torch.arange(30) % 5
-    view = View(network, final=False)
+    view = View(network, exact=False)
     losses = []
     for steps in (1, 2, 5, 20):
         # Each run draws the same start, and goes on from where a shorter one ends.
         attack = trainer(stripes()).attack(
-            Use("pgd", {"steps": steps, "step": 0.02, "start": start, "keep": "last", "drop": False})
+            Use("pgd", {"steps": steps, "step_size": 0.02, "start": start, "keep": "last", "drop": False})
         )
         z = craft(attack, network, x, y, threat, Noise("a", torch.arange(30), dtype=torch.float64))
         losses.append(objective(view, network(z), y).detach())
@@ -444,7 +444,9 @@ def test_what_is_crafted_stays_in_ball_and_box_and_carries_no_gradient(mode: Any
     attack = trainer(stripes()).attack(PGD)
     threat = Threat("linf", 0.02)
     z = craft(attack, network, x, y, threat, noise(8), mode=mode)
-    climbed = ascend(network, x, noise(8), Ascent(threat, steps=7, step=0.007, start="gaussian", mode=mode))
+    climbed = ascend(
+        network, x, noise(8), Ascent(threat, steps=7, step_size=0.007, start="gaussian", mode=mode)
+    )
     for made in (z, climbed):
         assert not made.requires_grad
         assert (made - x).abs().max() <= 0.02 + 1e-7
@@ -579,7 +581,7 @@ def test_at_the_image_itself_there_is_nothing_to_climb(net: str) -> None:
     network = classifiers.build(**NETS[net], shape=TINY)
     x = images(8, TINY)
     still = Still("a", torch.arange(8))
-    settings: dict[str, Any] = {"steps": 3, "step": 0.01, "start": "gaussian"}
+    settings: dict[str, Any] = {"steps": 3, "step_size": 0.01, "start": "gaussian"}
     assert torch.equal(ascend(network, x, still, Ascent(Threat("linf", 0.1), **settings)), x)
     moved = ascend(network, x, noise(8), Ascent(Threat("linf", 0.1), **settings))
     assert ((moved - x).abs().flatten(1).amax(1) > 0.005).all()
@@ -592,7 +594,7 @@ def test_the_ascent_equals_the_released_loop(start: Any) -> None:
     network.train()(images(16, TINY, seed=3, dtype=torch.float64))  # Running statistics of some kind.
     x = images(5, TINY, dtype=torch.float64)
     draws = Noise("a", torch.arange(5), dtype=torch.float64)
-    made = ascend(network, x, draws, Ascent(Threat("linf", 0.03), steps=4, step=0.02, start=start))
+    made = ascend(network, x, draws, Ascent(Threat("linf", 0.03), steps=4, step_size=0.02, start=start))
 
     draws = Noise("a", torch.arange(5), dtype=torch.float64)
     network.eval()
@@ -616,7 +618,9 @@ def test_the_ascent_on_a_linear_model_never_loses() -> None:
 
     def climbed(steps: int) -> Tensor:
         draws = Noise("a", torch.arange(30), dtype=torch.float64)
-        z = ascend(network, x, draws, Ascent(Threat("linf", 0.1), steps=steps, step=0.02, start="uniform"))
+        z = ascend(
+            network, x, draws, Ascent(Threat("linf", 0.1), steps=steps, step_size=0.02, start="uniform")
+        )
         return divergence(network(x), network(z)).detach()
 
     values = [climbed(steps) for steps in (1, 2, 4, 8, 16)]
@@ -629,7 +633,7 @@ def test_the_ascent_of_an_image_depends_on_no_other_and_on_no_caller() -> None:
     torch.manual_seed(0)
     network = classifiers.build("lenet", TINY, width=0.5)
     x = images(9, TINY)
-    settings: dict[str, Any] = {"steps": 3, "step": 0.01, "start": "uniform"}
+    settings: dict[str, Any] = {"steps": 3, "step_size": 0.01, "start": "uniform"}
     with torch.no_grad():
         every = ascend(network, x, noise(9), Ascent(Threat("linf", 0.1), **settings))
     rows = torch.tensor([7, 2])
@@ -643,7 +647,7 @@ def trades(network: nn.Module, **changes: Any) -> Any:
         "detach_target": False,
         "clean_forwards": 2,
     }
-    ascent = Ascent(Threat("linf", 0.05), steps=2, step=0.02, start="gaussian")
+    ascent = Ascent(Threat("linf", 0.05), steps=2, step_size=0.02, start="gaussian")
     return objectives.trades(network, ascent, **settings | changes)
 
 
@@ -666,7 +670,7 @@ def test_trades_is_the_sum_it_is_defined_as(detach: bool, forwards: int) -> None
     network = classifiers.build("resnet18", TINY, width=0.0625).double()
     x, y = images(6, TINY, dtype=torch.float64), torch.arange(6) % 2
     draws = [Noise("a", torch.arange(6), dtype=torch.float64) for _ in range(2)]
-    z = ascend(network, x, draws[1], Ascent(Threat("linf", 0.05), steps=2, step=0.02, start="gaussian"))
+    z = ascend(network, x, draws[1], Ascent(Threat("linf", 0.05), steps=2, step_size=0.02, start="gaussian"))
     loss = trades(network, detach_target=detach, clean_forwards=forwards)(x, y, draws[0])
 
     target = softmax(network(x), 1)
@@ -710,7 +714,12 @@ def test_only_an_attack_in_training_mode_moves_running_statistics(mode: Any) -> 
     attack = trainer(stripes()).attack(PGD)
     count, mean = counted(network)
     craft(attack, network, x, y, Threat("linf", 0.02), noise(8), mode=mode)
-    ascend(network, x, noise(8), Ascent(Threat("linf", 0.02), steps=3, step=0.01, start="uniform", mode=mode))
+    ascend(
+        network,
+        x,
+        noise(8),
+        Ascent(Threat("linf", 0.02), steps=3, step_size=0.01, start="uniform", mode=mode),
+    )
     after, moved = counted(network)
     # PGD looks once in each of 7 steps; the ascent once at the image and once in each of 3.
     assert after - count == (0 if mode == "eval" else 7 + 1 + 3)
@@ -828,7 +837,7 @@ def test_madry_asks_for_its_inner_attack(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = []
 
     def look(view: View, x: Images, y: Tensor, threat: Threat, noise: Noise) -> Images:
-        assert not view.final
+        assert not view.exact
         asked.append((len(x), threat))
         return x
 
@@ -883,12 +892,12 @@ def test_a_suite_trains_what_another_starts_from_and_says_what_steps_do_not_reac
     assert not ran.failed
     jobs = {job.defense.name: job for job in ran.plan.graph() if isinstance(job, Train)}
     assert [name for name, _ in jobs["trades"].parts] == ["initial"]
-    doubts = {cell.coordinates["defense"]: cell.facts["doubts"] for cell in ran.plan.cells}
-    assert doubts["plain"] == []
-    assert [re.sub("^madry: ", "", each) for each in doubts["madry"]] == [
+    flags = {cell.coordinates["defense"]: cell.facts["flags"] for cell in ran.plan.cells}
+    assert flags["plain"] == []
+    assert [re.sub("^madry: ", "", each) for each in flags["madry"]] == [
         "7 inner steps of 0.007 reach 0.049, less than the radius 0.1"
     ]
-    assert [re.sub("^trades: ", "", each) for each in doubts["trades"]] == [
+    assert [re.sub("^trades: ", "", each) for each in flags["trades"]] == [
         "2 inner steps of 0.007 reach 0.014, less than the radius 0.02"
     ]
     # Every setting is written down beside the weights, whether it was asked for or not.
@@ -897,13 +906,13 @@ def test_a_suite_trains_what_another_starts_from_and_says_what_steps_do_not_reac
     assert settings["steps"] == 2
     assert settings["attack_mode"] == "eval"
     assert settings["start"] == "gaussian"
-    assert settings["step"] == 0.007
+    assert settings["step_size"] == 0.007
     assert settings["milestones"] == [74]
 
 
 def test_an_inner_attack_without_a_length_of_its_own_raises_no_doubt() -> None:
-    doubts = DEFENSES["madry"].doubts
-    assert doubts is not None
-    assert doubts(radius=0.3, inner={"use": "pgd", "steps": 7, "step": None}) is None
-    assert doubts(radius=0.3, inner={"use": "fgsm"}) is None
-    assert doubts(radius=76.5 / 255, inner={"use": "pgd", "steps": 40, "step": 0.01}) is None
+    flags = DEFENSES["madry"].flags
+    assert flags is not None
+    assert flags(radius=0.3, inner={"use": "pgd", "steps": 7, "step_size": None}) is None
+    assert flags(radius=0.3, inner={"use": "fgsm"}) is None
+    assert flags(radius=76.5 / 255, inner={"use": "pgd", "steps": 40, "step_size": 0.01}) is None

@@ -406,9 +406,9 @@ def test_kill_9_in_the_middle_changes_no_bit_of_the_tables(tmp_path: Path) -> No
     for folder in (calm, rough):
         folder.mkdir()
         crash_suite(folder)
-    undisturbed = started(calm)
-    out, _ = undisturbed.communicate(timeout=200)
-    assert undisturbed.returncode == 0, out
+    frozen = started(calm)
+    out, _ = frozen.communicate(timeout=200)
+    assert frozen.returncode == 0, out
     process = started(rough)
     wait_for("results/suite/partial/*/epoch.safetensors", rough, process)
     os.killpg(process.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bench import planner, resolve
-from bench.costs import Costs, examples, passes
+from bench.costs import Estimates, examples, passes
 from bench.jobs import Craft, Evaluate, Train
 from bench.planner import Plan
 from suites import TASK, suite
@@ -19,11 +19,11 @@ def planned(folder: Path) -> Plan:
 
 
 def crafts(of: Plan, name: str) -> list[Craft]:
-    return [job for job in of.graph() if isinstance(job, Craft) and job.attempt.attack.name == name]
+    return [job for job in of.graph() if isinstance(job, Craft) and job.attack_run.attack.name == name]
 
 
 def test_what_was_measured_is_expected_again_for_as_much_work(tmp_path: Path) -> None:
-    costs = Costs()
+    costs = Estimates()
     assert not costs.informed
     first, *others = sorted(crafts(planned(tmp_path), "pgd"), key=lambda job: job.start)
     costs.learn(first, {"seconds": 5.0})
@@ -35,7 +35,7 @@ def test_an_attack_that_was_never_seen_is_judged_by_its_passes(tmp_path: Path) -
     crossed = planned(tmp_path)
     pgd, spsa = crafts(crossed, "pgd")[0], crafts(crossed, "spsa")[0]
     assert (passes(pgd), passes(spsa)) == (10, 1 + 5 * (2 * 16 + 1))
-    costs = Costs()
+    costs = Estimates()
     costs.learn(pgd, {"seconds": 1.0})
     assert costs.seconds(spsa) == 16.6 * examples(spsa) / examples(pgd)
 
@@ -70,20 +70,24 @@ def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhe
     attacks = {"pgd": {"use": "pgd", "steps": 10}, "cw": {"use": "cw-l2", "steps": 10, "searches": 3}}
     task = {**TASK, "defenses": ["linear", "opaque"], "threat": {"norm": "l2", "radius": 1}}
     crossed = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**task, "views": ["logits"]}])))
-    on = {job.attempt.source.train.defense.name: job for job in crafts(crossed, "pgd") if job.attempt.source}
+    on = {
+        job.attack_run.source.train.defense.name: job
+        for job in crafts(crossed, "pgd")
+        if job.attack_run.source
+    }
     (cw,) = [job for job in crafts(crossed, "cw-l2") if job.start == 0][:1]
     assert (len(on), passes(cw)) == (2, 1 + 2 * 3 * 11)
-    assert cw.attempt.source is not None
-    costs = Costs()
+    assert cw.attack_run.source is not None
+    costs = Estimates()
     for name, job in on.items():
-        costs.learn(job, {"seconds": 1.0 if name == cw.attempt.source.train.defense.name else 99.0})
-    seen = on[cw.attempt.source.train.defense.name]
+        costs.learn(job, {"seconds": 1.0 if name == cw.attack_run.source.train.defense.name else 99.0})
+    seen = on[cw.attack_run.source.train.defense.name]
     assert costs.seconds(cw) == 6.7 * examples(cw) / examples(seen)
 
 
 def test_the_longest_way_goes_through_what_comes_after(tmp_path: Path) -> None:
     graph = planned(tmp_path).graph()
-    costs = Costs()
+    costs = Estimates()
     ways = costs.paths(graph)
     for job, needs in graph.items():
         for need in needs:

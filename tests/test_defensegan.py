@@ -188,11 +188,11 @@ def test_gradient_penalty_of_a_linear_critic_is_known() -> None:
     # T-dgan-4.
     direction = drawn(GREY.channels * 784, seed=2) / 20
 
-    def judge(x: Tensor) -> Tensor:
+    def validate(x: Tensor) -> Tensor:
         return x.flatten(1) @ direction[:, None]
 
     real, fake = images(5), images(5, seed=2)
-    found = gan.penalty(judge, real, fake, drawn(5, 1, 1, 1))  # type: ignore[arg-type]
+    found = gan.penalty(validate, real, fake, drawn(5, 1, 1, 1))  # type: ignore[arg-type]
     assert found.item() == pytest.approx((direction.norm().item() - 1) ** 2, rel=1e-12)
 
 
@@ -264,9 +264,9 @@ def test_every_step_of_the_generator_comes_before_its_steps_of_the_critic(
     seen: list[Tensor] = []
     of_critic = gan.critic_loss
 
-    def looked(judge: nn.Module, real: Tensor, *rest: Any) -> Tensor:
+    def looked(validate: nn.Module, real: Tensor, *rest: Any) -> Tensor:
         seen.append(real)
-        return of_critic(judge, real, *rest)
+        return of_critic(validate, real, *rest)
 
     monkeypatch.setattr(defensegan, "_descend", noted)
     monkeypatch.setattr(gan, "critic_loss", looked)

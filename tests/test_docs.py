@@ -227,8 +227,8 @@ def test_what_is_said_of_mnist_is_what_its_results_say() -> None:
     plain, scaled = (value["sdim", "SDIM", each] for each in ("PGD", "PGD (ll/64)"))
     assert f"log-likelihoods leaves {plain:.1f} % of MNIST" in said["README.md"]
     assert f"over 64 it leaves {scaled:.0f} %" in said["README.md"]
-    doubts = rows.query("table == 'sdim' and row == 'SDIM' and column == 'PGD'")["flags"].item()
-    assert re.sub(r".*vanished on (\d+ of \d+) .*", r"vanished on \1 images", doubts) in said["README.md"]
+    flags = rows.query("table == 'sdim' and row == 'SDIM' and column == 'PGD'")["flags"].item()
+    assert re.sub(r".*vanished on (\d+ of \d+) .*", r"vanished on \1 images", flags) in said["README.md"]
 
     def refused(column: str) -> tuple[float, ...]:
         return tuple(value["sdim-adaptive", f"SDIM ({nth} Per.)", column] for nth in ("1st", "2nd"))
@@ -268,7 +268,7 @@ def _nearer(defense: str, one: str, other: str) -> tuple[float, int, int]:
             if {**wanted, "attack": attack}.items() <= each["coordinates"].items()
         }
         rows = pd.read_parquet(root / "evaluate" / job / "outcomes.parquet").set_index("index")
-        assert ((rows["label"] != rows["truth"]) & ~rows["void"]).all()
+        assert ((rows["label"] != rows["truth"]) & ~rows["invalid"]).all()
         distances.append(rows["l2"])
     first, second = distances[0].align(distances[1], join="outer")
     right = (first > 0) | (second > 0)

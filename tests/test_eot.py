@@ -14,7 +14,7 @@ from attacks.pgd import pgd
 from bench import InputError, Shape, View, eot, objective, planner, resolve, succeeded
 from bench.noise import Noise
 from bench.protocols import Labels, Threat
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 from defenses.defensegan import DefenseGan
 from suites import TASK, Ran, suite
 
@@ -125,7 +125,7 @@ def test_draws_break_what_one_draw_does_not() -> None:
         return answer
 
     def failures(m: int) -> float:
-        view = eot(View(logits, final=False), m)
+        view = eot(View(logits, exact=False), m)
         found = pgd(view, X, Y, Threat("linf", 0.2), draws(X), steps=15, keep="last", loss="margin").images
         answers = torch.stack([logits(found) for _ in range(400)])
         return float(objective(View(NET), answers, Y, "margin").mean())
@@ -138,18 +138,18 @@ def test_draws_break_what_one_draw_does_not() -> None:
 
 
 def test_every_draw_is_a_pass_of_each_point() -> None:
-    meter = Meter.of(len(X), torch.device("cpu"))
-    view = eot(watch(View(Masked()), meter, "gradient", target=None, final=False), 5)
+    counter = QueryCounter.of(len(X), torch.device("cpu"))
+    view = eot(instrument(View(Masked()), counter, "gradient", target=None, exact=False), 5)
     pgd(view, X, Y, LINF, draws(X), steps=4, keep="last", drop=False)
-    assert (meter.forwards == 5 * 4).all()
-    assert (meter.backwards == 5 * 4).all()
+    assert (counter.forwards == 5 * 4).all()
+    assert (counter.backwards == 5 * 4).all()
 
 
 def test_examples_that_are_dropped_cost_no_more_draws() -> None:
-    meter = Meter.of(len(X), torch.device("cpu"))
-    view = eot(watch(View(NET), meter, "gradient", target=(Y + 1) % 5, final=True), 3)
+    counter = QueryCounter.of(len(X), torch.device("cpu"))
+    view = eot(instrument(View(NET), counter, "gradient", target=(Y + 1) % 5, exact=True), 3)
     rows = torch.tensor([7, 2])
-    part = view.take(rows)
+    part = view.select(rows)
     assert part.target is not None
     assert torch.equal(part.target, view.target[rows])  # type: ignore[index]
     answers = part.logits(torch.cat([X[rows]] * 4).requires_grad_())
@@ -157,16 +157,16 @@ def test_examples_that_are_dropped_cost_no_more_draws() -> None:
     answers.sum().backward()
     spent = torch.zeros(len(X), dtype=torch.float64)
     spent[rows] = 12
-    assert torch.equal(meter.forwards, spent)
-    assert torch.equal(meter.backwards, spent)
-    again = part.take(torch.tensor([1]))
+    assert torch.equal(counter.forwards, spent)
+    assert torch.equal(counter.backwards, spent)
+    again = part.select(torch.tensor([1]))
     again.logits(X[2:3])
     spent[2] += 3
-    assert torch.equal(meter.forwards, spent)
+    assert torch.equal(counter.forwards, spent)
 
 
 def test_a_callable_that_knows_no_rows_is_asked_as_it_is() -> None:
-    view = eot(View(NET), 2).take(torch.tensor([3]))
+    view = eot(View(NET), 2).select(torch.tensor([3]))
     assert torch.equal(view.logits(X[3:4]), torch.stack([NET(X[3:4])] * 2))
 
 
@@ -237,9 +237,9 @@ def test_draws_stand_beside_a_view_s_own_parameters(tmp_path: Path) -> None:
 def test_draws_of_a_defense_that_does_not_draw_are_doubted(tmp_path: Path) -> None:
     view = {"use": "logits", "draws": 9}
     for use, random in (("toy/linear", False), ("toy/noisy", True)):
-        (doubts,) = {tuple(cell.facts["doubts"]) for cell in planned(tmp_path, {"use": use}, view).cells}
+        (flags,) = {tuple(cell.facts["flags"]) for cell in planned(tmp_path, {"use": use}, view).cells}
         sentence = f"9 draws of {use}, whose answers do not differ, are one"
-        assert doubts == (() if random else (sentence,))
+        assert flags == (() if random else (sentence,))
 
 
 @pytest.mark.parametrize(

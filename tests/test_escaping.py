@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from bench import attack_cost, cli, escaping, render, tables
-from bench.costs import Costs
+from bench.costs import Estimates
 from bench.errors import InputError
 from bench.progress import Display
 from bench.quantities import DASH
@@ -58,9 +58,9 @@ NASTY = [
 
 
 def rendered_of(name: str, title: str | None = None) -> Any:
-    """Return a table whose rows, columns, title, notes and doubts bear a name."""
+    """Return a table whose rows, columns, title, notes and flags bear a name."""
     conditions = [condition("a", defense=name), clean("c", defense=name)]
-    conditions[0]["facts"]["doubts"] = [f"{name}: a doubt"]
+    conditions[0]["facts"]["flags"] = [f"{name}: a flag"]
     table = {
         "title": title or name,
         "rows": ["defense"],
@@ -78,7 +78,7 @@ def test_a_terminal_shows_names_as_they_are(name: str) -> None:
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     assert plain.count(name) >= 4
-    assert f"{name}: a doubt" in plain
+    assert f"{name}: a flag" in plain
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -93,7 +93,7 @@ def test_markdown_shows_names_as_they_are(name: str) -> None:
     assert said[0] == f"Table T: {name}"
     assert said[2] == name
     assert name in said
-    assert [each for each in said if each.endswith(f"{name}: a doubt")]
+    assert [each for each in said if each.endswith(f"{name}: a flag")]
     found = {each.type for token in tokens for each in token.children or ()}
     assert found <= {"text", "strong_open", "strong_close", "html_inline", "softbreak", "text_special"}
     html = [each.content for token in tokens for each in token.children or () if each.type == "html_inline"]
@@ -251,7 +251,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())
     state = cast(Any, SimpleNamespace(todo=[job]))
-    costs = cast(Costs, SimpleNamespace(seconds=lambda _: 1.0))
+    costs = cast(Estimates, SimpleNamespace(seconds=lambda _: 1.0))
     display = Display(console, state, costs, ("cpu",), {"k": text}, {})
     display.started(job, 0)
     display._finished.append((text, "1 s"))

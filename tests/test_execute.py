@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from bench import execute, planner, progress, resolve, store
-from bench.costs import Costs
+from bench.costs import Estimates
 from bench.errors import InputError
 from bench.execute import Done, State, _Queue
 from bench.jobs import Craft, Evaluate, Job, Train
@@ -163,7 +163,7 @@ def display(folder: Path) -> tuple[Display, Ran, io.StringIO]:
     ran = Ran(suite(folder, LINEAR, CLEAN, [TASK]))
     out = io.StringIO()
     shown = Display(
-        Console(file=out, width=200), State(todo=dict(ran.plan.graph())), Costs(), ("cpu",), {}, {}
+        Console(file=out, width=200), State(todo=dict(ran.plan.graph())), Estimates(), ("cpu",), {}, {}
     )
     return shown, ran, out
 

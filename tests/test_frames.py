@@ -55,7 +55,7 @@ def test_rows_with_headings_have_one_index_and_a_median_may_be_infinite() -> Non
         "columns": {"CW": {}},
         "metric": "distance",
     }
-    given = manifest([condition("a", radius=None, budget="distance")], table)
+    given = manifest([condition("a", radius=None, kind="minimum-norm")], table)
     frame = frames.frame_of(tables.cut(given, "T", {"a": rows(first(4, 3))}.get))
     assert (frame.index.name, frame.loc["Ours", "CW"]) == ("row", math.inf)
 
@@ -100,7 +100,7 @@ def test_every_example_of_every_condition_stands_with_its_coordinates(ran: Ran) 
         own = frame[mask]
         stored = pd.read_parquet(ran.store.folder("evaluate", each["job"]) / "outcomes.parquet")
         assert own["job"].unique().tolist() == [each["job"]]
-        for name in ("index", "truth", "label", "rejected", "void", "l2", "distance", "forwards"):
+        for name in ("index", "truth", "label", "rejected", "invalid", "l2", "distance", "forwards"):
             assert own[name].tolist() == stored[name].tolist(), name
         assert own["target"].isna().tolist() == stored["target"].isna().tolist()
         assert own["differs"].isna().tolist() == stored["differs"].isna().tolist()
@@ -139,7 +139,7 @@ def test_notes_and_parameters_that_only_some_have_are_missing_elsewhere(tmp_path
     attacks = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 2}}
     defenses = {
         "net": {"use": "toy/linear"},
-        "warm": {"use": "toy/linear", "serve": {"threshold": [0.2, 0.5]}},
+        "warm": {"use": "toy/linear", "inference": {"threshold": [0.2, 0.5]}},
     }
     made = Ran(suite(tmp_path, defenses, attacks, [{**TASK, "views": ["scaled"]}], tables={}))
     assert not made.failed
@@ -147,8 +147,8 @@ def test_notes_and_parameters_that_only_some_have_are_missing_elsewhere(tmp_path
     frame = frames.outcomes_frame(made.store.root)
     assert frame["flat"][frame["attack"] == "clean"].isna().all()
     assert frame["flat"][frame["attack"] == "pgd"].notna().all()
-    assert frame["serve.threshold"][frame["defense"] == "net"].isna().all()
-    assert set(frame["serve.threshold"][frame["defense"] == "warm"]) == {0.2, 0.5}
+    assert frame["inference.threshold"][frame["defense"] == "net"].isna().all()
+    assert set(frame["inference.threshold"][frame["defense"] == "warm"]) == {0.2, 0.5}
 
 
 def test_pandas_is_not_imported_before_it_is_needed() -> None:

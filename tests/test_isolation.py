@@ -21,8 +21,8 @@ import yaml
 from torch import nn
 
 from bench import child_processes, execute, planner, process_state, resolve, sources
-from bench.context import Desk
-from bench.costs import Costs
+from bench.context import WorkerContext
+from bench.costs import Estimates
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.isolation import building, isolated
 from bench.jobs import Evaluate, Job, Train
@@ -321,21 +321,23 @@ def hostile(folder: Path, *, with_them: bool) -> Path:
     return path
 
 
-class Backwards(Costs):
+class Backwards(Estimates):
     """Lets the shortest way go first."""
 
     def paths(self, graph: Any) -> dict[Job, float]:
         return {job: -1e6 * way for job, way in super().paths(graph).items()}
 
 
-def outcomes(path: Path, executor: type[Inline] | type[Process], costs: Costs) -> tuple[dict[str, Any], int]:
+def outcomes(
+    path: Path, executor: type[Inline] | type[Process], costs: Estimates
+) -> tuple[dict[str, Any], int]:
     """Run a suite; return the rows of the good networks' cells, and how many jobs failed."""
     made = planner.make(resolve.load(path))
     store = Store(path.parent / f"{executor.__name__}-{type(costs).__name__}")
     store.open()
     code = {**sources.digests(made.modules()), **made.manifest()["sources"]}
-    desk = Desk(store.root, path.parent, None, "cpu", code)
-    pool: Pool = executor(desk, ("cpu", "cpu"), lambda *_: None)
+    context = WorkerContext(store.root, path.parent, None, "cpu", code)
+    pool: Pool = executor(context, ("cpu", "cpu"), lambda *_: None)
     with own_stdout():
         try:
             done = list(execute.run(execute.examine(made, store), store, pool, costs))
@@ -358,17 +360,17 @@ def good_rows(made: planner.Plan, store: Store) -> dict[str, Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the rows of the good networks where no hostile one is in the suite."""
     path = hostile(tmp_path_factory.mktemp("good") / "suite", with_them=False)
-    rows, failed = outcomes(path, Inline, Costs())
+    rows, failed = outcomes(path, Inline, Estimates())
     assert failed == 0
     assert len(rows) == 6
     return rows
 
 
 @pytest.mark.parametrize(
-    ("executor", "costs"), [(Inline, Costs()), (Inline, Backwards()), (Process, Backwards())]
+    ("executor", "costs"), [(Inline, Estimates()), (Inline, Backwards()), (Process, Backwards())]
 )
 def test_hostile_networks_move_nobody_elses_number_in_any_order(
-    tmp_path: Path, alone: dict[str, Any], executor: type[Inline] | type[Process], costs: Costs
+    tmp_path: Path, alone: dict[str, Any], executor: type[Inline] | type[Process], costs: Estimates
 ) -> None:
     here = os.getcwd()
     beside, failed = outcomes(hostile(tmp_path / "together", with_them=True), executor, costs)
@@ -418,10 +420,10 @@ def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
     assert made.suite.model.time_limit == 2
     store = Store(tmp_path / "r")
     store.open()
-    desk = Desk(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
+    context = WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
     begun = time.monotonic()
-    pool = Inline(desk, ("cpu",), lambda *_: None)
-    done = list(execute.run(execute.examine(made, store), store, pool, Costs()))
+    pool = Inline(context, ("cpu",), lambda *_: None)
+    done = list(execute.run(execute.examine(made, store), store, pool, Estimates()))
     (failed,) = [each for each in done if each.error is not None]
     assert isinstance(failed.job, Train if where == "build" else Evaluate)
     assert isinstance(failed.error, OvertimeError)
@@ -491,12 +493,14 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
     attacks = {"clean": {"use": "none"}, **{f"pgd{n}": {"use": "pgd", "steps": n} for n in (1, 2, 3)}}
     path = suite(tmp_path, defenses, attacks, [TASK])
     found, orders = [], []
-    for number, costs in enumerate((Costs(), Backwards())):
+    for number, costs in enumerate((Estimates(), Backwards())):
         made = planner.make(resolve.load(path))
         store = Store(tmp_path / f"r{number}")
         store.open()
         pool = Recorded(
-            Desk(store.root, tmp_path, None, "cpu", made.manifest()["sources"]), ("cpu",), lambda *_: None
+            WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"]),
+            ("cpu",),
+            lambda *_: None,
         )
         pool.order = []
         done = list(execute.run(execute.examine(made, store), store, pool, costs))

@@ -12,16 +12,16 @@ import yaml
 from bench import data as datasets
 from bench import planner, resolve
 from bench.data import DataSpec
-from bench.jobs import Attempt, Craft, Data, Evaluate, Keyed, Served, Train, key_of
+from bench.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
 from bench.planner import Plan
 from bench.protocols import Shape, Threat
 from bench.registry import discover
-from bench.resolve import Filled
+from bench.resolve import Resolved
 from bench.schema import ViewUse
 
 DATA: dict[str, Any] = {"digits": {"name": "digits", "split": "test", "size": 60, "shard": 25}}
 DEFENSES: dict[str, Any] = {
-    "linear": {"use": "toy/linear", "epochs": 1, "serve": {"threshold": [0.3, 0.4]}},
+    "linear": {"use": "toy/linear", "epochs": 1, "inference": {"threshold": [0.3, 0.4]}},
     "other": {"use": "toy/linear", "epochs": 2},
     "top": {"use": "toy/stacked", "base": "linear"},
 }
@@ -59,8 +59,8 @@ def keys(plan: Plan) -> set[str]:
 # Every field ---------------------------------------------------------------------------------------
 
 
-def retold(filled: Filled[Any], **identity: Any) -> Filled[Any]:
-    return replace(filled, identity={**filled.identity, **identity})
+def retold(resolved: Resolved[Any], **identity: Any) -> Resolved[Any]:
+    return replace(resolved, identity={**resolved.identity, **identity})
 
 
 Change = Callable[[Any], Any]
@@ -86,11 +86,11 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
             lambda job: tuple((name, replace(part, seed=part.seed + 1)) for name, part in job.parts),
         ],
     },
-    Served: {
+    FittedDefense: {
         "train": [lambda job: replace(job.train, seed=job.train.seed + 1)],
-        "serve": [lambda job: (), lambda job: (("threshold", 0.9),), lambda job: (("another", 0.3),)],
+        "inference": [lambda job: (), lambda job: (("threshold", 0.9),), lambda job: (("another", 0.3),)],
     },
-    Attempt: {
+    AttackRun: {
         "attack": [
             lambda job: retold(job.attack, use="another"),
             lambda job: retold(job.attack, version=job.attack.identity["version"] + 1),
@@ -109,7 +109,7 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
         "seed": [lambda job: job.seed + 1],
         "source": [
             lambda job: None,
-            lambda job: replace(job.source, serve=(("threshold", 0.9),)),
+            lambda job: replace(job.source, inference=(("threshold", 0.9),)),
             lambda job: replace(job.source, train=replace(job.source.train, seed=7)),
         ],
         "view": [
@@ -118,17 +118,17 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
             lambda job: ViewUse(use="logits", temperature=0.5),
             lambda job: ViewUse(use="logits", draws=2),
         ],
-        "final": [lambda job: not job.final],
+        "exact": [lambda job: not job.exact],
         "target": [lambda job: None, lambda job: 2, lambda job: "random"],
         "time_limit": [lambda job: None, lambda job: 6.0],
     },
     Craft: {
-        "attempt": [lambda job: replace(job.attempt, seed=job.attempt.seed + 1)],
+        "attack_run": [lambda job: replace(job.attack_run, seed=job.attack_run.seed + 1)],
         "start": [lambda job: job.start + 1],
         "stop": [lambda job: job.stop + 1],
     },
     Evaluate: {
-        "victim": [lambda job: replace(job.victim, serve=(("threshold", 0.9),))],
+        "victim": [lambda job: replace(job.victim, inference=(("threshold", 0.9),))],
         "crafts": [lambda job: job.crafts[:-1], lambda job: job.crafts[::-1]],
         "readout": [lambda job: "another"],
     },
@@ -141,7 +141,7 @@ OUTSIDE = {
     (Data, "shape"),
     (Data, "count"),
     # A shard is complete or absent: no result depends on how long it might have taken.
-    (Attempt, "time_limit"),
+    (AttackRun, "time_limit"),
 }
 """Fields that change no key, and why."""
 
@@ -154,15 +154,15 @@ def example(kind: type[Keyed], folder: Path) -> Keyed:
         for cell in cells
         if (cell.coordinates["defense"], cell.coordinates["attack"], cell.coordinates["seed"])
         == ("linear", "pgd", 0)
-        and cell.job.victim.serve
+        and cell.job.victim.inference
     )
     top = next(cell.job.victim.train for cell in cells if cell.coordinates["defense"] == "top")
     craft = evaluate.crafts[0]
     found: dict[type[Keyed], Keyed] = {
         Data: top.data,
         Train: top,
-        Served: evaluate.victim,
-        Attempt: replace(craft.attempt, source=evaluate.victim),
+        FittedDefense: evaluate.victim,
+        AttackRun: replace(craft.attack_run, source=evaluate.victim),
         Craft: craft,
         Evaluate: evaluate,
     }

@@ -56,9 +56,9 @@ def test_a_storm_of_kills_changes_no_bit(tmp_path: Path) -> None:
     for folder in (calm, rough):
         folder.mkdir()
         crash_suite(folder)
-    undisturbed = started(calm)
-    out, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, out
+    frozen = started(calm)
+    out, _ = frozen.communicate(timeout=300)
+    assert frozen.returncode == 0, out
     storm(rough, KILLS, random.Random(KILLS))
     results = [each for each in calm.glob("results/suite/*/*") if each.suffix in (".csv", ".md")]
     results += [

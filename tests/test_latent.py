@@ -19,7 +19,7 @@ from attacks.on_manifold import explain, on_manifold
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Images, Inversion, Labels, Prototypes, Shape, Threat, View, distance
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 from bench.registry import ATTACKS
 from bench.testing import Halfspace
 
@@ -36,9 +36,9 @@ def draws(x: Images, key: str = "test") -> Noise:
     return Noise(key, torch.arange(len(x)), dtype=x.dtype)
 
 
-def spent(view: View, x: Images, *, final: bool = True) -> tuple[Any, Meter]:
-    meter = Meter.of(len(x), x.device)
-    return watch(view, meter, "gradient", target=None, final=final), meter
+def spent(view: View, x: Images, *, exact: bool = True) -> tuple[Any, QueryCounter]:
+    counter = QueryCounter.of(len(x), x.device)
+    return instrument(view, counter, "gradient", target=None, exact=exact), counter
 
 
 class Linear:
@@ -366,8 +366,8 @@ def test_a_code_that_is_held_fixed_has_no_gradient_unless_the_logits_see_the_ima
     x, y = LINEAR.images()
     crafted = latent_backtracking(LINEAR.view(), x, y, L2, draws(x), **QUICK | {"backtracks": 0})
     assert crafted.notes["failed"].all()
-    assert "held fixed" in str(ATTACKS["latent-backtracking"].doubts(L2, backtracks=0))  # type: ignore[misc]
-    assert ATTACKS["latent-backtracking"].doubts(L2, backtracks=1) is None  # type: ignore[misc]
+    assert "held fixed" in str(ATTACKS["latent-backtracking"].flags(L2, backtracks=0))  # type: ignore[misc]
+    assert ATTACKS["latent-backtracking"].flags(L2, backtracks=1) is None  # type: ignore[misc]
 
 
 class Synthesis:
@@ -576,13 +576,13 @@ def test_latent_descent_stops_at_its_first_success_and_spares_what_is_wrong() ->
     plane = Halfspace(Shape(1, SIDE, SIDE, 2)).requires_grad_(False)
     x, y = plane.examples(6)
     y[:2] = 1 - y[:2]
-    view, meter = spent(Prototypes(plane, prototypes=plane.prototypes), x)
+    view, counter = spent(Prototypes(plane, prototypes=plane.prototypes), x)
     crafted = latent_descent(view, x, y, L2, draws(x), bisections=0)
     assert torch.equal(crafted.images[:2], x[:2])
     assert not crafted.notes["failed"].any()
     # The image, and of those that are right the walk: each point once, and what the points' classes draw.
-    assert (meter.forwards[:2] == 1).all()
-    assert (meter.forwards[2:] < 2 + 2 * 75).all()
+    assert (counter.forwards[:2] == 1).all()
+    assert (counter.forwards[2:] < 2 + 2 * 75).all()
     assert (distance(x, crafted.images, "l2")[2:] < 1.1 * plane.least(x, "l2")[2:]).all()
 
 

@@ -24,14 +24,14 @@ from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
 from attacks.common.library_adapter import Guard
 from bench import catalogue, cli, execute, planner, resolve, sources
-from bench.context import Desk
-from bench.costs import Costs
+from bench.context import WorkerContext
+from bench.costs import Estimates
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
 from bench.pools import Process
 from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
-from bench.referee import Meter, answers_only, judge, undisturbed, watch
-from bench.registry import ATTACKS, AttackEntry, arguments
+from bench.referee import QueryCounter, answers_only, frozen, instrument, validate
+from bench.registry import ATTACKS, AttackEntry, bind
 from bench.store import Store
 from suites import TASK, Ran, suite
 
@@ -81,7 +81,7 @@ def refusing(model: nn.Module, level: float) -> Callable[[Images], Tensor]:
 class Run(NamedTuple):
     crafted: Crafted
     view: View
-    meter: Meter
+    counter: QueryCounter
 
     @property
     def images(self) -> Images:
@@ -97,13 +97,13 @@ def run(
     *,
     target: Labels | None = None,
     refusal: bool = False,
-    final: bool = True,
+    exact: bool = True,
     seed: int = 0,
     **params: Any,
 ) -> Run:
     """Attack as a run does: through the referee's watch, with all states forked."""
     entry = ATTACKS[name]
-    meter = Meter.of(len(x), x.device)
+    counter = QueryCounter.of(len(x), x.device)
     seen = View(model, refusal=refusal)
     if entry.access == "decision":
         classes = model(x).shape[1] - refusal
@@ -114,16 +114,16 @@ def run(
             return decision._replace(rejected=logits.argmax(1) == classes)
 
         seen = answers_only(decide, classes)
-    view = watch(seen, meter, entry.access, target=target, final=final)
+    view = instrument(seen, counter, entry.access, target=target, exact=exact)
     modules = [model] if isinstance(model, nn.Module) else []
-    threat = Threat(threat.norm) if entry.budget == "distance" else threat
-    with undisturbed(*modules, seed=seed):
+    threat = Threat(threat.norm) if entry.kind == "minimum-norm" else threat
+    with frozen(*modules, seed=seed):
         noise = Noise(("key", seed), torch.arange(len(x)), shard=("shard", seed))
         given = x.clone(), y.clone()
-        crafted = entry.make(view, *given, threat, noise, **arguments(entry, params))
+        crafted = entry.make(view, *given, threat, noise, **bind(entry, params))
     assert torch.equal(given[0], x)
     assert torch.equal(given[1], y)
-    return Run(crafted, view, meter)
+    return Run(crafted, view, counter)
 
 
 def lawful(crafted: Crafted, x: Images, threat: Threat) -> None:
@@ -136,7 +136,7 @@ def lawful(crafted: Crafted, x: Images, threat: Threat) -> None:
     far = threat.distance(x.double(), z.double()).max()
     # To the bit in linf; elsewhere as near as float32 goes.
     assert float(far) <= threat.radius * (1 if threat.norm == "linf" else 1 + 1e-6)
-    assert not judge(x, crafted, threat).void.any()
+    assert not validate(x, crafted, threat).invalid.any()
     for column in crafted.notes.values():
         assert column.shape == (len(x),)
         assert column.dtype == torch.bool
@@ -210,15 +210,15 @@ def test_an_adapter_is_lawful_and_attacks(name: str, norm: Any, channels: int) -
     y = model(x).argmax(1)
     y[0] = (y[0] + 1) % CLASSES
     ran = run(name, model, x, y, threat, **params)
-    free = Threat(norm) if entry.budget == "distance" else threat
+    free = Threat(norm) if entry.kind == "minimum-norm" else threat
     lawful(ran.crafted, x, free)
     assert torch.equal(ran.images[0], x[0])  # It is wrong already.
     assert not ran.crafted.notes["failed"][0]
     assert not ran.crafted.notes["nonfinite"].any()
-    assert float(ran.meter.forwards.min()) >= 1
-    assert bool((ran.meter.backwards > 0).any()) == (entry.access == "gradient")
+    assert float(ran.counter.forwards.min()) >= 1
+    assert bool((ran.counter.backwards > 0).any()) == (entry.access == "gradient")
     won = model(ran.images).argmax(1) != y
-    if entry.budget == "distance":
+    if entry.kind == "minimum-norm":
         # What is said is what is shown.
         assert torch.equal(won, ~ran.crafted.notes["failed"])
         assert torch.equal((ran.images != x).flatten(1).any(1), won & (torch.arange(n) > 0))
@@ -247,10 +247,10 @@ def test_no_refusal_is_a_success_through_an_adapter(name: str) -> None:
     ran = run(name, logits, x, y, Threat(norm, 2 * RADII[norm]), refusal=True, **params)
     answer = logits(ran.images).argmax(1)
     moved = (ran.images != x).flatten(1).any(1)
-    if entry.budget == "distance":
+    if entry.kind == "minimum-norm":
         assert torch.equal(moved, ~ran.crafted.notes["failed"])
         assert ((answer[moved] != y[moved]) & (answer[moved] != CLASSES)).all()
-    if entry.access == "gradient" and entry.budget == "radius" and name != "torchattacks/FFGSM":
+    if entry.access == "gradient" and entry.kind == "fixed-budget" and name != "torchattacks/FFGSM":
         assert ((answer != y) & (answer != CLASSES)).any()
 
 
@@ -266,7 +266,7 @@ def test_one_image_and_none_are_batches_too(name: str) -> None:
 def test_on_a_surrogate_the_last_try_is_kept_and_all_are_moved() -> None:
     model, x = Linear(), images()
     y = (model(x).argmax(1) + 1) % CLASSES
-    there = run("torchattacks/PGD", model, x, y, Threat("linf", 0.1), final=False).images
+    there = run("torchattacks/PGD", model, x, y, Threat("linf", 0.1), exact=False).images
     assert (there != x).flatten(1).any(1).all()
 
 
@@ -304,7 +304,9 @@ def test_a_library_that_goes_too_far_is_brought_back(norm: Any) -> None:
         return (start + 3 * torch.sign(start - 0.5)).double()
 
     noise = Noise("key", torch.arange(len(x)))
-    crafted = Guard(access="score", budget="radius", lift=False).run(View(model), x, y, threat, noise, far)
+    crafted = Guard(access="score", kind="fixed-budget", lift=False).run(
+        View(model), x, y, threat, noise, far
+    )
     lawful(crafted, x, threat)
     # As far as it may, in its direction.
     assert float((threat.distance(x, crafted.images) / threat.radius).min()) > 0.99
@@ -314,7 +316,7 @@ def test_a_library_that_goes_too_far_is_brought_back(norm: Any) -> None:
         return start[:, :, 1:]
 
     with pytest.raises(ValueError, match=r"returned \(1, 1, 5, 6\) for \(1, 1, 6, 6\)"):
-        Guard(access="score", budget="radius", lift=False).run(View(model), x, y, threat, noise, short)
+        Guard(access="score", kind="fixed-budget", lift=False).run(View(model), x, y, threat, noise, short)
 
 
 def test_a_time_limit_is_not_the_librarys_exception() -> None:
@@ -328,7 +330,9 @@ def test_a_time_limit_is_not_the_librarys_exception() -> None:
 
     noise = Noise("key", torch.arange(len(x)))
     with pytest.raises(OvertimeError):
-        Guard(access="score", budget="distance", lift=False).run(View(model), x, y, Threat("l2"), noise, late)
+        Guard(access="score", kind="minimum-norm", lift=False).run(
+            View(model), x, y, Threat("l2"), noise, late
+        )
 
 
 # --- torchattacks ----------------------------------------------------------------------------------------
@@ -405,9 +409,9 @@ def test_t4_cw_searches_no_constant_and_its_early_stop_is_the_batchs() -> None:
     assert float((together - alone).abs().max()) > 1e-3
     # Not repaired but said: it is keyed by the shard, and not the name that a table would show as CW.
     entry = ATTACKS["torchattacks/CW"]
-    assert entry.keyed == "shard"
+    assert entry.rng == "shard"
     assert "no search" in entry.summary
-    assert ATTACKS["cw-l2"].keyed == "image"
+    assert ATTACKS["cw-l2"].rng == "example"
 
 
 def test_t5_its_autoattack_is_not_the_official_one() -> None:
@@ -483,11 +487,11 @@ def test_t7_its_parts_reset_the_global_random_state() -> None:
     for seed in (0, 1):
         asked: list[Tensor] = []
 
-        def watched(z: Images, asked: list[Tensor] = asked) -> Tensor:
+        def instrumented(z: Images, asked: list[Tensor] = asked) -> Tensor:
             asked.append(z.detach())
             return model(z)
 
-        run("torchattacks/APGD", watched, x, y, Threat("linf", 0.01), seed=seed)
+        run("torchattacks/APGD", instrumented, x, y, Threat("linf", 0.01), seed=seed)
         starts.append(next(z for z in asked if not torch.equal(z, x)))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(*starts)
@@ -497,20 +501,20 @@ def test_t8_its_spsa_has_one_direction_for_all_and_one_step() -> None:
     model, x = Linear(), images(3)
     asked: list[Tensor] = []
 
-    def watched(z: Images) -> Tensor:
+    def instrumented(z: Images) -> Tensor:
         asked.append(z)
         return model(z)
 
-    attack = torchattacks.SPSA(Seen(watched), eps=0.1, nb_sample=1)
+    attack = torchattacks.SPSA(Seen(instrumented), eps=0.1, nb_sample=1)
     attack(x, model(x).argmax(1))
     moves = asked[0] - x
     assert torch.allclose(moves[0], moves[1], atol=1e-6)
     entry = ATTACKS["torchattacks/SPSA"]
-    assert entry.keyed == "shard"
+    assert entry.rng == "shard"
     assert "one direction" in entry.summary
-    assert entry.doubts is not None
-    doubt = entry.doubts(Threat("linf", 0.1), **arguments(entry, {}))
-    assert doubt == "1 steps of 0.01 reach 0.01, less than the radius 0.1"
+    assert entry.flags is not None
+    flag = entry.flags(Threat("linf", 0.1), **bind(entry, {}))
+    assert flag == "1 steps of 0.01 reach 0.01, less than the radius 0.1"
 
 
 @pytest.mark.parametrize("name", ["SPSA", "PIFGSMPP"])
@@ -651,7 +655,7 @@ def test_t16_some_know_no_radius() -> None:
     for name in ("DeepFool", "CW", "SparseFool", "OnePixel", "Pixle", "GN", "EADL1", "EADEN", "JSMA"):
         assert "eps" not in inspect.signature(getattr(torchattacks, name).__init__).parameters
         # Their distances are compared with the radius when they are counted.
-        assert ATTACKS[f"torchattacks/{name}"].budget == "distance"
+        assert ATTACKS[f"torchattacks/{name}"].kind == "minimum-norm"
 
 
 def test_t17_shapes_and_kinds_bring_it_down(tmp_path: Path) -> None:
@@ -764,7 +768,7 @@ def test_f2_it_asserts_the_box_to_the_last_bit() -> None:
         raw_foolbox(foolbox.attacks.LinfPGD(), model, x, y, 0.1)
     ran = run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.1))
     assert not ran.crafted.notes["raised"].any()
-    assert not judge(x, ran.crafted, Threat("linf", 0.1)).void.any()
+    assert not validate(x, ran.crafted, Threat("linf", 0.1)).invalid.any()
 
 
 def test_f3_it_moves_the_model_to_the_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,7 +835,7 @@ def test_f5_it_knows_no_refusal() -> None:
         ran = run(name, logits, x, y, threat, refusal=True, steps=100)
         answer = logits(ran.images).argmax(1)
         wrong[name] = int(((answer != CLASSES) & (answer != y)).sum())
-        if ATTACKS[name].budget == "distance":
+        if ATTACKS[name].kind == "minimum-norm":
             assert torch.equal((ran.images != x).flatten(1).any(1), ~ran.crafted.notes["failed"])
     assert wrong == dict.fromkeys(wrong, 8)
 
@@ -920,8 +924,8 @@ def test_f8_lists_of_radii_are_run_one_by_one() -> None:
     assert counts[1] == 3 * counts[0]
     # One radius at a time is all that an adapter passes; what minimises is crafted once for all of them.
     ran = run("foolbox/LinfPGD", model, x, y, Threat("linf", 0.3), steps=5)
-    assert float(ran.meter.forwards.max()) == counts[0] + 1
-    assert ATTACKS["foolbox/L2FMNAttack"].budget == "distance"
+    assert float(ran.counter.forwards.max()) == counts[0] + 1
+    assert ATTACKS["foolbox/L2FMNAttack"].kind == "minimum-norm"
 
 
 def test_f9_it_has_no_seed() -> None:
@@ -946,7 +950,7 @@ def test_f10_its_cw_stops_by_the_loss_of_the_batch() -> None:
     alone = torch.cat([raw_foolbox(attack, model, x[i : i + 1], y[i : i + 1])[0] for i in range(len(x))])
     assert float((together - alone).abs().max()) > 1e-3
     entry = ATTACKS["foolbox/L2CarliniWagnerAttack"]
-    assert entry.keyed == "shard"
+    assert entry.rng == "shard"
     assert "cw-l2" in entry.summary
 
 
@@ -1073,7 +1077,7 @@ def refused(answer: Answer, *words: str) -> None:
         ({"use": "torchattacks/PGDD"}, ["did you mean 'torchattacks/PGD'"]),
         ({"use": "foolbox/LinfPDG"}, ["did you mean 'foolbox/LinfPGD'"]),
         ({"use": "torchattacks/AutoAttack"}, ["did you mean 'torchattacks/AutoAttack-10'"]),
-        ({"use": "torchattacks/PGD", "step": 5}, ["suite.yaml", "step", "did you mean 'steps'"]),
+        ({"use": "torchattacks/PGD", "step_size": 5}, ["suite.yaml", "step_size", "did you mean 'steps'"]),
         ({"use": "torchattacks/PGD", "eps": 0.1}, ["suite.yaml", "eps"]),
         ({"use": "torchattacks/PGD", "steps": "many"}, ["suite.yaml", "steps", "'many'"]),
         (
@@ -1162,8 +1166,8 @@ def test_targets_are_not_asked_of_what_has_none(tmp_path: Path) -> None:
 
 def test_the_version_of_the_library_enters_keys(tmp_path: Path) -> None:
     suite(tmp_path, CNN, {"it": {"use": "torchattacks/FGSM"}}, [TASK])
-    filled = resolve.load(tmp_path / "suite.yaml").attacks["it"]
-    assert filled.identity["library"] == f"torchattacks=={metadata.version('torchattacks')}"
+    resolved = resolve.load(tmp_path / "suite.yaml").attacks["it"]
+    assert resolved.identity["library"] == f"torchattacks=={metadata.version('torchattacks')}"
 
 
 def test_an_attack_that_hangs_leaves_a_hole_and_the_rest_goes_on(
@@ -1215,11 +1219,11 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     plan = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**TASK, "limit": 20}])))
     store = Store(tmp_path / "results")
     store.open()
-    desk = Desk(store.root, plan.suite.folder, None, "cpu", sources.digests(plan.modules()))
-    pool = Process(desk, ("cpu",), lambda slot, facts: None)
+    context = WorkerContext(store.root, plan.suite.folder, None, "cpu", sources.digests(plan.modules()))
+    pool = Process(context, ("cpu",), lambda slot, facts: None)
     monkeypatch.setattr(execute, "GRACE", 3.0)
     try:
-        done = list(execute.run(execute.examine(plan, store), store, pool, Costs()))
+        done = list(execute.run(execute.examine(plan, store), store, pool, Estimates()))
     finally:
         pool.stop()
     (failed,) = [each for each in done if each.error is not None]
@@ -1249,7 +1253,7 @@ def test_the_document_says_what_each_attack_needs() -> None:
         ]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == ", ".join(sorted(entry.norms)), row
-        assert cells[2:4] == [entry.access, entry.budget], row
+        assert cells[2:4] == [entry.access, entry.kind], row
 
 
 # --- masked classes, saturated softmaxes, ways that end on the boundary (T22 to T24, F14 to F17) ----------

@@ -13,14 +13,14 @@ from bench import metrics
 from bench.errors import InputError
 from bench.metrics import METRICS, PerExample
 from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
-from bench.outcomes import take as outcomes_take
+from bench.outcomes import select as select_rows
 
 # Nothing is written beside the tests, and every run tries the same examples.
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
 @pytest.mark.parametrize(
-    ("label", "rejected", "distance", "void", "stood"),
+    ("label", "rejected", "distance", "invalid", "stood"),
     [
         (3, False, 0.0, False, True),
         (5, False, 0.0, False, False),
@@ -31,7 +31,7 @@ quick = settings(max_examples=60, deadline=None, database=None, derandomize=True
         (5, True, 0.1, False, True),
         (3, True, 0.0, False, False),
         (5, True, 0.0, False, False),
-        # The least move is one; a void move is none.
+        # The least move is one; a invalid move is none.
         (5, True, 1e-12, False, True),
         (3, True, 0.1, True, False),
         (3, False, 0.1, True, True),
@@ -40,8 +40,8 @@ quick = settings(max_examples=60, deadline=None, database=None, derandomize=True
         (-1, True, 0.1, False, False),
     ],
 )
-def test_an_answer_holds_or_not(label, rejected, distance, void, stood):
-    frame = rows([True], label=[label], rejected=[rejected], distance=[distance], void=[void])
+def test_an_answer_holds_or_not(label, rejected, distance, invalid, stood):
+    frame = rows([True], label=[label], rejected=[rejected], distance=[distance], invalid=[invalid])
     assert metrics.is_correct(frame).tolist() == [stood]
     assert metrics.is_correct(arrays(frame)).tolist() == [stood]
 
@@ -140,7 +140,7 @@ def test_what_is_no_share_has_an_interval_of_its_own_kind():
     assert (found.value, found.std) == (1.5, None)
     assert (found.low, found.high) == pytest.approx((1.5 - half, 1.5 + half))
     # One example says nothing of the others, and a threshold is no example's.
-    single = metrics.estimate(logit, {0: [metrics.score(logit, outcomes_take(read, np.array([0])), None)]})
+    single = metrics.estimate(logit, {0: [metrics.score(logit, select_rows(read, np.array([0])), None)]})
     assert (single.value, single.low, single.high, single.n) == (3, None, None, 1)
     for name, value in (("threshold", 1), ("parameters", 1_465_120)):
         chosen = METRICS[name].of(0) if name == "threshold" else METRICS[name]
@@ -163,14 +163,14 @@ def by_hand():
     """Return seven examples of true class 3 under attack and unmoved: one of each kind.
 
     0 held; 1 broken; 2 broken, and wrong unmoved; 3 refused a wrong label, and wrong unmoved; 4 refused the
-    right one; 5 void, so that its refusal is of the clean image; 6 not finite.
+    right one; 5 invalid, so that its refusal is of the clean image; 6 not finite.
     """
     label, none = [3, 5, 5, 5, 3, 3, -1], [False] * 7
     refused = [False, False, False, True, True, True, False]
-    distance, void = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*none[:5], True, False]
+    distance, invalid = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], [*none[:5], True, False]
     logits = np.zeros((7, 6))
     logits[:, 3], logits[:, 5] = [4, 1, 1, 2, 3, 6, 0], [0, 3, 5, 4, 1, 2, 0]
-    attacked = rows(none, label=label, rejected=refused, distance=distance, void=void)
+    attacked = rows(none, label=label, rejected=refused, distance=distance, invalid=invalid)
     attacked["logits"], attacked["thresholds"] = list(logits), [[-1.0, -1, 1, 2, -1, 3]] * 7
     attacked["parameters"] = [250] * 7
     still = rows([True, True, False, False, True, True, True], moved=False)
@@ -180,7 +180,7 @@ def by_hand():
 LISTED = ("logits", "thresholds", "parameters")
 NAN = math.nan
 TRUTHS = {
-    # Right: held, or refused after a move. A void refusal is of the clean image, and wrong.
+    # Right: held, or refused after a move. A invalid refusal is of the clean image, and wrong.
     "accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
     # As accuracy, and right unmoved, which 2 and 3 are not.
     "robust": ([1, 0, 0, 0, 1, 0, 0], 2 / 7),

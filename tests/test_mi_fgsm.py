@@ -80,7 +80,7 @@ def test_it_is_the_paper_s_algorithm_with_the_best_iterate_kept(
     x = images()
     y = net(x).argmax(1)
     noise = Noise("test", torch.arange(len(x)), dtype=torch.float64)
-    found = module.mi_fgsm(View(net, final=False), x, y, LINF, noise, steps=9, decay=decay).images
+    found = module.mi_fgsm(View(net, exact=False), x, y, LINF, noise, steps=9, decay=decay).images
     for image, label, way in zip(found, y, by_hand(net, x, y, 0.08, 9, decay), strict=True):
         losses = nn.functional.cross_entropy(net(way), label.expand(len(way)), reduction="none")
         assert torch.allclose(image, way[losses.argmax()], rtol=0, atol=1e-12)
@@ -130,7 +130,7 @@ def test_a_hook_sees_finite_gradients_and_its_own_memory(net: nn.Module) -> None
     x = images()
     x[0, 0, 0, 0] = 0  # The root's slope is infinite there.
     ascent = ProjectedAscent(steps=3, length=0.01, restarts=2, start="zero", direction=direction)
-    view = View(logits, final=False)
+    view = View(logits, exact=False)
     crafted = ascent.run(view, x, net(x).argmax(1), LINF, Noise("t", torch.arange(6)), loss_of("ce"))
     assert crafted.notes["nonfinite"].tolist() == [True] + [False] * 5
     assert [gradient.shape for gradient, _ in seen] == [(2, 6, 2, 7, 6)] * 3
@@ -147,6 +147,6 @@ def test_it_holds_what_an_attack_must(module: ModuleType) -> None:
 def test_what_it_needs_is_declared_once(module: ModuleType) -> None:
     entry = ATTACKS["mylab/mi-fgsm"]
     assert entry.make is module.mi_fgsm
-    assert (entry.norms, entry.access, entry.keyed) == (frozenset({"linf"}), "gradient", "image")
+    assert (entry.norms, entry.access, entry.rng) == (frozenset({"linf"}), "gradient", "image")
     assert entry.passes({"steps": 10, "restarts": 3, "decay": 1.0}) == 30
     assert replace(entry, cost=lambda **_: 7).passes({}) == 7

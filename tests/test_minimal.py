@@ -25,7 +25,7 @@ from attacks.threshold_cw import threshold_cw
 from bench.losses import eot, objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 from bench.registry import ATTACKS
 from bench.testing import Halfspace
 
@@ -41,9 +41,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def watched(view: View, n: int) -> tuple[View, Meter]:
-    meter = Meter.of(n, torch.device("cpu"))
-    return watch(view, meter, "gradient", target=view.target, final=True), meter
+def instrumented(view: View, n: int) -> tuple[View, QueryCounter]:
+    counter = QueryCounter.of(n, torch.device("cpu"))
+    return instrument(view, counter, "gradient", target=view.target, exact=True), counter
 
 
 def far(x: Images, crafted: Crafted) -> Tensor:
@@ -242,7 +242,7 @@ def test_logits_that_are_all_negative_or_far_apart(variable: Any) -> None:
         model.bias = torch.tensor(level) - model(torch.full_like(x[:1], 0.5))[0]
         assert (model(x) < 400).all()
         params: Any = {"searches": 8, "steps": 60 if variable == "box" else 150}
-        view, _ = watched(View(model), 4)
+        view, _ = instrumented(View(model), 4)
         crafted = cw_l2(view, x, y, L2, draws(x), variable=variable, **params)
         assert (model(crafted.images).argmax(1) != y).all()
         least = model.distances(x, y).min(1).values
@@ -320,7 +320,7 @@ def test_failures_are_unchanged_and_said_to_be_failed() -> None:
             answer = model(z)
             return torch.where((self.rows == 0)[:, None], 0 * answer + 9.0 * one_hot(y[:1], 6), answer)
 
-        def take(self, rows: Tensor) -> "Stubborn":
+        def select(self, rows: Tensor) -> "Stubborn":
             return Stubborn(self.rows[rows])
 
     tanh = {"steps": 150, "lr": 0.05, "variable": "tanh"}
@@ -355,14 +355,14 @@ def test_the_nearest_of_all_successes_is_kept() -> None:
 
 def test_no_example_decides_for_another() -> None:
     """Alone, in company, and beside one that is lost: the same images, for the same passes."""
-    view, meter = watched(View(NET), len(X))
+    view, counter = instrumented(View(NET), len(X))
     whole = cw_l2(view, X, Y, L2, draws(X), **QUICK).images
-    assert meter.forwards.unique().numel() > 3, "every example took as long"
+    assert counter.forwards.unique().numel() > 3, "every example took as long"
     for rows in (torch.arange(12).flip(0), torch.tensor([3]), torch.tensor([7, 1])):
-        view, spent = watched(View(NET), len(rows))
-        part = cw_l2(view, X[rows], Y[rows], L2, draws(X).take(rows), **QUICK).images
+        view, spent = instrumented(View(NET), len(rows))
+        part = cw_l2(view, X[rows], Y[rows], L2, draws(X).select(rows), **QUICK).images
         assert apart(part, whole[rows]) < 1e-9
-        assert torch.equal(spent.forwards, meter.forwards[rows])
+        assert torch.equal(spent.forwards, counter.forwards[rows])
 
     class Beside:
         def __init__(self, lost: Tensor) -> None:
@@ -371,7 +371,7 @@ def test_no_example_decides_for_another() -> None:
         def __call__(self, z: Tensor) -> Tensor:
             return torch.where(self.lost[:, None], z.flatten(1)[:, :1] * 1e6 * one_hot(Y[:1], 5), NET(z))
 
-        def take(self, rows: Tensor) -> "Beside":
+        def select(self, rows: Tensor) -> "Beside":
             return Beside(self.lost[rows])
 
     beside = cw_l2(View(Beside(torch.arange(12) == 0)), X, Y, L2, draws(X), **QUICK).images
@@ -382,10 +382,10 @@ def test_an_example_stops_when_its_own_loss_has_not_fallen() -> None:
     """A gradient of 0 keeps the loss where it is: one tenth of the run is spent in each search."""
     x, y = X[:2], torch.tensor([0, 0])
     for abort, passes in ((True, 20), (False, 101)):
-        view, meter = watched(View(constant([1.0, 0.0])), 2)
+        view, counter = instrumented(View(constant([1.0, 0.0])), 2)
         crafted = cw_l2(view, x, y, L2, draws(x), steps=100, searches=3, abort=abort, goal="highest")
         assert crafted.notes["failed"].all()
-        assert (meter.forwards == 1 + 3 * passes).all()
+        assert (counter.forwards == 1 + 3 * passes).all()
 
 
 def test_the_constant_grows_tenfold_then_is_bisected_and_ends_at_the_least_that_won(
@@ -455,7 +455,7 @@ def test_losses_of_several_draws_are_averaged_and_the_mean_answers() -> None:
     def shaken(z: Tensor) -> Tensor:
         return plane(z) + torch.tensor([1.0, -1.0]) * (-1) ** next(turn)
 
-    view, _ = watched(eot(View(shaken), 4), 4)
+    view, _ = instrumented(eot(View(shaken), 4), 4)
     for attack, threat, most in ((cw_l2, L2, 1.05), (deepfool, L2, 1.025), (jsma, L0, 1.0)):
         crafted = attack(view, x, labels, threat, draws(x), **(QUICK if attack is cw_l2 else {}))
         assert (plane(crafted.images).argmax(1) != labels).all()
@@ -470,11 +470,11 @@ def test_one_step_is_enough_where_logits_are_linear() -> None:
     model, x, y = planes()
     least = model.distances(x, y).min(1).values
     for params, factor in (({}, 1.02), ({"overshoot": 0.1}, 1.1)):
-        view, meter = watched(View(model), len(x))
+        view, counter = instrumented(View(model), len(x))
         crafted = deepfool(view, x, y, L2, draws(x), **params)  # type: ignore[arg-type]
-        assert (meter.forwards == 2).all()
+        assert (counter.forwards == 2).all()
         # One for each of the five other labels.
-        assert (meter.backwards == 5).all()
+        assert (counter.backwards == 5).all()
         assert (objective(View(model), model(crafted.images), y, "margin") > 0).all()
         assert apart(far(x, crafted), factor * least) < 1e-9
 
@@ -526,7 +526,7 @@ def test_no_attack_stands_still_on_a_tie_or_in_the_last_bit(attack: Any, kind: s
         fab_t: {"steps": 30},
         cw_l2: {"steps": 200, "searches": 4, "c": 0.1},
         threshold_cw: {"steps": 200, "searches": 4, "c": 0.1},
-        bpda_cw: {"steps": 60, "searches": 4, "step": 0.02},
+        bpda_cw: {"steps": 60, "searches": 4, "step_size": 0.02},
     }[attack]
     crafted = attack(View(model), x, y, L2, draws(x), **brief)
     assert not crafted.notes["failed"].any()
@@ -590,13 +590,13 @@ def test_only_candidates_are_gone_for() -> None:
     model, x, y = planes()
     every = model.distances(x, y)
     likeliest = model(x).scatter(1, y[:, None], -math.inf).argmax(1)
-    view, meter = watched(View(model), len(x))
+    view, counter = instrumented(View(model), len(x))
     crafted = deepfool(view, x, y, L2, draws(x), candidates=1, overshoot=1e-6)
     # Farther than to another label, where that comes first.
     goal = every.gather(1, likeliest[:, None])[:, 0]
     assert (far(x, crafted) <= goal * (1 + 1e-5)).all()
     assert (far(x, crafted) > every.min(1).values * 1.01).any()
-    assert (meter.backwards == meter.forwards - 1).all()
+    assert (counter.backwards == counter.forwards - 1).all()
 
 
 @pytest.mark.parametrize("attack", [deepfool, cw_l2, jsma], ids=["deepfool", "cw-l2", "jsma"])
@@ -616,7 +616,7 @@ def test_gradients_that_are_zero_or_nan_are_no_success(attack: Any) -> None:
             margin = torch.stack(margins)
             return torch.stack([-margin, margin], 1)
 
-        def take(self, rows: Tensor) -> "Broken":
+        def select(self, rows: Tensor) -> "Broken":
             return Broken(self.kind[rows])
 
     x, y = torch.full((4, 1, 1, 2), 0.5, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
@@ -632,11 +632,11 @@ def test_gradients_that_are_zero_or_nan_are_no_success(attack: Any) -> None:
 # --- CW in linf ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("final", [True, False])
-def test_below_its_constant_cw_in_linf_is_pgd_on_the_margin(final: bool) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_below_its_constant_cw_in_linf_is_pgd_on_the_margin(exact: bool) -> None:
     threat = Threat("linf", 0.05)
-    params: Any = {"steps": 7, "step": 0.0125, "restarts": 3, "drop": final}
-    view = View(NET, final=final)
+    params: Any = {"steps": 7, "step_size": 0.0125, "restarts": 3, "drop": exact}
+    view = View(NET, exact=exact)
     ours = cw_linf(view, X, Y, threat, draws(X), **params)
     theirs = pgd(view, X, Y, threat, draws(X), loss="margin", **params)
     assert objective(View(NET), NET(ours.images), Y, "margin").abs().max() < 50
@@ -652,7 +652,7 @@ def test_beyond_its_constant_there_is_no_gradient() -> None:
     pushed = {
         k: objective(
             View(plane),
-            plane(cw_linf(View(plane, final=False), x, y, threat, draws(x), k=k, **params).images),
+            plane(cw_linf(View(plane, exact=False), x, y, threat, draws(x), k=k, **params).images),
             y,
             "margin",
         )
@@ -662,10 +662,10 @@ def test_beyond_its_constant_there_is_no_gradient() -> None:
     for k in (0.0, 1.0):
         assert ((pushed[k] >= k - 1e-9) & (pushed[k] <= k + step)).all()
     assert (pushed[50.0] > 1 + step).all()
-    crafted = cw_linf(View(plane, final=False), x, 1 - y, threat, draws(x), k=0.4, **params)
+    crafted = cw_linf(View(plane, exact=False), x, 1 - y, threat, draws(x), k=0.4, **params)
     assert crafted.notes["flat"].all()
     assert torch.equal(crafted.images, x)
-    assert not cw_linf(View(plane, final=False), x, y, threat, draws(x), k=0.4, **params).notes["flat"].any()
+    assert not cw_linf(View(plane, exact=False), x, y, threat, draws(x), k=0.4, **params).notes["flat"].any()
 
 
 # --- JSMA ----------------------------------------------------------------------------------------------
@@ -762,7 +762,7 @@ def test_jsma_tries_every_target_and_keeps_the_fewest_changes() -> None:
     model = Linear(flat.double().view(4, 1, 2, 3), torch.tensor([0.0, -0.3, -1.5, -5.0]).double())
     x, y = torch.zeros(1, 1, 2, 3, dtype=torch.float64), torch.tensor([0])
     model.bias[1] = -0.6
-    view, _ = watched(View(model), 1)
+    view, _ = instrumented(View(model), 1)
     crafted = jsma(view, x, y, L0, draws(x))
     assert model(crafted.images).argmax(1).item() == 2
     assert crafted.images.flatten().tolist() == [1, 1, 0, 0, 0, 0]
@@ -797,7 +797,7 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
         ("cw-l2", {"lr": -0.1}, "lr: expected a number above 0, found -0.1"),
         ("cw-linf", {"k": -1.0}, "k: expected a number of 0 or more, found -1.0"),
         ("cw-linf", {"restarts": 0}, "restarts: expected a number of 1 or more, found 0"),
-        ("cw-linf", {"step": 0.0}, "step: expected a number above 0, found 0.0"),
+        ("cw-linf", {"step_size": 0.0}, "step: expected a number above 0, found 0.0"),
         ("deepfool", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("deepfool", {"candidates": 0}, "candidates: expected a number of 1 or more, found 0"),
         ("deepfool", {"overshoot": -0.1}, "overshoot: expected a number of 0 or more, found -0.1"),
@@ -813,8 +813,8 @@ def test_wrong_settings_are_refused(name: str, params: dict[str, Any], message: 
 
 
 def test_settings_that_go_nowhere_are_doubted() -> None:
-    doubts = {name: ATTACKS[name].doubts for name in ("cw-l2", "cw-linf")}
-    l2, linf = doubts["cw-l2"], doubts["cw-linf"]
+    flags = {name: ATTACKS[name].flags for name in ("cw-l2", "cw-linf")}
+    l2, linf = flags["cw-l2"], flags["cw-linf"]
     assert l2 is not None
     assert linf is not None
     assert "hardly move in 100 steps of 0.01, but in 500" in (
@@ -823,6 +823,6 @@ def test_settings_that_go_nowhere_are_doubted() -> None:
     assert l2(L2, steps=500, lr=0.01, variable="tanh") is None
     assert l2(L2, steps=100, lr=0.01, variable="box") is None
     threat = Threat("linf", 0.1)
-    assert linf(threat, steps=2, step=0.01, restarts=1, start="uniform") is not None
-    assert linf(threat, steps=2, step=None, restarts=2, start="zero") is not None
-    assert linf(threat, steps=2, step=None, restarts=2, start="uniform") is None
+    assert linf(threat, steps=2, step_size=0.01, restarts=1, start="uniform") is not None
+    assert linf(threat, steps=2, step_size=None, restarts=2, start="zero") is not None
+    assert linf(threat, steps=2, step_size=None, restarts=2, start="uniform") is None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Shape, Split
-from bench.registry import DEFENSES, arguments
+from bench.registry import DEFENSES, bind
 from bench.testing import check_defense
 
 SHAPE = Shape(3, 4, 4, 5)
@@ -103,7 +103,7 @@ def network(package: Path) -> nn.Module:
 def make(shape: Shape = SHAPE, **params: Any) -> Any:
     """Build the defense as the harness does, from parameters as a suite writes them."""
     entry = DEFENSES["module"]
-    return entry.make(shape, **arguments(entry, {"build": "mylab.models:build", **params}))
+    return entry.make(shape, **bind(entry, {"build": "mylab.models:build", **params}))
 
 
 def fit(model: Any, device: str = "cpu", note: Callable[[str], None] = lambda _: None) -> Any:
@@ -117,7 +117,7 @@ def plan(shape: Shape = SHAPE, **params: Any) -> None:
     """Check as the plan does: every parameter filled in."""
     entry = DEFENSES["module"]
     assert entry.check_params is not None
-    entry.check_params(arguments(entry, {"build": "mylab.models:build", **params}), shape)
+    entry.check_params(bind(entry, {"build": "mylab.models:build", **params}), shape)
 
 
 def trouble(call: Callable[..., Any], *args: Any, **params: Any) -> str:
@@ -175,7 +175,7 @@ def test_views_have_the_names_that_tables_use() -> None:
     for name in ("logits", "first", "e2e_last", "e2e_label", "bpda"):
         found = entry.view(name)
         assert found is not None
-        assert found.reads == {"label"}
+        assert found.exact_for == {"label"}
 
 
 def test_weights_and_code_enter_the_key_by_content() -> None:

@@ -352,7 +352,7 @@ def test_the_inner_attack_sees_the_first_pass_of_a_frozen_network(
     calls = []
 
     def look(view: View, x: Images, y: Tensor, threat: Threat, noise: Noise) -> Images:
-        assert not view.final
+        assert not view.exact
         assert not model.network.training
         assert not any(each.requires_grad for each in model.parameters())
         assert threat == Threat("linf", 0.07)

@@ -136,15 +136,15 @@ def test_an_example_s_draws_depend_on_nobody_else(index: list[int], data: some.D
     source = Noise("key", torch.tensor(index))
     kept = torch.tensor(data.draw(some.lists(some.sampled_from(range(len(index))), min_size=1, unique=True)))
     begun = source.uniform((3, 2))
-    part = source.take(kept)
+    part = source.select(kept)
     others = torch.tensor([row for row in range(len(index)) if row not in kept.tolist()], dtype=torch.int64)
-    source.take(others).normal((9,))
-    rest = [part.normal((4,)), part.signs((2, 2)), part.take(torch.arange(len(kept))).integers((5,), 10)]
+    source.select(others).normal((9,))
+    rest = [part.normal((4,)), part.signs((2, 2)), part.select(torch.arange(len(kept))).integers((5,), 10)]
     assert torch.equal(begun, whole[0])
     for one, other in zip(whole[1:], rest, strict=False):
         assert torch.equal(one[kept], other)
     # What was taken is a window on the same streams: they go on where it left them.
-    assert torch.equal(source.take(kept).uniform(()), whole[4][kept])
+    assert torch.equal(source.select(kept).uniform(()), whole[4][kept])
 
 
 def test_other_keys_and_other_examples_draw_otherwise() -> None:
@@ -169,22 +169,22 @@ def test_shared_draws_are_the_shard_s_and_need_to_be_asked_for() -> None:
     assert torch.equal(one.signs((3, 2)), other.signs((3, 2)))
     assert one.normal((5,)).shape == (1, 5)
     assert not torch.equal(noise(shard="a").shared().uniform((8,)), noise(shard="b").shared().uniform((8,)))
-    with pytest.raises(RuntimeError, match='declared keyed="shard"'):
+    with pytest.raises(RuntimeError, match='declared rng="shard"'):
         noise().shared()
 
 
 def test_parts_of_an_attack_have_streams_of_their_own() -> None:
     whole = noise()
-    one = whole.apart("square")
+    one = whole.spawn("square")
     plain = one.uniform((4,))
     # Neither what the others draw nor who else is there is anything to it.
     whole.uniform((7,))
     rows = torch.tensor([2, 0])
-    assert torch.equal(whole.take(rows).apart("square").uniform((4,)), plain[rows])
+    assert torch.equal(whole.select(rows).spawn("square").uniform((4,)), plain[rows])
     assert not torch.equal(one.uniform((4,)), plain)
-    assert not torch.equal(noise().apart("fab").uniform((4,)), plain)
+    assert not torch.equal(noise().spawn("fab").uniform((4,)), plain)
     assert not torch.equal(noise().uniform((4,)), plain)
-    shared = [noise(shard="s").apart(name).shared().uniform((4,)) for name in ("a", "a", "b")]
+    shared = [noise(shard="s").spawn(name).shared().uniform((4,)) for name in ("a", "a", "b")]
     assert torch.equal(shared[0], shared[1])
     assert not torch.equal(shared[0], shared[2])
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bench import InputError, Shape, Split, planner, resolve
-from bench.registry import DEFENSES, arguments, discover
+from bench.registry import DEFENSES, bind, discover
 from bench.training import Trainer
 from defenses.abs import Abs
 from defenses.nets import weights
@@ -96,12 +96,12 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         given = {parameter: spelled(files[parameter], how)}
         # The class itself, the class by its schema, and what a plan makes of them.
         states.append(fitted(entry.make(shape, **params, **given), shape))
-        by_schema = arguments(entry, {**params, **given})
+        by_schema = bind(entry, {**params, **given})
         states.append(fitted(entry.make(shape, **by_schema), shape))
         assert entry.check_params is not None
         entry.check_params({**by_schema, **given}, shape)
-        filled = resolve.fill(entry, {**params, **given}, tmp_path)
-        states.append(fitted(entry.make(shape, **arguments(entry, filled.params)), shape))
+        resolved = resolve.fill(entry, {**params, **given}, tmp_path)
+        states.append(fitted(entry.make(shape, **bind(entry, resolved.params)), shape))
     # A task file names them from where it lies, wherever the run begins.
     monkeypatch.chdir("/")
     names = [each.name for each in files[parameter]] if parameter == "decoders" else files[parameter].name
@@ -115,7 +115,7 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(document))
     suite = resolve.load(tmp_path / "suite.yaml")
     planner.make(suite)
-    states.append(fitted(entry.make(shape, **arguments(entry, suite.defenses["net"].params)), shape))
+    states.append(fitted(entry.make(shape, **bind(entry, suite.defenses["net"].params)), shape))
     for state in states:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(value, states[0][each]) for each, value in state.items())

@@ -17,7 +17,7 @@ from bench.errors import InputError
 from bench.jobs import Craft, Evaluate, Train, key_of
 from bench.planner import Plan, Planner, Point, Request, Sight
 from bench.protocols import Shape
-from bench.resolve import Filled
+from bench.resolve import Resolved
 from bench.schema import ViewUse
 
 BASE: dict[str, Any] = {
@@ -84,18 +84,18 @@ def test_a_views_parameters_do_not_reach_an_alias(tmp_path: Path) -> None:
 
 def test_an_attack_may_stop_early_only_where_winning_is_winning(tmp_path: Path) -> None:
     plan = made(tmp_path)
-    final = {
+    exact = {
         (cell.coordinates["defense"], cell.coordinates["view"], cell.coordinates["readout"]): cell.facts[
-            "final"
+            "exact"
         ]
         for cell in plan.cells
         if cell.coordinates["attack"] == "pgd"
     }
-    assert final["cnn", "first", "last"]
-    assert not final["cnnf", "first", "last"]
-    assert final["cnnf", "e2e_last", "last"]
-    assert final["cnnf", "e2e_avg", "avg"]
-    assert not any(cell.facts["final"] for cell in plan.cells if cell.coordinates["attack"] == "transfer")
+    assert exact["cnn", "first", "last"]
+    assert not exact["cnnf", "first", "last"]
+    assert exact["cnnf", "e2e_last", "last"]
+    assert exact["cnnf", "e2e_avg", "avg"]
+    assert not any(cell.facts["exact"] for cell in plan.cells if cell.coordinates["attack"] == "transfer")
 
 
 def test_e2e_last_scored_on_avg_is_another_craft_than_on_last(tmp_path: Path) -> None:
@@ -118,15 +118,17 @@ def test_a_source_that_is_its_own_victim_is_skipped_with_its_reason(tmp_path: Pa
 
 
 def test_served_parameters_share_the_training_and_ignored_ones_the_crafts(tmp_path: Path) -> None:
-    defenses = {"cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2, "serve": {"cycles": [0, 1, 2]}}}
+    defenses = {"cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2, "inference": {"cycles": [0, 1, 2]}}}
     attacks = {name: BASE["attacks"][name] for name in ("clean", "pgd")}
     plan = made(tmp_path, defenses=defenses, attacks=attacks)
     assert len(jobs(plan, Train)) == 1
     per_cycles = [
-        crafts(plan, attack="pgd", view="first", **{"serve.cycles": cycles}) for cycles in (0, 1, 2)
+        crafts(plan, attack="pgd", view="first", **{"inference.cycles": cycles}) for cycles in (0, 1, 2)
     ]
     assert per_cycles[0] == per_cycles[1] == per_cycles[2]
-    e2e = [crafts(plan, attack="pgd", view="e2e_last", **{"serve.cycles": cycles}) for cycles in (0, 1, 2)]
+    e2e = [
+        crafts(plan, attack="pgd", view="e2e_last", **{"inference.cycles": cycles}) for cycles in (0, 1, 2)
+    ]
     assert len(set.union(*e2e)) == 9
     # Serving what was trained is the same as serving nothing.
     plain = made(tmp_path, defenses={"cnnf": {"use": "cnnf", "epochs": 1, "cycles": 2}}, attacks=attacks)
@@ -188,7 +190,7 @@ def test_nor_is_anything_but_answers_asked_of_answers(tmp_path: Path) -> None:
 def test_a_time_limit_is_the_suites_or_the_attacks_and_no_part_of_a_key(tmp_path: Path) -> None:
     def limits(**attack: Any) -> tuple[set[float | None], set[str]]:
         plan = made(tmp_path, attacks={"it": attack})
-        return {craft.attempt.time_limit for craft in jobs(plan, Craft)}, crafts(plan)
+        return {craft.attack_run.time_limit for craft in jobs(plan, Craft)}, crafts(plan)
 
     free, keys = limits(use="pgd")
     assert free == {None}
@@ -286,8 +288,8 @@ def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Pa
     names = {"clean": "classic", "pgd": "attack", "transfer": "t"}
     renamed = {names[name]: attack for name, attack in BASE["attacks"].items()}
     assert keys(attacks=renamed) == same
-    filled = {**BASE["attacks"], "pgd": {"use": "pgd", "steps": 3, "restarts": 1, "loss": "ce"}}
-    assert keys(attacks=filled) == same
+    resolved = {**BASE["attacks"], "pgd": {"use": "pgd", "steps": 3, "restarts": 1, "loss": "ce"}}
+    assert keys(attacks=resolved) == same
     task = BASE["tasks"][0]
     assert keys(tasks=[{**task, "threat": {"norm": "linf", "radius": 0.1}}]) == same
     assert keys(tasks=[{**task, "threat": {"norm": "linf", "radius": 0.11}}]) != same
@@ -383,7 +385,7 @@ def test_served_values_and_inner_attacks_are_checked_like_all_others(tmp_path: P
     with pytest.raises(InputError, match="cycles"):
         made(
             tmp_path,
-            defenses={"cnnf": {"use": "cnnf", "serve": {"cycles": [-1]}}},
+            defenses={"cnnf": {"use": "cnnf", "inference": {"cycles": [-1]}}},
             attacks={"c": {"use": "none"}},
         )
     inner = {"use": "pgd", "steps": 0}
@@ -452,12 +454,12 @@ def request(folder: Path, attack: str, view: Any = "logits", **changes: Any) -> 
     victim = replace(crossing.train(changes.pop("defense", "linear"), digits, digits, 0), data=data)
     point = Point(
         data="digits", norm="linf", radius=0.1, defense="linear", attack=attack, view="logits",
-        readout="plain", seed=0, target=None, serve={},
+        readout="plain", seed=0, target=None, inference={},
     )  # fmt: skip
-    filled = suite.attacks[attack]
-    assert isinstance(filled, Filled)
+    resolved = suite.attacks[attack]
+    assert isinstance(resolved, Resolved)
     choice = ViewUse(use=view) if isinstance(view, str) else view
-    return Request(replace(point, **changes), filled, victim, data, data, 60, choice)
+    return Request(replace(point, **changes), resolved, victim, data, data, 60, choice)
 
 
 RULED = [

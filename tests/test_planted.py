@@ -117,7 +117,7 @@ def backwards(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> I
     def away(z: Tensor) -> Tensor:
         return -view.logits(z)
 
-    return pgd(replace(view, logits=away, final=False), x, y, threat, noise).images
+    return pgd(replace(view, logits=away, exact=False), x, y, threat, noise).images
 
 
 def half(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Images:

@@ -130,7 +130,7 @@ def test_doing_nothing_is_joined_to_every_attack_by_metrics_that_ask_for_it(
 ) -> None:
     _, rendered = ran(tmp_path, "Noisy", metric)
     every = {"fgsm", "pgd", "margin", "Worst"}
-    # The number of Min is that of a column, and so is the doubt that it joins answers.
+    # The number of Min is that of a column, and so is the flag that it joins answers.
     assert set(doubted(rendered)) - {"Min", "Max"} == every
     said = flagged(rendered)
     assert "unluckiest of 2 answers" in said["pgd"][0]
@@ -364,8 +364,8 @@ def test_draws_of_a_module_that_says_so_are_no_doubt_and_its_cells_know(tmp_path
         "on-said": True,
         "on-zero": True,
     }
-    assert conditions["said"]["doubts"] == []
-    assert conditions["silent"]["doubts"] == ["4 draws of module, whose answers do not differ, are one"]
+    assert conditions["said"]["flags"] == []
+    assert conditions["silent"]["flags"] == ["4 draws of module, whose answers do not differ, are one"]
 
 
 def test_it_is_a_doubt_about_cells_and_no_coordinate() -> None:

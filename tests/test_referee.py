@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
-from bench.referee import Meter, answers_only, centred, guides, judge, undisturbed, watch
+from bench.referee import QueryCounter, answers_only, centred, frozen, guides, instrument, validate
 
 X = torch.full((4, 1, 2, 2), 0.5)
 
@@ -31,22 +31,22 @@ def test_lengths_are_those_of_numpy(norm: Any, order: float) -> None:
 def test_a_lawful_move_is_shown_as_it_is() -> None:
     z = X.clone()
     z[0] += 0.05
-    judged = judge(X, z, Threat("linf", 0.1))
-    assert torch.equal(judged.images, z)
-    assert not judged.void.any()
+    validated = validate(X, z, Threat("linf", 0.1))
+    assert torch.equal(validated.images, z)
+    assert not validated.invalid.any()
 
 
 @pytest.mark.parametrize(
-    ("norm", "radius", "step"), [("linf", 0.1, 0.11), ("l2", 0.1, 0.06), ("l1", 0.1, 0.03)]
+    ("norm", "radius", "step_size"), [("linf", 0.1, 0.11), ("l2", 0.1, 0.06), ("l1", 0.1, 0.03)]
 )
 def test_a_move_out_of_the_budget_is_void_for_its_example_alone(
-    norm: str, radius: float, step: float
+    norm: str, radius: float, step_size: float
 ) -> None:
     z = X.clone()
-    z[1] += step
-    judged = judge(X, z, Threat(norm, radius))  # type: ignore[arg-type]
-    assert judged.void.tolist() == [False, True, False, False]
-    assert torch.equal(judged.images, X)
+    z[1] += step_size
+    validated = validate(X, z, Threat(norm, radius))  # type: ignore[arg-type]
+    assert validated.invalid.tolist() == [False, True, False, False]
+    assert torch.equal(validated.images, X)
 
 
 def test_l0_counts_a_pixel_once_and_of_what_is_no_image_values() -> None:
@@ -55,33 +55,33 @@ def test_l0_counts_a_pixel_once_and_of_what_is_no_image_values() -> None:
     z[0, :, 0, 0], z[1, 1, 0, 0], z[2, 0], z[2, 2, 1, 1] = 1, 0.5, 1, 1
     assert Threat("l0").distance(x, z).tolist() == [1, 1, 4]
     assert lengths((z - x).flatten(1), "l0").tolist() == [3, 1, 5]
-    assert judge(x, z, Threat("l0", 1)).void.tolist() == [False, False, True]
+    assert validate(x, z, Threat("l0", 1)).invalid.tolist() == [False, False, True]
 
 
 def test_l0_knows_no_rounding() -> None:
     z = X.clone()
     z[0, 0, 0, 0] = 1
     z[1, 0, 0] = 1
-    judged = judge(X, z, Threat("l0", 1))
-    assert judged.void.tolist() == [False, True, False, False]
+    validated = validate(X, z, Threat("l0", 1))
+    assert validated.invalid.tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1])
 def test_what_is_no_image_is_void(value: float) -> None:
     z = X.clone()
     z[2, 0, 0, 0] = value
-    judged = judge(X, z, Threat("linf"))
-    assert judged.void.tolist() == [False, False, True, False]
-    assert torch.equal(judged.images, X)
+    validated = validate(X, z, Threat("linf"))
+    assert validated.invalid.tolist() == [False, False, True, False]
+    assert torch.equal(validated.images, X)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_rounding_is_projected_back_in_float64(norm: str) -> None:
     threat = Threat(norm, 0.1)  # type: ignore[arg-type]
-    step = 0.1 if norm == "linf" else 0.05
-    judged = judge(X, X + step + 9e-7, threat)
-    assert not judged.void.any()
-    far = threat.distance(X.double(), judged.images.double())
+    step_size = 0.1 if norm == "linf" else 0.05
+    validated = validate(X, X + step_size + 9e-7, threat)
+    assert not validated.invalid.any()
+    far = threat.distance(X.double(), validated.images.double())
     assert (far <= 0.1 + 6e-8).all()
     assert (far > 0.1 - 1e-6).all()
 
@@ -96,11 +96,11 @@ def test_rounding_is_projected_back_in_float64(norm: str) -> None:
     ],
 )
 def test_images_of_another_shape_or_dtype_are_void_all_of_them(returned: Tensor, error: str) -> None:
-    judged = judge(X, returned, Threat("linf", 0.1))
-    assert torch.equal(judged.images, X)
-    assert judged.images.dtype == X.dtype
-    assert judged.void.all()
-    assert judged.because == {error: 4}
+    validated = validate(X, returned, Threat("linf", 0.1))
+    assert torch.equal(validated.images, X)
+    assert validated.images.dtype == X.dtype
+    assert validated.invalid.all()
+    assert validated.because == {error: 4}
 
 
 def test_void_moves_are_counted_by_their_reason_once() -> None:
@@ -108,15 +108,15 @@ def test_void_moves_are_counted_by_their_reason_once() -> None:
     z[0] = math.nan
     z[1, 0, 0, 0] = 2
     z[2] += 0.2
-    because = judge(X, z, Threat("linf", 0.1)).because
+    because = validate(X, z, Threat("linf", 0.1)).because
     assert because == {"not finite": 1, "out of the box": 1, "out of the budget": 1}
-    assert judge(X, X, Threat("linf", 0.1)).because == {}
+    assert validate(X, X, Threat("linf", 0.1)).because == {}
 
 
 @pytest.mark.parametrize("returned", [None, X.tolist()])
 def test_what_is_no_tensor_fails(returned: object) -> None:
     with pytest.raises(TypeError, match=type(returned).__name__):
-        judge(X, returned, Threat("linf", 0.1))
+        validate(X, returned, Threat("linf", 0.1))
 
 
 def test_logits_are_centred_and_keep_their_differences() -> None:
@@ -132,10 +132,10 @@ def test_centring_is_a_constant_to_autograd() -> None:
     assert torch.equal(gradient, weights)
 
 
-def look(view: View, n: int, **options: object) -> tuple[View, Meter]:
-    meter = Meter.of(n, torch.device("cpu"))
-    settings = {"access": "gradient", "target": None, "final": True, **options}
-    return watch(view, meter, **settings), meter  # type: ignore[arg-type]
+def look(view: View, n: int, **options: object) -> tuple[View, QueryCounter]:
+    counter = QueryCounter.of(n, torch.device("cpu"))
+    settings = {"access": "gradient", "target": None, "exact": True, **options}
+    return instrument(view, counter, **settings), counter  # type: ignore[arg-type]
 
 
 def linear(x: Tensor) -> Tensor:
@@ -143,14 +143,14 @@ def linear(x: Tensor) -> Tensor:
 
 
 def test_passes_are_counted_by_example_through_narrowing_and_copies() -> None:
-    view, meter = look(View(linear), 4)
+    view, counter = look(View(linear), 4)
     z = X.clone().requires_grad_()
     view.logits(z).sum().backward()
-    some = view.take(torch.tensor([1, 3]))
+    some = view.select(torch.tensor([1, 3]))
     some.logits(X[:2].repeat(5, 1, 1, 1))
-    some.take(torch.tensor([1])).logits(X[:1])
-    assert meter.forwards.tolist() == [1, 6, 1, 7]
-    assert meter.backwards.tolist() == [1, 1, 1, 1]
+    some.select(torch.tensor([1])).logits(X[:1])
+    assert counter.forwards.tolist() == [1, 6, 1, 7]
+    assert counter.backwards.tolist() == [1, 1, 1, 1]
 
 
 def test_maps_between_images_and_codes_are_passes_too() -> None:
@@ -163,24 +163,24 @@ def test_maps_between_images_and_codes_are_passes_too() -> None:
         energy=lambda z, x: z.flatten(1).sum(1),
         classify=lambda z, x: z.flatten(1)[:, :2],
     )
-    meter = Meter.of(4, torch.device("cpu"))
-    seen = watch(view, meter, "gradient", target=None, final=True, chunk=2)
+    counter = QueryCounter.of(4, torch.device("cpu"))
+    seen = instrument(view, counter, "gradient", target=None, exact=True, chunk=2)
     assert isinstance(seen, Inversion)
     z = seen.invert(X)
     assert torch.equal(z, X.flatten(2))
-    some = seen.take(torch.tensor([3, 1]))
+    some = seen.select(torch.tensor([3, 1]))
     some.encode(X[:2])
     some.decode(z[:2])
-    assert meter.forwards.tolist() == [1, 3, 1, 3]
-    plain = watch(View(lambda z: z.flatten(1)), meter, "score", target=None, final=True)
+    assert counter.forwards.tolist() == [1, 3, 1, 3]
+    plain = instrument(View(lambda z: z.flatten(1)), counter, "score", target=None, exact=True)
     assert plain.encode(X) is X
-    assert meter.forwards.tolist() == [1, 3, 1, 3]
+    assert counter.forwards.tolist() == [1, 3, 1, 3]
 
 
 def test_rows_that_nobody_can_name_are_shared_out() -> None:
-    view, meter = look(View(linear), 4)
+    view, counter = look(View(linear), 4)
     view.logits(X[:2])
-    assert meter.forwards.tolist() == [0.5] * 4
+    assert counter.forwards.tolist() == [0.5] * 4
 
 
 def test_a_score_attack_gets_no_gradient() -> None:
@@ -195,13 +195,13 @@ def test_chunks_change_neither_logits_nor_gradients_nor_counts(recompute: bool) 
     x = torch.rand(7, 1, 2, 2, dtype=torch.float64)
     found = []
     for options in ({}, {"chunk": 3, "recompute": recompute}):
-        view, meter = look(View(net), 7, **options)
+        view, counter = look(View(net), 7, **options)
         z = x.clone().requires_grad_()
         logits = view.logits(z)
         (gradient,) = torch.autograd.grad(logits.square().sum(), z)
         found.append((logits.detach(), gradient))
-        assert meter.forwards.tolist() == [1] * 7
-        assert meter.backwards.tolist() == [1] * 7
+        assert counter.forwards.tolist() == [1] * 7
+        assert counter.backwards.tolist() == [1] * 7
     assert torch.allclose(found[0][0], found[1][0], atol=1e-12, rtol=0)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-12, rtol=0)
 
@@ -212,11 +212,11 @@ def test_logits_of_several_draws_are_cut_along_the_examples() -> None:
 
 
 def test_targets_are_narrowed_with_the_examples() -> None:
-    view, _ = look(View(linear), 4, target=torch.tensor([3, 2, 1, 0]), final=False)
-    some = view.take(torch.tensor([2, 0]))
+    view, _ = look(View(linear), 4, target=torch.tensor([3, 2, 1, 0]), exact=False)
+    some = view.select(torch.tensor([2, 0]))
     assert some.target is not None
     assert some.target.tolist() == [1, 3]
-    assert not some.final
+    assert not some.exact
 
 
 def test_everything_is_left_as_it_was_found() -> None:
@@ -226,7 +226,7 @@ def test_everything_is_left_as_it_was_found() -> None:
     net[0].bias.requires_grad_(False)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with undisturbed(net, seed=1):
+    with frozen(net, seed=1):
         assert not any(module.training for module in net.modules())
         assert not any(parameter.requires_grad for parameter in net.parameters())
         torch.rand(10)
@@ -237,7 +237,7 @@ def test_everything_is_left_as_it_was_found() -> None:
 
 def test_flags_are_put_back_after_a_crash_too() -> None:
     net = nn.Linear(2, 2).train()
-    with pytest.raises(KeyError), undisturbed(net, seed=1):
+    with pytest.raises(KeyError), frozen(net, seed=1):
         raise KeyError
     assert net.training
     assert net.weight.requires_grad
@@ -247,7 +247,7 @@ def test_flags_are_put_back_after_a_crash_too() -> None:
 def test_an_attack_that_changes_a_weight_fails(way: str) -> None:
     net = nn.Linear(2, 2)
     before = net.weight.detach().clone()
-    looks = undisturbed(net, seed=1, ask=lambda: net(torch.ones(1, 2)))
+    looks = frozen(net, seed=1, ask=lambda: net(torch.ones(1, 2)))
     with pytest.raises(RuntimeError, match=r"attack changed weights .*\(weight\)"), looks:
         (net.weight if way == "weight" else net.weight.data).add_(1)
     assert torch.equal(net.weight, before)
@@ -277,7 +277,7 @@ def test_a_network_that_changes_its_own_buffers_is_not_called_an_attack(
         network(x)
 
     before = [each.clone() for each in network.buffers()]
-    looks = undisturbed(network, seed=1, ask=ask if attacked else None)
+    looks = frozen(network, seed=1, ask=ask if attacked else None)
     with pytest.raises(InputError, match="the network changes its own weights or buffers"), looks:
         ask()
     assert all(map(torch.equal, network.buffers(), before))
@@ -286,14 +286,14 @@ def test_a_network_that_changes_its_own_buffers_is_not_called_an_attack(
 def test_what_is_no_number_equals_itself() -> None:
     net = Counting()
     net.asked.fill_(float("nan"))
-    with undisturbed(net, seed=1):
+    with frozen(net, seed=1):
         pass
 
 
 def test_the_seed_decides_every_librarys_draws_inside() -> None:
     drawn = []
     for seed in (-1, -1, 2):
-        with undisturbed(seed=seed):
+        with frozen(seed=seed):
             drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
     assert drawn[0] == drawn[1]
     assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
@@ -310,7 +310,7 @@ def test_every_librarys_draws_go_on_outside_as_if_nothing_had_been() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    with undisturbed(seed=1), contextlib.suppress(KeyError):
+    with frozen(seed=1), contextlib.suppress(KeyError):
         draw()
         raise KeyError
     assert draw() == plain
@@ -330,6 +330,8 @@ def test_guides_are_the_first_images_of_their_classes_that_are_right_and_accepte
     seen = answers_only(decide, 4, found)
     assert isinstance(seen, Features)
     assert torch.equal(seen.guides, found)
-    watched = watch(seen, Meter.of(2, torch.device("cpu")), "decision", target=None, final=True)
-    assert isinstance(watched, Features)
-    assert torch.equal(watched.guides, found)
+    instrumented = instrument(
+        seen, QueryCounter.of(2, torch.device("cpu")), "decision", target=None, exact=True
+    )
+    assert isinstance(instrumented, Features)
+    assert torch.equal(instrumented.guides, found)

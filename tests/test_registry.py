@@ -30,8 +30,8 @@ from bench.registry import (
     DEFENSES,
     SOURCES,
     Registry,
-    arguments,
     attack,
+    bind,
     discover,
     fraction,
     marked,
@@ -136,13 +136,13 @@ def test_nor_may_a_parameter_of_a_view(word: str) -> None:
 
 
 def test_fractions_are_numbers_wherever_a_float_is_asked_for() -> None:
-    assert arguments(ATTACKS["pgd"], {"step": "2/255"})["step"] == 2 / 255
-    assert arguments(ATTACKS["pgd"], {"step": "1e-3"})["step"] == 1e-3
+    assert bind(ATTACKS["pgd"], {"step_size": "2/255"})["step_size"] == 2 / 255
+    assert bind(ATTACKS["pgd"], {"step_size": "1e-3"})["step_size"] == 1e-3
     assert fraction("inf") == float("inf")
 
 
 def test_an_inner_attack_reaches_the_constructor_as_a_use() -> None:
-    given = arguments(DEFENSES["cnn"], {"inner": {"use": "pgd", "steps": 3}})
+    given = bind(DEFENSES["cnn"], {"inner": {"use": "pgd", "steps": 3}})
     assert given["inner"].use == "pgd"
     assert given["inner"].params == {"steps": 3}
     assert DEFENSES["cnn"].make(Shape(1, 8, 8, 10), **{**given, "width": 0.25}) is not None
@@ -193,8 +193,8 @@ def placed(folder: Path, text: str) -> document.Document:
         ("steps: true", "steps: expected a whole number, found true"),
         ("steps: 1.5", "steps: input should be a valid integer, got a number with a fractional part, found 1.5"),  # noqa: E501 - pydantic's sentence
         ("warmup: -1", "warmup: expected a number of 0 or more, found -1"),
-        ("step: 0/255", "step: expected a number above 0, found 0.0"),
-        ("step: .inf", "step: expected a finite number, found inf"),
+        ("step_size: 0/255", "step: expected a number above 0, found 0.0"),
+        ("step_size: .inf", "step: expected a finite number, found inf"),
         ("step: inf", "step: expected a finite number, found inf"),
         ("step: true", "step: expected a number, found true"),
         ("step: a/b", "step: expected a number or a fraction like 8/255, found 'a/b'"),
@@ -250,7 +250,7 @@ def test_filling_in_says_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_fractions_reach_bounded_parameters_as_numbers() -> None:
     given = {
-        "step": "8/255",
+        "step_size": "8/255",
         "decay": "0",
         "part": "1/2",
         "scale": "1e-3",
@@ -260,7 +260,7 @@ def test_fractions_reach_bounded_parameters_as_numbers() -> None:
     made = schema_of(bounded, "bounded").model_validate(given)
     found = made.model_dump()
     assert {name: found[name] for name in given} == {
-        "step": 8 / 255, "decay": 0, "part": 0.5, "scale": 1e-3, "rates": (2 / 255,), "other": 1 / 3,
+        "step_size": 8 / 255, "decay": 0, "part": 0.5, "scale": 1e-3, "rates": (2 / 255,), "other": 1 / 3,
     }  # fmt: skip
     assert (
         schema_of(bounded, "bounded").model_validate({"tries": None, "width": 9}).model_dump()["width"] == 9
@@ -272,7 +272,7 @@ def test_bounds_stand_in_the_json_schema() -> None:
     found = schema["properties"]
     assert found["steps"] == {"title": "Steps", "default": 5, "type": "integer", "minimum": 1}
     assert found["warmup"]["minimum"] == 0
-    assert found["step"]["anyOf"] == [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
+    assert found["step_size"]["anyOf"] == [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]
     assert found["decay"]["anyOf"][0] == {"type": "number", "minimum": 0}
     assert found["part"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
     assert found["keep"]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
@@ -288,7 +288,7 @@ def test_bounds_are_listed_in_words() -> None:
     assert said == {
         "steps": "1 or more",
         "warmup": "0 or more",
-        "step": "above 0",
+        "step_size": "above 0",
         "decay": "0 or more",
         "part": "0 to 1",
         "keep": "above 0 to 1",

@@ -49,7 +49,7 @@ def rendered():
     for seed in (0, 1, 2):
         del outcomes[f"transfer--cnnf-avg-{seed}"]
     del outcomes["spsa-e2e-cnnf-last-1"]
-    outcomes["pgd-e2e-cnnf-last-0"].loc[:11, "void"] = True
+    outcomes["pgd-e2e-cnnf-last-0"].loc[:11, "invalid"] = True
     return tables.cut(given, "T", outcomes.get)
 
 
@@ -221,8 +221,8 @@ def test_notes_stand_once_and_are_pointed_at(rendered):
     assert text.count("without Transfer (not run)") == 1
     assert "¹ the source is its own victim" in text
     assert f"{DASH}¹" in text
-    assert "void-moves: 12 of 360 moves were void" in text.replace("\n", " ")
-    assert "12 void moves in the whole table" in text.replace("\n", " ")
+    assert "invalid-moves: 12 of 360 moves were invalid" in text.replace("\n", " ")
+    assert "12 invalid moves in the whole table" in text.replace("\n", " ")
     assert "docs/flags.md" in text
 
 
@@ -311,7 +311,7 @@ def test_json_says_the_same_as_csv(rendered, plain):
 
 
 def test_an_infinite_median_survives_json():
-    conditions = [condition("a", radius=None, budget="distance")]
+    conditions = [condition("a", radius=None, kind="minimum-norm")]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "pgd"}}, "metric": "distance"}
     rendered = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get)
     cell = json.loads(render.joined([rendered], "json"))[0]["cells"][0]
@@ -413,8 +413,8 @@ def test_everything_stored_is_documented():
 
 
 def test_what_conditions_are_grouped_by_are_coordinates_alone():
-    (one,) = conditions_of(manifest([condition("a", **{"serve.cycles": 2})], {}))
+    (one,) = conditions_of(manifest([condition("a", **{"inference.cycles": 2})], {}))
     assert dict(coordinates(one)) == one.coordinates
-    assert dict(coordinates(one, "seed", "serve")) == {
-        name: value for name, value in one.coordinates.items() if name not in ("seed", "serve.cycles")
+    assert dict(coordinates(one, "seed", "inference")) == {
+        name: value for name, value in one.coordinates.items() if name not in ("seed", "inference.cycles")
     }

@@ -69,8 +69,8 @@ BAD = [
     ("[logits]", "[{use: logits, draws: yes}]", ["suite.yaml:12", "tasks[0].views[0].draws", "whole number"]),
     ("name: digits", "name: digitz", ["suite.yaml:3", "did you mean 'digits'"]),
     ("tasks:\n", "tasks: []\nother:\n", ["suite.yaml"]),
-    ("epochs: 1}", "epochs: 1, serve: {treshold: 1}}", ["suite.yaml:5", "did you mean 'threshold'"]),
-    ("epochs: 1}", "epochs: 1, serve: {threshold: much}}", ["suite.yaml:5", "much"]),
+    ("epochs: 1}", "epochs: 1, inference: {treshold: 1}}", ["suite.yaml:5", "did you mean 'threshold'"]),
+    ("epochs: 1}", "epochs: 1, inference: {threshold: much}}", ["suite.yaml:5", "much"]),
     (
         "use: toy/linear, epochs: 1",
         "use: module, build: 'a:b', weights: ~nosuch/x.pt",
@@ -129,11 +129,11 @@ def test_a_missing_suite_names_its_neighbours(tmp_path: Path) -> None:
 def test_the_inner_attack_is_checked_and_filled_in(tmp_path: Path) -> None:
     text = GOOD.replace(
         "linear: {use: toy/linear, epochs: 1}",
-        "linear: {use: cnn, training: adversarial, epochs: 1, inner: {use: pgd, steps: 2, step: 1/40}}",
+        "linear: {use: cnn, training: adversarial, epochs: 1, inner: {use: pgd, steps: 2, step_size: 1/40}}",
     ).replace("views: [logits]", "views: [first]")
     suite = resolve.load(write(tmp_path, text))
     inner = suite.defenses["linear"].params["inner"]
-    assert inner["step"] == 1 / 40
+    assert inner["step_size"] == 1 / 40
     assert inner["loss"] == "ce"
     with pytest.raises(InputError, match=r"inner\.stepz: unknown key; did you mean 'steps?'"):
         resolve.load(write(tmp_path, text.replace("steps: 2", "stepz: 2")))

@@ -177,7 +177,7 @@ def remembering(net: nn.Module) -> Any:
 
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
-    "step": lambda each: lr_scheduler.StepLR(each, 2, 0.1),
+    "step_size": lambda each: lr_scheduler.StepLR(each, 2, 0.1),
     "milestones": lambda each: lr_scheduler.MultiStepLR(each, [1, 3], 0.1),
     "lambda": lambda each: lr_scheduler.LambdaLR(each, lambda epoch: 0.5**epoch),
     "multiplied": lambda each: lr_scheduler.MultiplicativeLR(each, lambda _: 0.7),

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 
 from bench import durable, execute, planner, resolve, sources
-from bench.context import Desk
-from bench.costs import Costs
+from bench.context import WorkerContext
+from bench.costs import Estimates
 from bench.manifest import write
 from bench.pools import Inline
 from bench.store import Store
@@ -23,7 +23,7 @@ SEEN: dict[str, int] = {}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     path = small(tmp_path_factory.mktemp("undisturbed"))
     run = Ran(path)
     write(run.store, run.plan.manifest())
@@ -34,9 +34,9 @@ def interrupted(path: Path, root: Path, jobs: int) -> None:
     """Run so many jobs, and stop."""
     crossed, store = planner.make(resolve.load(path)), Store(root)
     store.open()
-    desk = Desk(store.root, crossed.suite.folder, None, "cpu", sources.digests(crossed.modules()))
-    pool = Inline(desk, ("cpu",), lambda slot, facts: None)
-    running = execute.run(execute.examine(crossed, store), store, pool, Costs())
+    context = WorkerContext(store.root, crossed.suite.folder, None, "cpu", sources.digests(crossed.modules()))
+    pool = Inline(context, ("cpu",), lambda slot, facts: None)
+    running = execute.run(execute.examine(crossed, store), store, pool, Estimates())
     for _, done in zip(range(jobs), running, strict=False):
         assert done.error is None, done.error
 
@@ -152,9 +152,9 @@ def machine(path: Path, whole: Path, expected: str) -> type[RuleBasedStateMachin
     return Folder
 
 
-def test_any_history_ends_in_the_tables_of_an_undisturbed_run(undisturbed: tuple[Path, Path, str]) -> None:
+def test_any_history_ends_in_the_tables_of_an_undisturbed_run(frozen: tuple[Path, Path, str]) -> None:
     run_state_machine_as_test(
-        machine(*undisturbed),
+        machine(*frozen),
         settings=settings(
             max_examples=20,
             stateful_step_count=8,

@@ -307,8 +307,8 @@ def test_a_fact_that_is_not_known_here_changes_no_table():
 def test_a_coordinate_that_is_not_known_here_must_be_shown_or_pinned():
     given, _ = paper()
     for place, each in enumerate(given["conditions"]):
-        each["coordinates"]["serve.cycles"] = place % 2
-    assert "hides serve.cycles: [0, 1]" in refusal(given)
+        each["coordinates"]["inference.cycles"] = place % 2
+    assert "hides inference.cycles: [0, 1]" in refusal(given)
 
 
 def test_what_does_nothing_is_known_by_the_fact_and_by_no_name():
@@ -342,7 +342,7 @@ def minimal(distance, stood=None):
 
 def test_an_attack_without_a_radius_is_read_at_any():
     conditions = [
-        condition("free", attack="cw", radius=None, budget="distance", n=4),
+        condition("free", attack="cw", radius=None, kind="minimum-norm", n=4),
         clean("still", radius=None, n=4),
     ]
     outcomes = {"free": minimal([0.05, 0.1, 0.2, 0.3]), "still": rows([True, True, True, False], moved=False)}
@@ -361,7 +361,7 @@ def test_an_attack_without_a_radius_is_read_at_any():
 
 
 def test_an_attack_without_a_radius_in_a_cell_with_one_needs_the_clean_answers():
-    conditions = [condition("free", attack="cw", budget="distance", radius=0.1)]
+    conditions = [condition("free", attack="cw", kind="minimum-norm", radius=0.1)]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "cw"}}}
     cell = cut(manifest(conditions, table), {"free": minimal([0.05, 0.2])}).rows[0].cells[0]
     assert (cell.estimate, cell.hole) == (None, DASH)
@@ -370,7 +370,7 @@ def test_an_attack_without_a_radius_in_a_cell_with_one_needs_the_clean_answers()
 
 def test_the_worst_of_attacks_without_a_radius_is_the_least_distance():
     conditions = [
-        condition(name, attack=name, norm="l2", radius=None, budget="distance", n=3)
+        condition(name, attack=name, norm="l2", radius=None, kind="minimum-norm", n=3)
         for name in ("cw", "deepfool")
     ]
     outcomes = {
@@ -435,7 +435,7 @@ def test_a_radius_is_a_number_or_a_fraction(written):
 
 @pytest.mark.parametrize("written", [None, "inf", float("inf")])
 def test_no_radius_is_null_or_infinite(written):
-    conditions = [condition("a", radius=None, budget="distance"), condition("b", radius=0.1)]
+    conditions = [condition("a", radius=None, kind="minimum-norm"), condition("b", radius=0.1)]
     table = {
         "title": "x",
         "where": {"radius": written},
@@ -455,8 +455,10 @@ def test_a_list_is_any_of_its_values_and_a_placeholder_is_the_rows():
 
 
 def test_served_parameters_are_coordinates():
-    conditions = [condition(f"c{cycles}", defense="cnnf", **{"serve.cycles": cycles}) for cycles in (0, 2)]
-    table = {"title": "x", "rows": ["defense", "serve.cycles"], "columns": {"PGD": {"attack": "pgd"}}}
+    conditions = [
+        condition(f"c{cycles}", defense="cnnf", **{"inference.cycles": cycles}) for cycles in (0, 2)
+    ]
+    table = {"title": "x", "rows": ["defense", "inference.cycles"], "columns": {"PGD": {"attack": "pgd"}}}
     rendered = cut(manifest([*conditions, condition("plain")], table), {})
     assert [row.label for row in rendered.rows] == [("cnnf", "0"), ("cnnf", "2"), ("cnn", DASH)]
 
@@ -503,7 +505,7 @@ def test_a_readout_hides_between_columns_too():
         ("norm", "linf", "l2", "['l2', 'linf']"),
         ("radius", 0.1, 0.2, "[0.1, 0.2]"),
         ("radius", 0.1, None, "[0.1, None]"),
-        ("serve.cycles", 2, 1, "[1, 2]"),
+        ("inference.cycles", 2, 1, "[1, 2]"),
         ("defense", "cnn", "cnnf", "['cnn', 'cnnf']"),
     ],
 )
@@ -568,10 +570,10 @@ def test_unknown_values_and_coordinates_name_the_nearest():
     given, _ = paper()
     given["tables"]["T"]["columns"] = {"PGD": {"attack": "pdg"}}
     assert refusal(given) == "table 'T': column 'PGD': attack: no condition has 'pdg'; did you mean 'pgd'?"
-    given["tables"]["T"] = {**PAPER, "where": {"serve.cyclez": 1}}
-    assert refusal(given).startswith("table 'T': where: unknown coordinate 'serve.cyclez'")
-    given["tables"]["T"] = {**PAPER, "rows": ["defense", "readout", "serve.cycles"]}
-    assert refusal(given).startswith("table 'T': rows: unknown coordinate 'serve.cycles'")
+    given["tables"]["T"] = {**PAPER, "where": {"inference.cyclez": 1}}
+    assert refusal(given).startswith("table 'T': where: unknown coordinate 'inference.cyclez'")
+    given["tables"]["T"] = {**PAPER, "rows": ["defense", "readout", "inference.cycles"]}
+    assert refusal(given).startswith("table 'T': rows: unknown coordinate 'inference.cycles'")
     given["tables"]["T"] = {**PAPER, "rows": {"CNN-F": {"defense": "cnff"}}, "columns": ["attack", "view"]}
     assert refusal(given) == "table 'T': row 'CNN-F': defense: no condition has 'cnff'; did you mean 'cnnf'?"
     given["tables"]["T"] = {**PAPER, "columns": {"PGD": {"view": "e3e_{readout}"}}}
@@ -605,7 +607,7 @@ def test_a_place_that_selects_nothing_is_refused():
             "columns: unknown coordinate 'attackk'; did you mean 'attack'?",
         ),
         ({"where": {"metric": "robust"}}, "where: unknown coordinate 'metric'"),
-        ({"columns": {"A": {"view": "e2e_{serve.x}"}}}, "{serve.x} is no coordinate of every row"),
+        ({"columns": {"A": {"view": "e2e_{inference.x}"}}}, "{inference.x} is no coordinate of every row"),
         ({"columns": {"A": "pgd"}}, "expected a selection such as {attack: pgd}, found 'pgd'"),
         ({"metric": "success", "extra": ["Min"]}, "an attacker wants the Max of success, not the Min"),
         ({"metric": "rejection", "extra": ["Worst"]}, "rejection has no Worst over attacks"),
@@ -719,7 +721,7 @@ def test_published_tables_are_whole(key):
 
 
 def test_a_figures_axis_has_numbers():
-    conditions = [condition("a", radius=0.1), condition("b", radius=None, budget="distance")]
+    conditions = [condition("a", radius=0.1), condition("b", radius=None, kind="minimum-norm")]
     table = {"title": "x", "rows": ["defense"], "columns": ["radius"], "figure": {"x": "radius"}}
     assert (
         refusal(manifest(conditions, table))
@@ -738,7 +740,7 @@ def test_wilson_is_of_one_seed_however_many_there_are():
 # --- rows and columns that count something of their own ----------------------------------------------
 
 
-def judged(logits, **changes):
+def validated(logits, **changes):
     frame = rows([True] * len(logits), moved=False, truth=[0] * len(logits), **changes)
     frame["label"] = [int(np.argmax(each)) for each in logits]
     frame["logits"] = logits
@@ -762,7 +764,7 @@ LOGITS = {
 def test_a_row_may_count_something_else_and_a_column_name_a_class():
     skipped = skip("deepfool is planned: later", attack="deepfool")
     given = manifest([clean("c", n=1)], LOGITS, [skipped])
-    rendered = cut(given, {"c": judged([[482.5, -644.5, -440.75]])})
+    rendered = cut(given, {"c": validated([[482.5, -644.5, -440.75]])})
     assert values(rendered) == [2, 1]
     assert values(rendered, 1) == [482.5, -440.75]
     assert [each.hole for each in rendered.rows[2].cells] == [DASH, DASH]
@@ -781,9 +783,9 @@ def test_a_class_is_for_the_metrics_of_a_class():
     }
     conditions = [condition(f"t{target}", attack="cw", target=target, n=1) for target in (1, 2)]
     outcomes = {
-        "c": judged([[9.0, 1.0, 0.0]]),
-        "t1": judged([[1.0, 7.0, 0.0]], target=[1]),
-        "t2": judged([[5.0, 1.0, 0.0]], target=[2]),
+        "c": validated([[9.0, 1.0, 0.0]]),
+        "t1": validated([[1.0, 7.0, 0.0]], target=[1]),
+        "t2": validated([[5.0, 1.0, 0.0]], target=[2]),
     }
     rendered = cut(manifest([*conditions, clean("c", n=1)], table), outcomes)
     assert values(rendered) == [1.5, 1]
@@ -796,19 +798,19 @@ def test_what_the_outcomes_do_not_have_is_a_hole_with_its_reason():
     cell = cut(given, {"c": rows([True], moved=False)}).rows[0].cells[0]
     assert (cell.estimate, cell.hole) == (None, DASH)
     assert cell.notes == ("no logits: the read-out gives none, or the outcomes are older than the column",)
-    cell = cut(given, {"c": judged([[1.0, 2.0]])}).rows[0].cells[1]
+    cell = cut(given, {"c": validated([[1.0, 2.0]])}).rows[0].cells[1]
     assert cell.notes == ("no class 2: there are 2",)
 
 
 def test_only_the_columns_that_a_metric_looks_at_are_read():
     asked = []
 
-    class Watched(dict):
+    class Instrumented(dict):
         def __getitem__(self, name):
             asked.append(name)
             return super().__getitem__(name)
 
-    frame = Watched(judged([[1.0, 2.0, 3.0]]).items())
+    frame = Instrumented(validated([[1.0, 2.0, 3.0]]).items())
     for metric, names in (("accuracy", set()), ("classwise", {"logits", "thresholds"})):
         asked.clear()
         table = {"title": "x", "rows": ["defense"], "columns": {"All": {"attack": "clean"}}, "metric": metric}

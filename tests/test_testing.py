@@ -108,11 +108,11 @@ def test_attacks_of_every_access_and_space_can_be_checked() -> None:
     with pytest.raises(AssertionError, match=r"'toy/answers' left \d of 8 images"):
         check_attack("toy/answers", "linf", tries=1)
     with pytest.raises(AssertionError, match="not finite"):
-        check_attack("toy/void", "linf")
+        check_attack("toy/invalid", "linf")
     with pytest.raises(AssertionError, match="left the box"):
-        check_attack("toy/void", "linf", how="box")
+        check_attack("toy/invalid", "linf", how="box")
     with pytest.raises(AssertionError, match="left the budget"):
-        check_attack("toy/void", "linf", how="budget")
+        check_attack("toy/invalid", "linf", how="kind")
     with pytest.raises(PermissionError):
         check_attack("toy/blind", "linf")
     with pytest.raises(RuntimeError):
@@ -363,31 +363,31 @@ class Flat(Halfspace):
 
 
 class Detached(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         return View(lambda z: self(z.detach()).detach())
 
 
 class Unfaithful(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         return View(lambda z: -self(z))
 
 
 class Shifting(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         return View(self, encode=lambda x: 2 * x - 1)
 
 
 class Thin(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         return View(self.margin)
 
 
 class Infinite(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         return View(lambda z: self(z) / 0)
 
@@ -447,7 +447,7 @@ class Refusing(Halfspace):
 
 
 class Learning(Halfspace):
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         def look(z: Tensor) -> Tensor:
             self.weight.data.mul_(1.001)
@@ -475,8 +475,8 @@ class Learning(Halfspace):
         (Refusing, {}, "a label is none of the 2 classes"),
         (Learning, {}, "weights or buffers"),
         (Halfspace, {"aliases": {"e2e": "first"}}, "another name of 'first', which is no view"),
-        (Halfspace, {"readouts": ("last",)}, r"reads \['label'\], which are no read-outs"),
-        (Halfspace, {"served": ("cycles",)}, r"serves \['cycles'\]"),
+        (Halfspace, {"readouts": ("last",)}, r"is exact for \['label'\], which are no read-outs"),
+        (Halfspace, {"inference": ("cycles",)}, r"serves \['cycles'\]"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.context import Desk, prepare
+from bench.context import WorkerContext, prepare
 from bench.data import DataSpec, load
 from bench.errors import InputError, OvertimeError
 from bench.jobs import Craft, Evaluate, Train
@@ -33,28 +33,28 @@ def test_clean_images_are_judged_unmoved(tmp_path: Path) -> None:
     assert list(rows["index"]) == split.index.tolist()
     assert list(rows["truth"]) == split.labels.tolist()
     assert (rows[["l0", "l2", "linf", "distance", "forwards", "backwards"]] == 0).all().all()
-    assert not rows["void"].any()
+    assert not rows["invalid"].any()
     assert (rows["label"] == rows["truth"]).mean() > 0.5
     logits = torch.tensor(np.stack(rows["logits"]))
     assert logits.argmax(1).tolist() == rows["label"].tolist()
 
 
-@pytest.mark.parametrize("how", ["nan", "box", "budget"])
+@pytest.mark.parametrize("how", ["nan", "box", "kind"])
 def test_a_move_that_is_not_allowed_is_void_and_counts_as_the_clean_image(tmp_path: Path, how: str) -> None:
-    attacks = {**CLEAN, "bad": {"use": "toy/void", "how": how}}
+    attacks = {**CLEAN, "bad": {"use": "toy/invalid", "how": how}}
     ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"]}]))
     clean, bad = ran.outcomes(attack="clean"), ran.outcomes(attack="bad")
     # Every second image of each shard of 25, 25 and 10.
-    assert bad["void"].sum() == 13 + 13 + 5
-    assert (bad.loc[bad["void"], "distance"] == 0).all()
+    assert bad["invalid"].sum() == 13 + 13 + 5
+    assert (bad.loc[bad["invalid"], "distance"] == 0).all()
     assert bad["label"].tolist() == clean["label"].tolist()
 
 
 def test_rounding_is_projected_back_and_not_void(tmp_path: Path) -> None:
-    attacks = {"near": {"use": "toy/void", "how": "rounding"}}
+    attacks = {"near": {"use": "toy/invalid", "how": "rounding"}}
     ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"]}]))
     rows = ran.outcomes(attack="near")
-    assert not rows["void"].any()
+    assert not rows["invalid"].any()
     assert rows["linf"].max() <= 0.1 + 1e-7
     assert rows["linf"].max() > 0.0999
 
@@ -65,15 +65,15 @@ def test_images_of_another_form_are_void_counted_and_explained(tmp_path: Path, h
     ran = Ran(suite(tmp_path, LINEAR, attacks, [{**TASK, "readouts": ["plain"], "views": ["logits"]}]))
     assert not ran.failed
     bad = ran.outcomes(attack="bad")
-    assert bad["void"].all()
+    assert bad["invalid"].all()
     assert bad["label"].tolist() == ran.outcomes(attack="clean")["label"].tolist()
     receipts = [
         ran.store.receipt("craft", job.key)
         for job in ran.plan.graph()
-        if isinstance(job, Craft) and job.attempt.attack.name == "toy/crash"
+        if isinstance(job, Craft) and job.attack_run.attack.name == "toy/crash"
     ]
-    assert sum(receipt["void"] for receipt in receipts) == 60
-    reasons = {reason for receipt in receipts for reason in receipt["void_because"]}
+    assert sum(receipt["invalid"] for receipt in receipts) == 60
+    reasons = {reason for receipt in receipts for reason in receipt["invalid_because"]}
     beginning = {"shape": "shape (", "kind": "torch.float64"}[how]
     assert reasons
     assert all(reason.startswith(beginning) for reason in reasons)
@@ -83,7 +83,7 @@ def test_images_of_another_form_are_void_counted_and_explained(tmp_path: Path, h
     ("attack", "error"),
     [
         ({"use": "toy/crash"}, "the attack is broken"),
-        ({"use": "toy/crash", "how": "notes"}, r"notes \['label', 'void'\] have names"),
+        ({"use": "toy/crash", "how": "notes"}, r"notes \['label', 'invalid'\] have names"),
         ({"use": "toy/peek"}, "does not require grad"),
         ({"use": "toy/blind"}, "asked for logits"),
     ],
@@ -170,11 +170,11 @@ def test_thresholds_and_the_size_of_the_defense_stand_beside_the_answers(tmp_pat
 
 
 def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
-    defenses = {"linear": {"use": "toy/linear", "serve": {"threshold": [0.0, 0.95]}}}
+    defenses = {"linear": {"use": "toy/linear", "inference": {"threshold": [0.0, 0.95]}}}
     ran = Ran(suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["reject"]}]))
     assert sum(isinstance(each.job, Train) for each in ran.done) == 1
-    assert not ran.outcomes(**{"serve.threshold": 0.0})["rejected"].any()
-    assert ran.outcomes(**{"serve.threshold": 0.95})["rejected"].any()
+    assert not ran.outcomes(**{"inference.threshold": 0.0})["rejected"].any()
+    assert ran.outcomes(**{"inference.threshold": 0.95})["rejected"].any()
 
 
 def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_a_process_computes_repeatably_and_in_full_float32(
     wanted = {"deterministic": True, "benchmark": False, "allow_tf32": False}
     for name, value in wanted.items():
         monkeypatch.setattr(torch.backends.cudnn, name, not value)
-    prepare(Desk(store=tmp_path, folder=tmp_path, data_root=None, device="cpu", sources={}))
+    prepare(WorkerContext(store=tmp_path, folder=tmp_path, data_root=None, device="cpu", sources={}))
     assert {name: getattr(torch.backends.cudnn, name) for name in wanted} == wanted
 
 

@@ -34,7 +34,7 @@ from bench import (
 )
 
 
-@defense("toy/linear", readouts=("plain", "reject"), version=1, served=("threshold",))
+@defense("toy/linear", readouts=("plain", "reject"), version=1, inference=("threshold",))
 class Linear(nn.Module):
     """A linear classifier that can refuse what it is not sure of."""
 
@@ -83,7 +83,7 @@ class Linear(nn.Module):
             decision = decision._replace(rejected=decision.score < self.threshold)
         return decision
 
-    @view("logits", reads=("plain",), ignores=("threshold",))
+    @view("logits", exact_for=("plain",), ignores=("threshold",))
     def _logits(self) -> View:
         return View(self.logits)
 
@@ -91,7 +91,7 @@ class Linear(nn.Module):
     def _scaled(self, *, temperature: float = 2.0) -> View:
         return View(lambda x: self.logits(x) / temperature)
 
-    @view("reject", reads=("reject",))
+    @view("reject", exact_for=("reject",))
     def _reject(self) -> View:
         def logits(x: Tensor) -> Tensor:
             scores = self.logits(x).log_softmax(1)
@@ -155,7 +155,7 @@ class Optimised(nn.Module):
     def decide(self, x: Images, readout: str) -> Decision:
         return Decision.of(self.logits(x))
 
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def _logits(self) -> View:
         return View(self.logits)
 
@@ -208,7 +208,7 @@ class Stacked(nn.Module):
     def decide(self, x: Images, readout: str) -> Decision:
         return Decision.of(self.scale * self.base.logits(x))
 
-    @view("logits", reads=("plain",))
+    @view("logits", exact_for=("plain",))
     def _logits(self) -> View:
         return View(lambda x: self.scale * self.base.logits(x))
 
@@ -234,7 +234,7 @@ class Files(nn.Module):
     def decide(self, x: Images, readout: str) -> Decision:
         return Decision.of(self.logits(x))
 
-    @view("logits", reads=("plain",))
+    @view("logits", exact_for=("plain",))
     def _logits(self) -> View:
         return View(self.logits)
 
@@ -243,7 +243,7 @@ class Files(nn.Module):
 class Opaque(Linear):
     """A linear classifier that can also be looked at without gradients."""
 
-    @view("opaque", reads=("plain",), gradient=False)
+    @view("opaque", exact_for=("plain",), gradient=False)
     def _opaque(self) -> View:
         return View(lambda z: self.logits(z).detach())
 
@@ -287,13 +287,15 @@ def _push(view: View, x: Images, y: Labels) -> Tensor:
     return torch.autograd.grad(loss, z)[0]
 
 
-@attack("toy/void", norms={"linf"}, version=1, access="none")
-def void(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "nan") -> Images:
+@attack("toy/invalid", norms={"linf"}, version=1, access="none")
+def invalid(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, how: str = "nan"
+) -> Images:
     """Do what is not allowed, to every second image."""
     z = x.clone()
-    step = {"nan": float("nan"), "box": 5.0, "budget": 0.0, "rounding": 0.0}[how]
+    step = {"nan": float("nan"), "box": 5.0, "kind": 0.0, "rounding": 0.0}[how]
     z[::2] = z[::2] + step
-    if how == "budget":
+    if how == "kind":
         z[::2] = (z[::2] - 0.5).abs()
     if how == "rounding":
         z = (x + threat.radius + 5e-7).clamp(max=1)
@@ -347,7 +349,7 @@ def crash(
     if how == "kind":
         return x.double()
     if how == "notes":
-        return Crafted(x, {"label": y, "void": torch.zeros_like(y, dtype=torch.bool)})
+        return Crafted(x, {"label": y, "invalid": torch.zeros_like(y, dtype=torch.bool)})
     raise ValueError("the attack is broken")
 
 
@@ -365,7 +367,7 @@ def blind(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -
     return x
 
 
-@attack("toy/minimal", norms={"l2"}, version=1, budget="distance")
+@attack("toy/minimal", norms={"l2"}, version=1, kind="minimum-norm")
 def minimal(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, steps: int = 40
 ) -> Crafted:
@@ -414,7 +416,7 @@ def towards(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness)
     return threat.project(x, x - threat.radius * gradient.sign())
 
 
-@attack("toy/common", norms={"linf"}, version=1, keyed="shard", access="none")
+@attack("toy/common", norms={"linf"}, version=1, rng="shard", access="none")
 def common(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Add one random sign pattern to the whole shard."""
     return threat.project(x, x + threat.radius * noise.shared().signs(tuple(x.shape[1:])))

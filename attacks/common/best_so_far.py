@@ -63,7 +63,7 @@ class BestIterate:
             y: Their labels (N,).
         """
         if len(rows):
-            here = view.take(rows)
+            here = view.select(rows)
             with torch.no_grad():
                 wrong = succeeded(here, here.logits(x[rows]), y[rows])
             self.images[rows[wrong]] = x[rows[wrong]]

@@ -24,7 +24,7 @@ def of_ascent(
     threat: Threat,
     *,
     steps: int,
-    step: float | None,
+    step_size: float | None,
     restarts: int = 1,
     start: str = "uniform",
     **_: object,
@@ -38,7 +38,7 @@ def of_ascent(
         restarts: How many walks there are.
         start: Where they begin: ``"zero"`` is the image itself.
     """
-    if step is not None and (sentence := unreachable(threat, steps, step)):
+    if step_size is not None and (sentence := unreachable(threat, steps, step_size)):
         return sentence
     if restarts > 1 and start == "zero":
         return f"{restarts} restarts from the image itself are one run, {restarts} times"

@@ -120,7 +120,7 @@ class Guard:
 
     access: str
     """What the attack asks for: ``gradient``, ``score`` or ``decision``."""
-    budget: Literal["radius", "distance"]
+    kind: Literal["fixed-budget", "minimum-norm"]
     """Whether it has a radius, or moves as little as it can."""
     lift: bool
     """Whether the logits that it sees must be above 0 (T1)."""
@@ -158,8 +158,8 @@ class Guard:
             # Libraries clamp it to the box, a move beyond any budget (T12).
             raise InputError(f"images must be in [0, 1], these reach from {x.min():g} to {x.max():g}")
         probe = _Probe(view, x, y, gradient=self.access == "gradient")
-        least = self.budget == "distance"
-        waiting = ~probe.won if view.final or least else torch.ones_like(probe.won)
+        least = self.kind == "minimum-norm"
+        waiting = ~probe.won if view.exact or least else torch.ones_like(probe.won)
         images, raised = x.clone(), torch.zeros_like(probe.won)
         errors: list[Exception] = []
         for rows in _groups(view, y, waiting.nonzero().squeeze(1)):
@@ -176,7 +176,7 @@ class Guard:
         failed = waiting & (broken | raised)
         if least and len(rows := waiting.nonzero().squeeze(1)):
             # Whatever the library says of its success (T10, T19, F6, F13).
-            images[rows], won = _pushed(view.take(rows), x[rows], images[rows], y[rows])
+            images[rows], won = _pushed(view.select(rows), x[rows], images[rows], y[rows])
             failed[rows] = ~won
             images = torch.where(by_example(failed, x), x, images)
         notes = {"failed": failed, "raised": raised, "nonfinite": probe.gradient.nonfinite | broken}
@@ -199,7 +199,7 @@ class Guard:
         """Yield rows with their images: all at once or, where that fails, one by one; None where it
         raised."""
         for some in (rows, *(rows.split(1) if len(rows) > 1 else ())):
-            here = view.take(some)
+            here = view.select(some)
             label = int(y[some[0]]) if view.refusal and view.target is None else None
             model = LibraryModel(here, x, label=label, lift=self.lift).eval()
             # A shard's own seeds: libraries set the global random state to them (T7).
@@ -232,7 +232,7 @@ def _pushed(view: View, x: Images, z: Images, y: Labels) -> tuple[Images, Tensor
     for push in range(-1, PUSHES):
         farther = 1 + 1e-6 * 2**push if push >= 0 else 1.0
         tried = z[rows] if push < 0 else (x[rows] + farther * way[rows]).clamp(0, 1)
-        here = view.take(rows)
+        here = view.select(rows)
         with torch.no_grad():
             hit = succeeded(here, here.logits(tried), y[rows])
         z[rows[hit]], won[rows[hit]] = tried[hit], True
@@ -378,7 +378,7 @@ class LibraryAttack(Needs):
     about: str
     """Its docstring: a sentence, and where it was published."""
     cost: Callable[..., int] | None = field(default=cost, kw_only=True)
-    keyed: Literal["image", "shard"] = field(default="shard", kw_only=True)
+    rng: Literal["example", "shard"] = field(default="shard", kw_only=True)
     time_limit: float | None = field(default=TIME_LIMIT, kw_only=True)
 
 
@@ -394,8 +394,8 @@ class Adapter:
     """``signature(name)``: an attack's parameters; imports the library."""
     prepare: Callable[[str, Threat, Mapping[str, Any]], Call]
     """``prepare(name, threat, params)``: the library's attack as a call."""
-    doubts: Callable[[str, Threat, Mapping[str, Any]], str | None]
-    """``doubts(name, threat, params)``: what is odd about its settings."""
+    flags: Callable[[str, Threat, Mapping[str, Any]], str | None]
+    """``flags(name, threat, params)``: what is odd about its settings."""
     lift: bool
     """Whether logits must be above 0 (T1)."""
     softmax: frozenset[str]
@@ -417,12 +417,12 @@ class Adapter:
             view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, **params: Any
         ) -> Crafted:
             softmax = name in self.softmax and params.get("loss", "ce") in ("ce", "crossentropy")
-            guard = Guard(access=row.access, budget=row.budget, lift=self.lift, softmax=softmax)
+            guard = Guard(access=row.access, kind=row.kind, lift=self.lift, softmax=softmax)
             return guard.run(view, x, y, threat, noise, self.prepare(name, threat, params))
 
         adapted.__doc__, adapted.__module__ = row.about, self.module
         needs = row.declared() | {
-            "doubts": lambda threat, **params: self.doubts(name, threat, params),
+            "flags": lambda threat, **params: self.flags(name, threat, params),
             "check_params": partial(self._check, name),
             "unfit": partial(self.unfit, name) if self.unfit else None,
         }

@@ -63,7 +63,7 @@ class GuideMatching:
     """How many classes are tried at most, at least 1; None: all."""
     steps: int
     """How many steps each climb has, at least 1."""
-    step: float | None
+    step_size: float | None
     """Their length, in units of [0, 1]; None: 4 radius / steps."""
     start: Start
     """Where each climb begins."""
@@ -72,7 +72,7 @@ class GuideMatching:
         """Climb, turn after turn.
 
         An iterate that is wrong is better than one that is not; of both kinds the one is kept that is nearest
-        to its guide. Where winning here is winning (``view.final``), an example is done at its first success.
+        to its guide. Where winning here is winning (``view.exact``), an example is done at its first success.
 
         Args:
             view: A view of features, with gradients.
@@ -87,13 +87,13 @@ class GuideMatching:
         """
         with torch.no_grad():
             ranked = candidate_labels(view, view.logits(x), y, self.classes)
-        ascent = ProjectedAscent(steps=self.steps, length=self.step, reach=4, start=self.start)
+        ascent = ProjectedAscent(steps=self.steps, length=self.step_size, reach=4, start=self.start)
         best, notes, guide = BestIterate(x), GradientNotes(x), torch.full((len(x),), -1, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         for turn in ranked.unbind(1):
             if len(rows) == 0:
                 break
-            here, clean, labels = view.take(rows), x[rows], y[rows]
+            here, clean, labels = view.select(rows), x[rows], y[rows]
             with torch.no_grad():
                 goal = self.aim(here, turn[rows])
 
@@ -104,7 +104,7 @@ class GuideMatching:
                 wanted = goal[among].repeat(len(z) // max(len(among), 1), 1)
                 return _closeness(found, wanted, succeeded(seen, logits.detach(), truth)), logits
 
-            crafted = ascent.run(here, clean, labels, threat, noise.take(rows), evaluate)
+            crafted = ascent.run(here, clean, labels, threat, noise.select(rows), evaluate)
             everyone = torch.arange(len(rows), device=x.device)
             with torch.no_grad():
                 losses, logits = evaluate(here, crafted.images, labels, everyone)
@@ -112,7 +112,7 @@ class GuideMatching:
             guide[rows] = torch.where(better, turn[rows], guide[rows])
             notes.flat[rows] |= crafted.notes["flat"]
             notes.nonfinite[rows] |= crafted.notes["nonfinite"]
-            if view.final:
+            if view.exact:
                 rows = rows[~succeeded(here, logits, labels)]
         return Crafted(best.images, {**notes.columns(), "guide": guide})
 

@@ -24,7 +24,7 @@ class Adam:
         mean = self.mean / (1 - 0.9**self.t)
         return self.lr * mean / ((self.square / (1 - 0.999**self.t)).sqrt() + 1e-8)
 
-    def take(self, rows: Tensor) -> "Adam":
+    def select(self, rows: Tensor) -> "Adam":
         """Return the state of the examples at `rows`, int64 (n,), only."""
         part = Adam(self.mean[rows], self.lr)
         part.t, part.mean, part.square = self.t, self.mean[rows], self.square[rows]

@@ -89,7 +89,7 @@ class PenaltySearch:
             bool (N,), where a gradient was not finite: there it is taken as 0.
         """
         broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        here = _Part(view.take(rows), x[rows], y[rows], rows)
+        here = _Part(view.select(rows), x[rows], y[rows], rows)
         constant = PenaltyConstant(here.x.flatten(1)[:, 0], self.c)
         for search in range(self.searches):
             if search >= 9 and search == self.searches - 1:
@@ -148,7 +148,7 @@ class PenaltySearch:
                     break
                 if len(going) < len(loss):
                     settle()
-                    here, c, w, adam = here.take(going), c[going], w[going], adam.take(going)
+                    here, c, w, adam = here.select(going), c[going], w[going], adam.select(going)
                     best, least, lasts, odd = best[going], least[going], lasts[going], odd[going]
                     before, loss = before[going], loss[going]
         settle()
@@ -162,8 +162,8 @@ class _Part(NamedTuple):
     y: Labels
     rows: Tensor
 
-    def take(self, places: Tensor) -> Self:
-        return type(self)(self.view.take(places), *(each[places] for each in self[1:]))
+    def select(self, places: Tensor) -> Self:
+        return type(self)(self.view.select(places), *(each[places] for each in self[1:]))
 
 
 def _inside(x: Images, variable: Variable) -> Tensor:

@@ -69,7 +69,7 @@ def loss_of(loss: LossName) -> Evaluate:
 class ProjectedAscent:
     """Projected steps up a loss, restarted, of which the best iterate is kept.
 
-    Where winning here is winning (``view.final``), an example is dropped at its first adversarial iterate
+    Where winning here is winning (``view.exact``), an example is dropped at its first adversarial iterate
     (the image itself, where that and its start are wrong), and further restarts see the survivors only; with
     ``drop=False`` it goes on to the end, and no failure replaces a success. Otherwise the iterate with the
     highest loss is kept, the start and the last included.
@@ -110,7 +110,7 @@ class ProjectedAscent:
             The images, with the notes ``flat``, where the gradient at the first step of a restart was
             exactly zero, and ``nonfinite``, where a gradient was not finite; neither moves a pixel.
         """
-        stop = self.drop and view.final
+        stop = self.drop and view.exact
         length = self.reach * threat.radius / self.steps if self.length is None else self.length
         record, notes = BestIterate(x), GradientNotes(x)
         at_start = torch.zeros_like(record.won)
@@ -118,7 +118,7 @@ class ProjectedAscent:
         for copies in _groups(self.restarts, stop):
             if len(rows) == 0:
                 break
-            here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
+            here, clean, labels, draws = view.select(rows), x[rows], y[rows], noise.select(rows)
             everyone = torch.arange(len(rows), device=x.device)
             z = torch.stack([_start(clean, threat, draws, self.start) for _ in range(copies)])
             memory: Tensor | None = None
@@ -130,7 +130,7 @@ class ProjectedAscent:
                 z.requires_grad_(not last)
                 with torch.set_grad_enabled(not last):
                     losses, logits = evaluate(here, z.flatten(0, 1), labels, rows)
-                won = succeeded(here, logits, labels) & view.final
+                won = succeeded(here, logits, labels) & view.exact
                 if self.keep == "best" or last:
                     _offer(record, rows, z, losses, won)
                 elif stop:
@@ -146,7 +146,7 @@ class ProjectedAscent:
                 (gradient,) = autograd.grad(losses.sum(), z)
                 z = z.detach()
                 if len(standing) < len(rows):
-                    rows, here = rows[standing], here.take(standing)
+                    rows, here = rows[standing], here.select(standing)
                     clean, labels = clean[standing], labels[standing]
                     z, gradient = z[:, standing], gradient[:, standing]
                     memory = None if memory is None else memory[:, standing]

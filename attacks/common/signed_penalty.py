@@ -37,7 +37,7 @@ def lacks(view: View, logits: Tensor, y: Labels, kappa: float) -> tuple[Tensor, 
     return shortfall(kappa, margin), succeeded(view, logits, y) & (margin >= kappa)
 
 
-def length_at(t: int, steps: int, step: float, schedule: Schedule) -> float:
+def length_at(t: int, steps: int, step_size: float, schedule: Schedule) -> float:
     """Return how long a step is, in units of [0, 1].
 
     Args:
@@ -46,7 +46,7 @@ def length_at(t: int, steps: int, step: float, schedule: Schedule) -> float:
         step: The full length.
         schedule: Whether it is reached at the end, or the steps fall from it.
     """
-    return step * (t if schedule == "growing" else steps - t + 1) / steps
+    return step_size * (t if schedule == "growing" else steps - t + 1) / steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class SignedSearch:
 
     steps: int
     """How many steps a descent has, at least 1."""
-    step: float
+    step_size: float
     """The full length of a step, in units of [0, 1]."""
     schedule: Schedule
     """How the lengths change."""
@@ -88,7 +88,7 @@ class SignedSearch:
             _, won = lacks(view, view.logits(x), y, self.kappa)
         nearest.offer(torch.arange(len(x), device=x.device), x, won)
         rows = (~won).nonzero().squeeze(1)
-        here, clean, labels, draws = view.take(rows), x[rows], y[rows], noise.take(rows)
+        here, clean, labels, draws = view.select(rows), x[rows], y[rows], noise.select(rows)
         constant = PenaltyConstant(clean[:, 0, 0, 0], self.weight)
         for search in range(self.searches if len(rows) else 0):
             ever, z = torch.zeros_like(rows, dtype=torch.bool), clean
@@ -98,7 +98,7 @@ class SignedSearch:
                 ever |= won
                 notes.see(rows, gradient[None], first=search == 0 and t == 1)
                 pull = constant.value[:, None, None, None] * finite(gradient)
-                length = length_at(t, self.steps, self.step, self.schedule)
+                length = length_at(t, self.steps, self.step_size, self.schedule)
                 z = (z - length * (2 * (z - clean) + pull).sign()).clamp(0, 1)
             with torch.no_grad():
                 _, won = lacks(here, here.logits(z), labels, self.kappa)

@@ -35,7 +35,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
                     "column": heading,
                     **numbers(cell, unit),
                     "unit": unit,
-                    "void": cell.void,
+                    "invalid": cell.invalid,
                     "bound": cell.bound,
                     "weakest": cell.weakest,
                     "published": None if quote is None else quote.value,
@@ -123,7 +123,7 @@ def _document(table: RenderedTable) -> dict[str, Any]:
         "metric": table.metric.name,
         "caption": [*words.caption(table), *words.published_lines(table)],
         "question": dict(table.question),
-        "void": table.void,
+        "invalid": table.invalid,
         "flags": [
             {"code": flag.code, "message": flag.message, "advice": flag.advice} for flag in table.flags
         ],

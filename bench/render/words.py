@@ -189,8 +189,8 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
         said.append("bold: the attack column that is worst for the defender")
     if any(cell.bound for cell in cells):
         said.append("≤, ≥: attacks are missing, which could only make it worse")
-    if table.void:
-        said.append(f"{table.void} void moves in the whole table")
+    if table.invalid:
+        said.append(f"{table.invalid} invalid moves in the whole table")
     return [f"{each[0].upper()}{each[1:]}." for each in said]
 
 
@@ -256,6 +256,6 @@ def headings(table: RenderedTable) -> list[str]:
         table: The table.
 
     Returns:
-        The coordinates, without ``serve.`` before them.
+        The coordinates, without ``inference.`` before them.
     """
     return [name.rpartition(".")[2] for name in table.heads]

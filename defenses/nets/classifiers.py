@@ -81,7 +81,7 @@ def check_params(params: Mapping[str, Any], shape: Shape) -> None:
         )
 
 
-def unreached(steps: int, step: float, radius: float) -> str | None:
+def unreached(steps: int, step_size: float, radius: float) -> str | None:
     """Return a sentence where an inner attack's steps are too short for its radius, else None.
 
     Args:
@@ -89,9 +89,9 @@ def unreached(steps: int, step: float, radius: float) -> str | None:
         step: length of a step, in the units of `radius`.
         radius: linf radius that the steps should be able to reach.
     """
-    if (reach := steps * step) >= radius * (1 - 1e-6):
+    if (reach := steps * step_size) >= radius * (1 - 1e-6):
         return None
-    return f"{steps} inner steps of {step:g} reach {reach:.4g}, less than the radius {radius:.4g}"
+    return f"{steps} inner steps of {step_size:g} reach {reach:.4g}, less than the radius {radius:.4g}"
 
 
 class Classifier(nn.Module):
@@ -143,7 +143,7 @@ class Classifier(nn.Module):
         """
         raise NotImplementedError
 
-    @view("logits", reads=("label",))
+    @view("logits", exact_for=("label",))
     def logits(self) -> View:
         """Return the view of the logits (N, K)."""
         return View(self.network)

@@ -23,7 +23,7 @@ class Ascent(NamedTuple):
     """The linf ball around the clean image that steps are projected on."""
     steps: int
     """Number of steps, 0 or more."""
-    step: float
+    step_size: float
     """Length of a step, in [0, 1] units of the images."""
     start: Start
     """``gaussian``: x plus 0.001 N(0, 1), which as released is not projected; ``uniform``: in the ball."""
@@ -115,7 +115,7 @@ def ascend(network: nn.Module, x: Images, noise: Randomness, ascent: Ascent) -> 
                 z.requires_grad_()
                 # Summed, not averaged: an image's steps do not depend on how many there are.
                 (gradient,) = autograd.grad(divergence(target, network(z)).sum(), z)
-            z = threat.project(x, z.detach() + ascent.step * gradient.sign())
+            z = threat.project(x, z.detach() + ascent.step_size * gradient.sign())
     return z
 
 

@@ -241,7 +241,7 @@ def craft(
         return answer.to(z.dtype)
 
     with frozen(network, mode):
-        made = attack(View(logits, final=False), x, y, threat, noise)
+        made = attack(View(logits, exact=False), x, y, threat, noise)
     return made.images if isinstance(made, Crafted) else made
 
 

@@ -35,7 +35,7 @@ class Loop:
 
     def __init__(self, model: Abs, *, frozen: bool = True) -> None:
         self.model = model
-        self.decoders = [self.apart(number).requires_grad_(not frozen) for number in range(CLASSES)]
+        self.decoders = [self.spawn(number).requires_grad_(not frozen) for number in range(CLASSES)]
         self.codes = latents(GRID, model.latent).float()
         with torch.no_grad():
             self.drawn = [self.images(decoder, self.codes) for decoder in self.decoders]

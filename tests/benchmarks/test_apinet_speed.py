@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 
 from bench.protocols import Images, Shape
-from bench.registry import DEFENSES, arguments
+from bench.registry import DEFENSES, bind
 from defenses.apinet import ROWS, ApiNet
 
 STEPS, CLASSES = 8, 10
@@ -27,7 +27,7 @@ def model() -> ApiNet:
     last = [each for each in base.modules() if isinstance(each, nn.Linear)][-1]
     nn.init.normal_(last.weight, std=0.1)  # It starts at zero, where there is no gradient to follow.
     entry = DEFENSES["apinet"]
-    given = arguments(entry, {"base": "base", "eps_ap": "12/255", "inner_step": 0.01})
+    given = bind(entry, {"base": "base", "eps_ap": "12/255", "inner_step_size": 0.01})
     made: ApiNet = entry.make(SHAPE, **{**given, "base": base})
     return made.eval().requires_grad_(False)
 

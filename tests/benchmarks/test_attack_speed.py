@@ -14,7 +14,7 @@ from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.protocols import Images, Threat, View
-from bench.referee import Meter, watch
+from bench.referee import QueryCounter, instrument
 
 STEPS = 40
 
@@ -31,18 +31,20 @@ def test_pgd_costs_its_forward_and_backward_passes_and_little_more(net: nn.Modul
     def attack() -> Tensor:
         return pgd(View(net), x, y, threat, draws(x), steps=STEPS).images
 
-    def watched() -> Tensor:
-        view = watch(View(net), Meter.of(len(x), x.device), "gradient", target=None, final=True, chunk=256)
+    def instrumented() -> Tensor:
+        view = instrument(
+            View(net), QueryCounter.of(len(x), x.device), "gradient", target=None, exact=True, chunk=256
+        )
         return pgd(view, x, y, threat, draws(x), steps=STEPS).images
 
     race(
-        {"bare passes": bare, "attack": attack, "watched attack": watched},
+        {"bare passes": bare, "attack": attack, "watched attack": instrumented},
         over={
             "PGD-40 over 40 bare forward and backward passes": ("attack", "bare passes"),
             "PGD-40 under the harness's watch over the same": ("watched attack", "bare passes"),
         },
     )
-    assert torch.equal(net(watched()).argmax(1), y), "an example broke, so that there was less to do"
+    assert torch.equal(net(instrumented()).argmax(1), y), "an example broke, so that there was less to do"
 
 
 def test_pgd_on_examples_that_break_early_against_libraries(net: nn.Module, race: Any) -> None:
@@ -86,7 +88,7 @@ def test_pgd_where_nothing_breaks_against_libraries(norm: Any, net: nn.Module, r
     kind = torchattacks.PGD if norm == "linf" else torchattacks.PGDL2
     library = kind(net, eps=radius, alpha=step, steps=STEPS, random_start=False)
     threat = Threat(norm, radius)
-    same: dict[str, Any] = {"steps": STEPS, "step": step, "start": "zero"}
+    same: dict[str, Any] = {"steps": STEPS, "step_size": step, "start": "zero"}
     last: dict[str, Any] = {**same, "keep": "last", "drop": False}
     found: dict[str, Images] = {}
     race(
@@ -171,12 +173,14 @@ def test_spsa_costs_its_forward_passes_and_little_more(net: nn.Module, race: Any
             for _ in range(2 * 2 * 64 // 8):
                 net(everyone)
 
-    def watched() -> None:
-        view = watch(View(net), Meter.of(len(x), x.device), "score", target=None, final=True, chunk=256)
+    def instrumented() -> None:
+        view = instrument(
+            View(net), QueryCounter.of(len(x), x.device), "score", target=None, exact=True, chunk=256
+        )
         spsa(view, x, y, Threat("linf", 1e-5), draws(x), steps=2, samples=64)
 
     race(
-        {"bare passes": bare, "SPSA": watched},
+        {"bare passes": bare, "SPSA": instrumented},
         over={"two steps of SPSA under watch over as many bare passes": ("SPSA", "bare passes")},
     )
 

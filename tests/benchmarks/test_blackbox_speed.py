@@ -83,7 +83,7 @@ def test_searches_by_scores_cost_their_forward_passes_and_little_more(net: nn.Mo
         return View(net).logits(z)
 
     def estimated() -> None:
-        nes(View(asking), x, y, Threat("l2"), draws(x), samples=50, steps=3, searches=1, step=1e-5)
+        nes(View(asking), x, y, Threat("l2"), draws(x), samples=50, steps=3, searches=1, step_size=1e-5)
 
     def searched() -> None:
         localsearch(View(asking), x, y, Threat("l0"), draws(x), rounds=2)

@@ -11,8 +11,8 @@ import yaml
 from torch import autograd
 from torch.nn.functional import cross_entropy
 
-from bench import context, planner, resolve, train, worker
-from bench.context import Desk
+from bench import planner, resolve, train, worker
+from bench.context import WorkerContext
 from bench.data import load
 from bench.jobs import Craft, Evaluate, Train
 from bench.registry import discover
@@ -36,14 +36,14 @@ def suite(folder: Path, **changes: Any) -> Path:
 
 def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
     plan = planner.make(resolve.load(suite(tmp_path)))
-    desk = Desk(tmp_path / "results", tmp_path, None, "cpu", {})
-    context.prepare(desk)
-    store = Store(desk.store)
+    context = WorkerContext(tmp_path / "results", tmp_path, None, "cpu", {})
+    context.prepare(context)
+    store = Store(context.store)
     store.open()
     jobs = {type(job): job for job in plan.graph()}
     for kind in (Train, Craft, Evaluate):
-        worker.do(jobs[kind], desk)
-    network = train.fitted(jobs[Evaluate].victim, desk, store).network
+        worker.do(jobs[kind], context)
+    network = train.fitted(jobs[Evaluate].victim, context, store).network
     split = load(plan.suite.data["digits"])
     answers = network(split.images).argmax(1)
     x, y = split.images[answers == split.labels], split.labels[answers == split.labels]
@@ -58,7 +58,7 @@ def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) 
     def harness() -> None:
         for kind in (Craft, Evaluate):
             store.discard(jobs[kind].kind, jobs[kind].key)
-            worker.do(jobs[kind], desk)
+            worker.do(jobs[kind], context)
 
     race(
         {"bare passes": bare, "craft and evaluate": harness},

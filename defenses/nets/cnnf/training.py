@@ -12,7 +12,7 @@ from defenses.nets.training import Recipe, constant, polynomial
 
 Training: TypeAlias = Literal["adversarial", "standard"]
 
-PGD = Use("pgd", {"steps": 7, "step": 0.0355, "start": "uniform", "keep": "last", "drop": False})
+PGD = Use("pgd", {"steps": 7, "step_size": 0.0355, "start": "uniform", "keep": "last", "drop": False})
 """The inner attack on Fashion-MNIST: always seven steps from a uniform start, the last iterate."""
 
 RATES: dict[Training, float] = {"adversarial": 0.05, "standard": 1e-3}
