@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.api import Finished, Outlook, images, load, outcomes, plan, run, table
-    from bench.direct import Loaded, Result, evaluate
+    from bench.api.direct import Loaded, Result, evaluate
+    from bench.api.stored import Shown
+    from bench.data.source import Examples, Pixels, Places, Source
     from bench.errors import BenchError, InputError, TrainingError
-    from bench.examples import Examples, Pixels, Places, Source
     from bench.losses import Loss, eot, objective, succeeded
     from bench.networks import Classifier, check_network, check_normalisation
     from bench.protocols import (
@@ -59,14 +60,13 @@ if TYPE_CHECKING:
         view,
         view_of,
     )
-    from bench.sources import module_file
-    from bench.stored import Shown
+    from bench.results.fingerprint import module_file
 
 _HOME = {
     "api": ("Finished", "Outlook", "images", "load", "outcomes", "plan", "run", "table"),
-    "direct": ("Loaded", "Result", "evaluate"),
+    "api.direct": ("Loaded", "Result", "evaluate"),
     "errors": ("BenchError", "InputError", "TrainingError"),
-    "examples": ("Examples", "Pixels", "Places", "Source"),
+    "data.source": ("Examples", "Pixels", "Places", "Source"),
     "losses": ("Loss", "eot", "objective", "succeeded"),
     "networks": ("Classifier", "check_network", "check_normalisation"),
     "protocols": (
@@ -107,8 +107,8 @@ _HOME = {
         "view",
         "view_of",
     ),
-    "sources": ("module_file",),
-    "stored": ("Shown",),
+    "results.fingerprint": ("module_file",),
+    "api.stored": ("Shown",),
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from bench.escaping import readable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bench.store import Store
+    from bench.results.store import Store
 
 app = typer.Typer(
     name="bench",
@@ -64,8 +64,10 @@ def run(
     ] = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
-    from bench import pools, render, reports, running
-    from bench.speech import console, count, duration, say
+    from bench.api import running
+    from bench.console import console, count, duration, say
+    from bench.report import render, reports
+    from bench.run import pools
 
     screen = console()
     project = running.planned(suite, results, data_root)
@@ -130,8 +132,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Show cells and jobs: done, to do, and skipped with the reason. Runs nothing."""
-    from bench import reports, running
-    from bench.speech import console
+    from bench.api import running
+    from bench.console import console
+    from bench.report import reports
 
     project = running.planned(suite, results, data_root)
     reports.asked_tables(project.manifest, table)
@@ -162,8 +165,8 @@ def report(
     ] = False,
 ) -> None:
     """Print tables from what is stored; plans nothing and computes nothing."""
-    from bench import render, reports
-    from bench.speech import console, count, say
+    from bench.console import console, count, say
+    from bench.report import render, reports
 
     root = results or Path("results") / suite.stem
     if cost:
@@ -192,14 +195,14 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """List what is registered, with everything that a suite may say of it."""
-    from bench import catalogue
-    from bench.speech import console
+    from bench.console import console
+    from bench.suite import listing
 
-    entries = catalogue.entries(what)
+    entries = listing.entries(what)
     if as_json:
         sys.stdout.write(json.dumps(entries, indent=1) + "\n")
     else:
-        catalogue.show(console(), entries)
+        listing.show(console(), entries)
 
 
 @app.command()
@@ -207,14 +210,14 @@ def schema(
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
 ) -> None:
     """Print the JSON Schema of a task file, for editors that complete and check it."""
-    from bench import catalogue
+    from bench.suite import listing
 
-    _write_out(json.dumps(catalogue.suite_schema(), indent=1) + "\n", out)
+    _write_out(json.dumps(listing.suite_schema(), indent=1) + "\n", out)
 
 
 def main() -> None:
     """Run the command line: what a person can mend ends with one message and exit status 2."""
-    from bench.speech import console, say
+    from bench.console import console, say
 
     for stream in (sys.stdout, sys.stderr):
         readable(stream)
@@ -258,8 +261,8 @@ def entry() -> None:
 
 def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format, out: Path | None) -> None:
     """Print what the attacks took, of the tables asked for or of the whole suite."""
-    from bench import attack_cost, reports
-    from bench.speech import console
+    from bench.console import console
+    from bench.report import attack_cost, reports
 
     if form == "latex" or form == "svg" or form == "png":
         raise InputError(f"--format {form}: costs are written as text, markdown, csv or json")
@@ -282,7 +285,7 @@ def _open(store: Store) -> None:
 
 
 def _note(sentences: Iterable[str]) -> None:
-    from bench.speech import console, say
+    from bench.console import console, say
 
     for sentence in sentences:
         say(console(stderr=True), f"note: {sentence}", "yellow")

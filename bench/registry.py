@@ -403,7 +403,7 @@ class DefenseEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry(Entry):
-    """Where examples come from: called with a split and `Places`, returns a `Source` (`bench.examples`)."""
+    """Where examples come from: called with a split and `Places`, returns a `Source` (`bench.data.source`)."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -711,7 +711,7 @@ def discover() -> None:
     Raises:
         InputError: another module has the name of one of our packages.
     """
-    importlib.import_module("bench.data")
+    importlib.import_module("bench.data.spec")
     for package in sorted(ours.OURS):
         import_all(ours.imported(package))
     registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)

@@ -22,7 +22,6 @@ from torch import Tensor, autograd, nn
 
 from bench.losses import objective
 from bench.noise import Noise
-from bench.outcomes import OUTCOME_COLUMNS
 from bench.protocols import (
     Crafted,
     Decision,
@@ -40,9 +39,10 @@ from bench.protocols import (
     Threat,
     View,
 )
-from bench.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, bind, discover, view
-from bench.training import Trainer
+from bench.results.outcomes import OUTCOME_COLUMNS
+from bench.run.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
+from bench.run.training import Trainer
 
 ROUNDING = 1e-6
 """How far, per value, an image may lie beyond the box or the budget."""

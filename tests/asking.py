@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.document import complaint
 from bench.errors import InputError
 from bench.protocols import Shape
 from bench.registry import DEFENSES, Entry, bind, discover
+from bench.suite.yaml_source import complaint
 
 
 def ask(name: str, shape: Shape, **params: Any) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.document import complaint
 from bench.errors import InputError
 from bench.protocols import Shape
 from bench.registry import ATTACKS
+from bench.suite.yaml_source import complaint
 
 
 def refusal(name: str, params: Mapping[str, Any], shape: Shape) -> str | None:

@@ -8,13 +8,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from bench import execute, planner, resolve, sources
-from bench.context import WorkerContext
-from bench.costs import Estimates
-from bench.execute import Done
-from bench.planner import Plan
-from bench.pools import Inline
-from bench.store import Store
+from bench.results import fingerprint
+from bench.results.store import Store
+from bench.run import scheduler
+from bench.run.context import WorkerContext
+from bench.run.estimates import Estimates
+from bench.run.pools import Inline
+from bench.run.scheduler import Done
+from bench.suite import planner, resolve
+from bench.suite.planner import Plan
 
 TASK: dict[str, Any] = {"data": "digits", "threat": {"norm": "linf", "radius": 0.1}}
 
@@ -37,14 +39,14 @@ class Ran:
         self.plan: Plan = planner.make(resolve.load(path))
         self.store = Store(store or path.parent / "results")
         self.store.open()
-        self.state = execute.examine(self.plan, self.store, **options)
+        self.state = scheduler.examine(self.plan, self.store, **options)
         context = WorkerContext(
-            self.store.root, self.plan.suite.folder, None, "cpu", sources.digests(self.plan.modules())
+            self.store.root, self.plan.suite.folder, None, "cpu", fingerprint.digests(self.plan.modules())
         )
         self.said: list[dict[str, Any]] = []
         self.pool = Inline(context, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
         todo = replace(self.state)
-        self.done: list[Done] = list(execute.run(todo, self.store, self.pool, Estimates()))
+        self.done: list[Done] = list(scheduler.run(todo, self.store, self.pool, Estimates()))
 
     @property
     def failed(self) -> list[Done]:

@@ -16,13 +16,13 @@ from torch.nn.functional import cross_entropy
 
 from attacks.pgd import pgd
 from bench import Images, InputError, Labels, Shape, Split, Threat, TrainingError, View, cli
-from bench.checks import Evidence, cell_flags
-from bench.conditions import conditions_of
-from bench.jobs import Train
 from bench.noise import Noise
 from bench.registry import DEFENSES, bind
+from bench.report.checks import Evidence, cell_flags
+from bench.results.conditions import conditions_of
+from bench.run.training import Trainer
+from bench.suite.jobs import Train
 from bench.testing import check_defense
-from bench.training import Trainer
 from defenses.apinet import NOISE, ApiNet, flags
 from defenses.nets.training import frozen
 from suites import TASK, Ran, suite

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench import attack_cost, cli
-from bench.attack_cost import Cost
-from bench.manifest import Outcomes
+from bench import cli
+from bench.report import attack_cost
+from bench.report.attack_cost import Cost
+from bench.results.manifest import Outcomes
 from suites import TASK, Ran, suite
 
 ATTACKS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import bench.testing
-from bench.referee import QueryCounter
 from bench.registry import ATTACKS, bind
+from bench.run.referee import QueryCounter
 from bench.testing import _Trial
 
 OWN = [

@@ -6,7 +6,7 @@ import pytest
 from manifests import but, clean, condition, first, manifest, rows
 from scipy import stats
 
-from bench import checks, tables
+from bench.report import checks, tables
 
 DOCS = Path(__file__).parent.parent / "docs"
 N = 200

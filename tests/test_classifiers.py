@@ -17,11 +17,11 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linear, log_softmax, relu, softmax
 
 from bench import Images, InputError, Shape, Split, Threat, TrainingError, Use, View, objective
-from bench.jobs import Train
 from bench.noise import Noise
 from bench.registry import DEFENSES, bind
+from bench.run.training import Trainer
+from bench.suite.jobs import Train
 from bench.testing import check_defense
-from bench.training import Trainer
 from defenses.madry import PGD, Madry
 from defenses.nets import classifiers, objectives
 from defenses.nets.objectives import Ascent, ascend, divergence

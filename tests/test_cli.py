@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 
-from bench import cli, progress
+from bench import cli
+from bench.run import progress
 from suites import TASK, suite
 
 BENCH = [sys.executable, "-m", "bench.cli"]

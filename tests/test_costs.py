@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench import planner, resolve
-from bench.costs import Estimates, examples, passes
-from bench.jobs import Craft, Evaluate, Train
-from bench.planner import Plan
+from bench.run.estimates import Estimates, examples, passes
+from bench.suite import planner, resolve
+from bench.suite.jobs import Craft, Evaluate, Train
+from bench.suite.planner import Plan
 from suites import TASK, suite
 
 

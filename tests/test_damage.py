@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import durable, execute, tables
 from bench.errors import InputError
-from bench.jobs import Train
-from bench.manifest import _KINDS, Outcomes, read, stale, write
-from bench.render import to_csv
-from bench.store import FOLDERS, Store, seal
+from bench.report import tables
+from bench.report.render import to_csv
+from bench.results import durable
+from bench.results.manifest import _KINDS, Outcomes, read, stale, write
+from bench.results.store import FOLDERS, Store, seal
+from bench.run import scheduler
+from bench.suite.jobs import Train
 from suites import TASK, Ran, suite
 
 DEFENSES = {
@@ -60,7 +62,7 @@ def half_trained(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, store: Path | None = None, epochs: int = 5
 ) -> None:
     """Run until so many epochs are kept, and stop as a kill would."""
-    from bench.training import Trainer
+    from bench.run.training import Trainer
 
     save, count = Trainer._save, 0
 
@@ -516,12 +518,12 @@ def test_what_another_run_made_anew_meanwhile_is_left_alone(
         flip(place)
     plan = Ran(path, copied(whole, tmp_path / "other")).plan
     store = Store(root)
-    slow = execute.examine(plan, store)
+    slow = scheduler.examine(plan, store)
     assert slow.redo
     recovers(path, root, expected)
     before = {name: (root / name).stat().st_ino for name in files(root)}
     for job in slow.redo:
-        execute.make_way(job, slow, store)
+        scheduler.make_way(job, slow, store)
     assert {name: (root / name).stat().st_ino for name in files(root)} == before
 
 

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from bench import data, examples, imagefiles
-from bench.data import DataSpec
+from bench.data import local, source
+from bench.data import spec as datasets
+from bench.data.source import Examples, Pixels, Places, checksum, decode, stratified
+from bench.data.spec import DataSpec
 from bench.errors import InputError
-from bench.examples import Examples, Pixels, Places, checksum, decode, stratified
 from bench.protocols import Shape
 from bench.registry import SOURCES, SourceEntry
 
@@ -141,19 +142,19 @@ def test_order_is_that_of_the_written_rule() -> None:
 
 
 def test_prefixes_are_nested_and_keep_their_images() -> None:
-    whole = data.load(spec("digits"))
+    whole = datasets.load(spec("digits"))
     for size in (1, 50, 200):
-        part = data.load(spec("digits", size=size))
+        part = datasets.load(spec("digits", size=size))
         assert len(part) == size
         assert torch.equal(part.index, whole.index[:size])
         assert torch.equal(part.labels, whole.labels[:size])
         assert torch.equal(part.images, whole.images[:size])
-    assert data.load(spec("digits", size=100)).labels.bincount().tolist() == [10] * 10
+    assert datasets.load(spec("digits", size=100)).labels.bincount().tolist() == [10] * 10
 
 
 def test_published_order_is_that_of_the_files() -> None:
-    whole = data.load(spec("digits"))
-    found = data.load(spec("digits", size=100, order="published"))
+    whole = datasets.load(spec("digits"))
+    found = datasets.load(spec("digits", size=100, order="published"))
     assert found.index.tolist() == sorted(whole.index.tolist())[:100]
     at = {index: place for place, index in enumerate(whole.index.tolist())}
     places = [at[index] for index in found.index.tolist()]
@@ -162,24 +163,24 @@ def test_published_order_is_that_of_the_files() -> None:
 
 
 def test_only_some_classes_are_kept_with_their_numbers() -> None:
-    whole = data.load(spec("digits"))
+    whole = datasets.load(spec("digits"))
     for order in ("stratified", "published"):
-        found = data.load(spec("digits", only=[7, 3], size=40, order=order))
+        found = datasets.load(spec("digits", only=[7, 3], size=40, order=order))
         assert set(found.labels.tolist()) == {3, 7}
-        assert data.shape(spec("digits", only=[3], size=1)).classes == 10
+        assert datasets.shape(spec("digits", only=[3], size=1)).classes == 10
     # Stratified: a prefix of a class is a prefix of it in the whole set.
-    threes = data.load(spec("digits", only=[3], size=10))
+    threes = datasets.load(spec("digits", only=[3], size=10))
     assert torch.equal(threes.index, whole.index[whole.labels == 3][:10])
     assert torch.equal(threes.images, whole.images[whole.labels == 3][:10])
 
 
 def test_the_first_image_of_a_class_is_the_first_in_the_file() -> None:
-    whole = data.load(spec("digits"))
+    whole = datasets.load(spec("digits"))
     for label in range(10):
-        (index,) = data.load(spec("digits", only=[label], size=1, order="published")).index.tolist()
+        (index,) = datasets.load(spec("digits", only=[label], size=1, order="published")).index.tolist()
         assert index == whole.index[whole.labels == label].min()
     # In the stratified order the first of a class is another one.
-    first = [data.load(spec("digits", only=[label], size=1)).index.item() for label in range(10)]
+    first = [datasets.load(spec("digits", only=[label], size=1)).index.item() for label in range(10)]
     assert first != [whole.index[whole.labels == label].min().item() for label in range(10)]
 
 
@@ -187,9 +188,9 @@ def test_a_class_without_a_size_or_without_examples_is_refused() -> None:
     with pytest.raises(ValidationError, match="say with size how many"):
         spec("digits", only=[0])
     with pytest.raises(InputError, match="digits: only: there are 10 classes, from 0, and no 10"):
-        data.count(spec("digits", only=[10], size=1))
+        datasets.count(spec("digits", only=[10], size=1))
     with pytest.raises(InputError, match="digits test has 36 examples of class 0, size asks for 37"):
-        data.load(spec("digits", only=[0], size=37))
+        datasets.load(spec("digits", only=[0], size=37))
 
 
 # Digits ------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
     published = load_digits()
     for split in ("train", "test"):
-        part = data.load(spec("digits", split=split))
+        part = datasets.load(spec("digits", split=split))
         assert part.images.dtype == torch.float32
         assert part.labels.dtype == part.index.dtype == torch.int64
         assert part.labels.tolist() == published.target[part.index].tolist()
@@ -208,7 +209,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_split_of_digits_is_the_one_written_down() -> None:
-    train, test = (data.load(spec("digits", split=split)) for split in ("train", "test"))
+    train, test = (datasets.load(spec("digits", split=split)) for split in ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
     both = torch.cat([train.index, test.index])
     assert sorted(both.tolist()) == list(range(1797))
@@ -241,7 +242,7 @@ def test_missing_scikit_learn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_digest_is_frozen() -> None:
     assert (
-        data.digest(spec("digits", resize=16))
+        datasets.digest(spec("digits", resize=16))
         == "c5e449fa963ce3ff4ca2dc6fa1cfe403a383d930366502dffa26a749f7e8f81a"
     )
 
@@ -256,14 +257,18 @@ def test_digest_tells_what_decides_the_examples() -> None:
         spec("mnist"),
         spec("fashion-mnist"),
     ]
-    assert len({data.digest(each) for each in [base, *others]}) == 7
+    assert len({datasets.digest(each) for each in [base, *others]}) == 7
     parts = [
         spec("digits", size=5, **more)
         for more in ({}, {"only": [3]}, {"only": [3, 7]}, {"order": "published"})
     ]
-    assert len({data.digest(each) for each in parts}) == 4
-    assert data.digest(spec("digits", size=5, only=[7, 3])) == data.digest(parts[2])
-    assert data.digest(base) == data.digest(spec("digits", shard=7)) == data.digest(spec("digits", size=360))
+    assert len({datasets.digest(each) for each in parts}) == 4
+    assert datasets.digest(spec("digits", size=5, only=[7, 3])) == datasets.digest(parts[2])
+    assert (
+        datasets.digest(base)
+        == datasets.digest(spec("digits", shard=7))
+        == datasets.digest(spec("digits", size=360))
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,46 +286,46 @@ def test_published_sets_are_planned_where_they_are_not(
     name: str, split: str, count: int, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     asked = spec(name, split=split)
-    assert data.count(asked, tmp_path) == count
-    assert data.shape(asked, tmp_path) == shape
-    assert len(data.digest(asked, tmp_path)) == 64
-    assert data.count(spec(name, split=split, size=1000), tmp_path) == 1000
-    assert data.shape(spec(name, split=split, resize=14, channels=1), tmp_path) == (1, 14, 14, 10)
+    assert datasets.count(asked, tmp_path) == count
+    assert datasets.shape(asked, tmp_path) == shape
+    assert len(datasets.digest(asked, tmp_path)) == 64
+    assert datasets.count(spec(name, split=split, size=1000), tmp_path) == 1000
+    assert datasets.shape(spec(name, split=split, resize=14, channels=1), tmp_path) == (1, 14, 14, 10)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "svhn"])
 def test_absent_data_is_said_with_where_and_how(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        data.prepare(spec(name), tmp_path / "root")
+        datasets.prepare(spec(name), tmp_path / "root")
     text = str(caught.value)
     assert f"{name} is not there: looked for " in text
     assert f"in {tmp_path / 'root' / name} and in {tmp_path / 'root'}" in text
     assert "BENCH_OFFLINE forbids to download it" in text
     assert "--data-root or BENCH_DATA" in text
     with pytest.raises(InputError, match="is not there"):
-        data.load(spec(name), tmp_path / "root")
+        datasets.load(spec(name), tmp_path / "root")
 
 
 def test_root_is_given_or_in_the_environment_or_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert data.data_root() == tmp_path / "cache" / "data"
+    assert datasets.data_root() == tmp_path / "cache" / "data"
     monkeypatch.setenv("BENCH_DATA", str(tmp_path / "named"))
-    assert data.data_root() == tmp_path / "named"
-    assert data.data_root(tmp_path / "given") == tmp_path / "given"
+    assert datasets.data_root() == tmp_path / "named"
+    assert datasets.data_root(tmp_path / "given") == tmp_path / "given"
 
 
 def test_training_is_the_whole_training_split_in_the_same_form() -> None:
     asked = spec("digits", size=100, resize=16, shard=50)
-    assert data.training(asked) == spec("digits", split="train", resize=16, shard=50)
+    assert datasets.training(asked) == spec("digits", split="train", resize=16, shard=50)
     one = spec("digits", only=[0], size=1, order="published", resize=16, shard=50)
-    assert data.training(one) == data.training(asked)
-    assert data.shape(data.training(asked)) == data.shape(asked)
+    assert datasets.training(one) == datasets.training(asked)
+    assert datasets.shape(datasets.training(asked)) == datasets.shape(asked)
 
 
 def test_more_than_there_are() -> None:
     with pytest.raises(InputError, match="digits test has 360 examples, size asks for 361"):
-        data.count(spec("digits", size=361))
+        datasets.count(spec("digits", size=361))
 
 
 # The specification -------------------------------------------------------------------------------
@@ -375,8 +380,8 @@ def test_source_must_not_take_a_common_field(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_doubling_is_bilinear() -> None:
-    small = data.load(spec("digits", size=50))
-    large = data.load(spec("digits", size=50, resize=16))
+    small = datasets.load(spec("digits", size=50))
+    large = datasets.load(spec("digits", size=50, resize=16))
     assert large.images.shape == (50, 1, 16, 16)
     assert large.images.min() >= 0
     assert large.images.max() <= 1
@@ -393,7 +398,7 @@ def test_doubling_is_bilinear() -> None:
 def test_shrinking_is_anti_aliased(monkeypatch: pytest.MonkeyPatch) -> None:
     board = (np.indices((32, 32)).sum(0) % 2).astype(np.float32)[None, None]
     register(monkeypatch, "board", Toy(board, [0]))
-    inner = data.load(spec("board", resize=8)).images[0, 0, 1:-1, 1:-1]
+    inner = datasets.load(spec("board", resize=8)).images[0, 0, 1:-1, 1:-1]
     assert (inner - 0.5).abs().max() < 0.02
 
 
@@ -401,7 +406,7 @@ def test_shrinking_is_anti_aliased(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resizing_keeps_the_range(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 2, (20, 1, 13, 13)).astype(np.float32)
     register(monkeypatch, "blots", Toy(pixels, [0] * 20))
-    images = data.load(spec("blots", resize=side)).images
+    images = datasets.load(spec("blots", resize=side)).images
     assert images.shape[2:] == (side, side)
     assert images.min() >= 0
     assert images.max() <= 1
@@ -410,11 +415,11 @@ def test_resizing_keeps_the_range(side: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_channels_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).random((5, 3, 4, 4), dtype=np.float32)
     register(monkeypatch, "colour", Toy(pixels, [0] * 5))
-    found = data.load(spec("colour", channels=1))
+    found = datasets.load(spec("colour", channels=1))
     luma = np.tensordot([0.299, 0.587, 0.114], pixels[found.index - 100], axes=([0], [1]))
     assert np.abs(found.images[:, 0].numpy() - luma).max() < 1e-6
-    three = data.load(spec("digits", size=3, channels=3)).images
-    assert torch.equal(three, data.load(spec("digits", size=3)).images.expand(-1, 3, -1, -1))
+    three = datasets.load(spec("digits", size=3, channels=3)).images
+    assert torch.equal(three, datasets.load(spec("digits", size=3)).images.expand(-1, 3, -1, -1))
 
 
 # Checks of what a source yields -------------------------------------------------------------------
@@ -429,41 +434,41 @@ def test_values_out_of_range_are_refused(value: float, said: str, monkeypatch: p
     register(monkeypatch, "toy", Toy(pixels, [0, 1, 2, 0]))
     expected = rf"toy test: image 102 \(toy-102\): expected values in \[0, 1\], found {said}$"
     with pytest.raises(InputError, match=expected):
-        data.load(spec("toy"))
+        datasets.load(spec("toy"))
 
 
 @pytest.mark.parametrize("label", [3, -1])
 def test_labels_out_of_range_are_refused(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "toy", Toy(np.zeros((3, 1, 2, 2), dtype=np.float32), [0, label, 1]))
     with pytest.raises(InputError, match=f"toy test: image 101: expected a label below 3, found {label}$"):
-        data.load(spec("toy"))
+        datasets.load(spec("toy"))
 
 
 def test_wrong_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "toy", Toy(np.zeros((3, 1, 2, 2), dtype=np.float32), [0, 1, 2], count=4))
     with pytest.raises(InputError, match="toy test: expected 4 examples, found 3"):
-        data.load(spec("toy"))
+        datasets.load(spec("toy"))
 
 
 def test_loading_is_kept_until_the_content_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data.load(spec("digits", size=10)) is data.load(spec("digits", size=10))
+    assert datasets.load(spec("digits", size=10)) is datasets.load(spec("digits", size=10))
     register(monkeypatch, "toy", Toy(np.zeros((1, 1, 2, 2), dtype=np.float32), [0]))
-    before = data.load(spec("toy"))
+    before = datasets.load(spec("toy"))
     register(monkeypatch, "toy", Toy(np.ones((1, 1, 2, 2), dtype=np.float32), [0]))
-    after = data.load(spec("toy"))
+    after = datasets.load(spec("toy"))
     assert (before.images.max(), after.images.max()) == (0, 1)
-    assert before.digest != after.digest == data.digest(spec("toy"))
+    assert before.digest != after.digest == datasets.digest(spec("toy"))
 
 
 # MNIST -------------------------------------------------------------------------------------------
 
 
 def test_mnist_is_mnist(data_root: Path) -> None:
-    test = data.load(spec("mnist"), data_root)
+    test = datasets.load(spec("mnist"), data_root)
     assert sorted(test.index.tolist()) == list(range(10_000))
     assert test.labels[test.index.argsort()][:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    train = data.load(spec("mnist", split="train"), data_root)
+    train = datasets.load(spec("mnist", split="train"), data_root)
     assert train.labels[train.index.argsort()][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert train.images.double().mean() == pytest.approx(0.1307, abs=5e-5)
     assert train.images.double().std() == pytest.approx(0.3081, abs=5e-5)
@@ -487,16 +492,16 @@ def test_mnist_is_mnist(data_root: Path) -> None:
 
 def test_the_first_zero_of_mnist_is_its_fourth_test_image(data_root: Path) -> None:
     # The published test labels begin 7, 2, 1, 0.
-    first = data.load(spec("mnist", only=[0], size=1, order="published"), data_root)
+    first = datasets.load(spec("mnist", only=[0], size=1, order="published"), data_root)
     assert (first.index.tolist(), first.labels.tolist()) == ([3], [0])
-    four = data.load(spec("mnist", size=4, order="published"), data_root)
+    four = datasets.load(spec("mnist", size=4, order="published"), data_root)
     assert four.labels.tolist() == [7, 2, 1, 0]
     assert torch.equal(first.images[0], four.images[3])
 
 
 def test_mnist_prefix_of_another_size_is_the_same(data_root: Path) -> None:
-    whole = data.load(spec("mnist"), data_root)
-    part = data.load(spec("mnist", size=200), data_root)
+    whole = datasets.load(spec("mnist"), data_root)
+    part = datasets.load(spec("mnist", size=200), data_root)
     assert torch.equal(part.index, whole.index[:200])
     assert torch.equal(part.images, whole.images[:200])
 
@@ -507,18 +512,18 @@ def test_mnist_is_read_compressed_and_from_torchvision_s_own_root(data_root: Pat
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         content = (data_root / "mnist" / "MNIST" / "raw" / name).read_bytes()
         (raw / f"{name}.gz").write_bytes(gzip.compress(content, 1))
-    found = data.load(spec("mnist", size=50), tmp_path)
-    assert torch.equal(found.images, data.load(spec("mnist", size=50), data_root).images)
+    found = datasets.load(spec("mnist", size=50), tmp_path)
+    assert torch.equal(found.images, datasets.load(spec("mnist", size=50), data_root).images)
 
 
 def test_altered_mnist_is_refused(tmp_path: Path) -> None:
     raw = tmp_path / "mnist" / "MNIST" / "raw"
     write_folder(raw, {"t10k-images-idx3-ubyte": b"x", "t10k-labels-idx1-ubyte": b"<!DOCTYPE html>"})
-    data.prepare(spec("mnist"), tmp_path)
+    datasets.prepare(spec("mnist"), tmp_path)
     with pytest.raises(
         InputError, match="t10k-labels-idx1-ubyte: is not the published file: expected the md5 27ae"
     ):
-        data.load(spec("mnist"), tmp_path)
+        datasets.load(spec("mnist"), tmp_path)
 
 
 def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,7 +536,7 @@ def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.delenv("BENCH_OFFLINE")
     monkeypatch.setattr(datasets, "MNIST", fetch)
-    data.prepare(spec("mnist"), tmp_path)
+    datasets.prepare(spec("mnist"), tmp_path)
     home = tmp_path / "mnist"
     assert [each.name for each in home.iterdir()] == ["MNIST"]
     assert (home / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").read_bytes() == b"fetched"
@@ -547,7 +552,7 @@ def test_failed_download_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("BENCH_OFFLINE")
     monkeypatch.setattr(datasets, "FashionMNIST", fetch)
     with pytest.raises(InputError, match=r"it could not be downloaded: no route to host\. Copy Fashion"):
-        data.prepare(spec("fashion-mnist"), tmp_path)
+        datasets.prepare(spec("fashion-mnist"), tmp_path)
     assert list((tmp_path / "fashion-mnist").iterdir()) == []
 
 
@@ -566,9 +571,9 @@ def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch:
         home, {"test_batch": batch, "batches.meta": pickle.dumps({"label_names": list("abcdefghij")})}
     )
     with pytest.raises(InputError, match=r"cifar10 in .*: is damaged"):
-        data.load(spec("cifar10"), tmp_path)
+        datasets.load(spec("cifar10"), tmp_path)
     monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)
-    found = data.load(spec("cifar10"), tmp_path)
+    found = datasets.load(spec("cifar10"), tmp_path)
     position = int((found.index == 7).nonzero())
     assert found.labels[position] == 7
     assert found.images[position].nonzero().tolist() == [[1, 2, 3]]
@@ -586,7 +591,7 @@ def test_svhn_is_read_as_torchvision_gives_it(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(datasets, "SVHN", Fake)
     write_folder(tmp_path, {"test_32x32.mat": b""})
-    found = data.load(spec("svhn", size=20), tmp_path)
+    found = datasets.load(spec("svhn", size=20), tmp_path)
     assert found.images.shape == (20, 3, 32, 32)
     assert torch.equal(found.labels, found.index % 10)
 
@@ -597,9 +602,9 @@ def test_svhn_is_read_as_torchvision_gives_it(tmp_path: Path, monkeypatch: pytes
 def test_real_parquet_files(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_DATA", str(data_root))
     asked = spec("parquet", path="cifar10-jpeg", size=100)
-    assert data.shape(asked) == (3, 32, 32, 10)
-    assert data.count(spec("parquet", path="cifar10-jpeg")) == 10_000
-    found = data.load(asked)
+    assert datasets.shape(asked) == (3, 32, 32, 10)
+    assert datasets.count(spec("parquet", path="cifar10-jpeg")) == 10_000
+    found = datasets.load(asked)
     assert found.labels.bincount().tolist() == [10] * 10
     table = pq.read_table(data_root / "cifar10-jpeg" / "test-00000-of-00001.parquet")
     for position in (0, 17, 99):
@@ -607,14 +612,14 @@ def test_real_parquet_files(data_root: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert table["label"][row].as_py() == found.labels[position]
         pixels = np.asarray(Image.open(io.BytesIO(table["img"][row].as_py()["bytes"])))
         assert ((found.images[position].permute(1, 2, 0) * 255).round().numpy() == pixels).all()
-    sprite = data.load(spec("parquet", path="fashion-sprite"))
+    sprite = datasets.load(spec("parquet", path="fashion-sprite"))
     assert sprite.images.shape == (900, 1, 28, 28)
     assert sprite.labels.bincount().tolist() == [90] * 10
 
 
 def test_missing_split_of_a_real_set(data_root: Path) -> None:
     with pytest.raises(InputError, match=r"no file matches train: .*; there are test-00000-of-00001.parquet"):
-        data.count(spec("parquet", path="fashion-sprite", split="train"), data_root)
+        datasets.count(spec("parquet", path="fashion-sprite", split="train"), data_root)
 
 
 def make_parquet(home: Path, count: int = 8) -> None:
@@ -626,34 +631,34 @@ def make_parquet(home: Path, count: int = 8) -> None:
 def test_parquet_rows_keep_their_index(tmp_path: Path) -> None:
     make_parquet(tmp_path / "set")
     write_parquet(tmp_path / "set" / "test-1.parquet", [png(gray(200)), png(gray(210))], [0, 1])
-    found = data.load(spec("parquet", path=str(tmp_path / "set")))
+    found = datasets.load(spec("parquet", path=str(tmp_path / "set")))
     values = {
         int(index): round(float(image[0, 0, 0]) * 255)
         for index, image in zip(found.index, found.images, strict=True)
     }
     assert values == {**{number: 10 * number for number in range(8)}, 8: 200, 9: 210}
     # The training split has labels up to 3, so that there are four classes in both.
-    assert data.shape(spec("parquet", path=str(tmp_path / "set"))).classes == 4
+    assert datasets.shape(spec("parquet", path=str(tmp_path / "set"))).classes == 4
 
 
 def test_relative_paths_start_at_the_suite_then_at_the_root(tmp_path: Path) -> None:
     make_parquet(tmp_path / "root" / "set", 4)
     asked = spec("parquet", path="set")
-    assert data.count(asked, tmp_path / "root", tmp_path / "suite") == 4
+    assert datasets.count(asked, tmp_path / "root", tmp_path / "suite") == 4
     make_parquet(tmp_path / "suite" / "set", 6)
-    assert data.count(asked, tmp_path / "root", tmp_path / "suite") == 6
+    assert datasets.count(asked, tmp_path / "root", tmp_path / "suite") == 6
     with pytest.raises(InputError) as caught:
-        data.count(spec("parquet", path="other"), tmp_path / "root", tmp_path / "suite")
+        datasets.count(spec("parquet", path="other"), tmp_path / "root", tmp_path / "suite")
     assert f"looked for {tmp_path / 'suite' / 'other'} and {tmp_path / 'root' / 'other'}" in str(caught.value)
 
 
 def test_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     make_parquet(tmp_path / "one")
     make_parquet(tmp_path / "two")
-    one, two = (data.digest(spec("parquet", path=name), tmp_path) for name in ("one", "two"))
+    one, two = (datasets.digest(spec("parquet", path=name), tmp_path) for name in ("one", "two"))
     assert one == two
     write_parquet(tmp_path / "two" / "test-0.parquet", [png(gray(3))] * 8, [0, 1] * 4)
-    assert data.digest(spec("parquet", path="two"), tmp_path) != one
+    assert datasets.digest(spec("parquet", path="two"), tmp_path) != one
 
 
 def alike(file: Path, content: bytes) -> None:
@@ -672,7 +677,7 @@ def test_checksum_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
     assert checksum([file]) == sha(b"one")
     # A file of this moment may still be written to, whatever time it bears: nothing is remembered.
     assert not notes.exists()
-    monkeypatch.setattr(examples, "SETTLED", -1)
+    monkeypatch.setattr(source, "SETTLED", -1)
     assert checksum([file]) == sha(b"one")
     (note,) = notes.iterdir()
     assert note.read_text() == sha(b"one")
@@ -686,7 +691,7 @@ def test_checksum_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch
 def test_other_content_of_equal_size_and_time_is_noticed(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "SETTLED", -1)
+    monkeypatch.setattr(source, "SETTLED", -1)
     file, other, third = (tmp_path / name for name in ("file", "other", "third"))
     for each, content in ((file, b"one"), (other, b"two"), (third, b"six")):
         alike(each, content)
@@ -718,11 +723,11 @@ def test_replaced_images_make_another_data_set(tmp_path: Path) -> None:
     asked, file = spec("image-folder", path=str(tmp_path)), tmp_path / "test" / "a" / "1.bmp"
     write_folder(tmp_path, {"test/a/1.bmp": png(gray(1), format="BMP")})
     alike(file, png(gray(1), format="BMP"))
-    size, before, first = file.stat().st_size, data.digest(asked), data.load(asked)
+    size, before, first = file.stat().st_size, datasets.digest(asked), datasets.load(asked)
     alike(file, png(gray(200), format="BMP"))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (size, 10**18)
-    assert data.digest(asked) != before
-    assert not torch.equal(data.load(asked).images, first.images)
+    assert datasets.digest(asked) != before
+    assert not torch.equal(datasets.load(asked).images, first.images)
 
 
 def test_files_that_change_while_they_are_read_are_noticed(
@@ -738,9 +743,9 @@ def test_files_that_change_while_they_are_read_are_noticed(
         return decode(file, name)
 
     asked: list[str] = []
-    monkeypatch.setattr(imagefiles, "decode", meddling)
+    monkeypatch.setattr(local, "decode", meddling)
     with pytest.raises(InputError, match="the files changed while they were read; start again"):
-        data.load(spec("image-folder", path=str(tmp_path)))
+        datasets.load(spec("image-folder", path=str(tmp_path)))
 
 
 def test_checksum_needs_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -758,16 +763,16 @@ def test_classes_come_from_the_names_that_the_file_describes(tmp_path: Path) -> 
     table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "test.parquet")
-    assert data.shape(spec("parquet", path=str(tmp_path))) == (1, 4, 4, 3)
-    assert data.shape(spec("parquet", path=str(tmp_path), classes=5)).classes == 5
+    assert datasets.shape(spec("parquet", path=str(tmp_path))) == (1, 4, 4, 3)
+    assert datasets.shape(spec("parquet", path=str(tmp_path), classes=5)).classes == 5
     table = table.replace_schema_metadata({"huggingface": "{not JSON"})
     pq.write_table(table, tmp_path / "data" / "test.parquet")
-    assert data.shape(spec("parquet", path=str(tmp_path))).classes == 1
+    assert datasets.shape(spec("parquet", path=str(tmp_path))).classes == 1
 
 
 def parquet_trouble(tmp_path: Path, **fields: Any) -> str:
     with pytest.raises(InputError) as caught:
-        data.load(spec("parquet", path=str(tmp_path), **fields))
+        datasets.load(spec("parquet", path=str(tmp_path), **fields))
     return str(caught.value)
 
 
@@ -815,7 +820,7 @@ def test_a_label_that_is_no_class_is_refused_with_its_row(label: int, tmp_path: 
     said = f"expected a label below 3, found {label}"
     assert said in parquet_trouble(tmp_path, classes=3)
     if label == 100:
-        assert data.shape(spec("parquet", path=str(tmp_path), classes=101)).classes == 101
+        assert datasets.shape(spec("parquet", path=str(tmp_path), classes=101)).classes == 101
     for classes in (0, -1, 2**40):
         assert "classes: expected a number from 1 to 1,000,000" in parquet_trouble(tmp_path, classes=classes)
 
@@ -864,7 +869,7 @@ def test_several_files_are_parts_of_one_set_or_refused(tmp_path: Path) -> None:
         if said:
             assert said in parquet_trouble(home)
         else:
-            loaded = data.load(spec("parquet", path=str(home), order="published"))
+            loaded = datasets.load(spec("parquet", path=str(home), order="published"))
             assert (loaded.images[:, 0, 0, 0] * 255).round().tolist() == list(range(len(names)))
 
 
@@ -881,11 +886,11 @@ def test_mixed_forms_are_refused_unless_made_alike(tmp_path: Path) -> None:
         "parquet test: image 1 (test.parquet, row 1): expected 1 channel of 4x4 as in the first image, "
         "found 1 channel of 6x6; resize: makes them alike"
     )
-    images = data.load(spec("parquet", path=str(tmp_path), resize=4)).images
+    images = datasets.load(spec("parquet", path=str(tmp_path), resize=4)).images
     assert sorted(images[:, 0, 0, 0].mul(255).round().tolist()) == [1, 2]
     write_parquet(file, [png(gray(1)), png(np.zeros((4, 4, 3), dtype=np.uint8))], [0, 1])
     assert "found 3 channels of 4x4; channels: makes them alike" in parquet_trouble(tmp_path)
-    assert data.load(spec("parquet", path=str(tmp_path), channels=3)).images.shape == (2, 3, 4, 4)
+    assert datasets.load(spec("parquet", path=str(tmp_path), channels=3)).images.shape == (2, 3, 4, 4)
 
 
 # Folders of images ---------------------------------------------------------------------------------
@@ -909,9 +914,9 @@ def make_folder(home: Path) -> None:
 def test_folder_of_images(tmp_path: Path) -> None:
     make_folder(tmp_path / "set")
     asked = spec("image-folder", path="set")
-    assert data.shape(asked, tmp_path) == (1, 4, 4, 3)
-    assert data.count(asked, tmp_path) == 3
-    test = data.load(asked, tmp_path)
+    assert datasets.shape(asked, tmp_path) == (1, 4, 4, 3)
+    assert datasets.count(asked, tmp_path) == 3
+    test = datasets.load(asked, tmp_path)
     rows = sorted(
         zip(test.index.tolist(), test.labels.tolist(), test.images[:, 0, 0, 0].tolist(), strict=True)
     )
@@ -920,7 +925,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
         (1, 0, 40),
         (2, 2, 60),
     ]
-    train = data.load(data.training(asked), tmp_path)
+    train = datasets.load(datasets.training(asked), tmp_path)
     assert sorted(train.labels.tolist()) == [0, 1, 2]
 
 
@@ -928,17 +933,17 @@ def test_digest_of_a_folder_follows_names_and_content(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_folder(tmp_path / name)
     asked = [spec("image-folder", path=name) for name in ("one", "two")]
-    assert data.digest(asked[0], tmp_path) == data.digest(asked[1], tmp_path)
+    assert datasets.digest(asked[0], tmp_path) == datasets.digest(asked[1], tmp_path)
     (tmp_path / "two" / "test" / "cat").rename(tmp_path / "two" / "test" / "dog")
-    renamed = data.digest(asked[1], tmp_path)
-    assert renamed != data.digest(asked[0], tmp_path)
+    renamed = datasets.digest(asked[1], tmp_path)
+    assert renamed != datasets.digest(asked[0], tmp_path)
     (tmp_path / "two" / "test" / "dog" / "b.png").write_bytes(png(gray(41)))
-    assert data.digest(asked[1], tmp_path) != renamed
+    assert datasets.digest(asked[1], tmp_path) != renamed
 
 
 def folder_trouble(tmp_path: Path, **fields: Any) -> str:
     with pytest.raises(InputError) as caught:
-        data.load(spec("image-folder", path=str(tmp_path), **fields))
+        datasets.load(spec("image-folder", path=str(tmp_path), **fields))
     return str(caught.value)
 
 
@@ -953,7 +958,7 @@ def classes(tmp_path: Path, names: list[str], listed: list[str] | None = None) -
     """Return the labels of folders of these names, in the order in which they are given."""
     for number, name in enumerate(names):
         write_folder(tmp_path, {f"test/{name}/1.png": png(gray(number))})
-    loaded = data.load(spec("image-folder", path=str(tmp_path), names=listed))
+    loaded = datasets.load(spec("image-folder", path=str(tmp_path), names=listed))
     values = (loaded.images[:, 0, 0, 0] * 255).round().int().tolist()
     return [label for _, label in sorted(zip(values, loaded.labels.tolist(), strict=True))]
 
@@ -975,9 +980,9 @@ def test_folders_whose_order_is_not_plain_are_to_be_listed(names: list[str], tmp
     assert "list the classes in the order of their numbers: names: [" in str(caught.value)
     assert classes(tmp_path, names, listed=[*names, "nothing"]) == list(range(len(names)))
     asked = spec("image-folder", path=str(tmp_path), names=[*names, "nothing"])
-    assert data.shape(asked).classes == len(names) + 1
+    assert datasets.shape(asked).classes == len(names) + 1
     other = spec("image-folder", path=str(tmp_path), names=[*names[::-1], "nothing"])
-    assert data.digest(other) != data.digest(asked)
+    assert datasets.digest(other) != datasets.digest(asked)
     assert "which is not listed" in folder_trouble(tmp_path, names=names[1:])
     assert "stands twice" in folder_trouble(tmp_path, names=[*names, names[0]])
 
@@ -996,15 +1001,15 @@ def test_an_empty_class_does_not_shift_the_others_in_silence(tmp_path: Path) -> 
     assert said in folder_trouble(tmp_path)
     write_folder(tmp_path, {"test/bird/readme.txt": b"", "test/bird/.1.png": png(gray(1))})
     assert said in folder_trouble(tmp_path)
-    assert data.shape(spec("image-folder", path=str(tmp_path), names=["bird", "cat", "dog"])).classes == 3
+    assert datasets.shape(spec("image-folder", path=str(tmp_path), names=["bird", "cat", "dog"])).classes == 3
     write_folder(tmp_path, {"train/bird/1.png": png(gray(1))})
-    assert sorted(data.load(spec("image-folder", path=str(tmp_path))).labels.tolist()) == [1, 2]
+    assert sorted(datasets.load(spec("image-folder", path=str(tmp_path))).labels.tolist()) == [1, 2]
 
 
 def test_what_would_be_passed_over_in_silence_is_said(tmp_path: Path) -> None:
     write_folder(tmp_path, {"test/cat/1.PNG": png(gray(1)), "test/cat/.2.png": b"", "test/notes.txt": b""})
     (tmp_path / "test" / ".cache").mkdir()
-    assert data.count(spec("image-folder", path=str(tmp_path))) == 1
+    assert datasets.count(spec("image-folder", path=str(tmp_path))) == 1
     for name, said in (
         ("test/loose.png", "an image beside the folders of classes; nobody knows its class"),
         ("test/cat/2.avif", "images of this kind are not read; expected .bmp, "),
@@ -1026,7 +1031,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "away/deep/round").symlink_to(tmp_path / "away")
     (tmp_path / "away/twice").symlink_to(tmp_path / "away" / "deep")
     asked = spec("image-folder", path=str(tmp_path / "set"), order="published")
-    loaded = data.load(asked)
+    loaded = datasets.load(asked)
     values = (loaded.images[:, 0, 0, 0] * 255).round().int().tolist()
     assert list(zip(values, loaded.labels.tolist(), strict=True)) == [(1, 0), (2, 0), (3, 1), (1, 1), (2, 1)]
 
@@ -1044,8 +1049,8 @@ def test_names_that_are_no_unicode_are_names(tmp_path: Path) -> None:
     with open(home + b"/\xff.png", "wb") as file:
         file.write(png(gray(1)))
     asked = spec("image-folder", path=str(tmp_path))
-    assert len(data.digest(asked)) == 64
-    assert data.load(asked).labels.tolist() == [0]
+    assert len(datasets.digest(asked)) == 64
+    assert datasets.load(asked).labels.tolist() == [0]
 
 
 # Decoding ------------------------------------------------------------------------------------------
@@ -1078,7 +1083,7 @@ def test_orientation_is_applied() -> None:
 def test_sixteen_bits_are_read_in_full(tmp_path: Path) -> None:
     deep = np.array([[0, 1], [32768, 65535]], dtype=np.uint16)
     write_folder(tmp_path, {"test/a/1.png": png(deep), "train/b/1.png": png(deep)})
-    images = data.load(spec("image-folder", path=str(tmp_path))).images
+    images = datasets.load(spec("image-folder", path=str(tmp_path))).images
     assert images.flatten().tolist() == [np.float32(value / 65535) for value in (0, 1, 32768, 65535)]
 
 
@@ -1086,7 +1091,7 @@ def test_float_images_are_taken_as_they_are(tmp_path: Path) -> None:
     values = np.array([[0, 0.1], [0.75, 1]], dtype=np.float32)
     write_folder(tmp_path, {"test/a/1.tif": png(values, format="TIFF")})
     assert (
-        data.load(spec("image-folder", path=str(tmp_path))).images.flatten().tolist()
+        datasets.load(spec("image-folder", path=str(tmp_path))).images.flatten().tolist()
         == values.flatten().tolist()
     )
     for wrong, said in ((1.25, "1.25"), (np.nan, "nan")):

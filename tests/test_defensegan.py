@@ -15,8 +15,8 @@ from torch.nn.functional import conv_transpose2d, cross_entropy
 
 from bench import InputError, Inversion, Shape, Split, TrainingError
 from bench.registry import DEFENSES
+from bench.run.training import Trainer
 from bench.testing import check_defense
-from bench.training import Trainer
 from defenses import defensegan
 from defenses.cnn import Cnn
 from defenses.defensegan import DefenseGan

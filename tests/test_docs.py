@@ -17,7 +17,8 @@ import pytest
 import typer.main
 import yaml
 
-from bench import cli, running
+from bench import cli
+from bench.api import running
 
 ROOT = Path(__file__).parent.parent
 FINDINGS = ROOT / "docs" / "findings.md"
@@ -191,8 +192,8 @@ def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path, sch
 
 def test_committed_tables_are_current() -> None:
     """Cut the committed outcomes again: the committed tables must say the same."""
-    from bench import render, tables
-    from bench.manifest import Outcomes, read
+    from bench.report import render, tables
+    from bench.results.manifest import Outcomes, read
 
     root = ROOT / "results" / "mnist"
     manifest = read(root, ROOT / "suites" / "mnist.yaml")

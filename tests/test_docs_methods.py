@@ -78,7 +78,7 @@ def test_every_view_has_its_row() -> None:
 
 
 def test_every_metric_has_its_row() -> None:
-    from bench.metrics import METRICS
+    from bench.results.metrics import METRICS
 
     first_cells = "".join(re.findall(r"^\|([^|]*)\|", section("Metrics"), re.MULTILINE))
     named = set(re.findall(r"`(\w+)`", first_cells))

@@ -12,15 +12,16 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import document, resolve, running
+from bench.api import running
 from bench.errors import InputError
+from bench.suite import resolve, yaml_source
 from tests.test_spec import GOOD, write
 
 
 def read(folder: Path, content: str | bytes) -> Any:
     path = folder / "suite.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return document.read(path).data
+    return yaml_source.read(path).data
 
 
 def trouble(folder: Path, content: str | bytes) -> str:
@@ -90,7 +91,7 @@ def test_what_lies_too_deep_is_refused(content: str, tmp_path: Path) -> None:
 def test_a_few_aliases_and_merges_are_read_as_yaml_means_them(tmp_path: Path) -> None:
     text = "a: &a {x: 1, y: [2, 3]}\nb: {<<: *a, x: 4}\nc: *a\nd: {<<: [*a, *a]}\n"
     assert read(tmp_path, text) == yaml.safe_load(text)
-    found = document.read(tmp_path / "suite.yaml")
+    found = yaml_source.read(tmp_path / "suite.yaml")
     assert [found.line("b", each) for each in ("x", "y")] == ["suite.yaml:2", "suite.yaml:1"]
     assert trouble(tmp_path, "a: &a [*a]") == "suite.yaml:1: an alias stands inside what it names"
     assert trouble(tmp_path, "a: &a {x: 1}\nb: &b {x: 2}\nc: {<<: [*a, *b]}") == (
@@ -177,7 +178,7 @@ def test_what_is_not_one_text_of_utf_8_is_refused(tmp_path: Path) -> None:
         (tmp_path / ("a" * 300), "cannot be read"),
     ):
         with pytest.raises(InputError, match=said):
-            document.read(path)
+            yaml_source.read(path)
 
 
 # Names ---------------------------------------------------------------------------------------------
@@ -326,8 +327,8 @@ def read_or_refused(call: Callable[[Path], Any], path: Path) -> Any:
 def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "suite.yaml"
     path.write_bytes(content)
-    found = read_or_refused(document.read, path)
-    if isinstance(found, document.Document):
+    found = read_or_refused(yaml_source.read, path)
+    if isinstance(found, yaml_source.Document):
         yaml.safe_dump(found.data)
 
 

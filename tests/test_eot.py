@@ -11,10 +11,11 @@ from torch import Tensor, autograd
 from torch.nn.functional import cross_entropy
 
 from attacks.pgd import pgd
-from bench import InputError, Shape, View, eot, objective, planner, resolve, succeeded
+from bench import InputError, Shape, View, eot, objective, succeeded
 from bench.noise import Noise
 from bench.protocols import Labels, Threat
-from bench.referee import QueryCounter, instrument
+from bench.run.referee import QueryCounter, instrument
+from bench.suite import planner, resolve
 from defenses.defensegan import DefenseGan
 from suites import TASK, Ran, suite
 

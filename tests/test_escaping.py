@@ -17,12 +17,13 @@ from manifests import clean, condition, manifest, rows
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from bench import attack_cost, cli, escaping, render, tables
-from bench.costs import Estimates
+from bench import cli, escaping
 from bench.errors import InputError
-from bench.progress import Display
 from bench.quantities import DASH
-from bench.render.words import MINUS
+from bench.report import attack_cost, render, tables
+from bench.report.render.words import MINUS
+from bench.run.estimates import Estimates
+from bench.run.progress import Display
 from suites import TASK, suite
 
 NASTY = [
@@ -246,7 +247,7 @@ class Work:
 
 @pytest.mark.parametrize("text", [*UNSEEN, *NASTY])
 def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.progress.title", lambda job, names: f"train {text}")
+    monkeypatch.setattr("bench.run.progress.title", lambda job, names: f"train {text}")
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench import execute, planner, progress, resolve, store
-from bench.costs import Estimates
 from bench.errors import InputError
-from bench.execute import Done, State, _Queue
-from bench.jobs import Craft, Evaluate, Job, Train
-from bench.progress import Display
+from bench.results import store
+from bench.run import progress, scheduler
+from bench.run.estimates import Estimates
+from bench.run.progress import Display
+from bench.run.scheduler import Done, State, _Queue
+from bench.suite import planner, resolve
+from bench.suite.jobs import Craft, Evaluate, Job, Train
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}
@@ -146,7 +148,7 @@ def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path
             calls.append("restart")
 
     pool: Any = Dies()
-    found = execute.ask_again(made, results, pool)
+    found = scheduler.ask_again(made, results, pool)
     assert calls == ["kill", "restart"]
     ((reason, count),) = found.items()
     assert "ends its process" in reason

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from manifests import clean, condition, first, manifest, paper, rows
 
-from bench import frames, render, tables
 from bench.errors import InputError
-from bench.manifest import write
+from bench.report import frames, render, tables
+from bench.results.manifest import write
 from suites import TASK, Ran, suite
 
 TABLES = {"one": {"title": "One", "rows": ["defense", "readout"], "columns": ["attack"]}}
@@ -152,6 +152,6 @@ def test_notes_and_parameters_that_only_some_have_are_missing_elsewhere(tmp_path
 
 
 def test_pandas_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, bench.frames; print(sorted({'pandas', 'torch', 'pyarrow'} & set(sys.modules)))"
+    code = "import sys, bench.report.frames; print(sorted({'pandas', 'torch', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []

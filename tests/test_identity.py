@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import evaluate, probes
 from bench.errors import OtherNetworkError
-from bench.jobs import Evaluate, Train
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
+from bench.run import evaluate, probes
+from bench.suite.jobs import Evaluate, Train
 from suites import TASK, Ran, suite
 
 CPU = torch.device("cpu")

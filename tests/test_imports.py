@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import sources
+from bench.results import fingerprint
 
 TRIED = ("uarray", "cython", "numba", "torch", "cupy", "IPython")
 """Names that torch, scipy, pandas and others try to import, and do without."""
@@ -46,12 +46,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         (home / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')\n")
     before = dict(sys.modules)
     yield home
-    sources.importable(tmp_path)
+    fingerprint.importable(tmp_path)
     assert not {"mine", "beside", "later", "parts", "by_name"} & set(sys.modules) - set(before)
 
 
 def test_modules_find_their_neighbours_at_once_later_and_by_name(folder: Path) -> None:
-    digests = sources.code_digests("mine:build", folder)
+    digests = fingerprint.code_digests("mine:build", folder)
     assert list(digests) == ["beside", "later", "mine", "parts.layers"]
     module = importlib.import_module("mine")
     assert module.build() == (0, 1, 2, 3)
@@ -61,7 +61,7 @@ def test_libraries_find_none_of_them(folder: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "alibrary.py").write_text(LIBRARY.format(tried=("uarray", "cython", "later")))
     monkeypatch.syspath_prepend(tmp_path / "lib")
-    sources.importable(folder)
+    fingerprint.importable(folder)
     assert importlib.import_module("alibrary").found == []
     for name in ("uarray", "mine", "beside"):
         with pytest.raises(ModuleNotFoundError):
@@ -72,11 +72,11 @@ def test_another_suite_s_modules_of_the_same_names_are_its_own(folder: Path, tmp
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.py").write_text("def build():\n    return 'other'\n")
-    first = sources.code_digests("mine:build", folder)
+    first = fingerprint.code_digests("mine:build", folder)
     assert importlib.import_module("mine").build() == (0, 1, 2, 3)
-    assert list(sources.code_digests("mine:build", other)) == ["mine"]
+    assert list(fingerprint.code_digests("mine:build", other)) == ["mine"]
     assert importlib.import_module("mine").build() == "other"
-    assert sources.code_digests("mine:build", folder) == first
+    assert fingerprint.code_digests("mine:build", folder) == first
     assert importlib.import_module("mine").build() == (0, 1, 2, 3)
 
 
@@ -88,7 +88,7 @@ def test_a_virtual_environment_in_the_folder_is_not_the_user_s_code(
     (packages / "installed_thing.py").write_text("import more\n")
     monkeypatch.syspath_prepend(packages)
     (folder / "mine.py").write_text("import installed_thing, beside\n")
-    assert list(sources.code_digests("mine:build", folder)) == ["beside", "mine"]
+    assert list(fingerprint.code_digests("mine:build", folder)) == ["beside", "mine"]
 
 
 def test_a_plan_and_a_run_execute_only_what_a_defense_names(folder: Path, tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ import torch
 import yaml
 from torch import nn
 
-from bench import child_processes, execute, planner, process_state, resolve, sources
-from bench.context import WorkerContext
-from bench.costs import Estimates
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
-from bench.isolation import building, isolated
-from bench.jobs import Evaluate, Job, Train
-from bench.pools import Inline, Pool, Process
-from bench.store import Store
+from bench.results import fingerprint
+from bench.results.store import Store
+from bench.run import child_processes, process_state, scheduler
+from bench.run.context import WorkerContext
+from bench.run.estimates import Estimates
+from bench.run.isolation import building, isolated
+from bench.run.pools import Inline, Pool, Process
+from bench.suite import planner, resolve
+from bench.suite.jobs import Evaluate, Job, Train
 from suites import TASK, Ran, suite
 
 CLEAN = {"clean": {"use": "none"}}
@@ -335,12 +337,12 @@ def outcomes(
     made = planner.make(resolve.load(path))
     store = Store(path.parent / f"{executor.__name__}-{type(costs).__name__}")
     store.open()
-    code = {**sources.digests(made.modules()), **made.manifest()["sources"]}
+    code = {**fingerprint.digests(made.modules()), **made.manifest()["sources"]}
     context = WorkerContext(store.root, path.parent, None, "cpu", code)
     pool: Pool = executor(context, ("cpu", "cpu"), lambda *_: None)
     with own_stdout():
         try:
-            done = list(execute.run(execute.examine(made, store), store, pool, costs))
+            done = list(scheduler.run(scheduler.examine(made, store), store, pool, costs))
         finally:
             pool.stop()
     return good_rows(made, store), sum(each.error is not None for each in done)
@@ -423,7 +425,7 @@ def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
     context = WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
     begun = time.monotonic()
     pool = Inline(context, ("cpu",), lambda *_: None)
-    done = list(execute.run(execute.examine(made, store), store, pool, Estimates()))
+    done = list(scheduler.run(scheduler.examine(made, store), store, pool, Estimates()))
     (failed,) = [each for each in done if each.error is not None]
     assert isinstance(failed.job, Train if where == "build" else Evaluate)
     assert isinstance(failed.error, OvertimeError)
@@ -503,7 +505,7 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
             lambda *_: None,
         )
         pool.order = []
-        done = list(execute.run(execute.examine(made, store), store, pool, costs))
+        done = list(scheduler.run(scheduler.examine(made, store), store, pool, costs))
         assert not [each.error for each in done if each.error]
         orders.append(pool.order)
         found.append(

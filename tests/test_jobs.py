@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import data as datasets
-from bench import planner, resolve
-from bench.data import DataSpec
-from bench.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
-from bench.planner import Plan
+from bench.data import spec as datasets
+from bench.data.spec import DataSpec
 from bench.protocols import Shape, Threat
 from bench.registry import discover
-from bench.resolve import Resolved
-from bench.schema import ViewUse
+from bench.suite import planner, resolve
+from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
+from bench.suite.planner import Plan
+from bench.suite.resolve import Resolved
+from bench.suite.schema import ViewUse
 
 DATA: dict[str, Any] = {"digits": {"name": "digits", "split": "test", "size": 60, "shard": 25}}
 DEFENSES: dict[str, Any] = {

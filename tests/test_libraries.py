@@ -23,16 +23,19 @@ from torch import Tensor, nn
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
 from attacks.common.library_adapter import Guard
-from bench import catalogue, cli, execute, planner, resolve, sources
-from bench.context import WorkerContext
-from bench.costs import Estimates
+from bench import cli
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
-from bench.pools import Process
 from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
-from bench.referee import QueryCounter, answers_only, frozen, instrument, validate
 from bench.registry import ATTACKS, AttackEntry, bind
-from bench.store import Store
+from bench.results import fingerprint
+from bench.results.store import Store
+from bench.run import scheduler
+from bench.run.context import WorkerContext
+from bench.run.estimates import Estimates
+from bench.run.pools import Process
+from bench.run.referee import QueryCounter, answers_only, frozen, instrument, validate
+from bench.suite import listing, planner, resolve
 from suites import TASK, Ran, suite
 
 torchattacks = pytest.importorskip("torchattacks")
@@ -1120,7 +1123,7 @@ def test_a_library_that_is_not_installed_says_what_to_install(
     listed = " ".join(bench("list", "attacks").out.split())
     assert "library: torchattacks not installed" in listed
     assert "pip install 'crossfire-bench[libraries]'" in listed
-    titles = {each["title"] for each in catalogue.suite_schema()["$defs"]["AttackUse"]["oneOf"]}
+    titles = {each["title"] for each in listing.suite_schema()["$defs"]["AttackUse"]["oneOf"]}
     assert set(ADAPTERS) <= titles
 
 
@@ -1219,11 +1222,11 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     plan = planner.make(resolve.load(suite(tmp_path, defenses, attacks, [{**TASK, "limit": 20}])))
     store = Store(tmp_path / "results")
     store.open()
-    context = WorkerContext(store.root, plan.suite.folder, None, "cpu", sources.digests(plan.modules()))
+    context = WorkerContext(store.root, plan.suite.folder, None, "cpu", fingerprint.digests(plan.modules()))
     pool = Process(context, ("cpu",), lambda slot, facts: None)
-    monkeypatch.setattr(execute, "GRACE", 3.0)
+    monkeypatch.setattr(scheduler, "GRACE", 3.0)
     try:
-        done = list(execute.run(execute.examine(plan, store), store, pool, Estimates()))
+        done = list(scheduler.run(scheduler.examine(plan, store), store, pool, Estimates()))
     finally:
         pool.stop()
     (failed,) = [each for each in done if each.error is not None]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from manifests import first, rows
 from scipy import stats
 
-from bench import metrics
 from bench.errors import InputError
-from bench.metrics import METRICS, PerExample
-from bench.outcomes import OUTCOME_COLUMNS, arrays, load, schema
-from bench.outcomes import select as select_rows
+from bench.results import metrics
+from bench.results.metrics import METRICS, PerExample
+from bench.results.outcomes import OUTCOME_COLUMNS, arrays, load, schema
+from bench.results.outcomes import select as select_rows
 
 # Nothing is written beside the tests, and every run tries the same examples.
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -428,7 +428,7 @@ def test_an_example_may_stand_once():
 
 def test_reading_tables_needs_neither_torch_nor_scipy():
     code = (
-        "import sys, bench.tables, bench.render, bench.layout; "
+        "import sys, bench.report.tables, bench.report.render, bench.suite.layout; "
         "heavy = {'torch', 'scipy', 'pandas', 'matplotlib', 'jinja2', 'pyarrow', 'rich'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -10,9 +10,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from bench import InputError, Shape, Split, planner, resolve
+from bench import InputError, Shape, Split
 from bench.registry import DEFENSES, bind, discover
-from bench.training import Trainer
+from bench.run.training import Trainer
+from bench.suite import planner, resolve
 from defenses.abs import Abs
 from defenses.nets import weights
 from defenses.nets.abs.autoencoders import Autoencoders

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import planner, resolve
 from bench.errors import InputError
-from bench.jobs import Craft, Evaluate, Train, key_of
-from bench.planner import Plan, Planner, Point, Request, Sight
 from bench.protocols import Shape
-from bench.resolve import Resolved
-from bench.schema import ViewUse
+from bench.suite import planner, resolve
+from bench.suite.jobs import Craft, Evaluate, Train, key_of
+from bench.suite.planner import Plan, Planner, Point, Request, Sight
+from bench.suite.resolve import Resolved
+from bench.suite.schema import ViewUse
 
 BASE: dict[str, Any] = {
     "data": {"digits": {"name": "digits", "split": "test", "shard": 120}},
@@ -414,7 +414,7 @@ def test_ten_thousand_cells_are_planned_in_little_time(tmp_path: Path) -> None:
 
 
 def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> None:
-    from bench.sources import code_digest
+    from bench.results.fingerprint import code_digest
 
     path = tmp_path / "code.py"
     path.write_text('"""One."""\ndef f():\n    """Two."""\n    return 1\n')
@@ -427,7 +427,7 @@ def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> N
 
 def test_planning_imports_no_attack_library() -> None:
     code = (
-        "import sys, bench.planner, bench.registry; bench.registry.discover(); "
+        "import sys, bench.suite.planner, bench.registry; bench.registry.discover(); "
         "print([m for m in ('torchattacks', 'foolbox', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,10 +13,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import dropout, interpolate, one_hot
 
-from bench import checks, planner, resolve, tables
-from bench.conditions import conditions_of
-from bench.manifest import Outcomes
 from bench.registry import DEFENSES
+from bench.report import checks, tables
+from bench.results.conditions import conditions_of
+from bench.results.manifest import Outcomes
+from bench.suite import planner, resolve
 from suites import TASK, Ran, suite
 
 CODE = "unluckiest-answer"

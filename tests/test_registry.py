@@ -10,19 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from bench import (
-    ContentPath,
-    Count,
-    NonNegative,
-    NonNegativeCount,
-    Positive,
-    PositiveShare,
-    Share,
-    catalogue,
-    document,
-    registry,
-    resolve,
-)
+from bench import ContentPath, Count, NonNegative, NonNegativeCount, Positive, PositiveShare, Share, registry
 from bench.errors import InputError
 from bench.protocols import Shape
 from bench.registry import (
@@ -38,6 +26,7 @@ from bench.registry import (
     schema_of,
     view,
 )
+from bench.suite import listing, resolve, yaml_source
 
 ATTACK = '''
 from bench import attack
@@ -180,10 +169,10 @@ def bounded(
     """Take every bound that a signature can declare."""
 
 
-def placed(folder: Path, text: str) -> document.Document:
+def placed(folder: Path, text: str) -> yaml_source.Document:
     path = folder / "suite.yaml"
     path.write_text(text)
-    return document.read(path)
+    return yaml_source.read(path)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +227,7 @@ def test_the_same_is_said_of_values_that_stand_in_no_file(given: dict[str, Any],
     schema = schema_of(bounded, "bounded")
     with pytest.raises(ValidationError) as caught:
         schema.model_validate(given)
-    assert document.sentence(schema, caught.value) == said
+    assert yaml_source.sentence(schema, caught.value) == said
 
 
 def test_filling_in_says_what_does_not_fit(tmp_path: Path) -> None:
@@ -284,7 +273,7 @@ def test_bounds_stand_in_the_json_schema() -> None:
 
 def test_bounds_are_listed_in_words() -> None:
     schema = schema_of(bounded, "bounded").model_json_schema()
-    said = {name: catalogue._bounds(info) for name, info in schema["properties"].items()}
+    said = {name: listing._bounds(info) for name, info in schema["properties"].items()}
     assert said == {
         "steps": "1 or more",
         "warmup": "0 or more",

@@ -10,15 +10,15 @@ import pytest
 from manifests import clean, condition, first, manifest, paper, rows
 from rich.console import Console
 
-from bench import render, tables
-from bench.checks import coordinates
-from bench.conditions import conditions_of
 from bench.errors import InputError
-from bench.metrics import METRICS
-from bench.outcomes import OUTCOME_COLUMNS
 from bench.quantities import DASH, format_value, fraction
-from bench.render import figure, words
-from bench.render.words import MINUS
+from bench.report import render, tables
+from bench.report.checks import coordinates
+from bench.report.render import figure, words
+from bench.report.render.words import MINUS
+from bench.results.conditions import conditions_of
+from bench.results.metrics import METRICS
+from bench.results.outcomes import OUTCOME_COLUMNS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -83,7 +83,7 @@ def test_numbers_in_their_units():
 
 
 def test_logits_and_sizes_have_units_of_their_own():
-    from bench.metrics import Estimate
+    from bench.results.metrics import Estimate
 
     assert words.number(-644.52, "number") == f"{MINUS}644.5"
     assert words.number(1_465_120, "millions") == "1.47"
@@ -120,7 +120,7 @@ def test_a_number_without_an_interval_is_shown_without_one():
 
 @pytest.mark.parametrize("n", [10, 360, 10000])
 def test_short_intervals_are_never_narrower(n):
-    from bench.metrics import Estimate, wilson
+    from bench.results.metrics import Estimate, wilson
 
     for right in range(0, n + 1, max(n // 50, 1)):
         low, high = wilson(right / n, n)

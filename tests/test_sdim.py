@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, relu
 
 from bench import Features, InputError, Shape, Split, TrainingError, objective, view_of
 from bench.registry import DEFENSES
+from bench.run.training import Trainer
 from bench.testing import check_defense
-from bench.training import Trainer
 from defenses.nets.sdim import encoder, infomax
 from defenses.nets.sdim.best_epoch import Kept
 from defenses.nets.sdim.infomax import Pairs, information_loss, margin_loss

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import resolve, running
+from bench.api import running
 from bench.errors import InputError
+from bench.suite import resolve
 
 GOOD = """
 data:

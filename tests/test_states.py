@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, lr_scheduler
 from torch.optim.swa_utils import SWALR, AveragedModel
 
-from bench import states
 from bench.errors import DamagedError, InputError
 from bench.protocols import Shape, Split
+from bench.run import states
+from bench.run.training import Trainer
 from bench.testing import check_defense
-from bench.training import Trainer
 
 CPU = torch.device("cpu")
 SPLIT = Split(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.errors import InputError, persons
-from bench.jobs import Craft, Evaluate, Train
-from bench.store import Store
+from bench.results.store import Store
+from bench.suite.jobs import Craft, Evaluate, Train
 from suites import TASK, Ran, suite
 
 LINEAR = {"linear": {"use": "toy/linear"}}

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 
-from bench import durable, execute, planner, resolve, sources
-from bench.context import WorkerContext
-from bench.costs import Estimates
-from bench.manifest import write
-from bench.pools import Inline
-from bench.store import Store
+from bench.results import durable, fingerprint
+from bench.results.manifest import write
+from bench.results.store import Store
+from bench.run import scheduler
+from bench.run.context import WorkerContext
+from bench.run.estimates import Estimates
+from bench.run.pools import Inline
+from bench.suite import planner, resolve
 from suites import Ran
 
 SEEN: dict[str, int] = {}
@@ -34,9 +36,11 @@ def interrupted(path: Path, root: Path, jobs: int) -> None:
     """Run so many jobs, and stop."""
     crossed, store = planner.make(resolve.load(path)), Store(root)
     store.open()
-    context = WorkerContext(store.root, crossed.suite.folder, None, "cpu", sources.digests(crossed.modules()))
+    context = WorkerContext(
+        store.root, crossed.suite.folder, None, "cpu", fingerprint.digests(crossed.modules())
+    )
     pool = Inline(context, ("cpu",), lambda slot, facts: None)
-    running = execute.run(execute.examine(crossed, store), store, pool, Estimates())
+    running = scheduler.run(scheduler.examine(crossed, store), store, pool, Estimates())
     for _, done in zip(range(jobs), running, strict=False):
         assert done.error is None, done.error
 

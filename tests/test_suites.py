@@ -9,8 +9,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from bench import render, running, tables
-from bench.manifest import Outcomes
+from bench.api import running
+from bench.report import render, tables
+from bench.results.manifest import Outcomes
 from suites import Ran
 
 ROOT = Path(__file__).parent.parent

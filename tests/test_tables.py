@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from manifests import PAPER, clean, condition, first, manifest, paper, rows, skip
 from pydantic import ValidationError
 
-from bench import metrics, planner, published, render, resolve, tables
-from bench.conditions import Facts, conditions_of
 from bench.errors import InputError
-from bench.layout import arrange
 from bench.quantities import DASH
-from bench.table_models import Table
+from bench.report import published, render, tables
+from bench.results import metrics
+from bench.results.conditions import Facts, conditions_of
+from bench.suite import planner, resolve
+from bench.suite.layout import arrange
+from bench.suite.tables import Table
 from suites import TASK
 from suites import suite as written_suite
 

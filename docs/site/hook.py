@@ -39,7 +39,7 @@ ROOMS = {
     "bench.registry": "Registering",
     "bench.protocols": "What attacks and defenses are written with",
     "bench.losses": "Losses",
-    "bench.data.source": "Data sources",
+    "bench.data.spec.source": "Data sources",
     "bench.results.fingerprint": "Fingerprints of code",
     "bench.errors": "Errors",
 }

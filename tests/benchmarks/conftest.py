@@ -12,9 +12,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
-from bench.context import keep_buffers
 from bench.protocols import Shape
 from bench.registry import DEFENSES
+from bench.run.context import keep_buffers
 
 Race = Callable[..., dict[str, float]]
 

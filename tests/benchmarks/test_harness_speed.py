@@ -11,12 +11,13 @@ import yaml
 from torch import autograd
 from torch.nn.functional import cross_entropy
 
-from bench import planner, resolve, train, worker
-from bench.context import WorkerContext
-from bench.data import load
-from bench.jobs import Craft, Evaluate, Train
+from bench.data.spec import load
 from bench.registry import discover
-from bench.store import Store
+from bench.results.store import Store
+from bench.run import train, worker
+from bench.run.context import WorkerContext
+from bench.suite import planner, resolve
+from bench.suite.jobs import Craft, Evaluate, Train
 
 BENCH = [sys.executable, "-m", "bench.cli"]
 SUITE: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""Data sets: where examples come from, and in which order."""

@@ -1,0 +1,1 @@
+"""What is cut from results: metrics, flags and tables."""

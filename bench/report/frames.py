@@ -1,0 +1,145 @@
+"""Tables and outcomes as pandas data frames, for notebooks and scripts."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import InputError, did_you_mean
+from bench.report import tables
+from bench.report.render.records import numbers, records
+from bench.report.tables import RenderedTable
+from bench.results.conditions import Condition, conditions_of
+from bench.results.manifest import Outcomes, aged, read
+from bench.results.metrics import is_correct
+from bench.results.outcomes import LISTS, Stored
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROW = "row"
+"""The name of the index where rows have headings of their own."""
+
+
+def read_table(root: Path, key: str) -> RenderedTable:
+    """Read a table of a results folder; nothing is planned and nothing is run.
+
+    Args:
+        root: The results folder, such as ``results/mnist``.
+        key: The table's key in the task file.
+
+    Returns:
+        The table with its numbers; what was not run is a hole.
+
+    Raises:
+        InputError: The folder has no manifest, or the suite has no such table.
+    """
+    manifest = read(root, _suite(root))
+    if key not in manifest["tables"]:
+        raise InputError(f"{root}: no table {key!r}{did_you_mean(key, manifest['tables'])}")
+    return tables.cut(manifest, key, Outcomes(root))
+
+
+def _suite(root: Path) -> Path:
+    """Return the task file that a results folder is usually made from, for the commands in messages."""
+    return Path(f"{root.resolve().name}.yaml")
+
+
+def frame_of(table: RenderedTable) -> "pd.DataFrame":
+    """Return the numbers of a table with its rows and columns.
+
+    Args:
+        table: The table.
+
+    Returns:
+        Floats in the unit of their column (proportions in percent), NaN where there is no number, and
+        infinity for a median distance where fewer than half of the examples were broken. The index has a
+        level for each row heading. ``attrs`` has the ``title``, and by column the ``units``. What else is
+        known of each number (interval, n, flags) is in `details_of`.
+    """
+    import pandas as pd
+
+    names = [head or ROW for head in table.heads]
+    labels = [row.label for row in table.rows]
+    index = (
+        pd.MultiIndex.from_tuples(labels, names=names)
+        if len(names) > 1
+        else pd.Index([label for (label,) in labels], name=names[0])
+    )
+    values = [
+        [numbers(cell, unit)["value"] for cell, unit in zip(row.cells, table.units, strict=True)]
+        for row in table.rows
+    ]
+    frame = pd.DataFrame(values, index=index, columns=pd.Index(table.columns), dtype="float64")
+    frame.attrs = {"title": table.table.title, "units": dict(zip(table.columns, table.units, strict=True))}
+    return frame
+
+
+def details_of(table: RenderedTable) -> "pd.DataFrame":
+    """Return all that is known of the numbers of a table, with a row for each cell.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The columns of the table's CSV, which `docs/results.md` explains: among them ``value``, ``std``,
+        ``low``, ``high``, ``n``, ``seeds``, ``note`` and ``flags``. What is not known is a missing value.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(records(table))
+    floats = ["value", "std", "low", "high", "published", "published_std"]
+    return frame.astype({**dict.fromkeys(floats, "float64"), "n": "Int64", "seeds": "Int64"})
+
+
+def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
+    """Return the outcomes of a whole results folder, with a row for each example of each condition.
+
+    Args:
+        root: The results folder, such as ``results/mnist``.
+        also: Columns of lists to read too: ``logits``, ``thresholds``. They are large.
+
+    Returns:
+        The coordinates of the condition (``data`` ... ``seed``, ``inference.<name>``; its target as
+        ``target_offset``), its ``job``, ``correct`` (whether the defense was right on the image that it was
+        shown), and the columns of its outcomes, which `docs/results.md` explains. A radius or a target
+        that there is not is a missing value. Conditions that share a job have the same rows.
+        ``attrs["notes"]`` says which outcomes are damaged or older than the code.
+
+    Raises:
+        InputError: There is no manifest, nothing was evaluated there yet, or `also` names no such column.
+    """
+    import pandas as pd
+
+    for name in also:
+        if name not in LISTS:
+            raise InputError(f"also: unknown column {name!r}{did_you_mean(name, LISTS)}")
+    suite = _suite(root)
+    manifest = read(root, suite)
+    outcomes = Outcomes(root)
+    left_out = set(LISTS) - set(also)
+    parts = [
+        _rows(condition, stored, left_out)
+        for condition in conditions_of(manifest)
+        if isinstance(stored := outcomes(condition.job), Stored)
+    ]
+    if not parts:
+        raise InputError(f"{root}: nothing was evaluated there yet: bench run {manifest['file']}")
+    # A note that only some attacks leave, or a parameter of only some defenses, is missing elsewhere.
+    frame = pd.concat(parts, ignore_index=True)
+    notes = [f"evaluate {key}: {reason}" for key, reason in outcomes.damaged.items()]
+    notes += [aged(outcomes.changed, suite)] if outcomes.changed else []
+    frame.attrs = {"notes": notes}
+    return frame
+
+
+def _rows(condition: Condition, stored: Stored, left_out: set[str]) -> "pd.DataFrame":
+    rows = stored.frame(left_out)
+    at = {
+        ("target_offset" if name == "target" else name): value
+        for name, value in condition.coordinates.items()
+    }
+    at["radius"] = float("nan") if condition.radius is None else condition.radius
+    told = {**at, "job": condition.job, "correct": is_correct(rows)}
+    for place, (name, value) in enumerate(told.items()):
+        rows.insert(place, name, value)
+    return rows

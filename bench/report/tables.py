@@ -1,0 +1,476 @@
+"""From outcomes to the cells of a table: outcomes are read, settled, averaged, compared and flagged.
+
+Which condition stands where is decided in `layout.py`; how cells look, in `render`. A cell is a number only
+if what it counts was run. Every other cell is a hole that gives its reason.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from bench.errors import InputError
+from bench.quantities import DASH, format_value, fraction
+from bench.report import checks, published
+from bench.report.checks import Evidence, Flag
+from bench.report.published import Quote
+from bench.results import metrics
+from bench.results.conditions import Condition, Skip
+from bench.results.metrics import Estimate, Metric, PerExample, Unit
+from bench.results.outcomes import FrameOf, Rows, arrays
+from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct, merged
+from bench.suite.tables import Table
+
+NOT_RUN = "not run"
+
+Bound: TypeAlias = Literal["", "≤", "≥"]
+"""Set where attacks are missing: they could only make the number worse for the defender."""
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """An entry of a table."""
+
+    estimate: Estimate | None
+    """The number; None where there is none."""
+    hole: str = ""
+    """What stands in place of a number: ``not run``, or a dash where nothing was asked."""
+    bound: Bound = ""
+    weakest: bool = False
+    """Whether no attack column of its row is worse for the defender."""
+    invalid: int = 0
+    """Moves that were invalid, over all seeds."""
+    notes: tuple[str, ...] = ()
+    """Remarks such as ``2 of 3 seeds``."""
+    flags: tuple[Flag, ...] = ()
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """A row of cells."""
+
+    label: tuple[str, ...]
+    at: Mapping[str, Any]
+    """The coordinates that it fixes."""
+    cells: tuple[TableCell, ...]
+    published: tuple[Quote | None, ...] = ()
+    """A paper's numbers for the same columns; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class RenderedTable:
+    """A table with its numbers: everything that its text, its file and its figure need."""
+
+    key: str
+    table: Table
+    """What the task file says of it."""
+    metric: Metric
+    """The table's metric; a row or a column may have its own."""
+    heads: tuple[str, ...]
+    """Headings of the row labels: coordinates, or one empty text for rows with names."""
+    columns: tuple[str, ...]
+    """Headings of the cells, extra ones last."""
+    at: tuple[Mapping[str, Any], ...]
+    """The coordinates that each column fixes; none for extra ones."""
+    units: tuple[Unit, ...]
+    """The unit in which the numbers of each column are printed."""
+    rows: tuple[RenderedRow, ...]
+    question: Mapping[str, str]
+    """Data, norm and radius, where they are the same for the whole table."""
+    seeds: int
+    """The largest number of seeds of a cell."""
+    invalid: int
+    """Moves that were invalid, over the whole table; a job that several cells share counts once."""
+    flags: tuple[Flag, ...] = ()
+    """Flags of the table as a whole."""
+    source: str = ""
+    """Title and key of the published table beside ours."""
+
+
+def check(manifest: Mapping[str, Any], key: str) -> None:
+    """Refuse a table that cannot be cut, whatever the outcomes will be.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+        key: The table's key in the task file.
+
+    Raises:
+        InputError: The table is not one that can be printed.
+    """
+    layout = arrange(manifest, key)
+    _axis_values(layout)
+    published.quotes(layout, manifest)
+
+
+def jobs(manifest: Mapping[str, Any], key: str) -> set[str]:
+    """Return the keys of the evaluations that a table reads.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+        key: The table's key in the task file.
+
+    Returns:
+        The keys.
+
+    Raises:
+        InputError: The table is not one that can be printed.
+    """
+    return arrange(manifest, key).jobs()
+
+
+def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTable:
+    """Read the outcomes of a table, each evaluation once, and compute its cells.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+        key: The table's key in the task file.
+        outcomes: Gives the rows of an evaluation by its key, or None where there are none.
+
+    Returns:
+        The table with its numbers.
+
+    Raises:
+        InputError: The table is not one that can be printed.
+    """
+    layout = arrange(manifest, key)
+    quotes = published.quotes(layout, manifest)
+    reader = OutcomeReader(layout, outcomes)
+    settled = [_row(layout, row, reader) for row in layout.rows]
+    behind = [seen for row in settled for seen in row.seen]
+    flags = iter(checks.table_flags(behind))
+    rows = []
+    for row, made in zip(layout.rows, settled, strict=True):
+        of_columns = made.cells[: len(layout.columns)]
+        flagged = [replace(cell, flags=(*cell.flags, *next(flags))) for cell in of_columns]
+        cells = (*flagged, *made.cells[len(layout.columns) :])
+        rows.append(RenderedRow(row.label, row.at, cells, quotes.get(row.label, ())))
+    metric = metrics.METRICS[layout.table.metric]
+    extra = layout.table.extra
+    return RenderedTable(
+        key=key,
+        table=layout.table,
+        metric=metric,
+        heads=layout.heads,
+        columns=(*(column.heading for column in layout.columns), *extra),
+        at=(*(column.at for column in layout.columns), *({} for _ in extra)),
+        units=(*layout.units, *(metric.unit for _ in extra)),
+        rows=tuple(rows),
+        question=_question(layout),
+        seeds=max((each.estimate.seeds for row in rows for each in row.cells if each.estimate), default=0),
+        invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
+        flags=tuple(_unequal(layout)),
+        source=published.title_of(layout.table.published),
+    )
+
+
+# --- cells -------------------------------------------------------------------------------------------
+
+
+class OutcomeReader:
+    """Reads the outcomes of a table, each evaluation once."""
+
+    def __init__(self, layout: Layout, outcomes: FrameOf) -> None:
+        self._layout = layout
+        self._outcomes = outcomes
+        self._rows: dict[str, Rows | None] = {}
+
+    def rows(self, job: str) -> Rows | None:
+        """Return the outcomes of an evaluation.
+
+        Args:
+            job: Its key.
+
+        Returns:
+            The rows; None where there are none.
+        """
+        if job not in self._rows:
+            frame = self._outcomes(job)
+            self._rows[job] = None if frame is None else arrays(frame, self._layout.reads)
+        return self._rows[job]
+
+    def look(self, condition: Condition, metric: Metric) -> Evidence | str:
+        """Return what is known of a condition.
+
+        Args:
+            condition: The condition.
+            metric: What is counted.
+
+        Returns:
+            The evidence, or the reason why the condition has no number.
+        """
+        rows = self.rows(condition.job)
+        if rows is None:
+            return NOT_RUN
+        if (lacking := metric.lacks(rows)) is not None:
+            return lacking
+        needed = self._layout.needs_unmoved(condition, metric)
+        clean = None
+        if needed or metric.clean == "used":
+            unmoved = self._layout.unmoved(condition)
+            found = (self.rows(each.job) for each in unmoved)
+            clean = next((each for each in found if each is not None), None)
+            if clean is None and needed:
+                return (
+                    f"{NOT_RUN}: the clean images"
+                    if unmoved
+                    else "no task asks about the unmoved images here (use: none)"
+                )
+        validated = rows
+        if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
+            validated = metrics.within(rows, clean, condition.radius)
+        return Evidence(condition, rows, validated, clean)
+
+
+@dataclass(frozen=True)
+class _SettledRow:
+    cells: tuple[TableCell, ...]
+    """The cells of the columns, then of the extra ones."""
+    seen: tuple[tuple[Evidence, ...], ...]
+    """The evidence behind the cell of each column."""
+
+
+def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
+    table = layout.table
+    cells: list[TableCell] = []
+    seen: list[tuple[Evidence, ...]] = []
+    for slot in row.slots:
+        cell, behind = _cell(slot, table, reader)
+        cells.append(cell)
+        seen.append(behind)
+    flagged = zip(cells, checks.row_flags(seen), strict=True)
+    cells = [replace(cell, flags=(*cell.flags, *flags)) for cell, flags in flagged]
+    metric = metrics.METRICS[table.metric]
+    attacked = [
+        place for place, slot in enumerate(row.slots) if slot.attacks and slot.metric.name == table.metric
+    ]
+    named = {layout.columns[place].heading: cells[place] for place in attacked}
+    if table.bold == "weakest" and metric.worst is not None and merged(layout, row) is None:
+        weakest = _weakest(metric, list(named.values()))
+        for place in attacked:
+            estimate = cells[place].estimate
+            if estimate is not None and math.isclose(estimate.value, weakest, abs_tol=1e-12):
+                cells[place] = replace(cells[place], weakest=True)
+    for heading in table.extra:
+        if heading == "Worst":
+            parts = {layout.columns[place].heading: row.slots[place].attacks for place in attacked}
+            cells.append(worst_case(parts, metric, (), reader)[0])
+        else:
+            cells.append(_best(metric, named))
+    return _SettledRow(tuple(cells), tuple(seen))
+
+
+def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:
+    """Return the cell of a slot, and the evidence behind it."""
+    reasons = distinct(skip.reason for skip in slot.skips)
+    # Unmoved images stand for themselves only: beside attacks they are the metric's business.
+    conditions = slot.attacks or slot.conditions
+    if not conditions:
+        return TableCell(None, DASH, notes=tuple(reasons)), ()
+    groups: dict[tuple[Any, ...], dict[str, list[Condition]]] = defaultdict(lambda: defaultdict(list))
+    for each in conditions:
+        groups[tuple(each.coordinates[name] for name in table.min_over)][checks.title(each)].append(each)
+    settled = [worst_case(parts, slot.metric, table.mean_over, reader) for parts in groups.values()]
+    cell, seen = settled[0][0], tuple(each for _, behind in settled for each in behind)
+    if len(settled) > 1:
+        named = {", ".join(parts): each for parts, (each, _) in zip(groups.values(), settled, strict=True)}
+        cell = _best(slot.metric, named)
+    return (
+        replace(
+            cell,
+            invalid=checks.invalid_moves(seen),
+            notes=(*cell.notes, *reasons),
+            flags=(*checks.cell_flags(seen), *cell.flags),
+        ),
+        seen,
+    )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What is known of the parts of a worst case, within one seed."""
+
+    parts: Mapping[str, Sequence[Evidence | str]]
+    """By the name of each part: the evidence, or the reasons why there is none."""
+
+    @property
+    def there(self) -> list[Evidence]:
+        return [look for found in self.parts.values() for look in found if isinstance(look, Evidence)]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [look for found in self.parts.values() for look in found if isinstance(look, str)]
+
+    @property
+    def lacking(self) -> list[str]:
+        return [name for name, found in self.parts.items() if any(isinstance(look, str) for look in found)]
+
+
+def worst_case(
+    parts: Mapping[str, Sequence[Condition]], metric: Metric, mean_over: Sequence[str], reader: OutcomeReader
+) -> tuple[TableCell, tuple[Evidence, ...]]:
+    """Take the worst over attacks example by example, within each seed, then average over seeds.
+
+    A seed counts if every part was run. If there is no such seed, the number is a bound from the seeds that
+    lack the fewest parts.
+
+    Args:
+        parts: The conditions that are settled together, under the names of their attacks.
+        metric: What is counted.
+        mean_over: ``target`` in it averages over targets instead of taking the worst of them.
+        reader: Gives the outcomes.
+
+    Returns:
+        The cell, and the evidence of all seeds.
+    """
+    looked = _look(parts, metric, reader)
+    seen = tuple(look for each in looked.values() for look in each.there)
+    complete = [seed for seed, each in looked.items() if not each.lacking]
+    # A worst case over fewer attacks is a bound; a mean over fewer targets is nothing.
+    bounded = metric.worst is not None and "target" not in mean_over
+    partial = [seed for seed, each in looked.items() if each.there and bounded]
+    fewest = min((len(looked[seed].lacking) for seed in partial), default=0)
+    usable = complete or [seed for seed in partial if len(looked[seed].lacking) == fewest]
+    if not usable:
+        reasons = distinct(reason for each in looked.values() for reason in each.reasons)
+        hole = NOT_RUN if not reasons or any(each.startswith(NOT_RUN) for each in reasons) else DASH
+        return TableCell(None, hole, notes=tuple(each for each in reasons if each != hole)), seen
+    unions = {seed: _unions(looked[seed].there, mean_over) for seed in usable}
+    scored = {seed: [_scored(union, metric) for union in joined] for seed, joined in unions.items()}
+    estimate = metrics.estimate(metric, scored)
+    notes = [f"{len(usable)} of {len(looked)} seeds"] if len(usable) < len(looked) else []
+    if not complete:
+        missing = distinct(name for seed in usable for name in looked[seed].lacking)
+        notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
+    if estimate is None:
+        return TableCell(None, DASH, notes=(*notes, "no example counts")), seen
+    if math.isinf(estimate.value):
+        shares = [np.isfinite(each.values).mean() for joined in scored.values() for each in joined]
+        notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")
+    bound: Bound = "" if complete else _bound(metric)
+    flags = checks.union_flags([union for joined in unions.values() for union in joined], metric)
+    return TableCell(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags)), seen
+
+
+def _look(
+    parts: Mapping[str, Sequence[Condition]], metric: Metric, reader: OutcomeReader
+) -> dict[int, _Looked]:
+    """Return what is known of each part, by seed in ascending order."""
+    seeds = sorted({each.seed for conditions in parts.values() for each in conditions})
+    looked = {}
+    for seed in seeds:
+        found: dict[str, list[Evidence | str]] = {}
+        for name, conditions in parts.items():
+            same = {(each.job, each.radius): each for each in conditions if each.seed == seed}
+            found[name] = [reader.look(each, metric) for each in same.values()] or [NOT_RUN]
+        looked[seed] = _Looked(found)
+    return looked
+
+
+def _bound(metric: Metric) -> Bound:
+    return "≥" if metric.worst == "greatest" else "≤"
+
+
+def _unions(seen: Iterable[Evidence], mean_over: Sequence[str]) -> list[list[Evidence]]:
+    """Return what is settled together of one seed; each target by itself, where targets are averaged."""
+    groups: dict[Any, list[Evidence]] = defaultdict(list)
+    for each in seen:
+        groups[each.condition.target if "target" in mean_over else None].append(each)
+    return list(groups.values())
+
+
+def _scored(union: Iterable[Evidence], metric: Metric) -> PerExample:
+    return metrics.settle(metric, [metrics.score(metric, each.validated, each.clean) for each in union])
+
+
+def _weakest(metric: Metric, cells: Sequence[TableCell]) -> float:
+    """Return the value that an attacker likes best; NaN where that is not known, or there is no choice."""
+    values = [each.estimate.value for each in cells if each.estimate is not None]
+    unknown = any(each.hole == NOT_RUN or each.bound for each in cells)
+    if unknown or len(values) < 2:
+        return math.nan
+    return max(values) if metric.worst == "greatest" else min(values)
+
+
+def _best(metric: Metric, columns: Mapping[str, TableCell]) -> TableCell:
+    """Return the attack column that is worst for the defender, after its seeds were averaged."""
+    there = [cell for cell in columns.values() if cell.estimate is not None]
+    missing = [heading for heading, cell in columns.items() if cell.hole == NOT_RUN]
+    if not there:
+        return TableCell(None, NOT_RUN if missing else DASH)
+
+    def value(cell: TableCell) -> float:
+        assert cell.estimate is not None
+        return -cell.estimate.value if metric.worst == "greatest" else cell.estimate.value
+
+    best = min(there, key=value)
+    notes = [*best.notes, *([f"without {', '.join(missing)} ({NOT_RUN})"] if missing else [])]
+    bound = _bound(metric) if missing or any(cell.bound for cell in there) else ""
+    # Flags of its attacks stand on the column; that it is a worst of several answers goes with the number.
+    flags = tuple(flag for flag in best.flags if flag.code == "unluckiest-answer")
+    return TableCell(best.estimate, bound=bound, notes=tuple(notes), flags=flags)
+
+
+# --- the table as a whole ----------------------------------------------------------------------------
+
+
+def _question(layout: Layout) -> dict[str, str]:
+    """Return what is asked, as far as it is the same for all conditions; unmoved images have no threat."""
+    every: list[Condition | Skip] = [each for slot in layout.slots for each in slot.conditions]
+    every = every or [each for slot in layout.slots for each in slot.skips]
+    attacked = [each for each in every if isinstance(each, Skip) or not each.facts.idle]
+    found = {}
+    for name, asked in (("data", every), ("norm", attacked), ("radius", attacked)):
+        values = distinct(each.coordinates[name] for each in asked)
+        if len(values) == 1:
+            found[name] = format_value(values[0]) if values[0] is not None else "none"
+    return found
+
+
+def _unequal(layout: Layout) -> Iterable[Flag]:
+    """Flag a table whose columns ask for different numbers of examples of one data set."""
+    asked: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in layout.rows:
+        for column, slot in zip(layout.columns, row.slots, strict=True):
+            for condition in slot.conditions:
+                known = asked[condition.data]
+                known[column.heading] = max(known.get(column.heading, 0), condition.facts.n)
+    for columns in asked.values():
+        yield from checks.unequal(columns)
+
+
+def _axis_values(layout: Layout) -> None:
+    """Raise where a figure's horizontal axis has something on it that is no number."""
+    figure = layout.table.figure
+    if figure is None:
+        return
+    axes: list[Sequence[TableRow | Column]] = [layout.columns, layout.rows]
+    for axis in axes:
+        if any(figure.x in each.at for each in axis):
+            for each in axis:
+                if position(each.at, figure.x) is None:
+                    name = each.heading if isinstance(each, Column) else ", ".join(each.label)
+                    raise InputError(
+                        f"table {layout.key!r}: figure: {name!r} has no number for {figure.x}, "
+                        f"but {each.at.get(figure.x)!r}"
+                    )
+            return
+
+
+def position(at: Mapping[str, Any], x: str) -> float | None:
+    """Return the place of a row or column on the horizontal axis of a figure.
+
+    Args:
+        at: The coordinates that it fixes.
+        x: The coordinate of the axis.
+
+    Returns:
+        The value; None where it is no finite number.
+    """
+    try:
+        value = fraction(at.get(x))
+    except ValueError:
+        return None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,672 @@
+"""Metrics: rules that turn outcomes into a value for each example, and values into estimates.
+
+NaN means that an example does not count. The worst over attacks is taken example by example, seeds are
+averaged last, and intervals count the examples of one seed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from inspect import signature
+from statistics import NormalDist, fmean, stdev
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import InputError, did_you_mean
+from bench.results.outcomes import Frame, Rows, select
+
+Values: TypeAlias = NDArray[np.float64]
+"""Shape (N,): a value for each example; NaN where the example does not count."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+CONFIDENCE = 0.95
+"""Confidence level of the intervals in tables."""
+
+ROUNDING = 1e-6
+"""Tolerance for a distance at the radius that it is read at: images are float32, radii are numbers like
+8/255."""
+
+
+# --- rules for one example ---------------------------------------------------------------------------
+
+
+def is_correct(rows: Frame) -> Mask:
+    """Return whether the defense was right on the image that it was shown.
+
+    A refusal is right where the image was moved (a distance above 0, not invalid), and wrong where it was not.
+    After a invalid move the defense was shown the clean image. An answer that is not finite (label -1) is
+    wrong.
+
+    Args:
+        rows: Outcomes of N examples: ``label``, ``truth``, ``distance``, ``invalid``, ``rejected``.
+
+    Returns:
+        Shape (N,).
+    """
+    label = np.asarray(rows["label"])
+    right = label == np.asarray(rows["truth"])
+    moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["invalid"], np.bool_)
+    stood = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
+    return np.asarray(stood & (label >= 0), np.bool_)
+
+
+def reached(rows: Rows) -> Mask:
+    """Return whether the label is what the attacker wants, whether or not the defense refused.
+
+    The attacker wants the target, or any wrong label where there is none. An answer that is not finite is
+    neither.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        Shape (N,).
+    """
+    untargeted = np.isnan(rows["target"])
+    goal = np.where(untargeted, rows["label"] != rows["truth"], rows["label"] == rows["target"])
+    return np.asarray(goal & (rows["label"] >= 0), np.bool_)
+
+
+def within(rows: Rows, clean: Rows, radius: float) -> Rows:
+    """Read the outcomes of a minimum-norm attack at a radius.
+
+    Where the attack moved an image further than the radius it failed, and the answer to the clean image
+    counts.
+
+    Args:
+        rows: Outcomes of the attack.
+        clean: Outcomes of the same defense on unmoved images.
+        radius: The radius, in the norm of ``distance``.
+
+    Returns:
+        Outcomes of the examples that are in both.
+    """
+    rows, clean = shared(rows, clean)
+    near = rows["distance"] <= radius + ROUNDING
+
+    def read(values: NDArray[Any], still: NDArray[Any]) -> NDArray[Any]:
+        return np.where(near.reshape(-1, *[1] * (values.ndim - 1)), values, still)
+
+    return {name: read(values, clean.get(name, values)) for name, values in rows.items()}
+
+
+def shared(rows: Rows, other: Rows) -> tuple[Rows, Rows]:
+    """Return two sets of outcomes on the examples that are in both.
+
+    Args:
+        rows: Outcomes, in ascending order of ``index``.
+        other: Outcomes of the same data set, in the same order.
+
+    Returns:
+        The rows of each, in ascending order of ``index``.
+    """
+    _, here, there = np.intersect1d(rows["index"], other["index"], assume_unique=True, return_indices=True)
+    return select(rows, here), select(other, there)
+
+
+def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
+    """Return how far each image was moved to break the defense.
+
+    Args:
+        rows: Outcomes of N examples.
+        clean: Outcomes of the same defense on the same examples, unmoved; None where there are none.
+
+    Returns:
+        Shape (N,): the distance, infinite where the defense was right; 0 where it is wrong on the clean
+        image.
+    """
+    moved = np.where(rows["invalid"], 0.0, rows["distance"])
+    least = np.where(is_correct(rows), math.inf, moved)
+    return least if clean is None else np.where(is_correct(clean), least, 0.0)
+
+
+# --- metrics by name ---------------------------------------------------------------------------------
+
+Score: TypeAlias = Callable[..., Values]
+"""A metric's function: it gets an attack's rows and the rows of the same examples unmoved (or None), and
+returns a value for each example.
+
+A metric of a class has the keyword `label`, too.
+"""
+
+Unit: TypeAlias = Literal["percent", "distance", "number", "millions"]
+"""The unit in which a number is printed."""
+
+Summary: TypeAlias = Literal["share", "mean", "median", "constant"]
+"""How the values of examples become one number: the mean of values in [0, 1] (share) or of any values
+(mean), their
+median, or the value that all of them have (constant)."""
+
+_UNITS: Mapping[Summary, Unit] = {
+    "share": "percent",
+    "mean": "number",
+    "median": "distance",
+    "constant": "number",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a table may show."""
+
+    name: str
+    """What task files call it."""
+    says: str
+    """What is counted, for captions."""
+    score: Score
+    """The function."""
+    worst: Literal["least", "greatest"] | None
+    """Which value an attacker prefers; None where there is no worst over attacks."""
+    clean: Literal["needed", "used", "unused"]
+    """Whether the defense's answers to unmoved images are needed, used where they are there, or not used."""
+    summary: Summary
+    unit: Unit
+    reads: tuple[str, ...]
+    """The columns of outcomes that it reads beside those that every table reads."""
+    by_class: bool
+    """Whether it is of one class, which the table names."""
+    label: int | None = None
+    """That class."""
+
+    def of(self, label: int | None) -> "Metric":
+        """Return the metric of one class.
+
+        Args:
+            label: The class, from 0; None where the table names none.
+
+        Returns:
+            The metric with its class.
+
+        Raises:
+            InputError: No class is given.
+        """
+        if label is None:
+            raise InputError(f"{self.name} is of a class: say which, such as class: 3")
+        return replace(self, score=partial(self.score, label=label), label=label)
+
+    def lacks(self, rows: Rows) -> str | None:
+        """Return what is missing from outcomes that the metric reads.
+
+        Args:
+            rows: Outcomes.
+
+        Returns:
+            What is missing, in words; None where nothing is.
+        """
+        for name in self.reads:
+            if name not in rows:
+                return f"no {name}: the read-out gives none, or the outcomes are older than the column"
+            if self.label is not None and self.label >= rows[name].shape[1]:
+                return f"no class {self.label}: there are {rows[name].shape[1]}"
+        return None
+
+
+METRICS: dict[str, Metric] = {}
+"""What a table's `metric` may name."""
+
+
+def metric(
+    name: str,
+    says: str,
+    *,
+    worst: Literal["least", "greatest"] | None,
+    clean: Literal["needed", "used", "unused"] = "unused",
+    summary: Summary = "share",
+    unit: Unit | None = None,
+    reads: tuple[str, ...] = (),
+) -> Callable[[Score], Score]:
+    """Register a function as a metric; tables and their captions need to know no more of it.
+
+    A function with the keyword `label` is a metric of one class, which the table has to name.
+
+    Args:
+        name: What task files call it.
+        says: What is counted, for captions.
+        worst: Which value an attacker prefers; None where there is no worst over attacks.
+        clean: Whether the answers to unmoved images are needed, used where they are there, or not used.
+        summary: How the values of examples become one number.
+        unit: The unit in which the number is printed; None for the usual one of its summary.
+        reads: Columns of outcomes that it reads beside those that every table reads.
+
+    Returns:
+        A decorator that leaves the function as it is.
+    """
+
+    def register(score: Score) -> Score:
+        by_class = "label" in signature(score).parameters
+        METRICS[name] = Metric(
+            name, says, score, worst, clean, summary, unit or _UNITS[summary], reads, by_class
+        )
+        return score
+
+    return register
+
+
+def named(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Args:
+        name: What task files call it.
+
+    Returns:
+        The metric.
+
+    Raises:
+        InputError: There is no such metric.
+    """
+    if name not in METRICS:
+        raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}")
+    return METRICS[name]
+
+
+@metric("accuracy", "right on the adversarial input alone, as the papers count", worst="least")
+def accuracy(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense is right under attack; its answer to the clean image does not matter.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return is_correct(rows).astype(np.float64)
+
+
+@metric("robust", "right on the clean input and on the adversarial one", worst="least", clean="needed")
+def robust(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense is right on the clean image and under attack.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    assert clean is not None
+    return (is_correct(rows) & is_correct(clean)).astype(np.float64)
+
+
+@metric(
+    "success",
+    "accepted answers that the attacker wants, among the examples that are right when clean",
+    worst="greatest",
+    clean="needed",
+)
+def success(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the attacker gets an accepted answer that it wants.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): NaN where the defense is wrong on the clean image.
+    """
+    assert clean is not None
+    won = reached(rows) & ~rows["rejected"]
+    return np.where(is_correct(clean), won.astype(np.float64), math.nan)
+
+
+@metric("rejection", "refused inputs", worst=None)
+def rejection(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense refuses, rightly or wrongly.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return rows["rejected"].astype(np.float64)
+
+
+@metric("detection", "refused inputs, among those whose answer is what the attacker wants", worst=None)
+def detection(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense refuses an answer that the attacker wants.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): NaN where the answer is another one.
+    """
+    return np.where(reached(rows), rows["rejected"].astype(np.float64), math.nan)
+
+
+@metric("selective", "right answers, among the accepted ones", worst=None)
+def selective(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where an accepted answer is right.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): NaN where the defense refuses.
+    """
+    right = (rows["label"] == rows["truth"]).astype(np.float64)
+    return np.where(rows["rejected"], math.nan, right)
+
+
+@metric(
+    "distance",
+    "median distance that breaks the defense, over all examples (∞: fewer than half are broken)",
+    worst="least",
+    clean="used",
+    summary="median",
+)
+def distance(rows: Rows, clean: Rows | None) -> Values:
+    """Return the distance that breaks the defense.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): infinite where it is not broken, 0 where it is wrong on the clean image.
+    """
+    return least_distance(rows, clean)
+
+
+@metric(
+    "logit",
+    "the read-out's logit of a class, its mean over examples",
+    worst=None,
+    summary="mean",
+    reads=("logits",),
+)
+def logit(rows: Rows, clean: Rows | None, *, label: int) -> Values:
+    """Return the logit of a class.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+        label: The class.
+
+    Returns:
+        Shape (N,).
+    """
+    return np.asarray(rows["logits"][:, label], np.float64)
+
+
+@metric(
+    "threshold",
+    "the logit below which the read-out refuses a class",
+    worst=None,
+    summary="constant",
+    reads=("thresholds",),
+)
+def threshold(rows: Rows, clean: Rows | None, *, label: int) -> Values:
+    """Return the logit below which the read-out refuses a class.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+        label: The class.
+
+    Returns:
+        Shape (N,).
+    """
+    return np.asarray(rows["thresholds"][:, label], np.float64)
+
+
+@metric(
+    "top",
+    "the largest logit, its mean over examples; of a targeted attack, over those that reach their target",
+    worst=None,
+    summary="mean",
+    reads=("logits",),
+)
+def top(rows: Rows, clean: Rows | None) -> Values:
+    """Return the largest logit.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): NaN where the attack has a target and did not reach it.
+    """
+    failed = ~np.isnan(rows["target"]) & ~reached(rows)
+    return np.where(failed, math.nan, rows["logits"].max(1))
+
+
+@metric(
+    "classwise",
+    "classes whose logit is below their threshold, as a share of all classes",
+    worst=None,
+    reads=("logits", "thresholds"),
+)
+def classwise(rows: Rows, clean: Rows | None) -> Values:
+    """Return the share of classes whose logit is below their threshold.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): in [0, 1]; NaN where the answer is not finite.
+    """
+    below = (rows["logits"] < rows["thresholds"]).mean(1)
+    return np.where(rows["label"] < 0, math.nan, below)
+
+
+@metric(
+    "parameters",
+    "parameters of the defense, parts included, in millions",
+    worst=None,
+    summary="constant",
+    unit="millions",
+    reads=("parameters",),
+)
+def parameters(rows: Rows, clean: Rows | None) -> Values:
+    """Return the number of parameters of the defense, its parts included.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return rows["parameters"]
+
+
+# --- from rows to estimates --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """The examples that count, and the value of each."""
+
+    index: NDArray[np.int64]
+    """Shape (M,): the places of the examples in the data set, ascending."""
+    values: Values
+    """Shape (M,): without NaN."""
+
+
+def score(chosen: Metric, rows: Rows, clean: Rows | None) -> PerExample:
+    """Return the value of each example that counts.
+
+    Args:
+        chosen: The metric.
+        rows: Outcomes under attack.
+        clean: Outcomes of the same defense on unmoved images, or None.
+
+    Returns:
+        The values; where the metric uses `clean`, of the examples that are in both.
+    """
+    if chosen.clean == "unused" or clean is None:
+        values = chosen.score(rows, None)
+    else:
+        rows, clean = shared(rows, clean)
+        values = chosen.score(rows, clean)
+    counted = ~np.isnan(values)
+    return PerExample(rows["index"][counted], values[counted])
+
+
+def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
+    """Return the worst value of each example over several attacks.
+
+    Args:
+        chosen: The metric, which says which value is the worst.
+        attacks: The values of each attack, at least one.
+
+    Returns:
+        The values of the examples that every attack has.
+    """
+    if len(attacks) == 1:
+        return attacks[0]
+    seen = reduce(np.intersect1d, [each.index for each in attacks])
+    values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
+    return PerExample(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its statistical uncertainty."""
+
+    value: float
+    """A proportion in [0, 1], a distance (infinite: fewer than half were broken), or a plain number."""
+    low: float | None
+    """The lower end of the 95 % interval of the examples of one seed; None where there is no interval."""
+    high: float | None
+    """The upper end."""
+    n: int
+    """Number of examples of one seed (the smallest, where seeds differ)."""
+    std: float | None
+    """Sample standard deviation over seeds (n - 1); None for fewer than two seeds."""
+    seeds: int
+    """Number of seeds that were averaged."""
+
+
+def estimate(chosen: Metric, seeds: Mapping[int, Sequence[PerExample]]) -> Estimate | None:
+    """Average over seeds.
+
+    Args:
+        chosen: The metric, which says how examples are summarised.
+        seeds: By seed, the values that are pooled within it: several where targets are averaged.
+
+    Returns:
+        The estimate; None where a seed has no example that counts.
+    """
+    pooled = [np.concatenate([each.values for each in parts]) for parts in seeds.values()]
+    n = min(len(reduce(np.union1d, [each.index for each in parts])) for parts in seeds.values())
+    if n == 0:
+        return None
+    middle = np.median if chosen.summary == "median" else np.mean
+    single = [float(middle(each)) for each in pooled]
+    low, high = _interval(chosen.summary, pooled, single, n)
+    finite = all(math.isfinite(each) for each in single)
+    spread = stdev(single) if finite and len(single) > 1 else None
+    return Estimate(fmean(single), low, high, n, spread, len(single))
+
+
+def _interval(
+    summary: Summary, pooled: Sequence[Values], single: Sequence[float], n: int
+) -> tuple[float | None, float | None]:
+    """Return the interval of the `n` examples of one seed; of several seeds, the mean of their ends."""
+    # An example with several targets is still one example.
+    match summary:
+        case "share":
+            return wilson(fmean(single), n)
+        case "median":
+            ends = [median_interval(each) for each in pooled]
+        case "mean" if n > 1:
+            ends = [mean_interval(each, n) for each in pooled]
+        case _:
+            return None, None
+    low, high = (fmean(end) for end in zip(*ends, strict=True))
+    return low, high
+
+
+def wilson(p: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the score interval of Wilson (1927) for a proportion.
+
+    Args:
+        p: The proportion, in [0, 1].
+        n: The number of examples, above 0.
+        confidence: The confidence level, in (0, 1).
+
+    Returns:
+        Both ends, in [0, 1].
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At 0 and 1 the end is exact; rounding must not put it beside the estimate.
+    return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
+
+
+def median_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return an interval for a median between two order statistics, with ranks by the normal approximation.
+
+    Args:
+        values: Shape (n,), n > 0, in any order.
+        confidence: The confidence level, in (0, 1).
+
+    Returns:
+        Both ends, each of them one of the values.
+    """
+    n = len(values)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * math.sqrt(n) / 2
+    ordered = np.sort(values)
+    low = max(math.floor(n / 2 - half), 1)
+    high = min(math.ceil(n / 2 + half) + 1, n)
+    return float(ordered[low - 1]), float(ordered[high - 1])
+
+
+def mean_interval(values: Values, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the normal interval of a mean.
+
+    Args:
+        values: Shape (m,): the values.
+        n: The number of examples behind them, above 1; fewer than m where an example has several targets.
+        confidence: The confidence level, in (0, 1).
+
+    Returns:
+        Both ends.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    middle, half = float(values.mean()), z * float(values.std(ddof=1)) / math.sqrt(n)
+    return middle - half, middle + half
+
+
+# --- comparisons -----------------------------------------------------------------------------------
+
+
+def mcnemar_p(one: Values, other: Values) -> float:
+    """Return the p-value of a one-sided exact McNemar test that one attack breaks more than another.
+
+    An example counts once, for the attack that broke it in more seeds, however many seeds there are;
+    examples that both broke equally often do not count.
+
+    Args:
+        one: Shape (N,): how often the first attack broke each example, as a mean over seeds in [0, 1].
+        other: Shape (N,): the same of the second attack, on the same examples.
+
+    Returns:
+        The probability, if both are equally strong, that the first wins at least as many examples as it did.
+    """
+    wins, losses = int((one > other).sum()), int((one < other).sum())
+    return _upper_tail(wins, wins + losses)
+
+
+def _upper_tail(wins: int, n: int) -> float:
+    """Return the probability of at least `wins` heads in `n` tosses of a fair coin."""
+    if 2 * wins <= n:
+        return 1.0 if wins == 0 else 1 - _upper_tail(n - wins + 1, n)
+    # Whole numbers are exact: each term follows from the one before, and there is one division at the end.
+    term = total = math.comb(n, wins)
+    for k in range(wins, n):
+        term = term * (n - k) // (k + 1)
+        total += term
+    return float(total / 2**n)

@@ -1,0 +1,392 @@
+"""The results folder of a suite: one folder for each job, complete or absent.
+
+A result is written to a scratch folder and renamed to its place as the last act. Its receipt holds the
+digests of its files and of itself, and is bound to its job. A result that was cut short, altered or moved to
+another place is found by that, and is made again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from bench.errors import DamagedError, InputError
+from bench.results import durable, fingerprint
+
+SCHEME = 1
+"""Number of the layout of a results folder. A folder with a newer one is refused."""
+
+ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
+"""The one file that a job leaves beside its description and its receipt, by kind."""
+
+NEEDED = {"train": ("answers", "as_built"), "craft": (), "evaluate": ()}
+"""Entries of a receipt without which its result cannot be used, by kind."""
+
+ABSENT = "absent"
+"""The reason why a result does not count where there is none."""
+
+FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables")
+"""The folders of a results folder."""
+
+
+class Store:
+    """The results folder of a suite.
+
+    Args:
+        root: The folder; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.shown = root
+        """The folder as the user named it, for messages."""
+        # The code of a job may change the working directory.
+        self.root = Path(os.path.abspath(root))
+
+    def open(self) -> list[str]:
+        """Create the folder, or check that it belongs to Crossfire; remove what dead processes left.
+
+        Returns:
+            A sentence for each file or folder that lay in the place of one of ours and was moved.
+
+        Raises:
+            InputError: The folder is not one of Crossfire, or has a layout that this version does not read.
+        """
+        mark, aside = self.root / "store.json", []
+        if os.path.lexists(mark):
+            try:
+                found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
+            except (ValueError, AttributeError, RecursionError, OSError):
+                found = None
+            if not isinstance(found, int):
+                if not any((self.root / kind).is_dir() for kind in ARTEFACTS):
+                    raise InputError(
+                        f"{mark}: not a results folder of Crossfire; name another with --results"
+                    )
+                # The results beside it are complete or not by their own receipts.
+                self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
+                aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
+            if found > SCHEME:
+                raise InputError(
+                    f"{self.root}: made by a newer Crossfire (layout {found}, this one knows {SCHEME}); "
+                    "upgrade, or name another folder with --results"
+                )
+            if found < SCHEME:
+                raise InputError(
+                    f"{self.root}: layout {found} is no longer read; name another with --results"
+                )
+        else:
+            self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
+        aside += self._aside()
+        self._sweep()
+        return aside
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Return the folder of a result, whether it exists or not.
+
+        Args:
+            kind: Kind of the job: ``train``, ``craft`` or ``evaluate``.
+            key: Key of the job.
+
+        Returns:
+            The path.
+        """
+        return self.root / kind / key
+
+    def artefact(self, kind: str, key: str) -> Path:
+        """Return the file of a result, after a check of the whole result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+
+        Returns:
+            The path of an existing file.
+
+        Raises:
+            DamagedError: The result is absent, or differs from its receipt.
+        """
+        if (reason := self.damage(kind, key)) is not None:
+            raise DamagedError(f"{kind} {key}: {reason}")
+        return self.folder(kind, key) / ARTEFACTS[kind]
+
+    def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return the receipt of a result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+
+        Returns:
+            The receipt; None where there is no result; an empty mapping where the receipt is missing, altered
+            or of another job.
+        """
+        place = self.folder(kind, key)
+        if not os.path.lexists(place):
+            return None
+        receipt = _plain(place / "receipt.json")
+        return receipt if receipt is not None and _sound(receipt, kind, key) else {}
+
+    def damage(self, kind: str, key: str, *, read: bool = True) -> str | None:
+        """Return what is wrong with a stored result.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            read: Whether the files are read and compared with their digests; otherwise only their presence
+                counts.
+
+        Returns:
+            The reason why the result does not count (`ABSENT` where there is none); None for a whole result.
+        """
+        receipt, place = self.receipt(kind, key), self.folder(kind, key)
+        if receipt is None:
+            return ABSENT
+        if not place.is_dir():
+            return "what lies in its place is no folder"
+        job = _plain(place / "job.json")
+        if job is not None and (job.get("kind", kind), job.get("key", key)) != (kind, key):
+            return "what lies in its place is the result of another job"
+        if not receipt:
+            there = os.path.isfile(place / "receipt.json")
+            return f"its receipt is {'cut short or altered' if there else 'missing'}"
+        if lacking := [name for name in NEEDED[kind] if name not in receipt]:
+            return f"its receipt has no {lacking[0]!r}: it is of an older version"
+        for name, digest in receipt["files"].items():
+            path = place / name
+            if not os.path.isfile(path):
+                return f"{name} is missing"
+            try:
+                if read and fingerprint.file_digest(path) != digest:
+                    return f"{name} is cut short or altered"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
+        return None
+
+    def keep(
+        self,
+        kind: str,
+        key: str,
+        job: Mapping[str, Any],
+        receipt: Mapping[str, Any],
+        write: Callable[[Path], None],
+    ) -> None:
+        """Store a result: its files are written to a scratch folder, which then appears in its place at once.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            job: Description of the job, written to ``job.json``.
+            receipt: Entries of the receipt besides the digests.
+            write: Writes the artefact to the path that it is given.
+        """
+        with self._scratch(kind, key) as scratch:
+            artefact, described = scratch / ARTEFACTS[kind], scratch / "job.json"
+            described.write_text(
+                json.dumps({"kind": kind, "key": key, **job}, indent=1) + "\n", encoding="utf-8"
+            )
+            write(artefact)
+            # Libraries make files that only their owner may read; the umask shall decide.
+            shutil.copymode(described, artefact)
+            files = {each.name: fingerprint.file_digest(each) for each in (artefact, described)}
+            sealed = seal({**receipt, "files": files}, kind, key)
+            (scratch / "receipt.json").write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+            durable.flush([*scratch.iterdir(), scratch])
+            self._put(scratch, kind, key)
+        durable.remove(self.failure_file(key))
+        durable.remove(self.partial(key))
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove a result; seen from outside it disappears at once.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+        """
+        place = self.folder(kind, key)
+        if not os.path.lexists(place):
+            return
+        with self._scratch(kind, key) as scratch:
+            try:
+                place.rename(scratch / "discarded")
+            except OSError:
+                # The scratch folder is on another disk, or may not be written.
+                aside = place.with_name(f".draft{durable.mark()}")
+                with suppress(OSError):
+                    place.rename(aside)
+                durable.remove(aside)
+
+    def partial(self, key: str) -> Path:
+        """Return the folder in which a training keeps its last epochs.
+
+        Args:
+            key: Key of the training.
+
+        Returns:
+            The path, whether it exists or not.
+        """
+        return self.root / "partial" / key
+
+    def begun(self, key: str) -> bool:
+        """Return whether a training that is not done has kept an epoch.
+
+        Args:
+            key: Key of the training.
+
+        Returns:
+            True where it can be resumed.
+        """
+        return any(self.partial(key).glob("epoch*.safetensors"))
+
+    def failure_file(self, key: str) -> Path:
+        """Return the file of the traceback of a failed job.
+
+        Args:
+            key: Key of the job.
+
+        Returns:
+            The path, whether it exists or not.
+        """
+        return self.root / "failed" / f"{key}.json"
+
+    def fail(self, kind: str, key: str, job: Mapping[str, Any], error: BaseException) -> None:
+        """Keep the traceback of a job that failed.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            job: Description of the job.
+            error: What the job raised.
+        """
+        record = {
+            "kind": kind,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": "".join(traceback.format_exception(error)),
+            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "job": job,
+        }
+        self.write_text(self.failure_file(key), json.dumps(record, indent=1) + "\n")
+
+    @staticmethod
+    def write_text(path: Path, text: str) -> None:
+        """Write a small file so that no reader ever sees a part of it.
+
+        Args:
+            path: The file; its folder is created if necessary.
+            text: The content.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable.drafted(path) as draft:
+            draft.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _scratch(self, kind: str, key: str) -> Iterator[Path]:
+        scratch = self.root / "scratch" / f"{kind}-{key[:8]}{durable.mark()}"
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            durable.remove(scratch)
+
+    def _put(self, scratch: Path, kind: str, key: str) -> None:
+        """Move a whole result to its place, and whatever else lies there out of the way."""
+        place = self.folder(kind, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for last in (False, False, True):
+            try:
+                durable.move(scratch, place)
+                break
+            except OSError:
+                reason = self.damage(kind, key)
+                if reason is None:
+                    # Another process was faster, and its result is equal.
+                    return
+                if last or reason == ABSENT:
+                    raise
+                self.discard(kind, key)
+        durable.flush([place.parent])
+
+    def _aside(self) -> Iterator[str]:
+        """Rename what is no folder, or no file, in the place of one of ours; yield a sentence for each."""
+        wrong = [path for name in FOLDERS if os.path.lexists(path := self.root / name) and not path.is_dir()]
+        if (manifest := self.root / "manifest.json").is_dir():
+            wrong.append(manifest)
+        for path in wrong:
+            other = path.with_name(f"{path.name}.aside-{durable.mark()[-6:]}")
+            path.rename(other)
+            yield f"{path}: what lay there is not of Crossfire; it is {other.name} now"
+
+    def _sweep(self) -> None:
+        """Remove drafts whose process has ended, and kept epochs of trainings that are done."""
+        for folder in (self.root, *(self.root / name for name in FOLDERS)):
+            durable.sweep(folder)
+        with suppress(OSError):
+            for partial in list((self.root / "partial").iterdir()):
+                durable.sweep(partial)
+                if (self.folder("train", partial.name) / "receipt.json").is_file():
+                    durable.remove(partial)
+
+
+def _plain(path: Path) -> dict[str, Any] | None:
+    """Return the mapping in a JSON file, None for any other content."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def seal(told: Mapping[str, Any], *bound: str) -> dict[str, Any]:
+    """Return a JSON mapping with its own digest.
+
+    The digests of sources are not covered: an altered one differs from that of the code, and is found by
+    that.
+
+    Args:
+        told: The mapping; an old ``digest`` in it is replaced.
+        *bound: Words that the digest covers too, such as the key of the job.
+
+    Returns:
+        The mapping with its ``digest``, a SHA-256.
+    """
+    content = {name: value for name, value in json.loads(json.dumps(told)).items() if name != "digest"}
+    covered = {name: value for name, value in content.items() if name != "sources"}
+    spelled = json.dumps([*bound, covered], sort_keys=True)
+    return {**content, "digest": hashlib.sha256(spelled.encode()).hexdigest()}
+
+
+def _sound(receipt: Mapping[str, Any], kind: str, key: str) -> bool:
+    """Return whether a receipt is unaltered and of this job; receipts of older versions have no digest."""
+    if not texts(receipt.get("sources", {})):
+        return False
+    if "digest" in receipt:
+        return receipt == seal(receipt, kind, key)
+    files, crafting = receipt.get("files"), receipt.get("crafting", {})
+    seconds = [each.get("seconds", 0.0) for each in (receipt, crafting) if isinstance(each, dict)]
+    return (
+        texts(files)
+        and files.keys() == {ARTEFACTS[kind], "job.json"}
+        and texts(receipt.get("inputs", {}))
+        and isinstance(crafting, dict)
+        and all(isinstance(each, int | float) and math.isfinite(each) and each >= 0 for each in seconds)
+        and isinstance(devices := crafting.get("devices", []), list)
+        and all(isinstance(each, str) for each in devices)
+    )
+
+
+def texts(found: object) -> TypeGuard[dict[str, str]]:
+    """Return whether a value is a mapping of texts to texts.
+
+    Args:
+        found: A value as JSON has it.
+
+    Returns:
+        True for such a mapping.
+    """
+    return isinstance(found, dict) and all(isinstance(each, str) for each in found.values())

@@ -1,0 +1,1 @@
+"""How jobs run: scheduled on slots, each done from its description alone."""

@@ -1,0 +1,236 @@
+"""The crafting job: attacks a shard through a view, and keeps the images that the referee accepts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bench.losses import eot
+from bench.noise import Noise, seed_of
+from bench.protocols import Crafted, Decision, Images, Labels, Split, View
+from bench.registry import bind
+from bench.results.outcomes import OUTCOME_COLUMNS
+from bench.results.store import Store
+from bench.run.context import CHUNK, WorkerContext, load
+from bench.run.evaluate import decided
+from bench.run.limits import limited, out_of_memory
+from bench.run.referee import QueryCounter, answers_only, frozen, guides, instrument, no_access_view, validate
+from bench.run.train import fitted
+from bench.suite.jobs import AttackRun, Craft
+
+
+def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """Attack a shard through its view, and have the referee check the images.
+
+    Args:
+        job: The shard and the attack.
+        desk: The surroundings of the job.
+        store: The results folder, with the training of the network that is attacked.
+
+    Returns:
+        The function that writes the images to a path, and entries for the receipt.
+    """
+    attack_run = job.attack_run
+    model = fitted(attack_run.source, context, store) if attack_run.source else None
+    plain, facts = attacked(job, model, load(attack_run.data, context), torch.device(context.device))
+    return lambda path: save_file(plain, path), facts
+
+
+def attacked(
+    job: Craft, model: Any, split: Split, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Attack the shard of `split` that `job` names; return what is kept of it, on the CPU, and facts of it.
+
+    `model` is the fitted network that the attack looks at, None for an attack that looks at none.
+    """
+    rows = slice(job.start, job.stop)
+    x, y = split.images[rows].to(device), split.labels[rows].to(device)
+    made = attack(job, model, x, y, split)
+    validated = validate(x, made.images, job.attack_run.threat)
+    moved = (validated.images != x).flatten(1).any(1)
+    target = made.target if made.target is not None else torch.full_like(y, -1)
+    tensors = {
+        "index": split.index[rows],
+        "target": target,
+        "moved": moved,
+        "images": validated.images[moved],
+        "invalid": validated.invalid,
+        "forwards": made.counter.forwards,
+        "backwards": made.counter.backwards,
+        **{f"note.{name}": value for name, value in made.notes.items()},
+    }
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    facts = {
+        "examples": len(y),
+        "invalid": int(validated.invalid.sum()),
+        "invalid_because": dict(validated.because),
+        "queries_per_example": {
+            "forwards": float(made.counter.forwards.mean()),
+            "backwards": float(made.counter.backwards.mean()),
+        },
+        "chunk": made.chunk,
+    }
+    return plain, facts
+
+
+def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
+    """Return what `attacked` returns of an attack that does nothing and looks at nothing."""
+    rows = slice(job.start, job.stop)
+    still = torch.zeros(job.stop - job.start, dtype=torch.bool)
+    passes = torch.zeros(len(still), dtype=torch.float64)
+    return {
+        "index": split.index[rows],
+        "target": torch.full((len(still),), -1),
+        "moved": still,
+        "images": split.images[:0],
+        "invalid": still,
+        "forwards": passes,
+        "backwards": passes,
+    }
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an attack returned, and what it cost."""
+
+    images: object
+    """The returned value itself: images, `Crafted`, or anything that the referee refuses."""
+    notes: Mapping[str, Tensor]
+    """A tensor (N, ...) for each note, by its name."""
+    target: Labels | None
+    """Labels to reach, int64 (N,); None for an untargeted attack."""
+    counter: QueryCounter
+    """The passes of each example."""
+    chunk: int | None
+    """The most points that were computed at once, where memory was short; None otherwise."""
+
+
+def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
+    """Run an attack on a shard; where memory is short, again with chunks of half the size.
+
+    With smaller chunks activations are computed again in the backward pass, which saves memory and costs
+    time. The second run begins at the clean images, with the same draws.
+
+    Args:
+        job: The shard and the attack.
+        model: The fitted network that is attacked; None for an attack without access.
+        x: Clean images (N, C, H, W), on the device.
+        y: Their labels (N,).
+        split: The data set of the shard.
+
+    Returns:
+        What the attack returned, and what it cost.
+
+    Raises:
+        ValueError: A note of the attack has a name of the harness's own columns, or another length than N.
+        OvertimeError: The attack took longer than its limit.
+    """
+    chunk: int | None = CHUNK[x.device.type]
+    recompute = False
+    while True:
+        try:
+            return _attack(job, model, x, y, split, chunk, recompute)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or chunk is None or chunk <= 1:
+                raise
+            chunk, recompute = max(min(chunk, len(x)) // 2, 1), True
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+
+
+def _attack(
+    job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
+) -> Made:
+    attack_run, index = job.attack_run, split.index[job.start : job.stop]
+    entry = attack_run.attack.entry
+    counter = QueryCounter.of(len(y), x.device)
+    target = _targets(attack_run, y, index)
+    modules = [model] if model is not None else []
+    seen: list[View] = []
+
+    def ask() -> None:
+        for each in seen:
+            each.logits(each.encode(x[:2]))
+
+    with frozen(*modules, seed=seed_of(job.key), ask=ask):
+        view = no_access_view(counter)
+        if attack_run.source is not None and attack_run.view is not None:
+            seen.append(look(attack_run, model, split, x.device))
+            view = instrument(
+                seen[0],
+                counter,
+                entry.access,
+                target=target,
+                exact=attack_run.exact,
+                chunk=chunk,
+                recompute=recompute,
+            )
+            view = eot(view, attack_run.view.draws)
+        noise = Noise(
+            attack_run.key,
+            index,
+            device=x.device,
+            shard=job.key if entry.rng == "shard" else None,
+        )
+        with limited(attack_run.time_limit):
+            returned = entry.make(
+                view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
+            )
+    notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
+    if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
+        raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
+    for name, note in notes.items():
+        if note.shape[:1] != y.shape:
+            raise ValueError(
+                f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
+            )
+    return Made(returned, notes, target, counter, chunk if recompute else None)
+
+
+def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:
+    if attack_run.target is None:
+        return None
+    assert attack_run.source is not None
+    classes = attack_run.source.train.data.shape.classes
+    if attack_run.target == "random":
+        drawn = Noise((attack_run.key, "target"), index, device=y.device).integers((), classes - 1)
+        return (y + 1 + drawn) % classes
+    return (y + attack_run.target) % classes
+
+
+def look(attack_run: AttackRun, model: Any, split: Split, device: torch.device) -> View:
+    """Return the view through which an attack looks, as the defense makes it.
+
+    Args:
+        attempt: The attack with its source, its view and their settings.
+        model: The fitted network.
+        split: The data set; a view of decisions looks in it for images that the read-out accepts.
+        device: The device of the network.
+
+    Returns:
+        The view, before it passes through `instrument`.
+
+    Raises:
+        TypeError: The method of the defense returned no `View`.
+    """
+    assert attack_run.source is not None
+    assert attack_run.view is not None
+    entry = attack_run.source.train.defense.entry
+    if attack_run.view.use.startswith("decision:"):
+        readout = attack_run.view.use.removeprefix("decision:")
+        classes = attack_run.source.train.data.shape.classes
+
+        def decide(z: Images) -> Decision:
+            return decided(model, z, readout, device)
+
+        return answers_only(decide, classes, guides(decide, split.images, split.labels, classes).to(device))
+    found = entry.view(attack_run.view.use)
+    assert found is not None
+    seen = getattr(model, found.method)(**bind(found, attack_run.view.params))
+    if not isinstance(seen, View):
+        raise TypeError(f"view {found.name!r} of {entry.name} is a {type(seen).__name__}, not a View")
+    return seen

@@ -1,0 +1,242 @@
+"""What a run shows while it works: bars and a running table on a terminal, plain lines elsewhere."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from bench.console import condition_name
+from bench.errors import persons
+from bench.escaping import shown
+from bench.run.estimates import Estimates
+from bench.run.scheduler import Done, State
+from bench.suite.jobs import Craft, Evaluate, Job, Train
+from bench.suite.planner import Plan
+
+SHOWN = 8
+"""How many finished cells stay in sight."""
+
+HEARTBEAT = 60.0
+"""Seconds without a line after which one says what is at work."""
+
+QUIET = 15
+"""Seconds without a line after which a shard of an attack is worth one."""
+
+
+def title(job: Job, names: Mapping[str, str]) -> str:
+    """Return a job in a few words.
+
+    Args:
+        job: The job.
+        names: What the suite calls its defenses, by the keys of their trainings.
+    """
+
+    def called(train: Train) -> str:
+        return names.get(train.key, train.defense.name)
+
+    match job:
+        case Train():
+            return f"train {called(job)}, seed {job.seed}"
+        case Craft():
+            attack_run = job.attack_run
+            through = f" on {called(attack_run.source.train)}" if attack_run.source else ""
+            view = f"/{attack_run.view.use}" if attack_run.view else ""
+            return f"{attack_run.attack.name}{through}{view} [{job.start}:{job.stop}]"
+        case Evaluate():
+            return f"ask {called(job.victim.train)}/{job.readout}"
+
+
+class Display:
+    """A live picture of a run; a context manager.
+
+    Args:
+        console: Where to show it; None: nowhere.
+        state: What is to do.
+        costs: What jobs cost, to say how much time is left.
+        devices: The device of each slot.
+        plan: The plan, for the names of its conditions and defenses.
+    """
+
+    def __init__(
+        self, console: Console | None, state: State, costs: Estimates, devices: tuple[str, ...], plan: Plan
+    ) -> None:
+        if console is None:
+            console = Console(quiet=True)
+        self._console, self._state, self._costs, self._devices = console, state, costs, devices
+        self._cells = {cell.job.key: condition_name(cell.coordinates) for cell in plan.cells}
+        self._names = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in plan.cells}
+        self._lock = threading.Lock()
+        self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
+        self._ended: set[Job] = set()
+        self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
+        self._begun = time.monotonic()
+        self._spoken = 0.0
+        self._told: set[str] = set()
+        self._over = threading.Event()
+        self._progress = Progress(
+            TextColumn("[bold]jobs"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._bar = self._progress.add_task("", total=len(state.todo), left="")
+        self._live = (
+            Live(console=console, get_renderable=self._picture, refresh_per_second=4, transient=True)
+            if console.is_terminal and not console.is_dumb_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        else:
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._live:
+            self._live.stop()
+
+    def started(self, job: Job, slot: int) -> None:
+        """Note that a slot begins a job.
+
+        Args:
+            job: The job.
+            slot: The slot's position among `devices`.
+        """
+        with self._lock:
+            self._now[slot] = job, time.monotonic(), {}
+        if not self._live and isinstance(job, Train):
+            self._line(f"{self._devices[slot]}: {self._title(job)}")
+
+    def said(self, slot: int, facts: Mapping[str, Any]) -> None:
+        """Note how far a slot's job says it is, or what should be known of it.
+
+        Args:
+            slot: The slot's position among `devices`.
+            facts: ``done`` and ``of`` (epochs) with ``loss``; or ``note``, a sentence.
+        """
+        if "note" in facts:
+            with self._lock:
+                of = self._title(self._now[slot][0]) if slot in self._now else self._devices[slot]
+            self._once(f"note: {of}: {facts['note']}")
+            return
+        with self._lock:
+            if slot not in self._now:
+                return
+            job, begun, _ = self._now[slot]
+            self._now[slot] = job, begun, facts
+        done, of = facts.get("done", 0), facts.get("of", 0)
+        if not self._live and of and (done == of or done % max(of // 5, 1) == 0):
+            self._line(f"{self._title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
+
+    def ended(self, done: Done) -> None:
+        """Note that a job ended.
+
+        Args:
+            done: The job, with its error if it failed.
+        """
+        with self._lock:
+            self._now.pop(done.slot, None)
+            self._ended.add(done.job)
+            self._progress.advance(self._bar)
+            if isinstance(done.job, Evaluate) and done.error is None:
+                self._finished.append(
+                    (self._cells.get(done.job.key, done.job.key), f"{self.seconds():.0f} s")
+                )
+        if done.error is not None:
+            first = str(done.error).partition("\n")[0]
+            mendable = persons(done.error)
+            text = mendable or f"{type(done.error).__name__}: {first}"
+            head = "failed" if mendable is None else "error"
+            self._once(text, f"{head}: {self._title(done.job)}: {text}", error=mendable is not None)
+        elif not self._live and (
+            isinstance(done.job, Evaluate)
+            # A shard of an attack is no news in itself, but an hour without a line is a worry.
+            or (isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET)
+        ):
+            count = f"{len(self._ended)}/{len(self._state.todo)}"
+            self._line(f"{count} {self._cells.get(done.job.key) or self._title(done.job)}; {self._left()}")
+
+    def _title(self, job: Job) -> str:
+        return title(job, self._names)
+
+    def seconds(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self._begun
+
+    def _once(self, what: str, line: str | None = None, *, error: bool = False) -> None:
+        """Print a line, unless the same was said before: many jobs may fail for one reason."""
+        if what in self._told:
+            if line is not None:
+                self._line(line.removesuffix(what) + "the same")
+            return
+        self._told.add(what)
+        if error:
+            # What a person can mend; in a terminal it stands above the bars all the same.
+            Console(stderr=True, quiet=self._console.quiet).print(
+                Text(line or what, style="red"), soft_wrap=True
+            )
+        else:
+            self._line(line or what)
+
+    def _beat(self) -> None:
+        """Say now and then what is at work, where nothing else was said."""
+        while not self._over.wait(1.0):
+            if self.seconds() - self._spoken >= HEARTBEAT:
+                with self._lock:
+                    now = [
+                        (self._title(job), time.monotonic() - begun) for job, begun, _ in self._now.values()
+                    ]
+                if now:
+                    self._line("at work: " + "; ".join(f"{name} ({took:.0f} s)" for name, took in now))
+
+    def _line(self, text: str) -> None:
+        self._spoken = self.seconds()
+        self._console.print(Text(shown(text)), soft_wrap=True)
+
+    def _left(self) -> str:
+        """Return the time left, by what jobs like those to come have taken."""
+        todo = sum(self._costs.seconds(job) for job in self._state.todo if job not in self._ended)
+        for job, begun, facts in self._now.values():
+            spent = time.monotonic() - begun
+            if facts.get("of") and facts.get("done"):
+                todo += spent * (facts["of"] / facts["done"] - 1) - self._costs.seconds(job)
+            else:
+                todo -= min(spent, self._costs.seconds(job))
+        seconds = max(todo, 0) / len(self._devices)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+    def _picture(self) -> RenderableType:
+        with self._lock:
+            self._progress.update(self._bar, left=self._left())
+            slots = Table.grid(padding=(0, 2))
+            for slot, device in enumerate(self._devices):
+                if slot in self._now:
+                    job, begun, facts = self._now[slot]
+                    far = (
+                        f"epoch {facts['done']}/{facts['of']}, loss {facts['loss']:.3f}"
+                        if facts.get("of")
+                        else ""
+                    )
+                    slots.add_row(
+                        device, Text(shown(self._title(job))), far, f"{time.monotonic() - begun:.0f} s"
+                    )
+                else:
+                    slots.add_row(device, "idle", "", "", style="dim")
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            table.add_column("finished cells")
+            table.add_column("after", justify="right")
+            for name, after in self._finished:
+                table.add_row(Text(shown(name)), after)
+            return Group(self._progress, slots, table) if self._finished else Group(self._progress, slots)

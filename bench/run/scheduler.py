@@ -1,0 +1,397 @@
+"""The scheduler: a job starts when everything it needs is done, the longest remaining path first.
+
+A job that failed never counts as done, so that jobs which need it do not start; the others continue.
+"""
+
+import math
+import time
+import traceback
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache, partial
+from graphlib import TopologicalSorter
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from bench.data import spec as datasets
+from bench.data.spec import DataSpec
+from bench.errors import OvertimeError, disk_full
+from bench.results import fingerprint
+from bench.results.store import ABSENT, ARTEFACTS, Store
+from bench.run.estimates import Estimates
+from bench.run.pools import Pool
+from bench.run.worker import Recheck, describe
+from bench.suite.jobs import Craft, Evaluate, Job, Train, modules_of
+from bench.suite.planner import Plan
+
+GRACE = 60.0
+"""Seconds beyond its limit after which the process of a job is killed: time to start, and to report."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that ended."""
+
+    job: Job
+    """The job."""
+    receipt: Mapping[str, Any] | None
+    """Its receipt; None where it failed."""
+    error: BaseException | None = None
+    """What it raised; None where it succeeded."""
+    slot: int = 0
+    """Number of the slot in which it ran, from 0."""
+
+
+@dataclass
+class State:
+    """What a results folder holds of a plan, and what is still to do."""
+
+    done: set[Evaluate] = field(default_factory=set)
+    """Evaluations that are done."""
+    todo: dict[Job, tuple[Job, ...]] = field(default_factory=dict)
+    """Jobs to do, each with those of its needs that are to do too."""
+    kept: set[Job] = field(default_factory=set)
+    """Jobs that are done."""
+    redo: dict[Job, str] = field(default_factory=dict)
+    """Jobs that were done and must be done again, with the reason."""
+    fault: Callable[[Job], str | None] = lambda _: ABSENT
+    """Returns why the stored result of a job does not count at the moment; None where it counts."""
+
+
+def examine(
+    plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
+) -> State:
+    """Find out which jobs of a plan are done and which are to do.
+
+    A stored result counts if its files agree with its receipt, if the code that made it is unchanged, and if
+    the results that it was made from are the same.
+
+    Args:
+        plan: The plan.
+        store: The results folder.
+        wanted: Keys of the evaluations to look at; None for all.
+        trust: True accepts results of code that has changed.
+        verify: False compares no file with its digest.
+
+    Returns:
+        The jobs by their state.
+    """
+    state = State(fault=partial(_fault, store, trust=trust, verify=verify))
+    verdicts: dict[Job, str | None] = {}
+
+    def usable(job: Job) -> bool:
+        if job not in verdicts:
+            verdicts[job] = reason = state.fault(job)
+            if reason is not None and reason != ABSENT:
+                state.redo[job] = reason
+        return verdicts[job] is None
+
+    def need(job: Job) -> bool:
+        """Return whether a job is to do, having noted what it needs."""
+        if usable(job):
+            state.kept.add(job)
+            return False
+        if job not in state.todo:
+            state.todo[job] = ()
+            state.todo[job] = tuple(each for each in job.needs if need(each))
+        return True
+
+    for cell in plan.cells:
+        if (wanted is None or cell.job.key in wanted) and not need(cell.job):
+            state.done.add(cell.job)
+    return state
+
+
+@cache
+def trainings(job: Job) -> frozenset[Train]:
+    """Return the trainings that a job's result comes from.
+
+    Args:
+        job: Any job.
+
+    Returns:
+        The trainings, the job itself included if it is one.
+    """
+    own = frozenset({job}) if isinstance(job, Train) else frozenset()
+    return own.union(*(trainings(need) for need in job.needs))
+
+
+def make_way(job: Job, state: State, store: Store) -> None:
+    """Remove the old result of a job that is done again, if it still does not count.
+
+    Another run may have made a new result meanwhile, which stays.
+
+    Args:
+        job: The job, about to start.
+        state: The state of the plan.
+        store: The results folder.
+    """
+    if job in state.redo and state.fault(job) is not None:
+        store.discard(job.kind, job.key)
+
+
+def fetch(state: State, folder: Path, data_root: Path | None) -> None:
+    """Check that the data of the jobs to do is there, or download it, before any of them starts.
+
+    Args:
+        state: The state of the plan.
+        folder: The folder of the task file.
+        data_root: The folder of the data sets; None for the default.
+
+    Raises:
+        InputError: Data is missing or damaged, and cannot be downloaded.
+    """
+    needed: dict[str, DataSpec] = {}
+    for job in state.todo:
+        match job:
+            case Train():
+                needed[job.data.key] = job.data.spec
+            case Craft():
+                needed[job.attack_run.data.key] = job.attack_run.data.spec
+            case Evaluate():
+                data = job.crafts[0].attack_run.data
+                needed[data.key] = data.spec
+    for spec in needed.values():
+        datasets.prepare(spec, data_root, folder)
+
+
+def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
+    """Return why the stored result of a job does not count, None where it does."""
+    reason = store.damage(job.kind, job.key, read=verify)
+    receipt = store.receipt(job.kind, job.key)
+    if reason is None and not receipt:
+        # Another run has just removed it.
+        reason = ABSENT
+    if reason is None and not trust:
+        reason = _changed(receipt or {}, job)
+    return reason or _other_inputs(receipt or {}, store)
+
+
+def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
+    """Return which module has changed since a result was made, None where none has."""
+    made = receipt.get("sources")
+    if not isinstance(made, dict):
+        return "its receipt names no sources"
+    now = fingerprint.digests(modules_of(job))
+    for name in sorted({*made, *now}):
+        if made.get(name) != now.get(name):
+            return f"{name} changed"
+    return None
+
+
+def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
+    """Return which input of a stored result exists with other content now, None where none does.
+
+    Weights that were trained again on another kind of machine are another network, and numbers of both must
+    not stand side by side. Inputs that are absent are no reason, since only evaluations are committed.
+    """
+    for key, digest in receipt.get("inputs", {}).items():
+        for kind, name in ARTEFACTS.items():
+            there = store.receipt(kind, key)
+            if there and there.get("files", {}).get(name) != digest:
+                return f"what it was made from ({kind}) was made again, and is different"
+    return None
+
+
+def run(
+    state: State,
+    store: Store,
+    pool: Pool,
+    costs: Estimates,
+    started: Callable[[Job, int], None] | None = None,
+    limit: float | None = None,
+) -> Iterator[Done]:
+    """Do the jobs that are to do.
+
+    A full disk ends the run, since no other job could keep its result. A job whose process died is tried a
+    second time.
+
+    Args:
+        state: The state of the plan.
+        store: The results folder.
+        pool: The slots to run in.
+        costs: Estimates of the time of each job; they learn from each job that ends.
+        started: Called with each job and the number of its slot when it starts.
+        limit: Limit of each job in seconds, above 0; None for no limit.
+
+    Yields:
+        Each job as it ends, with its error if it failed.
+    """
+    sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
+    sorter.prepare()
+    queue = _Queue(costs.paths(state.todo), pool)
+    running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
+    deadlines = _Deadlines(limit)
+    tried: set[Job] = set()
+    full = False
+    while sorter.is_active():
+        for job in sorter.get_ready():
+            queue.push(job)
+        while not full and (chosen := queue.pop()) is not None:
+            job, slot = chosen
+            if started is not None:
+                started(job, slot)
+            # Not earlier, so that the old result stays until its successor begins.
+            make_way(job, state, store)
+            future = pool.submit(slot, job)
+            running[future] = job, slot
+            deadlines.begin(future, job)
+        if not running:
+            return
+        for future in deadlines.wait(running):
+            # Its own alarm did not end it: it runs code that no signal interrupts.
+            pool.kill(running[future][1])
+        for future in [each for each in running if each.done()]:
+            job, slot = running.pop(future)
+            queue.free.append(slot)
+            deadlines.end(future)
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                pool.restart(slot)
+                if (late := deadlines.overdue(future, job)) is not None:
+                    error = late
+                elif job not in tried:
+                    # Killed from outside, perhaps for memory: a second try, in a new process.
+                    tried.add(job)
+                    queue.push(job)
+                    continue
+                else:
+                    error = RuntimeError("its process ended twice without a word (killed? out of memory?)")
+            if error is None:
+                costs.learn(job, future.result())
+                sorter.done(job)
+                yield Done(job, future.result(), slot=slot)
+            else:
+                full = full or disk_full(error)
+                _note(store, job, error)
+                yield Done(job, None, error, slot)
+
+
+SWITCH = 10.0
+"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
+
+
+class _Queue:
+    """The jobs that may begin, and the free slots."""
+
+    def __init__(self, ways: Mapping[Job, float], pool: Pool) -> None:
+        self._ways, self._pool = ways, pool
+        self._ready: list[Job] = []
+        self.free = list(range(len(pool.devices)))
+
+    def push(self, job: Job) -> None:
+        """Add a job that may begin."""
+        insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
+
+    def pop(self) -> tuple[Job, int] | None:
+        """Remove and return the job with the longest remaining path, and a slot; None if either is missing.
+
+        Among jobs whose paths are about equal (`SWITCH`), one for which a slot has a process comes first.
+        """
+        if not self._ready or not self.free:
+            return None
+        longest = self._ways[self._ready[0]]
+        near = takewhile(lambda job: self._ways[job] >= longest - SWITCH, self._ready)
+        warm = ((job, slot) for job in near for slot in self.free if self._pool.warm(slot, job))
+        job, slot = next(warm, (self._ready[0], self.free[0]))
+        self._ready.remove(job)
+        self.free.remove(slot)
+        return job, slot
+
+
+class _Deadlines:
+    """The times at which processes of jobs with a limit are killed."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit = limit
+        self._ends: dict[Future[dict[str, Any]], float] = {}
+        self._killed: set[Future[dict[str, Any]]] = set()
+
+    def of(self, job: Job) -> float | None:
+        """Return the limit of a job in seconds, None for no limit."""
+        own = job.attack_run.time_limit if isinstance(job, Craft) else None
+        return min((each for each in (own, self._limit) if each is not None), default=None)
+
+    def begin(self, future: Future[dict[str, Any]], job: Job) -> None:
+        """Note the start of a job."""
+        if (limit := self.of(job)) is not None:
+            self._ends[future] = time.monotonic() + limit + GRACE
+
+    def end(self, future: Future[dict[str, Any]]) -> None:
+        """Forget a job that ended."""
+        self._ends.pop(future, None)
+
+    def wait(self, running: Iterable[Future[dict[str, Any]]]) -> list[Future[dict[str, Any]]]:
+        """Wait until a job ends or is overdue; return the futures of those that are overdue."""
+        left = min(self._ends.values(), default=math.inf) - time.monotonic()
+        wait(running, timeout=None if math.isinf(left) else max(left, 0.0), return_when=FIRST_COMPLETED)
+        late = [each for each, end in self._ends.items() if end <= time.monotonic() and not each.done()]
+        for each in late:
+            self._killed.add(each)
+            del self._ends[each]
+        return late
+
+    def overdue(self, future: Future[dict[str, Any]], job: Job) -> OvertimeError | None:
+        """Return the error of a job whose process was killed because of its limit, None for any other."""
+        if future not in self._killed:
+            return None
+        return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
+
+
+def ask_again(
+    plan: Plan, store: Store, pool: Pool, wanted: set[str] | None = None, limit: float | None = None
+) -> dict[str, int]:
+    """Discard the results of stored networks that answer differently now.
+
+    Only networks that run code of other people are asked. What such code reads or imports from elsewhere
+    enters no key, so that only its answers show whether it has changed.
+
+    Args:
+        plan: The plan.
+        store: The results folder.
+        pool: The slots; the first one asks.
+        wanted: Keys of the evaluations to look at; None for all.
+        limit: Limit of each question in seconds, above 0; None for no limit.
+
+    Returns:
+        The number of discarded results for each reason.
+    """
+    graph = plan.graph(wanted)
+    others: dict[Train, str] = {}
+    for job in [each for each in graph if isinstance(each, Train)]:
+        asked = job.foreign and store.damage("train", job.key) is None
+        if asked and (reason := _different(job, pool, limit)) is not None:
+            others[job] = reason
+    found: dict[str, int] = {}
+    for made in graph:
+        reason = next((others[each] for each in trainings(made) if each in others), None)
+        if reason is not None and store.folder(made.kind, made.key).exists():
+            # At once, since it must not stand in a table even if it cannot be made again.
+            store.discard(made.kind, made.key)
+            found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
+    """Return how a stored network differs from the one that is built now, None where it does not."""
+    future = pool.submit(0, Recheck(job))
+    try:
+        said = future.result(None if limit is None else limit + GRACE)["different"]
+    except (TimeoutError, BrokenProcessPool) as error:
+        pool.kill(0)
+        pool.restart(0)
+        how = "does not end" if isinstance(error, TimeoutError) else "ends its process"
+        return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"
+    return None if said is None else str(said)
+
+
+def _note(store: Store, job: Job, error: BaseException) -> None:
+    try:
+        store.fail(job.kind, job.key, describe(job), error)
+    except OSError:
+        # A full disk cannot hold the note either; the last lines of the run say what happened.
+        traceback.clear_frames(error.__traceback__)

@@ -1,0 +1,299 @@
+"""The kinds of work, each named by the hash of all that its result depends on.
+
+A job is fitting a defense, crafting a shard, or asking a defense about crafted images. Two jobs with the same
+key are the same job: crafting depends on the view, evaluation on the read-out. Labels of a task file enter
+no key.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Literal, TypeAlias
+
+from bench.data.spec import DataSpec
+from bench.ours import OURS
+from bench.protocols import Shape, Threat
+from bench.registry import AttackEntry, DefenseEntry, Entry
+from bench.results import fingerprint
+from bench.suite.resolve import Resolved, inner
+from bench.suite.schema import ViewUse
+
+SCHEME = 1
+"""Number of the key scheme; part of every key."""
+
+Target: TypeAlias = int | Literal["random"] | None
+"""The label to reach, as an offset from the true class; ``random``: one drawn for each example."""
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the name of a result.
+
+    Args:
+        identity: all that the result depends on, as plain JSON.
+
+    Returns:
+        128 bits of the sha256 of its canonical JSON, in hexadecimal.
+
+    Raises:
+        TypeError: `identity` holds what is no JSON.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} in a key")
+
+
+class Keyed:
+    """A value that equals another one with the same key."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the key is made from; what the value depends on is in it by key."""
+        raise NotImplementedError
+
+    @cached_property
+    def key(self) -> str:
+        """The name: 32 hexadecimal digits."""
+        return key_of({"scheme": SCHEME, "kind": type(self).__name__.lower(), **self.identity})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keyed) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Keyed):
+    """Which examples: a data set's specification, and what tells its content."""
+
+    spec: DataSpec
+    digest: str
+    """The sha256 of name, split, form, order and content (`bench.data.spec.digest`)."""
+    shape: Shape
+    count: int
+    """How many examples there are."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The digest alone: it covers name, split, transform, order and content."""
+        return {"digest": self.digest}
+
+
+@dataclass(frozen=True, eq=False)
+class Train(Keyed):
+    """Fit a defense."""
+
+    defense: Resolved[DefenseEntry]
+    data: Data
+    seed: int
+    parts: tuple[tuple[str, "Train"], ...] = ()
+    """For each parameter that names another defense, the training of that one."""
+
+    kind = "train"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Defense, data, seed and the trainings it starts from."""
+        return {
+            "defense": self.defense.identity,
+            "data": self.data.key,
+            "seed": self.seed,
+            "parts": {name: part.key for name, part in self.parts},
+        }
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The jobs that come first."""
+        return tuple(part for _, part in self.parts)
+
+    @cached_property
+    def foreign(self) -> frozenset[str]:
+        """The packages and modules of other people that this defense and its parts run.
+
+        What they keep in their process, and what they read beside their weights, nobody has looked at.
+        """
+        entry = self.defense.entry
+        named = [self.defense.params[name] for name in entry.parameters("code")]
+        own = {str(path).partition(":")[0] for path in named if path is not None}
+        return frozenset(own).union(_foreign(entry), *(part.foreign for _, part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedDefense(Keyed):
+    """A fitted defense as it is asked."""
+
+    train: Train
+    inference: tuple[tuple[str, Any], ...] = ()
+    """Parameters that were replaced after fitting, sorted by name."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What was trained, and what was replaced after."""
+        return {"train": self.train.key, "inference": dict(self.inference)}
+
+
+@dataclass(frozen=True, eq=False)
+class AttackRun(Keyed):
+    """An attack on a data set through one view; its shards are the `Craft` jobs."""
+
+    attack: Resolved[AttackEntry]
+    threat: Threat
+    data: Data
+    seed: int
+    source: FittedDefense | None
+    """What is looked at: the victim, or the defense that the attack transfers from; None: nothing is."""
+    view: ViewUse | None
+    exact: bool
+    """Whether winning on the view is winning: else the attack pushes to the end."""
+    target: Target
+    time_limit: float | None = None
+    """Seconds that a shard may take; no part of the key, since a shard is complete or absent."""
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All but the slice: draws are keyed by this, so that the cut does not matter."""
+        return {
+            "attack": self.attack.identity,
+            "norm": self.threat.norm,
+            "radius": None if math.isinf(self.threat.radius) else self.threat.radius,
+            "data": self.data.key,
+            "seed": self.seed,
+            "source": self.source.key if self.source else None,
+            "view": self._looked(),
+            "exact": self.exact,
+            "target": self.target,
+        }
+
+    def _looked(self) -> list[Any] | None:
+        if self.view is None:
+            return None
+        once = self.view.draws == 1
+        return [self.view.use, self.view.params, *([] if once else [{"draws": self.view.draws}])]
+
+
+@dataclass(frozen=True, eq=False)
+class Craft(Keyed):
+    """Attack one shard."""
+
+    attack_run: AttackRun
+    start: int
+    """The position of the first example in the data set's order."""
+    stop: int
+    """The position after the last one."""
+
+    kind = "craft"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The attempt and the slice."""
+        return {"attack_run": self.attack_run.key, "slice": [self.start, self.stop]}
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The training of what is looked at."""
+        return (self.attack_run.source.train,) if self.attack_run.source else ()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(Keyed):
+    """Ask a defense about crafted images."""
+
+    victim: FittedDefense
+    crafts: tuple[Craft, ...]
+    readout: str
+
+    kind = "evaluate"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Victim, crafts and read-out."""
+        return {
+            "victim": self.victim.key,
+            "crafts": [craft.key for craft in self.crafts],
+            "readout": self.readout,
+        }
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The victim's training and every shard."""
+        return (self.victim.train, *self.crafts)
+
+
+Job: TypeAlias = Train | Craft | Evaluate
+
+
+def _foreign(entry: Entry) -> frozenset[str]:
+    """Return the package that a registered thing comes from, if it is not one of ours."""
+    return frozenset({entry.module.partition(".")[0]}) - OURS
+
+
+def foreign(job: Job) -> frozenset[str]:
+    """Return the packages and modules of other people that a job runs in its process.
+
+    Args:
+        job: any job.
+
+    Returns:
+        Names of packages, and of the modules that parameters of a defense name.
+    """
+    match job:
+        case Train():
+            inside = (_foreign(entry) for entry, _ in inner(job.defense))
+            return job.foreign.union(*inside)
+        case Craft():
+            source = job.attack_run.source
+            return _foreign(job.attack_run.attack.entry) | (source.train.foreign if source else frozenset())
+        case Evaluate():
+            return job.victim.train.foreign
+
+
+def own_modules(job: Job | AttackRun) -> frozenset[str]:
+    """Return the modules that decide a job's result beside those of the jobs it needs.
+
+    Args:
+        job: any job, or an attempt, which stands for all of its shards.
+
+    Returns:
+        Dotted names: the modules of what the job uses, all that they import, and the harness's own.
+    """
+    used: list[Resolved[Entry]]
+    match job:
+        case Train():
+            used = [job.defense]
+        case AttackRun():
+            used = [job.attack, *([job.source.train.defense] if job.source else [])]
+        case Craft():
+            return own_modules(job.attack_run)
+        case Evaluate():
+            used = [job.victim.train.defense]
+    entries = [
+        each for resolved in used for each in (resolved.entry, *(entry for entry, _ in inner(resolved)))
+    ]
+    return (
+        frozenset(name for entry in entries for name in fingerprint.closure(entry.module))
+        | fingerprint.SHARED
+    )
+
+
+@cache
+def modules_of(job: Job | AttackRun) -> frozenset[str]:
+    """Return the modules that decide a job's result, through all that it needs.
+
+    Args:
+        job: any job, or an attempt.
+
+    Returns:
+        Dotted names.
+    """
+    if isinstance(job, Craft):
+        return modules_of(job.attack_run)
+    needs = ((job.source.train,) if job.source else ()) if isinstance(job, AttackRun) else job.needs
+    return own_modules(job).union(*(modules_of(each) for each in needs))

@@ -1,0 +1,158 @@
+"""The form of a task file: pydantic models of what stands in it, unresolved.
+
+What the names in it mean is `resolve.py`'s; the tables' models are `layout.py`'s.
+"""
+
+import math
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from bench.protocols import Norm
+from bench.quantities import fraction
+from bench.registry import WHOLE, Count, NonNegativeCount
+from bench.suite.names import FileName, Name, Sentence
+from bench.suite.tables import Table
+
+
+class Model(BaseModel):
+    """Base of what stands in a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+_Above = Annotated[float, Field(gt=0)]
+
+Radius = Annotated[_Above, BeforeValidator(fraction, json_schema_input_type=_Above | str)]
+"""A radius above 0, in the norm's own unit; pixels are in [0, 1]."""
+
+Seconds = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    BeforeValidator(fraction, json_schema_input_type=_Above | str),
+]
+"""A finite time above 0."""
+
+
+class Threats(Model):
+    """A norm and one radius or several; none: as little as possible."""
+
+    norm: Norm
+    radius: Annotated[
+        list[Radius],
+        BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
+        Field(min_length=1),
+    ] = [math.inf]
+
+
+class ViewUse(BaseModel):
+    """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+    draws: Annotated[Count, WHOLE] = 1
+    """How often each point is asked; losses are averaged over the answers (EOT)."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters beside the name."""
+        return dict(self.model_extra or {})
+
+    @property
+    def label(self) -> str:
+        """What a table calls it: the name, and what is not as usual."""
+        said = self.params | ({"draws": self.draws} if self.draws > 1 else {})
+        return self.use + (
+            f"({', '.join(f'{name}={value}' for name, value in said.items())})" if said else ""
+        )
+
+
+def _view(value: object) -> object:
+    return {"use": value} if isinstance(value, str) else value
+
+
+ViewChoice = Annotated[ViewUse, BeforeValidator(_view, json_schema_input_type=str | ViewUse)]
+
+
+ANSWERS = "decision:"
+"""The view of a read-out's answers, before its name: all that an attack by decisions sees."""
+
+AVERAGED = ("latent", "pixel")
+"""Spaces where all that an attack asks for is logits, so that their loss can be averaged over draws."""
+
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+"""One or more; nothing at all means every one there is."""
+
+
+class Origin(Model):
+    """Where a transferred attack is crafted: on another defense, through one of its views."""
+
+    defense: str
+    view: ViewChoice
+    seed: Literal["same"] | Annotated[int, WHOLE] = "same"
+
+
+class DefenseUse(BaseModel):
+    """A defense with its parameters; what is served may differ from what was trained."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+    inference: dict[str, Any] = {}
+
+
+class AttackUse(BaseModel):
+    """An attack with its parameters; crafted on the victim unless it has a source."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: Name
+    planned: Sentence | None = None
+    """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
+    source: Origin | None = None
+    targets: (
+        Literal["none", "others", "next", "random"]
+        | Annotated[list[Annotated[Count, WHOLE]], Field(min_length=1)]
+    ) = "none"
+    """The labels to reach: offsets from the true class, or a word for them."""
+    time_limit: Seconds | None = None
+    """Seconds that one shard may take; then it is stopped, and leaves a hole."""
+
+
+class Task(Model):
+    """A block of cells: everything it names is crossed."""
+
+    data: str
+    fit: str | None = None
+    threat: Threats
+    defenses: Several[str] | None = None
+    attacks: Several[str] | None = None
+    views: Several[ViewChoice] | None = None
+    readouts: Several[str] | None = None
+    limit: Annotated[Count, WHOLE] | None = None
+    seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
+
+
+class SuiteModel(Model):
+    """A task file as it is written."""
+
+    data: dict[Name, Any]
+    defenses: dict[Name, DefenseUse]
+    attacks: dict[Name, AttackUse]
+    tasks: list[Task] = Field(min_length=1)
+    tables: dict[FileName, Table] = {}
+    time_limit: Seconds | None = None
+    """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
+
+
+def expanded(choice: ViewUse, readout: str) -> ViewUse:
+    """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out.
+
+    Args:
+        choice: the view as a task writes it.
+        readout: the read-out that is scored.
+    """
+    return choice.model_copy(update={"use": choice.use.replace("{readout}", readout)})
