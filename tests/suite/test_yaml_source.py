@@ -11,11 +11,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_resolve import GOOD, write
 
 from bench.api import running
 from bench.errors import InputError
 from bench.suite import resolve, yaml_source
-from tests.test_spec import GOOD, write
 
 
 def read(folder: Path, content: str | bytes) -> Any:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from bench.report import checks, tables
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 N = 200
 
 

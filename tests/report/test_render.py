@@ -20,7 +20,7 @@ from bench.results.conditions import conditions_of
 from bench.results.metrics import METRICS
 from bench.results.outcomes import OUTCOME_COLUMNS
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 PUBLISHED = {
     "table": "cnnf/3",

@@ -20,7 +20,7 @@ import yaml
 from bench import cli
 from bench.api import running
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs" / "findings.md"
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -41,7 +41,7 @@ from suites import TASK, Ran, suite
 torchattacks = pytest.importorskip("torchattacks")
 foolbox = pytest.importorskip("foolbox")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ADAPTERS = [
     name for name in ATTACKS if ATTACKS[name].module in (torchattacks_adapter.__name__, "attacks.foolbox")
 ]

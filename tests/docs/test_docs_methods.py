@@ -7,7 +7,7 @@ import pytest
 
 from bench.registry import ATTACKS, DEFENSES, Entry, discover
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 CITED = re.compile(r"(?<![A-Za-z])D-\d\d")  # not the end of PGD-40
 

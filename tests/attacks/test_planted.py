@@ -38,7 +38,7 @@ BRIEF: dict[str, dict[str, Any]] = {
 
 def printed() -> dict[tuple[str, str], float]:
     """Return the shares below 95 % that the documentation admits."""
-    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     section = text.partition("\n### Planted adversarial examples\n")[2].partition("\n##")[0]
     rows = re.findall(r"^\| `([\w-]+)` \| (\w+) \| ([\d.]+) % \|", section, re.MULTILINE)
     assert rows

@@ -14,7 +14,7 @@ from bench.report import render, tables
 from bench.results.manifest import Outcomes
 from suites import Ran
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "suites"
 NAMES = ("sdim", "apinet", "breakdgm")
 

@@ -18,7 +18,7 @@ from bench.noise import Noise
 from bench.registry import ATTACKS, AttackEntry
 from bench.testing import check_attack, check_planted
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "mi_fgsm.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "mi_fgsm.py"
 LINF = Threat("linf", 0.08)
 
 
