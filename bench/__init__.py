@@ -10,8 +10,6 @@ Three groups of names, which load on first use, so that what needs no torch does
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -174,21 +172,6 @@ __all__ = [
     "view",
     "view_of",
 ]
-
-
-_FUNCTIONS = ("images", "load", "outcomes", "run", "table")
-"""Functions that keep their name, whatever module of the package has the same."""
-
-
-class _Package(ModuleType):
-    """This package: where a module is imported, a function of the same name stays what it is."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

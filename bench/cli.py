@@ -67,7 +67,7 @@ def run(
     from bench.api import running
     from bench.console import console, count, duration, say
     from bench.report import render, reports
-    from bench.run import pools
+    from bench.runner import pools
 
     screen = console()
     project = running.planned(suite, results, data_root)

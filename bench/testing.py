@@ -41,8 +41,8 @@ from bench.protocols import (
 )
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, bind, discover, view
 from bench.results.outcomes import OUTCOME_COLUMNS
-from bench.run.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
-from bench.run.training import Trainer
+from bench.runner.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
+from bench.runner.training import Trainer
 
 ROUNDING = 1e-6
 """How far, per value, an image may lie beyond the box or the budget."""

@@ -14,7 +14,7 @@ y = torch.tensor(digits.target[:64])
 
 torch.manual_seed(0)
 model = squeezenet1_1(num_classes=10)  # Untrained, so that nothing is downloaded.
-result = bench.run.evaluate(
+result = bench.runner.evaluate(
     model, x, y, attack="pgd", norm="linf", radius="8/255", steps=5, mean=0.5, std=0.5
 )
 print(result)

@@ -10,11 +10,11 @@ import yaml
 
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.run import scheduler
-from bench.run.context import WorkerContext
-from bench.run.estimates import Estimates
-from bench.run.pools import Inline
-from bench.run.scheduler import Done
+from bench.runner import scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.estimates import Estimates
+from bench.runner.pools import Inline
+from bench.runner.scheduler import Done
 from bench.suite import planner, resolve
 from bench.suite.planner import Plan
 

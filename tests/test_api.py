@@ -19,8 +19,8 @@ import bench
 from bench import Images, InputError, Labels, Loaded, Randomness, Shape, Split, Threat, View, api
 from bench.api import running
 from bench.registry import ATTACKS, DEFENSES
-from bench.run.context import WorkerContext, load
-from bench.run.train import restored
+from bench.runner.context import WorkerContext, load
+from bench.runner.train import restored
 from bench.testing import Halfspace
 from suites import TASK, Ran, suite
 
@@ -31,7 +31,7 @@ X = X.float()
 
 def attacked(model: nn.Module = PLANE, **settings: Any) -> bench.Result:
     """Attack the half-space at 0.01 in linf by three steps, unless something else is said."""
-    return bench.run.evaluate(
+    return bench.runner.evaluate(
         model, settings.pop("x", X), settings.pop("y", Y), **({"radius": 0.01, "steps": 3} | settings)
     )
 
@@ -94,7 +94,7 @@ def test_settings_that_cannot_do_what_they_seem_to_are_flagged() -> None:
 
 
 def test_a_move_that_is_not_allowed_is_void_and_counted() -> None:
-    result = bench.run.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
+    result = bench.runner.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
     assert result.frame["invalid"].tolist() == [True, False] * 6
     assert result.flags == ("6 of 12 moves are invalid: not finite",)
     assert torch.equal(result.images, X)
@@ -110,8 +110,8 @@ def sign(
 
 def test_a_function_that_nobody_registered_is_an_attack() -> None:
     radius = 1.001 * float(PLANE.least(X, "linf").max())
-    assert bench.run.evaluate(PLANE, X, Y, attack=sign, radius=radius).robust.value == 0
-    short = bench.run.evaluate(PLANE, X, Y, attack=sign, radius=radius, times=0.5)
+    assert bench.runner.evaluate(PLANE, X, Y, attack=sign, radius=radius).robust.value == 0
+    short = bench.runner.evaluate(PLANE, X, Y, attack=sign, radius=radius, times=0.5)
     assert short.attack == "sign"
     assert short.robust.value == 1
 
@@ -141,7 +141,7 @@ def test_images_are_normalised_before_the_network_sees_them() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return PLANE(x * 0.5 + 0.25)
 
-    result = bench.run.evaluate(Back(), X, Y, attack="none", mean=0.25, std=0.5)
+    result = bench.runner.evaluate(Back(), X, Y, attack="none", mean=0.25, std=0.5)
     assert result.clean.value == 1
     assert np.allclose(np.stack(result.frame["logits"]), PLANE(X).detach(), atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_a_call_gives_the_numbers_of_a_suite(tmp_path: Path) -> None:
         context = WorkerContext(ran.store.root, ran.plan.suite.folder, None, "cpu", {})
         split = load(attack_run.data, context)
         at = cell.coordinates
-        result = bench.run.evaluate(
+        result = bench.runner.evaluate(
             Loaded(restored(victim, context), victim),
             Split(split.images, split.labels, split.index, split.digest),
             attack=attacks[at["attack"]],
@@ -336,7 +336,7 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
         model.view("scaled", temprature=2)
     with pytest.raises(InputError, match="unknown read-out 'plane'; did you mean 'plain'"):
         model.decide(found.clean, "plane")
-    result = bench.run.evaluate(
+    result = bench.runner.evaluate(
         model, found.clean, found.truth, attack="none", readout="plain", index=found.index
     )
     rows = bench.results.outcomes(home / "results")
@@ -461,7 +461,7 @@ def test_both_doors_refuse_wrong_input_with_the_same_sentence(
     model = DEFENSES["toy/linear"].make(Shape(1, 8, 8, 10))
     given = {"radius": 0.1, "view": "logits", "readout": "plain"} | told
     with pytest.raises(InputError) as refused:
-        bench.run.evaluate(model, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64), **given)
+        bench.runner.evaluate(model, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64), **given)
     here = re.sub(r"^[^ ]+: ", "", str(refused.value))
     # A task file calls an attack as it likes, a call by its name.
     assert here.replace(f"{attack['use']} ({attack['use']})", f"it ({attack['use']})") == there
@@ -494,7 +494,7 @@ def test_both_doors_refuse_a_network_that_answers_no_logits(
             {"nn": nn},
         )
     with pytest.raises(InputError, match=re.escape(sentence)):
-        bench.run.evaluate(network, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+        bench.runner.evaluate(network, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match=re.escape(sentence).replace(r"found\ \(128,\)", "found")):
         bench.check_network(network, torch.zeros(2, 1, 8, 8), "mine:build", classes=10)
 
@@ -538,18 +538,18 @@ THREE = nn.Sequential(nn.Flatten(), nn.Linear(60, 3))
 def test_what_only_python_can_give_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
     everything = {"model": PLANE, "x": X, "y": Y} | given
     with pytest.raises(InputError, match="^" + re.escape(sentence)):
-        bench.run.evaluate(everything.pop("model"), everything.pop("x"), everything.pop("y"), **everything)
+        bench.runner.evaluate(everything.pop("model"), everything.pop("x"), everything.pop("y"), **everything)
 
 
 def test_a_choice_between_views_or_readouts_is_the_callers() -> None:
     model = DEFENSES["toy/linear"].make(Shape(1, 8, 8, 10))
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InputError, match=r"^readout: there are several, say which: plain, reject$"):
-        bench.run.evaluate(model, x, y)
+        bench.runner.evaluate(model, x, y)
     with pytest.raises(InputError, match=r"^view: there are several, say which: logits, reject, scaled$"):
-        bench.run.evaluate(model, x, y, readout="plain")
+        bench.runner.evaluate(model, x, y, readout="plain")
     with pytest.raises(InputError, match=r"^mean: a registered defense normalises for itself$"):
-        bench.run.evaluate(model, x, y, readout="plain", view="logits", mean=0.5)
+        bench.runner.evaluate(model, x, y, readout="plain", view="logits", mean=0.5)
 
 
 # --- the package itself ------------------------------------------------------------------------------
@@ -583,7 +583,6 @@ def test_functions_stay_functions_whatever_modules_are_imported() -> None:
         "import importlib, pkgutil, sys, types, bench\n"
         "for each in pkgutil.walk_packages(bench.__path__, 'bench.'):\n"
         "    importlib.import_module(each.name)\n"
-        "bench.run = types.ModuleType('bench.run')\n"
         f"assert all(isinstance(getattr(bench, name), types.FunctionType) for name in {names})\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

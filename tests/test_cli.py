@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from bench import cli
-from bench.run import progress
+from bench.runner import progress
 from suites import TASK, suite
 
 BENCH = [sys.executable, "-m", "bench.cli"]

@@ -22,8 +22,8 @@ from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import attack_cost, render, tables
 from bench.report.render.words import MINUS
-from bench.run.estimates import Estimates
-from bench.run.progress import Display
+from bench.runner.estimates import Estimates
+from bench.runner.progress import Display
 from suites import TASK, suite
 
 NASTY = [
@@ -247,7 +247,7 @@ class Work:
 
 @pytest.mark.parametrize("text", [*UNSEEN, *NASTY])
 def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.run.progress.title", lambda job, names: f"train {text}")
+    monkeypatch.setattr("bench.runner.progress.title", lambda job, names: f"train {text}")
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())

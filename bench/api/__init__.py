@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.api.running import Executor
     from bench.api.stored import Shown
     from bench.report.table_frame import TableFrame
-    from bench.run.scheduler import State
+    from bench.runner.scheduler import State
     from bench.suite.jobs import Evaluate
 
 StrPath = str | os.PathLike[str]
@@ -87,7 +87,7 @@ def run(
     from bench.console import console
     from bench.report import reports
     from bench.report.table_frame import TableFrame
-    from bench.run import pools
+    from bench.runner import pools
 
     if executor not in ("process", "inline"):
         known = did_you_mean(executor, ("process", "inline"))

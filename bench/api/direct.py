@@ -38,11 +38,11 @@ from bench.report.render.words import interval, number
 from bench.results import metrics
 from bench.results.metrics import Estimate
 from bench.results.outcomes import Rows, arrays
-from bench.run import process_state
-from bench.run.context import settle
-from bench.run.craft import attacked, unmoved
-from bench.run.evaluate import answers_to, shown_images, table_of
-from bench.run.referee import frozen
+from bench.runner import process_state
+from bench.runner.context import settle
+from bench.runner.craft import attacked, unmoved
+from bench.runner.evaluate import answers_to, shown_images, table_of
+from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
 from bench.suite.planner import Cell, Planner
 from bench.suite.resolve import Resolved, Suite, checked, resolved

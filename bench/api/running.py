@@ -11,16 +11,16 @@ from shlex import join
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
 
-from bench.console import count, duration, say
+from bench.console import condition_name, count, duration, say
 from bench.errors import InputError, persons
 from bench.report import render, tables
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.store import Store
-from bench.run import pools, scheduler
-from bench.run.context import WorkerContext
-from bench.run.estimates import Estimates
-from bench.run.progress import Display
+from bench.runner import pools, scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.estimates import Estimates
+from bench.runner.progress import Display
 from bench.suite import resolve
 from bench.suite.jobs import Job, Train
 from bench.suite.planner import Plan, make
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bench.report.tables import RenderedTable
-    from bench.run.pools import Pool
-    from bench.run.scheduler import Done, State
+    from bench.runner.pools import Pool
+    from bench.runner.scheduler import Done, State
 
 Executor = Literal["process", "inline"]
 """A process for each device slot, or everything in this one."""
@@ -84,7 +84,7 @@ class Prospect(NamedTuple):
     """What is to do, and how long it may take."""
 
     state: State
-    costs: Estimates
+    estimates: Estimates
     seconds: float | None
     """Seconds of work for one slot, judged by the receipts so far; None where there are none."""
 
@@ -94,19 +94,19 @@ def prospect(project: Project, asked: list[str] | None) -> Prospect:
     wanted = asked_jobs(project.manifest, asked)
     write(project.store, project.manifest)
     state = scheduler.examine(project.plan, project.store, wanted, verify=False)
-    costs = learned(project)
-    seconds = sum(costs.seconds(job) for job in state.todo) if costs.informed else None
-    return Prospect(state, costs, seconds)
+    estimates = learned(project)
+    seconds = sum(estimates.seconds(job) for job in state.todo) if estimates.informed else None
+    return Prospect(state, estimates, seconds)
 
 
 def learned(project: Project) -> Estimates:
     """Return what jobs cost, judged by the receipts of those that are done."""
-    costs = Estimates()
+    estimates = Estimates()
     for job in project.plan.graph():
         receipt = project.store.receipt(job.kind, job.key)
         if receipt:
-            costs.learn(job, receipt)
-    return costs
+            estimates.learn(job, receipt)
+    return estimates
 
 
 class Run:
@@ -215,11 +215,13 @@ class Run:
         return sentences if len(sentences) == len(said) else []
 
     def _run(self, state: State) -> None:
-        costs = learned(self.project)
-        display = Display(self.console, state, costs, self.devices, self.plan)
+        estimates = learned(self.project)
+        conditions = {cell.job.key: condition_name(cell.coordinates) for cell in self.plan.cells}
+        names = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in self.plan.cells}
+        display = Display(self.console, state, estimates, self.devices, conditions, names)
         with display, self._pool() as pool:
             self._display = display
-            for done in scheduler.run(state, self.store, pool, costs, display.started, self.limit):
+            for done in scheduler.run(state, self.store, pool, estimates, display.started, self.limit):
                 display.ended(done)
                 (self.ended if done.error is None else self.failures).append(done)
 
@@ -287,7 +289,7 @@ def described(project: Project, found: Prospect) -> dict[str, Any]:
             "key": job.key,
             "needs": [each.key for each in needs],
             "state": state(job),
-            "seconds": round(found.costs.seconds(job), 1),
+            "seconds": round(found.estimates.seconds(job), 1),
         }
         for job, needs in graph.items()
     ]

@@ -22,11 +22,11 @@ from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import read
 from bench.results.outcomes import Stored
 from bench.results.store import ABSENT, ARTEFACTS, Store
-from bench.run import scheduler
-from bench.run.context import WorkerContext
-from bench.run.evaluate import shown_images
-from bench.run.train import restored
-from bench.run.worker import look_again
+from bench.runner import scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.evaluate import shown_images
+from bench.runner.train import restored
+from bench.runner.worker import look_again
 from bench.suite import resolve
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.planner import Plan, Planner, make

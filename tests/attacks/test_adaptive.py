@@ -21,7 +21,7 @@ from attacks.threshold_cw import leads, threshold_cw
 from bench import Crafted, Features, Images, InputError, Labels, Shape, Threat, View, view_of
 from bench.noise import Noise
 from bench.registry import ATTACKS, bind
-from bench.run.referee import QueryCounter, answers_only, instrument
+from bench.runner.referee import QueryCounter, answers_only, instrument
 from defenses.sdim import Sdim
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.15)

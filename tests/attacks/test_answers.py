@@ -14,7 +14,7 @@ from attacks.spsa import spsa
 from bench.noise import Noise
 from bench.protocols import Images, Inversion, Shape, Threat, View
 from bench.registry import ATTACKS, bind
-from bench.run.referee import QueryCounter, instrument
+from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace, _Trial
 
 SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}

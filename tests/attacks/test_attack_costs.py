@@ -8,7 +8,7 @@ import torch
 
 import bench.testing
 from bench.registry import ATTACKS, bind
-from bench.run.referee import QueryCounter
+from bench.runner.referee import QueryCounter
 from bench.testing import _Trial
 
 OWN = [

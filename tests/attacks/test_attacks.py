@@ -19,7 +19,7 @@ from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
 from bench.registry import ATTACKS
-from bench.run.referee import QueryCounter, instrument
+from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace, check_attack
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [

@@ -21,7 +21,7 @@ from bench.losses import objective, succeeded
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Norm, Shape, Threat, View
 from bench.registry import ATTACKS
-from bench.run.referee import QueryCounter, instrument
+from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}

@@ -24,7 +24,7 @@ from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Decision, Images, Labels, Shape, Threat, View
 from bench.registry import Access
-from bench.run.referee import QueryCounter, answers_only, instrument
+from bench.runner.referee import QueryCounter, answers_only, instrument
 from bench.testing import Halfspace
 
 

@@ -20,7 +20,7 @@ from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Images, Inversion, Labels, Prototypes, Shape, Threat, View, distance
 from bench.registry import ATTACKS
-from bench.run.referee import QueryCounter, instrument
+from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 L2 = Threat("l2")

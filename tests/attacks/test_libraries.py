@@ -30,11 +30,11 @@ from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
 from bench.registry import ATTACKS, AttackEntry, bind
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.run import scheduler
-from bench.run.context import WorkerContext
-from bench.run.estimates import Estimates
-from bench.run.pools import Process
-from bench.run.referee import QueryCounter, answers_only, frozen, instrument, validate
+from bench.runner import scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.estimates import Estimates
+from bench.runner.pools import Process
+from bench.runner.referee import QueryCounter, answers_only, frozen, instrument, validate
 from bench.suite import listing, planner, resolve
 from suites import TASK, Ran, suite
 

@@ -26,7 +26,7 @@ from bench.losses import eot, objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
 from bench.registry import ATTACKS
-from bench.run.referee import QueryCounter, instrument
+from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 L2, L0 = Threat("l2"), Threat("l0")

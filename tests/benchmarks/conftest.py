@@ -14,7 +14,7 @@ from torch import nn
 
 from bench.protocols import Shape
 from bench.registry import DEFENSES
-from bench.run.context import keep_buffers
+from bench.runner.context import keep_buffers
 
 Race = Callable[..., dict[str, float]]
 

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from bench.data.spec import load
 from bench.registry import discover
 from bench.results.store import Store
-from bench.run import train, worker
-from bench.run.context import WorkerContext
+from bench.runner import train, worker
+from bench.runner.context import WorkerContext
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Train
 

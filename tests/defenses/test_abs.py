@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, elu
 
 from bench import InputError, Inversion, Prototypes, Shape, Split, TrainingError, View
 from bench.registry import DEFENSES
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.testing import check_defense
 from defenses import abs as absmodule
 from defenses.abs import Abs, clipped, confidences, distances, latents

@@ -20,7 +20,7 @@ from bench.noise import Noise
 from bench.registry import DEFENSES, bind
 from bench.report.checks import Evidence, cell_flags
 from bench.results.conditions import conditions_of
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.suite.jobs import Train
 from bench.testing import check_defense
 from defenses.apinet import NOISE, ApiNet, flags

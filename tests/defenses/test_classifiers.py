@@ -19,7 +19,7 @@ from torch.nn.functional import batch_norm, conv2d, cross_entropy, kl_div, linea
 from bench import Images, InputError, Shape, Split, Threat, TrainingError, Use, View, objective
 from bench.noise import Noise
 from bench.registry import DEFENSES, bind
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.suite.jobs import Train
 from bench.testing import check_defense
 from defenses.madry import PGD, Madry

@@ -15,7 +15,7 @@ from torch.nn.functional import conv_transpose2d, cross_entropy
 
 from bench import InputError, Inversion, Shape, Split, TrainingError
 from bench.registry import DEFENSES
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.testing import check_defense
 from defenses import defensegan
 from defenses.cnn import Cnn

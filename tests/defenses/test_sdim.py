@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from bench import Features, InputError, Shape, Split, TrainingError, objective, view_of
 from bench.registry import DEFENSES
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.testing import check_defense
 from defenses.nets.sdim import encoder, infomax
 from defenses.nets.sdim.best_epoch import Kept

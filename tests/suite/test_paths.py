@@ -12,7 +12,7 @@ from torch import nn
 
 from bench import InputError, Shape, Split
 from bench.registry import DEFENSES, bind, discover
-from bench.run.training import Trainer
+from bench.runner.training import Trainer
 from bench.suite import planner, resolve
 from defenses.abs import Abs
 from defenses.nets import weights

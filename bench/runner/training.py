@@ -17,8 +17,8 @@ from bench.noise import Noise, seed_of
 from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Stateful, Use
 from bench.registry import ATTACKS, bind
 from bench.results import durable
-from bench.run import states
-from bench.run.referee import reseed
+from bench.runner import states
+from bench.runner.referee import reseed
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``; or what a person should know:

@@ -33,7 +33,7 @@ import torch.utils.checkpoint
 from torch.nn.modules import module as torch_module
 
 from bench.errors import DisturbedError
-from bench.run import child_processes
+from bench.runner import child_processes
 
 
 @dataclass(frozen=True)

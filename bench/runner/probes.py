@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from bench.noise import Noise
 from bench.protocols import Images, Shape
 from bench.registry import DefenseEntry
-from bench.run.referee import seeded
+from bench.runner.referee import seeded
 
 IMAGES = 4
 """Number of images, half of them noise and half of them smooth."""

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from bench.data.spec import DataSpec, load
 from bench.errors import InputError, OvertimeError
-from bench.run.context import WorkerContext, prepare
-from bench.run.limits import limited
-from bench.run.train import unchanged
+from bench.runner.context import WorkerContext, prepare
+from bench.runner.limits import limited
+from bench.runner.train import unchanged
 from bench.suite.jobs import Craft, Evaluate, Train
 from suites import TASK, Ran, suite
 
@@ -341,7 +341,7 @@ def test_draws_keyed_by_shard_are_shared_by_a_shard_and_differ_between_shards(tm
 def test_training_goes_on_from_its_last_epoch_and_ends_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench.run import training
+    from bench.runner import training
 
     path = suite(
         tmp_path, {"linear": {"use": "toy/linear", "epochs": 5}}, CLEAN, [{**TASK, "readouts": ["plain"]}]
@@ -403,7 +403,7 @@ def test_queries_are_counted_by_example(tmp_path: Path) -> None:
 def test_a_training_of_two_phases_goes_on_in_the_phase_it_was_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: int, done: int
 ) -> None:
-    from bench.run import training
+    from bench.runner import training
 
     defenses = {"linear": {"use": "toy/linear", "epochs": 3, "phases": 2}}
     path = suite(tmp_path, defenses, CLEAN, [{**TASK, "readouts": ["plain"]}])
@@ -429,7 +429,7 @@ def test_a_training_of_two_phases_goes_on_in_the_phase_it_was_in(
 
 
 def test_a_training_does_not_go_on_from_an_epoch_of_other_code(tmp_path: Path) -> None:
-    from bench.run.training import Trainer
+    from bench.runner.training import Trainer
 
     split = load(DataSpec.model_validate({"name": "digits", "size": 20}))
     net = torch.nn.Linear(2, 2)
@@ -444,7 +444,7 @@ def test_a_training_does_not_go_on_from_an_epoch_of_other_code(tmp_path: Path) -
 
 
 def test_every_epoch_of_every_training_has_draws_and_an_order_of_its_own() -> None:
-    from bench.run.training import Trainer
+    from bench.runner.training import Trainer
 
     split = load(DataSpec.model_validate({"name": "digits", "size": 20}))
 

@@ -16,10 +16,10 @@ from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
 from bench.results.outcomes import schema
 from bench.results.store import Store
-from bench.run.context import CHUNK, WorkerContext, load
-from bench.run.limits import out_of_memory
-from bench.run.referee import frozen
-from bench.run.train import fitted
+from bench.runner.context import CHUNK, WorkerContext, load
+from bench.runner.limits import out_of_memory
+from bench.runner.referee import frozen
+from bench.runner.train import fitted
 from bench.suite.jobs import Craft, Evaluate
 
 ASKED_TWICE = 32

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from bench.errors import InputError
 from bench.results import store
-from bench.run import progress, scheduler
-from bench.run.estimates import Estimates
-from bench.run.progress import Display
-from bench.run.scheduler import Done, State, _Queue
+from bench.runner import progress, scheduler
+from bench.runner.estimates import Estimates
+from bench.runner.progress import Display
+from bench.runner.scheduler import Done, State, _Queue
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 from suites import TASK, Ran, suite

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
-from bench.run.referee import QueryCounter, answers_only, centred, frozen, guides, instrument, validate
+from bench.runner.referee import QueryCounter, answers_only, centred, frozen, guides, instrument, validate
 
 X = torch.full((4, 1, 2, 2), 0.5)
 

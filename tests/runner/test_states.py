@@ -20,8 +20,8 @@ from torch.optim.swa_utils import SWALR, AveragedModel
 
 from bench.errors import DamagedError, InputError
 from bench.protocols import Shape, Split
-from bench.run import states
-from bench.run.training import Trainer
+from bench.runner import states
+from bench.runner.training import Trainer
 from bench.testing import check_defense
 
 CPU = torch.device("cpu")

@@ -15,11 +15,19 @@ from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind
 from bench.results.outcomes import OUTCOME_COLUMNS
 from bench.results.store import Store
-from bench.run.context import CHUNK, WorkerContext, load
-from bench.run.evaluate import decided
-from bench.run.limits import limited, out_of_memory
-from bench.run.referee import QueryCounter, answers_only, frozen, guides, instrument, no_access_view, validate
-from bench.run.train import fitted
+from bench.runner.context import CHUNK, WorkerContext, load
+from bench.runner.evaluate import decided
+from bench.runner.limits import limited, out_of_memory
+from bench.runner.referee import (
+    QueryCounter,
+    answers_only,
+    frozen,
+    guides,
+    instrument,
+    no_access_view,
+    validate,
+)
+from bench.runner.train import fitted
 from bench.suite.jobs import AttackRun, Craft
 
 

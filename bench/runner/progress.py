@@ -12,13 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bench.console import condition_name
 from bench.errors import persons
 from bench.escaping import shown
-from bench.run.estimates import Estimates
-from bench.run.scheduler import Done, State
+from bench.runner.estimates import Estimates
+from bench.runner.scheduler import Done, State
 from bench.suite.jobs import Craft, Evaluate, Job, Train
-from bench.suite.planner import Plan
 
 SHOWN = 8
 """How many finished cells stay in sight."""
@@ -59,19 +57,25 @@ class Display:
     Args:
         console: Where to show it; None: nowhere.
         state: What is to do.
-        costs: What jobs cost, to say how much time is left.
+        estimates: The time of each job, to say how much is left.
         devices: The device of each slot.
-        plan: The plan, for the names of its conditions and defenses.
+        conditions: The names of conditions, by the keys of their evaluations.
+        names: What the suite calls its defenses, by the keys of their trainings.
     """
 
     def __init__(
-        self, console: Console | None, state: State, costs: Estimates, devices: tuple[str, ...], plan: Plan
+        self,
+        console: Console | None,
+        state: State,
+        estimates: Estimates,
+        devices: tuple[str, ...],
+        conditions: Mapping[str, str],
+        names: Mapping[str, str],
     ) -> None:
         if console is None:
             console = Console(quiet=True)
-        self._console, self._state, self._costs, self._devices = console, state, costs, devices
-        self._cells = {cell.job.key: condition_name(cell.coordinates) for cell in plan.cells}
-        self._names = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in plan.cells}
+        self._console, self._state, self._estimates, self._devices = console, state, estimates, devices
+        self._conditions, self._names = conditions, names
         self._lock = threading.Lock()
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
         self._ended: set[Job] = set()
@@ -152,7 +156,7 @@ class Display:
             self._progress.advance(self._bar)
             if isinstance(done.job, Evaluate) and done.error is None:
                 self._finished.append(
-                    (self._cells.get(done.job.key, done.job.key), f"{self.seconds():.0f} s")
+                    (self._conditions.get(done.job.key, done.job.key), f"{self.seconds():.0f} s")
                 )
         if done.error is not None:
             first = str(done.error).partition("\n")[0]
@@ -166,7 +170,9 @@ class Display:
             or (isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET)
         ):
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            self._line(f"{count} {self._cells.get(done.job.key) or self._title(done.job)}; {self._left()}")
+            self._line(
+                f"{count} {self._conditions.get(done.job.key) or self._title(done.job)}; {self._left()}"
+            )
 
     def _title(self, job: Job) -> str:
         return title(job, self._names)
@@ -207,13 +213,13 @@ class Display:
 
     def _left(self) -> str:
         """Return the time left, by what jobs like those to come have taken."""
-        todo = sum(self._costs.seconds(job) for job in self._state.todo if job not in self._ended)
+        todo = sum(self._estimates.seconds(job) for job in self._state.todo if job not in self._ended)
         for job, begun, facts in self._now.values():
             spent = time.monotonic() - begun
             if facts.get("of") and facts.get("done"):
-                todo += spent * (facts["of"] / facts["done"] - 1) - self._costs.seconds(job)
+                todo += spent * (facts["of"] / facts["done"] - 1) - self._estimates.seconds(job)
             else:
-                todo -= min(spent, self._costs.seconds(job))
+                todo -= min(spent, self._estimates.seconds(job))
         seconds = max(todo, 0) / len(self._devices)
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 

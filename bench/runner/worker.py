@@ -10,14 +10,14 @@ import torch
 
 from bench.errors import DamagedError, InputError, OtherNetworkError
 from bench.results.store import ARTEFACTS, Store
-from bench.run.context import WorkerContext, device_name, settle, versions
-from bench.run.craft import craft
-from bench.run.evaluate import evaluate
-from bench.run.isolation import isolated
-from bench.run.limits import limited
-from bench.run.process_state import installed
-from bench.run.train import restored, train, unchanged
-from bench.run.training import Progress
+from bench.runner.context import WorkerContext, device_name, settle, versions
+from bench.runner.craft import craft
+from bench.runner.evaluate import evaluate
+from bench.runner.isolation import isolated
+from bench.runner.limits import limited
+from bench.runner.process_state import installed
+from bench.runner.train import restored, train, unchanged
+from bench.runner.training import Progress
 from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Train, own_modules
 
 

@@ -20,9 +20,9 @@ import torch
 from bench.errors import InputError, did_you_mean
 from bench.registry import discover
 from bench.results import fingerprint
-from bench.run import child_processes
-from bench.run.context import WorkerContext, free_cores, prepare
-from bench.run.worker import Recheck, do
+from bench.runner import child_processes
+from bench.runner.context import WorkerContext, free_cores, prepare
+from bench.runner.worker import Recheck, do
 from bench.suite.jobs import Job, foreign
 
 Listener = Callable[[int, Mapping[str, Any]], None]

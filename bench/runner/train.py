@@ -16,11 +16,11 @@ from bench.noise import seed_of
 from bench.registry import Entry, bind
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.run import probes
-from bench.run.context import WorkerContext, device_name, load, versions
-from bench.run.isolation import building
-from bench.run.referee import reseed, seeded
-from bench.run.training import Progress, Trainer
+from bench.runner import probes
+from bench.runner.context import WorkerContext, device_name, load, versions
+from bench.runner.isolation import building
+from bench.runner.referee import reseed, seeded
+from bench.runner.training import Progress, Trainer
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.resolve import Resolved, named_files
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.errors import OtherNetworkError
 from bench.protocols import Decision, Shape
 from bench.registry import DEFENSES
-from bench.run import evaluate, probes
+from bench.runner import evaluate, probes
 from bench.suite.jobs import Evaluate, Train
 from suites import TASK, Ran, suite
 

@@ -30,7 +30,7 @@ from bench.protocols import (
     shrink,
 )
 from bench.registry import Access
-from bench.run.isolation import random_states
+from bench.runner.isolation import random_states
 
 ROUNDING = 1e-6
 """Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""

@@ -23,11 +23,11 @@ from torch import nn
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.run import child_processes, process_state, scheduler
-from bench.run.context import WorkerContext
-from bench.run.estimates import Estimates
-from bench.run.isolation import building, isolated
-from bench.run.pools import Inline, Pool, Process
+from bench.runner import child_processes, process_state, scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.estimates import Estimates
+from bench.runner.isolation import building, isolated
+from bench.runner.pools import Inline, Pool, Process
 from bench.suite import planner, resolve
 from bench.suite.jobs import Evaluate, Job, Train
 from suites import TASK, Ran, suite

@@ -22,9 +22,9 @@ from bench.data.spec import DataSpec
 from bench.errors import OvertimeError, disk_full
 from bench.results import fingerprint
 from bench.results.store import ABSENT, ARTEFACTS, Store
-from bench.run.estimates import Estimates
-from bench.run.pools import Pool
-from bench.run.worker import Recheck, describe
+from bench.runner.estimates import Estimates
+from bench.runner.pools import Pool
+from bench.runner.worker import Recheck, describe
 from bench.suite.jobs import Craft, Evaluate, Job, Train, modules_of
 from bench.suite.planner import Plan
 
@@ -201,7 +201,7 @@ def run(
     state: State,
     store: Store,
     pool: Pool,
-    costs: Estimates,
+    estimates: Estimates,
     started: Callable[[Job, int], None] | None = None,
     limit: float | None = None,
 ) -> Iterator[Done]:
@@ -214,7 +214,7 @@ def run(
         state: The state of the plan.
         store: The results folder.
         pool: The slots to run in.
-        costs: Estimates of the time of each job; they learn from each job that ends.
+        estimates: Estimates of the time of each job; they learn from each job that ends.
         started: Called with each job and the number of its slot when it starts.
         limit: Limit of each job in seconds, above 0; None for no limit.
 
@@ -223,7 +223,7 @@ def run(
     """
     sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
     sorter.prepare()
-    queue = _Queue(costs.paths(state.todo), pool)
+    queue = _Queue(estimates.paths(state.todo), pool)
     running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
     deadlines = _Deadlines(limit)
     tried: set[Job] = set()
@@ -262,7 +262,7 @@ def run(
                 else:
                     error = RuntimeError("its process ended twice without a word (killed? out of memory?)")
             if error is None:
-                costs.learn(job, future.result())
+                estimates.learn(job, future.result())
                 sorter.done(job)
                 yield Done(job, future.result(), slot=slot)
             else:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from bench.errors import DisturbedError
-from bench.run.child_processes import orphans_adopted
-from bench.run.process_state import ProcessState, changed_kernels, set_signal_handlers, signal_handlers
+from bench.runner.child_processes import orphans_adopted
+from bench.runner.process_state import ProcessState, changed_kernels, set_signal_handlers, signal_handlers
 
 _RUNNING: list[ProcessState] = []
 """The state at the beginning of the job that is running in this process; empty while none is."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.run.estimates import Estimates, examples, passes
+from bench.runner.estimates import Estimates, examples, passes
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Train
 from bench.suite.planner import Plan
