@@ -470,8 +470,8 @@ class Attack(Protocol):
     - The loss and the success come from `bench.objective` and `bench.succeeded`, which know targets and
       refusals.
     - An attack stops early for an example only where `view.exact` is true.
-    - The verdict is the harness's: `validate` checks range, distance and finiteness of the returned images, and
-      the read-out of the defense decides whether an image is broken. A move that is not allowed makes the
+    - The verdict is the harness's: `validate` checks range, distance and finiteness of the returned images,
+      and the read-out of the defense decides whether an image is broken. A move that is not allowed makes the
       example `invalid`.
     - An exception fails the job, so that the table has a hole and no wrong number.
     """

@@ -340,7 +340,7 @@ class ViewEntry(Entry):
     method: str
     space: str
     ignores: frozenset[str]
-    """Served parameters that change nothing here, so that crafts are shared."""
+    """Parameters set at inference time that change nothing here, so that crafts are shared."""
     exact_for: frozenset[str]
     """Read-outs whose answer is this view's arg-max: here a success is a success."""
     gradient: bool
@@ -362,7 +362,7 @@ class DefenseEntry(Entry):
     learns: bool
     """False where there is nothing to fit, so that no training images are needed."""
     flags: Callable[..., str | None] | None
-    """``flags(**params)``, as served: a sentence where the settings cannot do what they seem to."""
+    """``flags(**params)``, as set at inference time: a sentence where settings cannot do as they say."""
     check_params: Check | None
     """Raises `InputError` where parameters do not fit the data or each other, or a file is damaged."""
 
@@ -403,7 +403,7 @@ class DefenseEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry(Entry):
-    """Where examples come from: called with a split and `Places`, returns a `Source` (`bench.data.source`)."""
+    """Where examples come from: called with a split and `Places`; returns a `bench.data.source.Source`."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -580,7 +580,7 @@ def view(
     return mark
 
 
-def defense(
+def defense(  # noqa: PLR0913 - what a defense declares of itself, each by its keyword
     name: str,
     *,
     readouts: tuple[str, ...],
@@ -602,7 +602,7 @@ def defense(
         readouts: the ways in which the defense can be asked, for `decide`.
         version: raised by hand where results change.
         aliases: other names of views: a feed-forward net's ``e2e_last`` is its ``first``.
-        served: parameters that may have other values after fitting than the defense was trained with.
+        inference: parameters that may have other values after fitting than the defense was trained with.
         random: whether two answers to one image may differ; where that depends on the parameters, a function
             of them.
         learns: False where there is nothing to fit, so that no training images are needed.

@@ -515,7 +515,9 @@ class _Exam:
         """Expect what is declared to be there."""
         entry = self.entry
         missing = entry.inference - set(self.given)
-        _expect(not missing, f"{self.name} serves {sorted(missing)}, which are no parameters of it")
+        _expect(
+            not missing, f"{self.name} declares inference={sorted(missing)}, which are no parameters of it"
+        )
         for alias, name in entry.aliases.items():
             _expect(
                 name in entry.views, f"{self.name}: {alias!r} is another name of {name!r}, which is no view"
@@ -526,8 +528,11 @@ class _Exam:
                 not unread,
                 f"{self.name}: view {each.name!r} is exact for {sorted(unread)}, which are no read-outs",
             )
-            unserved = each.ignores - entry.inference
-            _expect(not unserved, f"{self.name}: view {each.name!r} ignores {sorted(unserved)}, never served")
+            fixed = each.ignores - entry.inference
+            _expect(
+                not fixed,
+                f"{self.name}: view {each.name!r} ignores {sorted(fixed)}, not set at inference time",
+            )
 
     def ask(self, readout: str, x: Images, model: Any = None) -> Decision:
         """Return a read-out's answer, as a run would ask for it."""

@@ -78,8 +78,8 @@ def flags(
     found = []
     if inner_step_size is not None and (reach := inner_steps * inner_step_size) < eps_ap * EXACT:
         found.append(
-            f"{inner_steps} inner steps of {inner_step_size:g} reach {reach:.4g}, less than eps_ap {eps_ap:.4g} "
-            "(inner_step_size: null scales them)"
+            f"{inner_steps} inner steps of {inner_step_size:g} reach {reach:.4g}, "
+            f"less than eps_ap {eps_ap:.4g} (inner_step_size: null scales them)"
         )
     # An attack without a step of its own scales it.
     steps, step_size = inner.get("steps"), inner.get("step_size")

@@ -352,7 +352,7 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
         ({"data": "digit"}, "data: unknown data 'digit'; did you mean 'digits'?"),
         (
             {"inference": {"treshold": 1}},
-            "inference.treshold: toy/linear serves no such parameter; did you mean",
+            "inference.treshold: toy/linear has no such parameter to set at inference time; did you mean",
         ),
     ],
 )

@@ -476,7 +476,7 @@ class Learning(Halfspace):
         (Learning, {}, "weights or buffers"),
         (Halfspace, {"aliases": {"e2e": "first"}}, "another name of 'first', which is no view"),
         (Halfspace, {"readouts": ("last",)}, r"is exact for \['label'\], which are no read-outs"),
-        (Halfspace, {"inference": ("cycles",)}, r"serves \['cycles'\]"),
+        (Halfspace, {"inference": ("cycles",)}, r"declares inference=\['cycles'\]"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

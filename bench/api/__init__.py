@@ -51,7 +51,7 @@ class Finished:
     notes: tuple[str, ...]
 
 
-def run(
+def run(  # noqa: PLR0913 - the options of `bench run`
     suite: StrPath = "tasks.yaml",
     *,
     table: str | Sequence[str] | None = None,
@@ -261,7 +261,7 @@ def images(
     return stored.shown(Path(results), where, _path(data_root), _path(suite))
 
 
-def load(
+def load(  # noqa: PLR0913 - what tells a fitted defense from the others
     results: StrPath,
     defense: str,
     seed: int = 0,
@@ -282,7 +282,7 @@ def load(
         defense: What the task file calls the defense.
         seed: The seed of its training.
         data: The data set, as the task file calls it, that it is attacked on; None where there is one.
-        inference: Parameters that it is served with; None: the first that the task file names.
+        inference: Its settings at inference time; None: the first that the task file names.
         device: ``cpu``, ``cuda:0``, ...
         suite: The task file; None: it is looked for beside the results, in the working directory and in
             ``suites/``.

@@ -145,7 +145,7 @@ class Loaded(nn.Module):
 
     Args:
         network: The defense itself: fitted, and an instance of a registered class.
-        served: The training that it comes from, and the parameters that it is served with.
+        served: The training that it comes from, and the settings at inference time.
     """
 
     def __init__(self, network: nn.Module, fitted_defense: FittedDefense) -> None:
@@ -225,7 +225,7 @@ class Loaded(nn.Module):
         return logits
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - a call says all that a task file would
     model: nn.Module,
     x: Images | Split,
     y: Labels | None = None,

@@ -198,7 +198,8 @@ def _served(plan: Plan, train: Train, wish: Wish) -> FittedDefense:
         for name in wish.inference:
             if name not in entry.inference:
                 raise InputError(
-                    f"inference.{name}: {entry.name} serves no such parameter{did_you_mean(name, entry.inference)}"
+                    f"inference.{name}: {entry.name} has no such parameter to set at inference time"
+                    f"{did_you_mean(name, entry.inference)}"
                 )
         given = {**train.defense.params, **wish.inference}
         model = Document(suite.path, {}, {}).check(entry.schema, given, "inference")

@@ -56,7 +56,7 @@ class Parquet:
     names, where the file has them, or else follows from the largest label of both splits.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parameters of a data source are its keywords
         self,
         split: SplitName,
         places: Places,

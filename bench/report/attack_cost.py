@@ -71,7 +71,7 @@ def spent(
     groups: dict[str, dict[str, Condition]] = defaultdict(dict)
     for condition in conditions_of(manifest):
         if not condition.facts.idle and (jobs is None or condition.job in jobs):
-            # One evaluation of each attempt: the others are asked about the same images.
+            # One evaluation of each run of an attack: the others are asked about the same images.
             group = groups[json.dumps(_shared(condition), sort_keys=True)]
             group.setdefault(condition.facts.attack_run, condition)
     found = [_cost(list(conditions.values()), outcomes, receipt) for conditions in groups.values()]
@@ -171,15 +171,15 @@ _HEADS = ("data", "defense", "attack", "view", "n", "forward", "backward", "s")
 
 def _line(cost: Cost) -> list[str]:
     at = cost.at
-    served = ", ".join(
-        f"{name.removeprefix('serve.')} {format_value(value)}"
+    settings = ", ".join(
+        f"{name.removeprefix('inference.')} {format_value(value)}"
         for name, value in at.items()
-        if name[:6] == "serve."
+        if name.startswith("inference.")
     )
     radius = "" if at["radius"] is None else f" {at['norm']} {format_value(at['radius'])}"
     return [
         at["data"],
-        at["defense"] + (f" ({served})" if served else ""),
+        at["defense"] + (f" ({settings})" if settings else ""),
         at["attack"] + radius,
         at["view"] or "",
         str(cost.n),

@@ -75,7 +75,7 @@ def coordinates(condition: Condition, *without: str) -> tuple[tuple[str, Hashabl
 
     Args:
         condition: The condition.
-        without: Coordinates to leave out, with all below them (``inference`` leaves out ``inference.cycles``).
+        without: Coordinates to leave out, with all below them (``inference`` and ``inference.cycles``).
 
     Returns:
         Names and values, in order of their names.

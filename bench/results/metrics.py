@@ -37,8 +37,8 @@ ROUNDING = 1e-6
 def is_correct(rows: Frame) -> Mask:
     """Return whether the defense was right on the image that it was shown.
 
-    A refusal is right where the image was moved (a distance above 0, not invalid), and wrong where it was not.
-    After a invalid move the defense was shown the clean image. An answer that is not finite (label -1) is
+    A refusal is right where the image was moved (a distance above 0, not invalid), and wrong elsewhere.
+    After an invalid move the defense was shown the clean image. An answer that is not finite (label -1) is
     wrong.
 
     Args:

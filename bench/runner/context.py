@@ -48,7 +48,7 @@ def prepare(context: WorkerContext) -> None:
     """Set this process up for jobs, once: the settings of torch, modules of the task file's folder, memory.
 
     Args:
-        desk: The surroundings of the jobs.
+        context: The surroundings of the jobs.
     """
     fingerprint.importable(context.folder)
     settle(torch.device(context.device))
@@ -102,7 +102,7 @@ def device_name(context: WorkerContext) -> str:
     """Return the name of the device, as receipts record it.
 
     Args:
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
 
     Returns:
         The model of the GPU or of the processor.
@@ -145,7 +145,7 @@ def load(data: Data, context: WorkerContext) -> Split:
 
     Args:
         data: The data set as the run was planned with it.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
 
     Returns:
         The examples, on the CPU.

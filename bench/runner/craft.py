@@ -36,7 +36,7 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
 
     Args:
         job: The shard and the attack.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
         store: The results folder, with the training of the network that is attacked.
 
     Returns:
@@ -214,7 +214,7 @@ def look(attack_run: AttackRun, model: Any, split: Split, device: torch.device) 
     """Return the view through which an attack looks, as the defense makes it.
 
     Args:
-        attempt: The attack with its source, its view and their settings.
+        attack_run: The attack with its source, its view and their settings.
         model: The fitted network.
         split: The data set; a view of decisions looks in it for images that the read-out accepts.
         device: The device of the network.

@@ -43,12 +43,12 @@ def evaluate(
 
     Args:
         job: The defense, its read-out and the shards.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
         store: The results folder, with the training and the shards.
 
     Returns:
-        The function that writes the table to a path (Parquet, the columns of `bench.results.outcomes`), and entries
-        for the receipt.
+        The function that writes the table to a path (Parquet, the columns of `bench.results.outcomes`), and
+        entries for the receipt.
 
     Raises:
         RuntimeError: The images of a shard belong to other examples.

@@ -84,7 +84,7 @@ class Inline:
     """The pool with one slot, which runs each job in this process, at once.
 
     Args:
-        desk: The surroundings of the jobs.
+        context: The surroundings of the jobs.
         devices: Devices; the first one is used.
         listener: Called with slot 0 and the facts that a job reports.
     """
@@ -153,7 +153,7 @@ class Process:
     such code does to its process reaches no other job. A worker that dies is replaced.
 
     Args:
-        desk: The surroundings of the jobs; each worker gets the device of its slot.
+        context: The surroundings of the jobs; each worker gets the device of its slot.
         devices: The device of each slot.
         listener: Called from a thread with the number of a slot and the facts that its job reports.
     """

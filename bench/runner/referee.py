@@ -84,7 +84,7 @@ class Instrumented:
 
     Args:
         call: The callable of the defense: points (n, ...) -> answers (n, ...), or (T, n, K).
-        meter: The counter of all examples of the shard.
+        counter: The counter of all examples of the shard.
         rows: Positions in the shard of the examples of this callable: int64 (N,).
         access: What the attack may use; gradients flow only with ``gradient``.
         centre: Whether the maximum of each row is subtracted.
@@ -186,7 +186,7 @@ def instrument(
 
     Args:
         view: The view as the defense returns it.
-        meter: The counter, at zero; its length is the number of examples.
+        counter: The counter, at zero; its length is the number of examples.
         access: What the attack may use.
         target: Labels to reach, int64 (N,); None for an untargeted attack.
         final: Whether a success on the view is a success against the read-out.
@@ -226,7 +226,7 @@ def no_access_view(counter: QueryCounter) -> View:
     """Return the view of an attack that is declared with ``access="none"``: asking it for logits raises.
 
     Args:
-        meter: The counter, which stays at zero.
+        counter: The counter, which stays at zero.
 
     Returns:
         The view.

@@ -32,7 +32,7 @@ def train(
 
     Args:
         job: The training.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
         store: The results folder, with the trainings of the parts.
         code: Digests of the modules that the training runs; an interrupted training is resumed only with
             these.
@@ -98,7 +98,7 @@ def build(
 
     Args:
         job: The training.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
         inference: Settings that replace those of the training at inference time.
         fitted_parts: Whether the defenses that it contains are restored with their weights or constructed
             only.
@@ -146,8 +146,8 @@ def restored(fitted_defense: FittedDefense, context: WorkerContext) -> Any:
     """Build a fitted defense from its stored weights, as an instance that only the caller uses.
 
     Args:
-        served: The training, and the settings at inference time.
-        desk: The surroundings of the job.
+        fitted_defense: The training, and the settings at inference time.
+        context: The surroundings of the job.
 
     Returns:
         The defense, an `nn.Module` in evaluation mode, whose parameters may be trained further.
@@ -202,8 +202,8 @@ def fitted(fitted_defense: FittedDefense, context: WorkerContext, store: Store) 
     people gets a new instance for each job, since it may remember what it was asked.
 
     Args:
-        served: The training, and the settings at inference time.
-        desk: The surroundings of the job.
+        fitted_defense: The training, and the settings at inference time.
+        context: The surroundings of the job.
         store: The results folder.
 
     Returns:

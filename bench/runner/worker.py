@@ -41,7 +41,7 @@ def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = N
 
     Args:
         job: The job; everything that it needs is stored.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
         progress: Called with facts while the job runs: how far it is, and notes.
 
     Returns:
@@ -99,7 +99,7 @@ def recheck(job: Recheck, context: WorkerContext) -> dict[str, Any]:
 
     Args:
         job: The question.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
 
     Returns:
         ``{"different": sentence}``, with None in place of the sentence where the network is the same.
@@ -143,7 +143,7 @@ def look_again(job: Job, context: WorkerContext) -> None:
 
     Args:
         job: The job, about to start.
-        desk: The surroundings of the job.
+        context: The surroundings of the job.
 
     Raises:
         InputError: Code or a file changed since the run was planned.

@@ -395,7 +395,7 @@ class Planner:
             The training, the same object for the same arguments.
 
         Raises:
-            InputError: its parameters, or those it is served with, do not fit the data.
+            InputError: its parameters, or those set at inference time, do not fit the data.
         """
         resolved = self.suite.defenses[name]
         data = fit if resolved.entry.learns else asked
@@ -432,7 +432,7 @@ class Planner:
         return self._once(("inference", train.key, repr(kept)), lambda: FittedDefense(train, kept))
 
     def _check_defense(self, name: str, shape: Shape) -> None:
-        """Raise where parameters of a defense, or those it is served with, do not fit the data."""
+        """Raise where parameters of a defense, or those set at inference time, do not fit the data."""
         resolved = self.suite.defenses[name]
         self._checked("defenses", name, resolved, shape)
         for inference in self.suite.inference_settings[name]:
@@ -707,7 +707,7 @@ def _flags(request: Request, attack_run: AttackRun) -> list[str]:
 
 
 def _draws(train: Train, inference: Mapping[str, Any]) -> bool:
-    """Return whether two asks of a defense may differ, as it is served: by itself or by one of its parts."""
+    """Return whether two asks of a defense may differ at inference time, by itself or by one of its parts."""
     own = train.defense.entry.draws({**train.defense.params, **inference})
     return own or any(_draws(part, {}) for _, part in train.parts)
 

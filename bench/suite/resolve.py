@@ -189,7 +189,7 @@ class Suite:
     defenses: Mapping[str, Resolved[DefenseEntry]]
     attacks: Mapping[str, Resolved[AttackEntry] | Planned]
     inference_settings: Mapping[str, tuple[Mapping[str, Any], ...]]
-    """For each defense, the parameters it is served with; several where a list was given."""
+    """For each defense, the settings at inference time; several where a list was given."""
 
     @property
     def path(self) -> Path:
@@ -337,7 +337,8 @@ def _serves(doc: Document, name: str, use: DefenseUse) -> tuple[Mapping[str, Any
         place = ("defenses", name, "inference", parameter)
         if parameter not in entry.inference:
             raise InputError(
-                f"{doc.at(*place)}: {use.use} serves no such parameter{did_you_mean(parameter, entry.inference)}"
+                f"{doc.at(*place)}: {use.use} has no such parameter to set at inference time"
+                f"{did_you_mean(parameter, entry.inference)}"
             )
         values = given if isinstance(given, list) else [given]
         if not values:
@@ -411,8 +412,8 @@ def _check_attacks(suite: Suite) -> None:
         find_view(suite, (*place, "view"), use.source.view, [use.source.defense])
         if len(suite.inference_settings[use.source.defense]) > 1:
             raise InputError(
-                f"{suite.at(*place, 'defense')}: {use.source.defense} is served in several ways; "
-                "name a defense that is served in one"
+                f"{suite.at(*place, 'defense')}: {use.source.defense} has several settings "
+                "at inference time; name a defense with one"
             )
         if entry is not None and (entry.blind or entry.access == "decision"):
             raise InputError(

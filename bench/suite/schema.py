@@ -98,7 +98,7 @@ class Origin(Model):
 
 
 class DefenseUse(BaseModel):
-    """A defense with its parameters; what is served may differ from what was trained."""
+    """A defense with its parameters; some may have other values at inference time."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     use: str

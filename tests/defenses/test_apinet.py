@@ -867,7 +867,8 @@ def test_a_sweep_out_of_reach_is_shown_by_plan_and_table(
 ) -> None:
     path = written(folder, epochs=0, inference=SWEEP)
     ran = Ran(path)
-    said = "api: 4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275 (inner_step_size: null scales them)"
+    short = "4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275"
+    said = f"api: {short} (inner_step_size: null scales them)"
     for cell in ran.plan.cells:
         far = cell.coordinates["inference.eps_ap"] > 15 / 255
         assert cell.facts["flags"] == ([said] if far else [])

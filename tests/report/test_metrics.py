@@ -31,7 +31,7 @@ quick = settings(max_examples=60, deadline=None, database=None, derandomize=True
         (5, True, 0.1, False, True),
         (3, True, 0.0, False, False),
         (5, True, 0.0, False, False),
-        # The least move is one; a invalid move is none.
+        # The least move is one; an invalid move is none.
         (5, True, 1e-12, False, True),
         (3, True, 0.1, True, False),
         (3, False, 0.1, True, True),
@@ -180,7 +180,7 @@ def by_hand():
 LISTED = ("logits", "thresholds", "parameters")
 NAN = math.nan
 TRUTHS = {
-    # Right: held, or refused after a move. A invalid refusal is of the clean image, and wrong.
+    # Right: held, or refused after a move. An invalid refusal is of the clean image, and wrong.
     "accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
     # As accuracy, and right unmoved, which 2 and 3 are not.
     "robust": ([1, 0, 0, 0, 1, 0, 0], 2 / 7),

@@ -23,7 +23,7 @@ from bench.report.render import to_csv
 from bench.results import durable
 from bench.results.manifest import _KINDS, Outcomes, read, stale, write
 from bench.results.store import FOLDERS, Store, seal
-from bench.run import scheduler
+from bench.runner import scheduler
 from bench.suite.jobs import Train
 from suites import TASK, Ran, suite
 
@@ -62,7 +62,7 @@ def half_trained(
     path: Path, monkeypatch: pytest.MonkeyPatch, *, store: Path | None = None, epochs: int = 5
 ) -> None:
     """Run until so many epochs are kept, and stop as a kill would."""
-    from bench.run.training import Trainer
+    from bench.runner.training import Trainer
 
     save, count = Trainer._save, 0
 

@@ -13,10 +13,10 @@ from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 from bench.results import durable, fingerprint
 from bench.results.manifest import write
 from bench.results.store import Store
-from bench.run import scheduler
-from bench.run.context import WorkerContext
-from bench.run.estimates import Estimates
-from bench.run.pools import Inline
+from bench.runner import scheduler
+from bench.runner.context import WorkerContext
+from bench.runner.estimates import Estimates
+from bench.runner.pools import Inline
 from bench.suite import planner, resolve
 from suites import Ran
 
