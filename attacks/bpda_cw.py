@@ -20,7 +20,7 @@ def bpda_cw(
     noise: Randomness,
     *,
     steps: Count = 500,
-    step: Positive = 0.02,
+    step_size: Positive = 0.02,
     schedule: Schedule = "growing",
     searches: Count = 5,
     weight: Positive = 0.25,
@@ -38,7 +38,7 @@ def bpda_cw(
         threat: Its norm measures the move; without a radius the move is as short as can be.
         noise: Draws of each example's own.
         steps: How many steps each descent takes.
-        step: The full length of a step, in units of [0, 1].
+        step_size: The full length of a step, in units of [0, 1].
         schedule: ``growing``: steps grow to the full length, as printed; ``falling``: they fall from it
             (D-34).
         searches: How many descents there are: lambda is found for each example by a binary search.
@@ -57,6 +57,6 @@ def bpda_cw(
         return autograd.grad(lacking.sum(), z)[0], won
 
     search = SignedSearch(
-        steps=steps, step_size=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
+        steps=steps, step_size=step_size, schedule=schedule, searches=searches, weight=weight, kappa=kappa
     )
     return search.run(view, x, y, threat, noise, slope)

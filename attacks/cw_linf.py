@@ -19,7 +19,7 @@ def cw_linf(
     noise: Randomness,
     *,
     steps: Count = 40,
-    step: Positive | None = None,
+    step_size: Positive | None = None,
     restarts: Count = 1,
     k: NonNegative = 50.0,
     start: Start = "uniform",
@@ -38,7 +38,7 @@ def cw_linf(
         threat: The norm, and the radius in units of [0, 1].
         noise: Draws of each example's own.
         steps: How many steps each restart takes.
-        step: The length of a step, in units of [0, 1]; None: 2.5 radius / steps.
+        step_size: The length of a step, in units of [0, 1]; None: 2.5 radius / steps.
         restarts: How many walks there are, each from a start of its own.
         k: The wanted margin, in units of the logits; 50, as Madry et al. have it.
         start: ``uniform``: a point drawn uniformly from the ball; ``zero``: the image itself.
@@ -55,7 +55,7 @@ def cw_linf(
 
     ascent = ProjectedAscent(
         steps=steps,
-        length=step,
+        length=step_size,
         restarts=restarts,
         start=start,
         keep=keep,

@@ -47,7 +47,7 @@ def feature_matching(
     guide: Literal["image", "centre"] = "image",
     classes: Count | None = None,
     steps: Count = 200,
-    step: Positive | None = None,
+    step_size: Positive | None = None,
     start: Start = "zero",
 ) -> Crafted:
     """Climb -||E(z) - E(guide)||^2 in projected steps, towards the guide of one class after another.
@@ -68,7 +68,7 @@ def feature_matching(
         classes: How many classes are tried at most, those with the best logits first; None: all. With a
             target, that alone.
         steps: How many steps each class has.
-        step: The length of a step, in the threat's norm and units; None: 4 radius / steps.
+        step_size: The length of a step, in the threat's norm and units; None: 4 radius / steps.
         start: ``zero``: from the image itself; ``uniform``: from a point drawn uniformly from the ball.
 
     Returns:
@@ -93,5 +93,7 @@ def feature_matching(
             raise InputError("guide: centre: this view has no centres; guide: image needs none")
         return seen.centres.to(x)[labels]
 
-    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step_size=step, start=start)
+    matching = GuideMatching(
+        look=look, aim=aim, classes=classes, steps=steps, step_size=step_size, start=start
+    )
     return matching.run(view, x, y, threat, noise)

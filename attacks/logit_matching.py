@@ -29,7 +29,7 @@ def logit_matching(
     *,
     classes: Count | None = None,
     steps: Count = 200,
-    step: Positive | None = None,
+    step_size: Positive | None = None,
     start: Start = "zero",
 ) -> Crafted:
     """Climb -||Z(z) - Z(guide)||^2 in projected steps, towards the guide of one class after another.
@@ -46,7 +46,7 @@ def logit_matching(
         classes: How many classes are tried at most, those with the best logits first; None: all. With a
             target, that alone.
         steps: How many steps each class has.
-        step: The length of a step, in the threat's norm and units; None: 4 radius / steps.
+        step_size: The length of a step, in the threat's norm and units; None: 4 radius / steps.
         start: ``zero``: from the image itself; ``uniform``: from a point drawn uniformly from the ball.
 
     Returns:
@@ -71,5 +71,7 @@ def logit_matching(
         found, _ = look(seen, guides_of(seen, labels, x))
         return found.mean(0) if found.dim() == 3 else found
 
-    matching = GuideMatching(look=look, aim=aim, classes=classes, steps=steps, step_size=step, start=start)
+    matching = GuideMatching(
+        look=look, aim=aim, classes=classes, steps=steps, step_size=step_size, start=start
+    )
     return matching.run(view, x, y, threat, noise)

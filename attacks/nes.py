@@ -60,7 +60,7 @@ def nes(
     samples: Count = 50,
     sigma: Positive = 0.25,
     steps: Count = 500,
-    step: Positive = 0.02,
+    step_size: Positive = 0.02,
     schedule: Schedule = "growing",
     searches: Count = 5,
     weight: Positive = 0.25,
@@ -80,7 +80,7 @@ def nes(
         samples: How many probes each gradient takes, an even number.
         sigma: The standard deviation of the probes (D-35), in units of [0, 1].
         steps: How many steps each descent takes.
-        step: The full length of a step, in units of [0, 1].
+        step_size: The full length of a step, in units of [0, 1].
         schedule: ``growing``: steps grow to the full length, as printed; ``falling``: they fall from it
             (D-34).
         searches: How many descents there are: lambda is found for each example by a binary search.
@@ -101,7 +101,7 @@ def nes(
             return estimate(lacking, z, draws, samples=samples, sigma=sigma), won
 
     search = SignedSearch(
-        steps=steps, step_size=step, schedule=schedule, searches=searches, weight=weight, kappa=kappa
+        steps=steps, step_size=step_size, schedule=schedule, searches=searches, weight=weight, kappa=kappa
     )
     return search.run(view, x, y, threat, noise, slope)
 

@@ -14,7 +14,7 @@ def pgd(
     noise: Randomness,
     *,
     steps: Count = 40,
-    step: Positive | None = None,
+    step_size: Positive | None = None,
     restarts: Count = 1,
     loss: Loss = "ce",
     start: Start = "uniform",
@@ -34,8 +34,8 @@ def pgd(
         threat: The norm, and the radius in units of [0, 1].
         noise: Draws of each example's own.
         steps: How many steps each restart takes; 40, as the paper does on MNIST.
-        step: The length of a step, in the threat's norm and units; None: 2.5 radius / steps, the rule of the
-            authors' MNIST challenge.
+        step_size: The length of a step, in the threat's norm and units; None: 2.5 radius / steps, the
+            rule of the authors' MNIST challenge.
         restarts: How many walks there are, each from a start of its own.
         loss: What is climbed, as in `bench.objective`: the cross-entropy, the margin, DLR.
         start: ``uniform``: a point drawn uniformly from the ball; ``zero``: the image itself.
@@ -48,7 +48,7 @@ def pgd(
     """
     ascent = ProjectedAscent(
         steps=steps,
-        length=step,
+        length=step_size,
         restarts=restarts,
         start=start,
         keep=keep,

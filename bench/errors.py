@@ -46,17 +46,29 @@ class TrainingError(BenchError):
     """A training cannot continue."""
 
 
+RENAMED = {"inner_step": "inner_step_size", "serve": "inference", "step": "step_size"}
+"""Words of task files that are others since layout 2, so that an older file is told what is new."""
+
+EVERYWHERE = frozenset({"inference"})
+"""Of these, words that belong to no parameter, so that no list of known ones has them."""
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """Return the end of a message about an unknown name: the nearest known name, or all of them.
+    """Return the end of a message about an unknown name: its new name, the nearest, or all there are.
 
     Args:
         name: The unknown name.
         known: The known names.
 
     Returns:
-        ``; did you mean 'pgd'?`` where a known name is near, else `` (known: ...)`` or `` (there are none)``.
+        ``; step is called step_size now`` for a word that was renamed, ``; did you mean 'pgd'?`` where a
+        known name is near, else `` (known: ...)`` or `` (there are none)``.
     """
     names = sorted(str(each) for each in known)
+    head, dot, rest = str(name).partition(".")
+    now = RENAMED.get(head)
+    if now is not None and (now in EVERYWHERE or now in names):
+        return f"; {name} is called {now}{dot}{rest} now"
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -711,9 +711,10 @@ def discover() -> None:
     Raises:
         InputError: another module has the name of one of our packages.
     """
-    importlib.import_module("bench.data.spec")
-    for package in sorted(ours.OURS):
-        import_all(ours.imported(package))
+    # Both are bound before either is filled: they import from each other.
+    packages = [ours.imported(package) for package in sorted(ours.OURS)]
+    for package in (importlib.import_module("bench.data"), *packages):
+        import_all(package)
     registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)
     for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
         before = [dict(registry._entries) for registry in registries]

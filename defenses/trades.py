@@ -25,7 +25,7 @@ def flags(*, radius: float, steps: int, step_size: float, **_: object) -> str | 
     Args:
         radius: linf radius of the ascent.
         steps: number of ascents.
-        step: length of an ascent.
+        step_size: length of an ascent.
         _: the other parameters.
     """
     return unreached(steps, step_size, radius)
@@ -62,7 +62,7 @@ class Trades(Classifier):
         radius: linf radius of the ascent, in [0, 1] units, 0 or more.
         beta: weight of the divergence, 0 or more; the paper's 1 / lambda.
         steps: signed ascents of the divergence, 1 or more.
-        step: length of an ascent, in [0, 1] units, above 0.
+        step_size: length of an ascent, in [0, 1] units, above 0.
         start: where the ascent starts: ``gaussian`` at x plus 0.001 N(0, 1), ``uniform`` in the ball.
         attack_mode: mode of batch normalisation and dropout during the ascent: ``eval`` as released, or
             ``train``.

@@ -19,7 +19,7 @@ for _ in range(100):
     cross_entropy(model(x[100:]), y[100:]).backward()
     optimiser.step()
 
-result = bench.runner.evaluate(model, x[:100], y[:100], attack="deepfool", norm="l2", radius=None, steps=50)
+result = bench.evaluate(model, x[:100], y[:100], attack="deepfool", norm="l2", radius=None, steps=50)
 median = result.score("distance")
 print(f"median l2 distance {median.value:.3f} [{median.low:.3f}-{median.high:.3f}], n = {median.n}")
 least = result.frame["distance"].where(result.frame["broken"], float("inf"))

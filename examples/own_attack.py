@@ -27,8 +27,8 @@ for _ in range(100):
     cross_entropy(model(x[200:]), y[200:]).backward()
     optimiser.step()
 
-own = bench.runner.evaluate(model, x[:200], y[:200], attack=sign, radius=0.1)
-pgd = bench.runner.evaluate(model, x[:200], y[:200], attack="pgd", radius=0.1, steps=20)
+own = bench.evaluate(model, x[:200], y[:200], attack=sign, radius=0.1)
+pgd = bench.evaluate(model, x[:200], y[:200], attack="pgd", radius=0.1, steps=20)
 print(own, pgd, sep="\n")
 missed = pgd.frame["broken"] & ~own.frame["broken"]
 print(f"PGD breaks {missed.sum()} images that one step does not")

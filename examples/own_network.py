@@ -14,8 +14,6 @@ y = torch.tensor(digits.target[:64])
 
 torch.manual_seed(0)
 model = squeezenet1_1(num_classes=10)  # Untrained, so that nothing is downloaded.
-result = bench.runner.evaluate(
-    model, x, y, attack="pgd", norm="linf", radius="8/255", steps=5, mean=0.5, std=0.5
-)
+result = bench.evaluate(model, x, y, attack="pgd", norm="linf", radius="8/255", steps=5, mean=0.5, std=0.5)
 print(result)
 print(result.frame[["index", "truth", "clean_label", "label", "broken", "distance"]].head())

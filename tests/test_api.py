@@ -31,7 +31,7 @@ X = X.float()
 
 def attacked(model: nn.Module = PLANE, **settings: Any) -> bench.Result:
     """Attack the half-space at 0.01 in linf by three steps, unless something else is said."""
-    return bench.runner.evaluate(
+    return bench.evaluate(
         model, settings.pop("x", X), settings.pop("y", Y), **({"radius": 0.01, "steps": 3} | settings)
     )
 
@@ -94,7 +94,7 @@ def test_settings_that_cannot_do_what_they_seem_to_are_flagged() -> None:
 
 
 def test_a_move_that_is_not_allowed_is_void_and_counted() -> None:
-    result = bench.runner.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
+    result = bench.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
     assert result.frame["invalid"].tolist() == [True, False] * 6
     assert result.flags == ("6 of 12 moves are invalid: not finite",)
     assert torch.equal(result.images, X)
@@ -110,8 +110,8 @@ def sign(
 
 def test_a_function_that_nobody_registered_is_an_attack() -> None:
     radius = 1.001 * float(PLANE.least(X, "linf").max())
-    assert bench.runner.evaluate(PLANE, X, Y, attack=sign, radius=radius).robust.value == 0
-    short = bench.runner.evaluate(PLANE, X, Y, attack=sign, radius=radius, times=0.5)
+    assert bench.evaluate(PLANE, X, Y, attack=sign, radius=radius).robust.value == 0
+    short = bench.evaluate(PLANE, X, Y, attack=sign, radius=radius, times=0.5)
     assert short.attack == "sign"
     assert short.robust.value == 1
 
@@ -141,7 +141,7 @@ def test_images_are_normalised_before_the_network_sees_them() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return PLANE(x * 0.5 + 0.25)
 
-    result = bench.runner.evaluate(Back(), X, Y, attack="none", mean=0.25, std=0.5)
+    result = bench.evaluate(Back(), X, Y, attack="none", mean=0.25, std=0.5)
     assert result.clean.value == 1
     assert np.allclose(np.stack(result.frame["logits"]), PLANE(X).detach(), atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_a_call_gives_the_numbers_of_a_suite(tmp_path: Path) -> None:
         context = WorkerContext(ran.store.root, ran.plan.suite.folder, None, "cpu", {})
         split = load(attack_run.data, context)
         at = cell.coordinates
-        result = bench.runner.evaluate(
+        result = bench.evaluate(
             Loaded(restored(victim, context), victim),
             Split(split.images, split.labels, split.index, split.digest),
             attack=attacks[at["attack"]],
@@ -282,7 +282,7 @@ def test_a_run_gives_its_tables_and_is_done_once(home: Path) -> None:
 
 def test_a_table_is_a_data_frame_that_can_be_printed_and_drawn(home: Path) -> None:
     table = bench.table(home / "results", "3")
-    rows = bench.results.outcomes(home / "results")
+    rows = bench.outcomes(home / "results")
     chosen = rows[(rows["attack"] == "pgd") & (rows["radius"] == 0.1)]
     assert table.loc["linear", "PGD"] == pytest.approx(100 * chosen["correct"].mean())
     assert table.to_markdown() == (home / "results" / "tables" / "table-3.md").read_text()
@@ -307,7 +307,7 @@ def test_a_plan_says_what_is_done_and_what_is_not(home: Path, tmp_path: Path) ->
 def test_images_are_those_that_the_defense_was_shown(home: Path) -> None:
     root = home / "results"
     found = bench.images(root, attack="pgd", seed=1, radius="8/255")
-    rows = bench.results.outcomes(root)
+    rows = bench.outcomes(root)
     rows = rows[(rows["attack"] == "pgd") & (rows["seed"] == 1) & (rows["radius"] < 0.1)]
     assert found.index.tolist() == rows["index"].tolist()
     assert found.label.tolist() == rows["label"].tolist()
@@ -336,10 +336,10 @@ def test_a_loaded_defense_has_its_views_and_gives_the_numbers_of_the_run(home: P
         model.view("scaled", temprature=2)
     with pytest.raises(InputError, match="unknown read-out 'plane'; did you mean 'plain'"):
         model.decide(found.clean, "plane")
-    result = bench.runner.evaluate(
+    result = bench.evaluate(
         model, found.clean, found.truth, attack="none", readout="plain", index=found.index
     )
-    rows = bench.results.outcomes(home / "results")
+    rows = bench.outcomes(home / "results")
     clean = rows[(rows["attack"] == "clean") & (rows["seed"] == 1)].drop_duplicates("index")
     assert result.frame["label"].tolist() == clean["label"].tolist()
 
@@ -461,7 +461,7 @@ def test_both_doors_refuse_wrong_input_with_the_same_sentence(
     model = DEFENSES["toy/linear"].make(Shape(1, 8, 8, 10))
     given = {"radius": 0.1, "view": "logits", "readout": "plain"} | told
     with pytest.raises(InputError) as refused:
-        bench.runner.evaluate(model, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64), **given)
+        bench.evaluate(model, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64), **given)
     here = re.sub(r"^[^ ]+: ", "", str(refused.value))
     # A task file calls an attack as it likes, a call by its name.
     assert here.replace(f"{attack['use']} ({attack['use']})", f"it ({attack['use']})") == there
@@ -494,7 +494,7 @@ def test_both_doors_refuse_a_network_that_answers_no_logits(
             {"nn": nn},
         )
     with pytest.raises(InputError, match=re.escape(sentence)):
-        bench.runner.evaluate(network, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+        bench.evaluate(network, torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match=re.escape(sentence).replace(r"found\ \(128,\)", "found")):
         bench.check_network(network, torch.zeros(2, 1, 8, 8), "mine:build", classes=10)
 
@@ -533,23 +533,23 @@ THREE = nn.Sequential(nn.Flatten(), nn.Linear(60, 3))
         ),
         ({"attack": "toy/code"}, "attack: toy/code can look through no view of this defense"),
     ],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else ", ".join(value),
 )
 def test_what_only_python_can_give_is_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
     everything = {"model": PLANE, "x": X, "y": Y} | given
     with pytest.raises(InputError, match="^" + re.escape(sentence)):
-        bench.runner.evaluate(everything.pop("model"), everything.pop("x"), everything.pop("y"), **everything)
+        bench.evaluate(everything.pop("model"), everything.pop("x"), everything.pop("y"), **everything)
 
 
 def test_a_choice_between_views_or_readouts_is_the_callers() -> None:
     model = DEFENSES["toy/linear"].make(Shape(1, 8, 8, 10))
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InputError, match=r"^readout: there are several, say which: plain, reject$"):
-        bench.runner.evaluate(model, x, y)
+        bench.evaluate(model, x, y)
     with pytest.raises(InputError, match=r"^view: there are several, say which: logits, reject, scaled$"):
-        bench.runner.evaluate(model, x, y, readout="plain")
+        bench.evaluate(model, x, y, readout="plain")
     with pytest.raises(InputError, match=r"^mean: a registered defense normalises for itself$"):
-        bench.runner.evaluate(model, x, y, readout="plain", view="logits", mean=0.5)
+        bench.evaluate(model, x, y, readout="plain", view="logits", mean=0.5)
 
 
 # --- the package itself ------------------------------------------------------------------------------
@@ -570,7 +570,7 @@ def test_tables_and_outcomes_need_no_torch(home: Path) -> None:
         "import sys, bench\n"
         "assert not {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules)\n"
         f"bench.table({str(home / 'results')!r}, '3').to_markdown()\n"
-        f"bench.results.outcomes({str(home / 'results')!r})\n"
+        f"bench.outcomes({str(home / 'results')!r})\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

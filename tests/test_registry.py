@@ -153,7 +153,7 @@ def bounded(
     *,
     steps: Count = 5,
     warmup: NonNegativeCount = 0,
-    step: Positive = 0.1,
+    step_size: Positive = 0.1,
     decay: NonNegative = 0.0,
     part: Share = 0.5,
     keep: PositiveShare = 1.0,
@@ -182,11 +182,11 @@ def placed(folder: Path, text: str) -> yaml_source.Document:
         ("steps: true", "steps: expected a whole number, found true"),
         ("steps: 1.5", "steps: input should be a valid integer, got a number with a fractional part, found 1.5"),  # noqa: E501 - pydantic's sentence
         ("warmup: -1", "warmup: expected a number of 0 or more, found -1"),
-        ("step_size: 0/255", "step: expected a number above 0, found 0.0"),
-        ("step_size: .inf", "step: expected a finite number, found inf"),
-        ("step: inf", "step: expected a finite number, found inf"),
-        ("step: true", "step: expected a number, found true"),
-        ("step: a/b", "step: expected a number or a fraction like 8/255, found 'a/b'"),
+        ("step_size: 0/255", "step_size: expected a number above 0, found 0.0"),
+        ("step_size: .inf", "step_size: expected a finite number, found inf"),
+        ("step_size: inf", "step_size: expected a finite number, found inf"),
+        ("step_size: true", "step_size: expected a number, found true"),
+        ("step_size: a/b", "step_size: expected a number or a fraction like 8/255, found 'a/b'"),
         ("decay: -1/255", "decay: expected a number of 0 or more, found -0.00392156862745098"),
         ("part: 256/255", "part: expected a number of 1 or less, found 1.003921568627451"),
         ("part: -0.5", "part: expected a number of 0 or more, found -0.5"),
@@ -232,9 +232,9 @@ def test_the_same_is_said_of_values_that_stand_in_no_file(given: dict[str, Any],
 
 def test_filling_in_says_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^restart: unknown key; did you mean 'restarts'\?$"):
-        resolve.fill(ATTACKS["pgd"], {"restart": 3}, tmp_path)
+        resolve.resolve(ATTACKS["pgd"], {"restart": 3}, tmp_path)
     with pytest.raises(InputError, match=r"^missing key 'build'$"):
-        resolve.fill(DEFENSES["module"], {}, tmp_path)
+        resolve.resolve(DEFENSES["module"], {}, tmp_path)
 
 
 def test_fractions_reach_bounded_parameters_as_numbers() -> None:

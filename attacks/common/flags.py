@@ -34,7 +34,7 @@ def of_ascent(
     Args:
         threat: The threat model.
         steps: How many steps a walk has.
-        step: Their length; None: one that reaches the radius.
+        step_size: Their length; None: one that reaches the radius.
         restarts: How many walks there are.
         start: Where they begin: ``"zero"`` is the image itself.
     """

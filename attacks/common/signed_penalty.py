@@ -43,7 +43,7 @@ def length_at(t: int, steps: int, step_size: float, schedule: Schedule) -> float
     Args:
         t: Which step, from 1 to `steps`.
         steps: How many there are.
-        step: The full length.
+        step_size: The full length.
         schedule: Whether it is reached at the end, or the steps fall from it.
     """
     return step_size * (t if schedule == "growing" else steps - t + 1) / steps

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 from bench.errors import DamagedError, InputError
 from bench.results import durable, fingerprint
 
-SCHEME = 1
+SCHEME = 2
 """Number of the layout of a results folder. A folder with a newer one is refused."""
 
 ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
@@ -79,7 +79,8 @@ class Store:
                 )
             if found < SCHEME:
                 raise InputError(
-                    f"{self.root}: layout {found} is no longer read; name another with --results"
+                    f"{self.root}: layout {found} is no longer read, whose files use other words; "
+                    "name another folder with --results"
                 )
         else:
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")

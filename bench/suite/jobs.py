@@ -21,7 +21,7 @@ from bench.results import fingerprint
 from bench.suite.resolve import Resolved, inner
 from bench.suite.schema import ViewUse
 
-SCHEME = 1
+SCHEME = 2
 """Number of the key scheme; part of every key."""
 
 Target: TypeAlias = int | Literal["random"] | None

@@ -14,7 +14,7 @@ from bench.data.spec import DataSpec
 from bench.protocols import Shape, Threat
 from bench.registry import discover
 from bench.suite import planner, resolve
-from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
+from bench.suite.jobs import SCHEME, AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
 from bench.suite.planner import Plan
 from bench.suite.resolve import Resolved
 from bench.suite.schema import ViewUse
@@ -189,10 +189,10 @@ def test_every_field_of_a_job_changes_its_key(kind: type[Any], tmp_path: Path) -
 def test_jobs_of_two_kinds_never_share_a_key(tmp_path: Path) -> None:
     identity = example(Craft, tmp_path).identity
     kinds = [kind.__name__.lower() for kind in CHANGES]
-    assert len({key_of({"scheme": 1, "kind": kind, **identity}) for kind in kinds}) == len(kinds)
+    assert len({key_of({"scheme": SCHEME, "kind": kind, **identity}) for kind in kinds}) == len(kinds)
     for kind in CHANGES:
         job = example(kind, tmp_path)
-        assert job.key == key_of({"scheme": 1, "kind": kind.__name__.lower(), **job.identity})
+        assert job.key == key_of({"scheme": SCHEME, "kind": kind.__name__.lower(), **job.identity})
 
 
 SPECS: dict[str, list[dict[str, Any]]] = {

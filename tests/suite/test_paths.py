@@ -101,7 +101,7 @@ def test_files_may_be_text_or_paths_wherever_they_are_given(
         states.append(fitted(entry.make(shape, **by_schema), shape))
         assert entry.check_params is not None
         entry.check_params({**by_schema, **given}, shape)
-        resolved = resolve.fill(entry, {**params, **given}, tmp_path)
+        resolved = resolve.resolve(entry, {**params, **given}, tmp_path)
         states.append(fitted(entry.make(shape, **bind(entry, resolved.params)), shape))
     # A task file names them from where it lies, wherever the run begins.
     monkeypatch.chdir("/")

@@ -15,7 +15,7 @@ import yaml
 from bench.errors import InputError
 from bench.protocols import Shape
 from bench.suite import planner, resolve
-from bench.suite.jobs import Craft, Evaluate, Train, key_of
+from bench.suite.jobs import SCHEME, Craft, Evaluate, Train, key_of
 from bench.suite.planner import Plan, Planner, Point, Request, Sight
 from bench.suite.resolve import Resolved
 from bench.suite.schema import ViewUse
@@ -301,7 +301,8 @@ def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Pa
 def test_the_key_scheme_is_frozen() -> None:
     # If this fails, every stored result gets another name: raise SCHEME and say so in the changelog.
     assert (
-        key_of({"scheme": 1, "kind": "train", "b": [1, 2.5], "a": None}) == "23095e106d85aa6282febdb583a3f952"
+        key_of({"scheme": SCHEME, "kind": "train", "b": [1, 2.5], "a": None})
+        == "1147e3b4e42442c959d764de9423b85e"
     )
 
 

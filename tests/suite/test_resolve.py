@@ -172,3 +172,18 @@ def test_what_is_there_is_not_planned_and_what_is_not_there_must_be(tmp_path: Pa
         resolve.load(write(tmp_path, PLANNED.replace("planned: it comes with the minimal attacks, ", "")))
     with pytest.raises(InputError, match="planned"):
         resolve.load(write(tmp_path, PLANNED.replace("it comes with the minimal attacks", '""')))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("steps: 3", "steps: 3, step: 0.01", "step is called step_size now"),
+        ("use: toy/linear", "use: toy/linear, serve: {threshold: 0.5}", "serve is called inference now"),
+    ],
+)
+def test_an_older_task_file_is_told_what_a_word_is_called_now(
+    old: str, new: str, sentence: str, tmp_path: Path
+) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError, match=sentence):
+        resolve.load(write(tmp_path, GOOD.replace(old, new, 1)))
