@@ -131,7 +131,7 @@ def plan(
     data_root: DataRoot = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Show cells and jobs: done, to do, and skipped with the reason. Runs nothing."""
+    """Show conditions and jobs: done, to do, and skipped with the reason. Runs nothing."""
     from bench.api import running
     from bench.console import console
     from bench.report import reports

@@ -293,7 +293,7 @@ class Needs:
     """``check_params(params, shape)``: raises `InputError` where parameters do not fit each other or the
     data. What a parameter may be by itself is said by its type."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
-    """``unfit(params, shape)``: why cells on such data are left out, with these parameters."""
+    """``unfit(params, shape)``: why conditions on such data are left out, with these parameters."""
     idle: bool = False
     """Whether it leaves every image as it is: what it shows is the clean accuracy."""
     cost: Callable[..., int] | None = None

@@ -258,7 +258,7 @@ def check_attack(name: str, norm: Norm, /, *, within: float = 1.2, **params: Any
     _expect(
         again == 0, f"attack {name!r} moved otherwise (by {again:.3g}) when asked again with the same draws"
     )
-    if entry.access != "none" and math.isfinite(within):
+    if not entry.blind and math.isfinite(within):
         trial.crosses(crafted, f"with {within:g} times the radius that is needed")
         if entry.targeted:
             trial.crosses(trial.run(enough, towards=True), "towards a given label")
@@ -285,7 +285,7 @@ class _Trial:
     def view(self, rows: Tensor, *, towards: bool, exact: bool, nan: bool) -> View:
         """Return what the attack would be handed in a run."""
         counter = QueryCounter.of(len(rows), torch.device("cpu"))
-        if self.entry.access == "none":
+        if self.entry.blind:
             return no_access_view(counter)
 
         def logits(z: Tensor) -> Tensor:

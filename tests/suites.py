@@ -56,7 +56,7 @@ class Ran:
         """Return the rows of the one cell with these coordinates."""
         (cell,) = [
             cell
-            for cell in self.plan.cells
+            for cell in self.plan.conditions
             if all(cell.coordinates.get(name) == value for name, value in coordinates.items())
         ]
         path = self.store.artefact("evaluate", cell.job.key)

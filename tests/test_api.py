@@ -214,7 +214,7 @@ def test_a_call_gives_the_numbers_of_a_suite(tmp_path: Path) -> None:
     ran = Ran(suite(tmp_path, {"linear": LINEAR, "noisy": {"use": "toy/noisy"}}, attacks, tasks))
     assert not ran.failed
     seen = 0
-    for cell in ran.plan.cells:
+    for cell in ran.plan.conditions:
         victim, attack_run = cell.job.victim, cell.job.crafts[0].attack_run
         context = WorkerContext(ran.store.root, ran.plan.suite.folder, None, "cpu", {})
         split = load(attack_run.data, context)
@@ -454,7 +454,7 @@ def test_both_doors_refuse_wrong_input_with_the_same_sentence(
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     try:
         crossed = running.planned(path, tmp_path / "results", None).plan
-        assert not crossed.cells
+        assert not crossed.conditions
         there = crossed.skips[0].reason
     except InputError as error:
         there = re.sub(r"^suite\.yaml:\d+: [^ ]+: ", "", str(error))

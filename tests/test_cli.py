@@ -133,9 +133,9 @@ def test_a_plan_shows_what_is_done_and_what_is_not(bench: Bench, tmp_path: Path)
     small(tmp_path)
     before = bench("plan", "suite.yaml")
     assert before.code == 0
-    assert "2 cells, 0 done, 9 jobs to do" in before.out
+    assert "2 conditions, 0 done, 9 jobs to do" in before.out
     bench("run", "suite.yaml", "--executor", "inline")
-    assert "2 cells, 2 done, 0 jobs to do" in bench("plan", "suite.yaml").out
+    assert "2 conditions, 2 done, 0 jobs to do" in bench("plan", "suite.yaml").out
     full = json.loads(bench("plan", "suite.yaml", "--json").out)
     assert {job["state"] for job in full["jobs"]} == {"done"}
     assert len(full["conditions"]) == 2

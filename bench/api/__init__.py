@@ -181,8 +181,8 @@ def plan(
     project.store.open()
     found = running.prospect(project, asked)
     conditions = [
-        {**cell.coordinates, "n": cell.facts["n"], "state": _state(cell.job, found.state)}
-        for cell in project.plan.cells
+        {**condition.coordinates, "n": condition.facts["n"], "state": _state(condition.job, found.state)}
+        for condition in project.plan.conditions
     ]
     conditions += [
         {**skip.coordinates, "state": "skipped", "reason": skip.reason} for skip in project.plan.skips

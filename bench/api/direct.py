@@ -44,7 +44,7 @@ from bench.runner.craft import attacked, unmoved
 from bench.runner.evaluate import answers_to, shown_images, table_of
 from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
-from bench.suite.planner import Cell, Planner
+from bench.suite.planner import PlannedCondition, Planner
 from bench.suite.resolve import Resolved, Suite, checked, resolved
 from bench.suite.schema import AttackUse, SuiteModel
 from bench.suite.yaml_source import Document, Place, dotted
@@ -294,17 +294,17 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
     with _as_found(model) as device:
         fitted = _fitted(model, split, device, mean, std)
         _check_labels(split, fitted.shape.classes)
-        cell = _planned(call, suite, attack, fitted, split)
+        condition = _planned(call, suite, attack, fitted, split)
         with _bar(progress, len(split), called) as bar:
-            done = _done(cell.job, fitted, split, device, bar)
+            done = _done(condition.job, fitted, split, device, bar)
     images = torch.cat(
         [
             shown_images(slice(shard.start, shard.stop), each, split)
-            for shard, each in zip(cell.job.crafts, done.crafted, strict=True)
+            for shard, each in zip(condition.job.crafts, done.crafted, strict=True)
         ]
     )
     given_on = x.images.device if isinstance(x, Split) else x.device
-    return _result(cell, done, images.to(given_on), suite.tasks[0].threat.radius[0])
+    return _result(condition, done, images.to(given_on), suite.tasks[0].threat.radius[0])
 
 
 # --- the call as a suite -----------------------------------------------------------------------------
@@ -392,8 +392,10 @@ def _entry(function: Callable[..., Any], radius: float) -> AttackEntry:
     )
 
 
-def _planned(call: _Call, model: SuiteModel, attack: object, fitted: Loaded, split: Split) -> Cell:
-    """Return the one cell of a call; raise where there is none, or a choice is left."""
+def _planned(
+    call: _Call, model: SuiteModel, attack: object, fitted: Loaded, split: Split
+) -> PlannedCondition:
+    """Return the one condition of a call; raise where there is none, or a choice is left."""
     ((name, use),) = model.attacks.items()
     task = model.tasks[0]
     registry = {use.use: _entry(attack, task.threat.radius[0])} if callable(attack) else ATTACKS
@@ -410,16 +412,16 @@ def _planned(call: _Call, model: SuiteModel, attack: object, fitted: Loaded, spl
         )
     )
     plan = _Planner(suite, data, train).plan()
-    if not plan.cells:
+    if not plan.conditions:
         reasons = [skip.reason for skip in plan.skips]
         raise InputError(f"attack: {[*reasons, f'{name} can look through no view of this defense'][0]}")
     for coordinate in ("readout", "view"):
-        names = sorted({str(cell.coordinates[coordinate]) for cell in plan.cells})
+        names = sorted({str(condition.coordinates[coordinate]) for condition in plan.conditions})
         if len(names) > 1:
             raise InputError(f"{coordinate}: there are several, say which: {', '.join(names)}")
-    if len(plan.cells) > 1:
+    if len(plan.conditions) > 1:
         raise InputError("targets: expected one target; call once for each offset")
-    return plan.cells[0]
+    return plan.conditions[0]
 
 
 def _examples(call: _Call) -> DataSpec:
@@ -643,10 +645,10 @@ def _bar(shown: bool, n: int, title: str) -> Iterator[Callable[[int], object]]:
         yield lambda more: progress.advance(task, more)
 
 
-def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
+def _result(condition: PlannedCondition, done: _Done, images: Images, radius: float) -> Result:
     """Return what was done as rows and numbers."""
     rows, clean = arrays(done.answers, _LATER), arrays(done.clean, _LATER)
-    if cell.facts["kind"] == "minimum-norm" and math.isfinite(radius):
+    if condition.facts["kind"] == "minimum-norm" and math.isfinite(radius):
         rows = metrics.within(rows, clean, radius)
     frame = done.answers.to_pandas().drop(columns="parameters")
     before = done.clean.to_pandas()
@@ -664,10 +666,10 @@ def _result(cell: Cell, done: _Done, images: Images, radius: float) -> Result:
     return Result(
         images=images,
         frame=frame,
-        attack=cell.coordinates["attack"],
-        norm=cell.coordinates["norm"],
+        attack=condition.coordinates["attack"],
+        norm=condition.coordinates["norm"],
         radius=radius,
-        flags=(*cell.facts["flags"], *said),
+        flags=(*condition.facts["flags"], *said),
         _rows=rows,
         _clean=clean,
     )

@@ -190,8 +190,8 @@ class Run:
         """Return how many of the conditions that are asked for have no number."""
         state = scheduler.examine(self.plan, self.store, self.wanted, trust=True, verify=False)
         return sum(
-            (self.wanted is None or cell.job.key in self.wanted) and cell.job not in state.done
-            for cell in self.plan.cells
+            (self.wanted is None or condition.job.key in self.wanted) and condition.job not in state.done
+            for condition in self.plan.conditions
         )
 
     def stopped(self, command: list[str]) -> str:
@@ -216,8 +216,9 @@ class Run:
 
     def _run(self, state: State) -> None:
         estimates = learned(self.project)
-        conditions = {cell.job.key: condition_name(cell.coordinates) for cell in self.plan.cells}
-        names = {cell.job.victim.train.key: cell.coordinates["defense"] for cell in self.plan.cells}
+        planned = self.plan.conditions
+        conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
+        names = {each.job.victim.train.key: each.coordinates["defense"] for each in planned}
         display = Display(self.console, state, estimates, self.devices, conditions, names)
         with display, self._pool() as pool:
             self._display = display
@@ -258,10 +259,10 @@ def _commit() -> str | None:
 def say_state(console: Any | None, project: Project, state: State) -> None:
     """Say what is done and what is to do."""
     plan, store = project.plan, project.store
-    ready = sum(cell.job in state.done for cell in plan.cells)
+    ready = sum(condition.job in state.done for condition in plan.conditions)
     todo, skips = count(len(state.todo), "job"), len(plan.skips)
-    cells = count(len(plan.cells), "cell")
-    say(console, f"{plan.suite.path.name}: {cells}, {ready} done, {todo} to do, {skips} skipped")
+    conditions = count(len(plan.conditions), "condition")
+    say(console, f"{plan.suite.path.name}: {conditions}, {ready} done, {todo} to do, {skips} skipped")
     for reason, number in Counter(state.redo.values()).items():
         say(console, f"again: {count(number, 'stored result')}: {reason}")
     kept = state.kept - state.done
@@ -313,7 +314,7 @@ def show_plan(console: Any, project: Project, found: Prospect) -> None:
         took = duration(found.seconds)
         say(console, f"about {took} of work for one slot, judged by the receipts so far")
     for reason, number in Counter(skip.reason for skip in plan.skips).items():
-        say(console, f"skipped: {count(number, 'cell')}: {reason}")
+        say(console, f"skipped: {count(number, 'condition')}: {reason}")
     for flag in flags_of(plan):
         say(console, f"flag: {flag}")
 
@@ -323,9 +324,9 @@ def flags_of(plan: Plan) -> list[str]:
     # A defense's flags begin with its name, whatever attacks it; an attack's are about itself.
     said = (
         flag
-        if flag.startswith(f"{cell.coordinates['defense']}: ")
-        else f"{cell.coordinates['attack']}: {flag}"
-        for cell in plan.cells
-        for flag in cell.facts["flags"]
+        if flag.startswith(f"{condition.coordinates['defense']}: ")
+        else f"{condition.coordinates['attack']}: {flag}"
+        for condition in plan.conditions
+        for flag in condition.facts["flags"]
     )
     return list(dict.fromkeys(said))

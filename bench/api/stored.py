@@ -173,11 +173,11 @@ def _training(plan: Plan, wish: Wish) -> Train:
     if wish.data is not None:
         resolve.known("data", "data", wish.data, suite.data)
     meant: dict[Train, str] = {}
-    for cell in plan.cells:
-        if wish.data in (None, cell.coordinates["data"]):
-            for train in scheduler.trainings(cell.job):
+    for condition in plan.conditions:
+        if wish.data in (None, condition.coordinates["data"]):
+            for train in scheduler.trainings(condition.job):
                 if train.defense == suite.defenses[wish.defense]:
-                    meant.setdefault(train, cell.coordinates["data"])
+                    meant.setdefault(train, condition.coordinates["data"])
     seeds = sorted({train.seed for train in meant})
     if wish.seed not in seeds:
         raise InputError(f"seed: {wish.defense} is fitted with {', '.join(map(str, seeds))}, not {wish.seed}")

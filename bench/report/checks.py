@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from bench.results.conditions import Condition
-from bench.results.metrics import Metric, PerExample, is_correct, mcnemar_p, reached
+from bench.results.metrics import Metric, PerExample, goal_reached, is_correct, mcnemar_p
 from bench.results.outcomes import Rows
 
 CHANCE = 0.01
@@ -194,7 +194,7 @@ def _unbounded(seen: Sequence[Evidence]) -> Iterable[Flag]:
     free = [each for each in seen if _limitless(each.condition)]
     failed = 0
     for each in free:
-        won = reached(each.rows) & ~each.rows["rejected"]
+        won = goal_reached(each.rows) & ~each.rows["rejected"]
         failed += int((~won & (each.rows["label"] >= 0)).sum())
     if failed:
         yield Flag("unbounded-fails", f"without any limit, {failed} of {_count(free)} attempts failed")

@@ -78,14 +78,15 @@ def _code_digest(path: Path, state: tuple[int, ...]) -> str:
     tree = parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+            # Those of fields and of constants, too: a text that stands for itself does nothing.
+            node.body = [each for each in node.body if not _is_text(each)]
     return hashlib.sha256(_spelled(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is a text alone."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _spelled(node: object) -> str:

@@ -50,11 +50,11 @@ def is_correct(rows: Frame) -> Mask:
     label = np.asarray(rows["label"])
     right = label == np.asarray(rows["truth"])
     moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["invalid"], np.bool_)
-    stood = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
-    return np.asarray(stood & (label >= 0), np.bool_)
+    held = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
+    return np.asarray(held & (label >= 0), np.bool_)
 
 
-def reached(rows: Rows) -> Mask:
+def goal_reached(rows: Rows) -> Mask:
     """Return whether the label is what the attacker wants, whether or not the defense refused.
 
     The attacker wants the target, or any wrong label where there is none. An answer that is not finite is
@@ -309,7 +309,7 @@ def success(rows: Rows, clean: Rows | None) -> Values:
         Shape (N,): NaN where the defense is wrong on the clean image.
     """
     assert clean is not None
-    won = reached(rows) & ~rows["rejected"]
+    won = goal_reached(rows) & ~rows["rejected"]
     return np.where(is_correct(clean), won.astype(np.float64), math.nan)
 
 
@@ -338,7 +338,7 @@ def detection(rows: Rows, clean: Rows | None) -> Values:
     Returns:
         Shape (N,): NaN where the answer is another one.
     """
-    return np.where(reached(rows), rows["rejected"].astype(np.float64), math.nan)
+    return np.where(goal_reached(rows), rows["rejected"].astype(np.float64), math.nan)
 
 
 @metric("selective", "right answers, among the accepted ones", worst=None)
@@ -435,7 +435,7 @@ def top(rows: Rows, clean: Rows | None) -> Values:
     Returns:
         Shape (N,): NaN where the attack has a target and did not reach it.
     """
-    failed = ~np.isnan(rows["target"]) & ~reached(rows)
+    failed = ~np.isnan(rows["target"]) & ~goal_reached(rows)
     return np.where(failed, math.nan, rows["logits"].max(1))
 
 

@@ -19,7 +19,7 @@ from bench.runner.scheduler import Done, State
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 
 SHOWN = 8
-"""How many finished cells stay in sight."""
+"""How many finished conditions stay in sight."""
 
 HEARTBEAT = 60.0
 """Seconds without a line after which one says what is at work."""
@@ -241,7 +241,7 @@ class Display:
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            table.add_column("finished cells")
+            table.add_column("finished conditions")
             table.add_column("after", justify="right")
             for name, after in self._finished:
                 table.add_row(Text(shown(name)), after)

@@ -100,9 +100,9 @@ def examine(
             state.todo[job] = tuple(each for each in job.needs if need(each))
         return True
 
-    for cell in plan.cells:
-        if (wanted is None or cell.job.key in wanted) and not need(cell.job):
-            state.done.add(cell.job)
+    for condition in plan.conditions:
+        if (wanted is None or condition.job.key in wanted) and not need(condition.job):
+            state.done.add(condition.job)
     return state
 
 

@@ -1,4 +1,4 @@
-"""From a suite to cells and jobs: what a task names is crossed. Nothing is loaded, and nothing runs.
+"""From a suite to conditions and jobs: what a task names is crossed. Nothing is loaded, and nothing runs.
 
 A combination that cannot be is a skip with its reason: the first of `RULES` and `VIEW_RULES` that speaks.
 """
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCondition:
     """A point of the benchmark."""
 
     coordinates: Mapping[str, Any]
@@ -38,16 +38,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells, and the jobs below them."""
+    """All conditions, and the jobs below them."""
 
     suite: Suite
-    cells: tuple[Cell, ...]
+    conditions: tuple[PlannedCondition, ...]
     skips: tuple[Skip, ...]
 
     def graph(self, wanted: set[str] | None = None) -> dict[Job, tuple[Job, ...]]:
-        """Return every job below the cells (those whose jobs are `wanted`), with those it needs."""
+        """Return every job below the conditions (those whose jobs are `wanted`), with those it needs."""
         graph: dict[Job, tuple[Job, ...]] = {}
-        todo: list[Job] = [cell.job for cell in self.cells if wanted is None or cell.job.key in wanted]
+        todo: list[Job] = [each.job for each in self.conditions if wanted is None or each.job.key in wanted]
         while todo:
             job = todo.pop()
             if job not in graph:
@@ -72,10 +72,10 @@ class Plan:
 
     def modules(self) -> set[str]:
         """Return the modules whose code decides this plan's numbers."""
-        return {name for cell in self.cells for name in modules_of(cell.job)}
+        return {name for condition in self.conditions for name in modules_of(condition.job)}
 
     def manifest(self) -> dict[str, Any]:
-        """Return what `report` needs to know: cells, skips, tables, digests of the sources."""
+        """Return what `report` needs to know: conditions, skips, tables, digests of the sources."""
         model = self.suite.model
         named_code, named_files = self._named()
         return {
@@ -86,8 +86,8 @@ class Plan:
             "sources": {**fingerprint.digests(self.modules()), **named_code},
             "files": named_files,
             "conditions": [
-                {"coordinates": dict(cell.coordinates), "facts": dict(cell.facts), "job": cell.job.key}
-                for cell in self.cells
+                {"coordinates": dict(each.coordinates), "facts": dict(each.facts), "job": each.job.key}
+                for each in self.conditions
             ],
             "skips": [{"coordinates": dict(skip.coordinates), "reason": skip.reason} for skip in self.skips],
             "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
@@ -339,14 +339,14 @@ class Planner:
         self.suite = suite
         self.root = data_root
         self._made: dict[Hashable, Any] = {}
-        self.cells: dict[tuple[Any, ...], Cell] = {}
+        self.conditions: dict[tuple[Any, ...], PlannedCondition] = {}
         self.skips: dict[tuple[Any, ...], Skip] = {}
 
     def plan(self) -> Plan:
-        """Return all cells of all tasks."""
+        """Return all conditions of all tasks."""
         for position in range(len(self.suite.model.tasks)):
             self._task(position)
-        return Plan(self.suite, tuple(self.cells.values()), tuple(self.skips.values()))
+        return Plan(self.suite, tuple(self.conditions.values()), tuple(self.skips.values()))
 
     def _once(self, name: tuple[Hashable, ...], make: Callable[[], T]) -> T:
         if name not in self._made:
@@ -486,7 +486,7 @@ class Planner:
                             self._keep(position, point, _planned(point, victim, resolved))
                         else:
                             request = Request(point, resolved, victim, asked, fitted, n, choice)
-                            self._keep(position, point, self._cell(request))
+                            self._keep(position, point, self._condition(request))
 
     def _fitted(self, position: int, defense: str, asked: Data) -> Data:
         """Return what the defenses of a task are fitted on; raise where it has other images than `asked`."""
@@ -531,19 +531,19 @@ class Planner:
                         choice,
                     )
 
-    def _keep(self, position: int, point: Point, made: Cell | Skip) -> None:
+    def _keep(self, position: int, point: Point, made: PlannedCondition | Skip) -> None:
         name = tuple(made.coordinates.items())
         if isinstance(made, Skip):
             self.skips[name] = made
             return
-        other = self.cells.get(name)
+        other = self.conditions.get(name)
         if other is not None and other.job != made.job:
             raise InputError(
                 f"{self.suite.at('tasks', position)}: asks {point.attack} on {point.defense} ({point.data}) "
                 f"a second time, in another way (n = {other.facts['n']} and {made.facts['n']}); "
                 "give one of them a name of its own"
             )
-        self.cells[name] = made
+        self.conditions[name] = made
 
     def _targets(self, attack: str, classes: int) -> list[Target]:
         match self.suite.model.attacks[attack].targets:
@@ -590,8 +590,8 @@ class Planner:
         named = [each for each in asked or () if not each.use.startswith(ANSWERS)]
         return _named(named or asked or every, readout)
 
-    def _cell(self, request: Request) -> Cell | Skip:
-        """Return a request's cell with its jobs, or why it cannot be."""
+    def _condition(self, request: Request) -> PlannedCondition | Skip:
+        """Return a request's condition with its jobs, or why it cannot be."""
         point = request.point
         if (reason := refusal(RULES, request)) is not None:
             return Skip(point.coordinates, reason)
@@ -620,7 +620,7 @@ class Planner:
             "random": _draws(request.victim, point.inference),
             "flags": _flags(request, attack_run),
         }
-        return Cell(point.coordinates, job, facts)
+        return PlannedCondition(point.coordinates, job, facts)
 
     def _sight(self, request: Request, choice: ViewUse) -> Sight:
         point = request.point
@@ -718,7 +718,7 @@ def _shards(attack_run: AttackRun, n: int) -> tuple[Craft, ...]:
 
 
 def make(suite: Suite, data_root: Path | None = None) -> Plan:
-    """Cross a suite into cells and jobs.
+    """Cross a suite into conditions and jobs.
 
     Args:
         suite: the checked suite.
@@ -728,7 +728,7 @@ def make(suite: Suite, data_root: Path | None = None) -> Plan:
         The plan. Nothing was loaded.
 
     Raises:
-        InputError: a parameter does not fit the data, or two tasks ask for one cell in two ways.
+        InputError: a parameter does not fit the data, or two tasks ask for one condition in two ways.
     """
     return Planner(suite, data_root).plan()
 

@@ -1,6 +1,6 @@
 """From the words of a task file to what they name: every name looked up, every parameter filled in.
 
-Every complaint names its line. What follows from a suite (cells and jobs) is `planner.py`'s.
+Every complaint names its line. What follows from a suite (conditions and jobs) is `planner.py`'s.
 """
 
 import hashlib

@@ -111,7 +111,7 @@ class AttackUse(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     use: Name
     planned: Sentence | None = None
-    """Why `use` is not registered yet: its cells are skipped, its other parameters are not looked at."""
+    """Why `use` is not registered yet: its conditions are skipped, its other parameters are not looked at."""
     source: Origin | None = None
     targets: (
         Literal["none", "others", "next", "random"]
@@ -123,7 +123,7 @@ class AttackUse(BaseModel):
 
 
 class Task(Model):
-    """A block of cells: everything it names is crossed."""
+    """A block of conditions: everything it names is crossed."""
 
     data: str
     fit: str | None = None

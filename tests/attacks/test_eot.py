@@ -216,7 +216,7 @@ def planned(folder: Path, defense: dict[str, Any], *views: Any, **attack: Any) -
 
 
 def crafts(made: planner.Plan) -> dict[str, str]:
-    return {cell.coordinates["view"]: cell.job.crafts[0].key for cell in made.cells}
+    return {cell.coordinates["view"]: cell.job.crafts[0].key for cell in made.conditions}
 
 
 def test_a_view_with_draws_is_another_craft_and_one_draw_is_the_same(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_draws_stand_beside_a_view_s_own_parameters(tmp_path: Path) -> None:
 def test_draws_of_a_defense_that_does_not_draw_are_doubted(tmp_path: Path) -> None:
     view = {"use": "logits", "draws": 9}
     for use, random in (("toy/linear", False), ("toy/noisy", True)):
-        (flags,) = {tuple(cell.facts["flags"]) for cell in planned(tmp_path, {"use": use}, view).cells}
+        (flags,) = {tuple(cell.facts["flags"]) for cell in planned(tmp_path, {"use": use}, view).conditions}
         sentence = f"9 draws of {use}, whose answers do not differ, are one"
         assert flags == (() if random else (sentence,))
 

@@ -451,7 +451,7 @@ def test_t6_few_classes_bring_it_down(tmp_path: Path) -> None:
             "fine": {"use": "torchattacks/APGD"},
         },
     )
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"fine"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"fine"}
     assert {skip.reason for skip in plan.skips} == {
         "torchattacks/APGDT needs 4 classes, there are 2",
         "torchattacks/UPGD: its loss dlr needs 4 classes, there are 2",
@@ -1163,7 +1163,7 @@ def test_every_attack_of_the_libraries_is_adapted_or_left_out_on_purpose() -> No
 def test_targets_are_not_asked_of_what_has_none(tmp_path: Path) -> None:
     suite(tmp_path, CNN, {"it": {"use": "torchattacks/APGD", "targets": "next"}}, [TASK])
     plan = planner.make(resolve.load(tmp_path / "suite.yaml"))
-    assert not plan.cells
+    assert not plan.conditions
     assert {skip.reason for skip in plan.skips} == {"torchattacks/APGD reaches for no target"}
 
 
@@ -1232,7 +1232,9 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     (failed,) = [each for each in done if each.error is not None]
     assert isinstance(failed.error, OvertimeError)
     assert "its process was killed" in str(failed.error)
-    finished = {cell.coordinates["attack"] for cell in plan.cells if store.receipt("evaluate", cell.job.key)}
+    finished = {
+        each.coordinates["attack"] for each in plan.conditions if store.receipt("evaluate", each.job.key)
+    }
     assert finished == {"fine"}
 
 

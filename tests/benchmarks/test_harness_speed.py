@@ -74,7 +74,7 @@ def test_planning_ten_thousand_cells(tmp_path: Path, benchmark: Any) -> None:
     task = {**SUITE["tasks"][0], "seeds": list(range(1000)), "threat": threat}
     path = suite(tmp_path, tasks=[task])
     plan = benchmark.pedantic(lambda: planner.make(resolve.load(path)), rounds=3, warmup_rounds=1)
-    assert len(plan.cells) == 10_000
+    assert len(plan.conditions) == 10_000
 
 
 @pytest.mark.parametrize("words", [["--help"], ["report", "suite.yaml"], ["run", "suite.yaml"]], ids=" ".join)

@@ -850,15 +850,15 @@ def test_on_a_network_of_the_user_s_a_sweep_trains_once(folder: Path, epochs: in
     assert not ran.failed, ran.failed
     jobs = list(ran.plan.graph())
     assert sum(isinstance(job, Train) for job in jobs) == 2  # The user's network, and API-Net on it.
-    assert len(ran.plan.cells) == 3 * (1 + 3)
+    assert len(ran.plan.conditions) == 3 * (1 + 3)
     crafted = {
         (cell.coordinates["view"], cell.coordinates["inference.eps_ap"]): cell.job.crafts[0].key
-        for cell in ran.plan.cells
+        for cell in ran.plan.conditions
         if cell.coordinates["attack"] == "pgd"
     }
     count = {view: len({key for (seen, _), key in crafted.items() if seen == view}) for view, _ in crafted}
     assert count == {"base": 1, "bpda": 3, "unrolled": 3}
-    for cell in ran.plan.cells:
+    for cell in ran.plan.conditions:
         assert len(ran.outcomes(**cell.coordinates)) == 20
 
 
@@ -869,7 +869,7 @@ def test_a_sweep_out_of_reach_is_shown_by_plan_and_table(
     ran = Ran(path)
     short = "4 inner steps of 0.014 reach 0.056, less than eps_ap 0.06275"
     said = f"api: {short} (inner_step_size: null scales them)"
-    for cell in ran.plan.cells:
+    for cell in ran.plan.conditions:
         far = cell.coordinates["inference.eps_ap"] > 15 / 255
         assert cell.facts["flags"] == ([said] if far else [])
     (far, *_) = [each for each in conditions_of(ran.plan.manifest()) if each.facts.flags]

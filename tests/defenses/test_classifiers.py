@@ -892,7 +892,7 @@ def test_a_suite_trains_what_another_starts_from_and_says_what_steps_do_not_reac
     assert not ran.failed
     jobs = {job.defense.name: job for job in ran.plan.graph() if isinstance(job, Train)}
     assert [name for name, _ in jobs["trades"].parts] == ["initial"]
-    flags = {cell.coordinates["defense"]: cell.facts["flags"] for cell in ran.plan.cells}
+    flags = {cell.coordinates["defense"]: cell.facts["flags"] for cell in ran.plan.conditions}
     assert flags["plain"] == []
     assert [re.sub("^madry: ", "", each) for each in flags["madry"]] == [
         "7 inner steps of 0.007 reach 0.049, less than the radius 0.1"

@@ -56,7 +56,7 @@ def test_success_is_an_accepted_answer_that_the_attacker_wants():
     )
     still = arrays(rows([True] * 7, moved=False))
     assert METRICS["success"].score(arrays(frame), still).tolist() == [0, 1, 0, 1, 0, 0, 0]
-    assert metrics.reached(arrays(frame)).tolist() == [False, True, True, True, False, True, False]
+    assert metrics.goal_reached(arrays(frame)).tolist() == [False, True, True, True, False, True, False]
 
 
 def test_there_is_nothing_to_win_where_the_clean_answer_is_wrong():
@@ -218,7 +218,7 @@ def test_every_metric_is_what_a_hand_computes(name):
 def test_with_a_target_the_attacker_wants_that_label_alone():
     attacked, still = by_hand()
     aimed = {**attacked, "target": np.array([5.0, 5, 4, 5, 3, 5, 5])}
-    assert metrics.reached(aimed).tolist() == [False, True, False, True, True, False, False]
+    assert metrics.goal_reached(aimed).tolist() == [False, True, False, True, True, False, False]
     for name, expected in {
         "success": [0, 1, NAN, NAN, 0, 0, 0],
         "detection": [NAN, 0, NAN, 1, 1, NAN, NAN],

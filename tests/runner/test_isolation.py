@@ -353,7 +353,7 @@ def good_rows(made: planner.Plan, store: Store) -> dict[str, Any]:
         f"{cell.coordinates['defense']} {cell.coordinates['attack']}": pq.read_table(
             store.artefact("evaluate", cell.job.key)
         ).to_pydict()
-        for cell in made.cells
+        for cell in made.conditions
         if str(cell.coordinates["defense"]).startswith("good")
     }
 
@@ -509,7 +509,7 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
         assert not [each.error for each in done if each.error]
         orders.append(pool.order)
         found.append(
-            [pq.read_table(store.artefact("evaluate", cell.job.key)).to_pydict() for cell in made.cells]
+            [pq.read_table(store.artefact("evaluate", cell.job.key)).to_pydict() for cell in made.conditions]
         )
         # It remembers within a job, too: asked again, it answers otherwise.
         assert all(any(rows["differs"]) for rows in found[-1])
@@ -524,9 +524,9 @@ def test_jobs_of_one_run_and_of_many_agree(tmp_path: Path) -> None:
     path = suite(tmp_path, defenses, attacks, [{**TASK, "limit": 30}])
     together = Ran(path, tmp_path / "one")
     assert not together.failed
-    for cell in together.plan.cells:
+    for cell in together.plan.conditions:
         Ran(path, tmp_path / "many", wanted={cell.job.key})
-    for cell in together.plan.cells:
+    for cell in together.plan.conditions:
         one, many = (
             pq.read_table(Store(tmp_path / name).artefact("evaluate", cell.job.key)).to_pydict()
             for name in ("one", "many")

@@ -99,7 +99,7 @@ def test_a_job_that_raises_leaves_a_hole_and_the_run_goes_on(
         assert re.search(error, str(each.error))
         record = ran.store.failure_file(each.job.key).read_text()
         assert "Traceback" in record
-    (bad,) = [cell for cell in ran.plan.cells if cell.coordinates["attack"] == "bad"]
+    (bad,) = [cell for cell in ran.plan.conditions if cell.coordinates["attack"] == "bad"]
     assert ran.store.receipt("evaluate", bad.job.key) is None
 
 
@@ -117,7 +117,9 @@ def test_what_depends_on_a_failure_does_not_run(tmp_path: Path) -> None:
     assert [type(each.job) for each in ran.failed] == [Train]
     assert len(ran.outcomes(defense="linear")) == 60
     done = {each.job.key for each in ran.done}
-    assert not any(cell.job.key in done for cell in ran.plan.cells if cell.coordinates["defense"] == "broken")
+    broken = [each for each in ran.plan.conditions if each.coordinates["defense"] == "broken"]
+    assert broken
+    assert not any(each.job.key in done for each in broken)
 
 
 def test_a_loss_that_is_not_finite_stops_a_training_with_a_clear_error(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_file_among_several_that_changes_after_the_plan_stops_the_job(tmp_path
     assert not ran.failed
     logits = np.stack(ran.outcomes()["logits"].to_list())
     assert len(np.unique(logits[0])) == 10
-    job = ran.plan.cells[0].job.victim.train
+    job = ran.plan.conditions[0].job.victim.train
     (tmp_path / "7.txt").write_text("0.75")
     with pytest.raises(InputError, match=r"7\.txt changed since the run was planned"):
         unchanged(job.defense, tmp_path)
@@ -216,7 +218,7 @@ def test_training_a_part_further_leaves_the_defense_it_came_from_alone(tmp_path:
 def test_a_parameterised_view_is_looked_through_as_asked(tmp_path: Path) -> None:
     task = {**TASK, "readouts": ["plain"], "views": ["logits", {"use": "scaled", "temperature": 50.0}]}
     ran = Ran(suite(tmp_path, LINEAR, PGD, [task]))
-    views = {cell.coordinates["view"] for cell in ran.plan.cells}
+    views = {cell.coordinates["view"] for cell in ran.plan.conditions}
     assert views == {"logits", "scaled(temperature=50.0)"}
     assert len(ran.outcomes(view="scaled(temperature=50.0)")) == 60
 
@@ -234,7 +236,7 @@ def test_an_inversion_is_searched_by_the_attacks_that_ask_for_it(tmp_path: Path)
 def test_a_decision_attack_sees_the_readouts_answers_and_refusals(tmp_path: Path) -> None:
     task = {**TASK, "threat": {"norm": "linf", "radius": 0.4}}
     ran = Ran(suite(tmp_path, LINEAR, {"answers": {"use": "toy/answers"}}, [task]))
-    assert {cell.coordinates["view"] for cell in ran.plan.cells} == {"decision:plain", "decision:reject"}
+    assert {cell.coordinates["view"] for cell in ran.plan.conditions} == {"decision:plain", "decision:reject"}
     rows = ran.outcomes(readout="reject")
     moved = rows["distance"] > 0
     assert moved.any()
@@ -249,7 +251,7 @@ def test_a_task_may_name_the_read_out_whose_answers_a_decision_attack_sees(tmp_p
     task = {**TASK, "readouts": ["reject"], "threat": {"norm": "linf", "radius": 0.4}}
     task["views"] = ["logits", "decision:plain", "decision:{readout}"]
     ran = Ran(suite(tmp_path, LINEAR, attacks, [task]))
-    seen = {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in ran.plan.cells}
+    seen = {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in ran.plan.conditions}
     assert seen == {
         ("answers", "decision:plain"),
         ("answers", "decision:reject"),
@@ -487,9 +489,9 @@ def test_numbers_of_two_networks_never_stand_side_by_side(
     monkeypatch.setattr(toys.Linear, "fit", other)
     path = suite(tmp_path, LINEAR, {**CLEAN, **PGD}, [task])
     second = Ran(path)
-    assert {cell.coordinates["attack"] for cell in second.plan.cells if cell.job in second.state.done} == {
-        "clean"
-    }
+    assert {
+        cell.coordinates["attack"] for cell in second.plan.conditions if cell.job in second.state.done
+    } == {"clean"}
     third = Ran(path)
     assert {type(each.job) for each in third.done} == {Craft, Evaluate}
     assert (third.outcomes(attack="clean")["label"] == 0).mean() > 0.9

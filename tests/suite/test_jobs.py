@@ -148,7 +148,7 @@ OUTSIDE = {
 
 def example(kind: type[Keyed], folder: Path) -> Keyed:
     """Return a job whose fields all say something: it has parts, a source that is served, a target."""
-    cells = made(folder).cells
+    cells = made(folder).conditions
     evaluate = next(
         cell.job
         for cell in cells
@@ -276,8 +276,8 @@ def test_no_label_of_a_task_file_enters_a_key(tmp_path: Path) -> None:
     changed["tables"] = {"renamed": {**TABLES["t"], "title": "Another"}}
     assert "my linear" in json.dumps(changed["defenses"]["my top"])
     before, after = made(tmp_path), made(tmp_path, **changed)
-    assert {cell.coordinates["defense"] for cell in after.cells} == {"my linear", "my other", "my top"}
-    assert [cell.job.key for cell in after.cells] == [cell.job.key for cell in before.cells]
+    assert {cell.coordinates["defense"] for cell in after.conditions} == {"my linear", "my other", "my top"}
+    assert [cell.job.key for cell in after.conditions] == [cell.job.key for cell in before.conditions]
     assert keys(after) == keys(before)
 
 

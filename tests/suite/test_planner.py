@@ -51,7 +51,7 @@ def jobs(plan: Plan, kind: type) -> list[Any]:
 def crafts(plan: Plan, **coordinates: Any) -> set[str]:
     return {
         craft.key
-        for cell in plan.cells
+        for cell in plan.conditions
         if all(cell.coordinates[name] == value for name, value in coordinates.items())
         for craft in cell.job.crafts
     }
@@ -75,7 +75,7 @@ def test_a_feed_forward_nets_e2e_is_its_first(tmp_path: Path) -> None:
 def test_a_views_parameters_do_not_reach_an_alias(tmp_path: Path) -> None:
     views = ["first", {"use": "bpda", "temperature": 0.2}]
     plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "views": views, "attacks": ["pgd"]}])
-    seen = {(cell.coordinates["defense"], cell.coordinates["view"]) for cell in plan.cells}
+    seen = {(cell.coordinates["defense"], cell.coordinates["view"]) for cell in plan.conditions}
     assert ("cnnf", "bpda(temperature=0.2)") in seen
     assert crafts(plan, defense="cnn", view="bpda(temperature=0.2)") == crafts(
         plan, defense="cnn", view="first"
@@ -88,14 +88,16 @@ def test_an_attack_may_stop_early_only_where_winning_is_winning(tmp_path: Path) 
         (cell.coordinates["defense"], cell.coordinates["view"], cell.coordinates["readout"]): cell.facts[
             "exact"
         ]
-        for cell in plan.cells
+        for cell in plan.conditions
         if cell.coordinates["attack"] == "pgd"
     }
     assert exact["cnn", "first", "last"]
     assert not exact["cnnf", "first", "last"]
     assert exact["cnnf", "e2e_last", "last"]
     assert exact["cnnf", "e2e_avg", "avg"]
-    assert not any(cell.facts["exact"] for cell in plan.cells if cell.coordinates["attack"] == "transfer")
+    assert not any(
+        cell.facts["exact"] for cell in plan.conditions if cell.coordinates["attack"] == "transfer"
+    )
 
 
 def test_e2e_last_scored_on_avg_is_another_craft_than_on_last(tmp_path: Path) -> None:
@@ -138,14 +140,14 @@ def test_served_parameters_share_the_training_and_ignored_ones_the_crafts(tmp_pa
 def test_targets_are_coordinates_of_the_craft(tmp_path: Path) -> None:
     attacks = {"others": {"use": "pgd", "targets": "others"}, "random": {"use": "pgd", "targets": "random"}}
     plan = made(tmp_path, attacks=attacks)
-    found = {cell.coordinates["target"] for cell in plan.cells}
+    found = {cell.coordinates["target"] for cell in plan.conditions}
     assert found == {*range(1, 10), "random"}
     assert crafts(plan, target=1).isdisjoint(crafts(plan, target=2))
 
 
 def test_some_targets_may_be_named_by_their_offsets(tmp_path: Path) -> None:
     plan = made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": [9, 2, 2]}})
-    assert {cell.coordinates["target"] for cell in plan.cells} == {2, 9}
+    assert {cell.coordinates["target"] for cell in plan.conditions} == {2, 9}
     whole = made(tmp_path, attacks={"pgd": {"use": "pgd", "targets": "others"}})
     assert crafts(plan, target=9) == crafts(whole, target=9)
     with pytest.raises(InputError, match=r"suite.yaml:\d+: .*10 is no offset .* 10 classes they are 1 to 9"):
@@ -158,7 +160,7 @@ def test_an_attack_that_images_do_not_fit_is_skipped_with_its_reason(tmp_path: P
     attacks = {"colour": {"use": "toy/colour"}, "square": {"use": "toy/square"}}
     plan = made(tmp_path, attacks=attacks)
     assert {skip.reason for skip in plan.skips} == {"toy/colour is made for 3 channels, these have 1"}
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"square"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"square"}
 
 
 def test_gradients_are_not_asked_of_a_view_that_has_none(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_gradients_are_not_asked_of_a_view_that_has_none(tmp_path: Path) -> None
     task = {**BASE["tasks"][0], "readouts": ["plain"], "views": ["opaque"]}
     plan = made(tmp_path, defenses={"net": {"use": "toy/opaque"}}, attacks=attacks, tasks=[task])
     assert {skip.reason for skip in plan.skips} == {"pgd needs gradients, view 'opaque' has none"}
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"samples"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"samples"}
 
 
 def test_nor_is_anything_but_answers_asked_of_answers(tmp_path: Path) -> None:
@@ -178,10 +180,10 @@ def test_nor_is_anything_but_answers_asked_of_answers(tmp_path: Path) -> None:
         "pgd needs gradients, view 'decision:plain' shows answers alone",
         "square needs scores, view 'decision:plain' shows answers alone",
     }
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"walks"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"walks"}
     # Beside a view of their own kind, answers are for others.
     plan = made(tmp_path, **given, tasks=[{**task, "views": ["decision:plain", "opaque"]}])
-    assert {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in plan.cells} == {
+    assert {(cell.coordinates["attack"], cell.coordinates["view"]) for cell in plan.conditions} == {
         ("samples", "opaque"),
         ("walks", "decision:plain"),
     }
@@ -218,7 +220,7 @@ def test_a_view_of_another_space_is_skipped(tmp_path: Path) -> None:
         attacks={"pgd": {"use": "pgd"}},
         tasks=[{**BASE["tasks"][0], "views": ["logits", "code"]}],
     )
-    assert {cell.coordinates["view"] for cell in plan.cells} == {"logits"}
+    assert {cell.coordinates["view"] for cell in plan.conditions} == {"logits"}
     assert {skip.reason for skip in plan.skips} == {"pgd searches pixel space, view 'code' is inversion"}
 
 
@@ -234,7 +236,7 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
         {"data": "digits", "threat": {"norm": "l2"}, "attacks": ["clean", "boundary"]},
     ]
     plan = made(tmp_path, attacks=attacks, tasks=tasks)
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"clean"}
     assert {skip.reason for skip in plan.skips} == {
         f"not-yet is planned: {reason}",
         f"not-either is planned: {reason}",
@@ -256,7 +258,7 @@ def test_a_planned_attack_is_skipped_wherever_it_would_stand(tmp_path: Path) -> 
 
 def test_a_readout_that_a_defense_does_not_have_is_skipped(tmp_path: Path) -> None:
     plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "attacks": ["pgd"], "readouts": ["avg"]}])
-    assert {cell.coordinates["defense"] for cell in plan.cells} == {"cnnf"}
+    assert {cell.coordinates["defense"] for cell in plan.conditions} == {"cnnf"}
     assert {(skip.coordinates["defense"], skip.reason) for skip in plan.skips} == {
         ("cnn", "cnn has no read-out 'avg'")
     }
@@ -264,7 +266,7 @@ def test_a_readout_that_a_defense_does_not_have_is_skipped(tmp_path: Path) -> No
 
 def test_an_attack_that_needs_a_radius_is_skipped_without_one(tmp_path: Path) -> None:
     plan = made(tmp_path, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf"}}])
-    assert {cell.coordinates["attack"] for cell in plan.cells} == {"clean"}
+    assert {cell.coordinates["attack"] for cell in plan.conditions} == {"clean"}
     assert "pgd needs a radius" in {skip.reason for skip in plan.skips}
 
 
@@ -276,13 +278,13 @@ def test_an_attack_without_a_radius_is_run_once_for_all_radii(tmp_path: Path) ->
         attacks={"minimal": {"use": "toy/minimal"}},
         tasks=[{"data": "digits", "threat": threat, "views": ["logits"], "readouts": ["plain"]}],
     )
-    assert len(plan.cells) == 2
-    assert len({cell.job.key for cell in plan.cells}) == 1
+    assert len(plan.conditions) == 2
+    assert len({cell.job.key for cell in plan.conditions}) == 1
 
 
 def test_keys_depend_on_what_decides_the_result_and_on_nothing_else(tmp_path: Path) -> None:
     def keys(**changes: Any) -> set[str]:
-        return {cell.job.key for cell in made(tmp_path, **changes).cells}
+        return {cell.job.key for cell in made(tmp_path, **changes).conditions}
 
     same = keys()
     names = {"clean": "classic", "pgd": "attack", "transfer": "t"}
@@ -318,7 +320,7 @@ def test_a_parameter_may_name_several_files_which_enter_by_content_and_in_order(
         return made(tmp_path, defenses=defenses, attacks={"clean": {"use": "none"}}, tasks=[task])
 
     def key(*names: str) -> str:
-        (cell,) = plan(*names).cells
+        (cell,) = plan(*names).conditions
         return cell.job.key
 
     assert key("0", "1") == key("0", "again")
@@ -377,7 +379,7 @@ def test_two_labels_of_one_data_set_keep_their_own_shards(tmp_path: Path) -> Non
     plan = made(tmp_path, data=data, tasks=tasks)
     sizes = {
         cell.coordinates["data"]: {craft.stop - craft.start for craft in cell.job.crafts}
-        for cell in plan.cells
+        for cell in plan.conditions
     }
     assert sizes == {"a": {20}, "b": {10}}
 
@@ -408,7 +410,7 @@ def test_ten_thousand_cells_are_planned_in_little_time(tmp_path: Path) -> None:
     plan = made(tmp_path, tasks=[task])
     json.dumps(plan.manifest())
     spent = time.process_time() - begun
-    assert len(plan.cells) >= 10_000
+    assert len(plan.conditions) >= 10_000
     assert len(jobs(plan, Evaluate)) > 5_000
     # Measured at about a second (tests/benchmarks); ten times that is a mistake of the planner's.
     assert spent < 15
@@ -418,12 +420,13 @@ def test_source_digests_do_not_count_comments_or_docstrings(tmp_path: Path) -> N
     from bench.results.fingerprint import code_digest
 
     path = tmp_path / "code.py"
-    path.write_text('"""One."""\ndef f():\n    """Two."""\n    return 1\n')
+    path.write_text('"""One."""\nA = 1\n"""Three."""\ndef f():\n    """Two."""\n    return 1\n')
     before = code_digest(path)
-    path.write_text('"""Other."""\n\n\ndef f():  # why\n    return 1\n\n')
+    path.write_text('"""Other."""\n\nA = 1\n"""Fourth."""\n\ndef f():  # why\n    return 1\n\n')
     assert code_digest(path) == before
-    path.write_text("def f():\n    return 2\n")
-    assert code_digest(path) != before
+    for other in ("A = 1\ndef f():\n    return 2\n", "A = 'text'\ndef f():\n    return 1\n"):
+        path.write_text(other)
+        assert code_digest(path) != before
 
 
 def test_planning_imports_no_attack_library() -> None:
@@ -553,6 +556,6 @@ def test_a_cell_says_whether_its_attack_does_anything(tmp_path: Path) -> None:
     plan = made(
         tmp_path, attacks=attacks, tasks=[{**BASE["tasks"][0], "threat": {"norm": "linf", "radius": 0.1}}]
     )
-    assert {(cell.coordinates["attack"], cell.facts["idle"]) for cell in plan.cells} == {
+    assert {(cell.coordinates["attack"], cell.facts["idle"]) for cell in plan.conditions} == {
         ("clean", True), ("same", False), ("pgd", False),
     }  # fmt: skip

@@ -100,7 +100,7 @@ def test_every_table_of_a_paper_is_planned_without_its_data(name: str, planned: 
         "breakdgm": {"fig1", "D"},
     }
     assert keys[name] <= set(manifest["tables"])
-    known = {cell.job.key for cell in plan.cells}
+    known = {cell.job.key for cell in plan.conditions}
     for key in manifest["tables"]:
         assert tables.jobs(manifest, key) <= known
         # Every cell has a condition or a reason, or nobody asks for it.
@@ -143,7 +143,7 @@ def test_the_first_image_shares_the_training_of_its_data_set(planned: dict[str, 
     plan, _, _ = planned["sdim"]
     trainings = {
         cell.job.victim.train.key
-        for cell in plan.cells
+        for cell in plan.conditions
         if cell.coordinates["defense"] == "sdim-10" and "mnist" in cell.coordinates["data"]
     }
     # On MNIST, and on Fashion-MNIST where MNIST is what lies outside.
