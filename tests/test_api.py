@@ -43,7 +43,8 @@ def attacked(model: nn.Module = PLANE, **settings: Any) -> bench.Result:
 def test_a_plane_is_crossed_where_the_radius_is_enough_and_nowhere_else(share: float) -> None:
     least = PLANE.least(X, "linf")
     radius = share * float(least.median())
-    result = attacked(radius=radius, steps=20)
+    # To the corner: the first iterate that wins may lie on the plane to the last bit, where rounding answers.
+    result = attacked(radius=radius, steps=20, drop=False)
     assert result.frame["broken"].tolist() == (least < radius).tolist()
     assert result.robust.value == pytest.approx(float((least >= radius).double().mean()))
     assert (result.clean.value, result.clean.n, result.robust.n) == (1, 12, 12)

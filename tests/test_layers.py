@@ -1,6 +1,7 @@
 """The direction of imports is a test, and every component has its row and its words."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_every_module_of_the_harness_has_its_layer() -> None:
 
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (layers,) = [each for each in config["tool"]["importlinter"]["contracts"] if each["type"] == "layers"]
-    placed = {name.strip() for layer in layers["layers"] for name in layer.split("|")}
+    placed = {name.strip() for layer in layers["layers"] for name in re.split("[|:]", layer)}
     modules = {path.stem for path in (ROOT / "bench").glob("*.py")} - {"__init__"}
     packages = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")}
     assert placed == {f"bench.{name}" for name in modules | packages}

@@ -481,7 +481,7 @@ class Planner:
                     self._once(("check", attack, fitted.shape), check)
                 for seed in task.seeds:
                     victim = self.train(defense, fitted, asked, seed)
-                    for point, choice in self._points(position, victim, defense, attack):
+                    for point, choice in self._points(position, victim, defense, attack, seed):
                         if isinstance(resolved, Planned):
                             self._keep(position, point, _planned(point, victim, resolved))
                         else:
@@ -503,7 +503,7 @@ class Planner:
         return fitted
 
     def _points(
-        self, position: int, victim: Train, defense: str, attack: str
+        self, position: int, victim: Train, defense: str, attack: str, seed: int
     ) -> Iterator[tuple[Point, ViewUse | None]]:
         """Yield every combination of the rest, with the view that it looks through."""
         task = self.suite.model.tasks[position]
@@ -524,7 +524,7 @@ class Planner:
                             attack=attack,
                             view=label,
                             readout=readout,
-                            seed=victim.seed,
+                            seed=seed,
                             target=target,
                             inference=inference,
                         ),

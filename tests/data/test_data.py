@@ -224,8 +224,8 @@ def test_digits_need_no_scikit_learn_to_be_imported() -> None:
     import subprocess
 
     code = (
-        "import sys; from bench import data; s = data.DataSpec.model_validate({'name': 'digits'});"
-        "data.load(s); print('sklearn' in sys.modules, 'torchvision' in sys.modules)"
+        "import sys; from bench.data import spec; s = spec.DataSpec.model_validate({'name': 'digits'});"
+        "spec.load(s); print('sklearn' in sys.modules, 'torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
@@ -527,7 +527,7 @@ def test_altered_mnist_is_refused(tmp_path: Path) -> None:
 
 
 def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
+    from torchvision import datasets as torchvisions
 
     def fetch(root: str, *, download: bool) -> None:
         assert download
@@ -535,7 +535,7 @@ def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.Monkey
         write_folder(Path(root) / "MNIST" / "raw", dict.fromkeys(names, b"fetched"))
 
     monkeypatch.delenv("BENCH_OFFLINE")
-    monkeypatch.setattr(datasets, "MNIST", fetch)
+    monkeypatch.setattr(torchvisions, "MNIST", fetch)
     datasets.prepare(spec("mnist"), tmp_path)
     home = tmp_path / "mnist"
     assert [each.name for each in home.iterdir()] == ["MNIST"]
@@ -543,14 +543,14 @@ def test_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_failed_download_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
+    from torchvision import datasets as torchvisions
 
     def fetch(root: str, *, download: bool) -> None:
         (Path(root) / "half").write_bytes(b"")
         raise RuntimeError("Error downloading:\nno route to host")
 
     monkeypatch.delenv("BENCH_OFFLINE")
-    monkeypatch.setattr(datasets, "FashionMNIST", fetch)
+    monkeypatch.setattr(torchvisions, "FashionMNIST", fetch)
     with pytest.raises(InputError, match=r"it could not be downloaded: no route to host\. Copy Fashion"):
         datasets.prepare(spec("fashion-mnist"), tmp_path)
     assert list((tmp_path / "fashion-mnist").iterdir()) == []
@@ -581,7 +581,7 @@ def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch:
 
 
 def test_svhn_is_read_as_torchvision_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
+    from torchvision import datasets as torchvisions
 
     class Fake:
         def __init__(self, root: str, split: str) -> None:
@@ -589,7 +589,7 @@ def test_svhn_is_read_as_torchvision_gives_it(tmp_path: Path, monkeypatch: pytes
             self.data = np.zeros((26_032, 3, 32, 32), dtype=np.uint8)
             self.labels = np.arange(26_032) % 10
 
-    monkeypatch.setattr(datasets, "SVHN", Fake)
+    monkeypatch.setattr(torchvisions, "SVHN", Fake)
     write_folder(tmp_path, {"test_32x32.mat": b""})
     found = datasets.load(spec("svhn", size=20), tmp_path)
     assert found.images.shape == (20, 3, 32, 32)

@@ -160,7 +160,7 @@ def test_any_history_ends_in_the_tables_of_an_undisturbed_run(frozen: tuple[Path
     run_state_machine_as_test(
         machine(*frozen),
         settings=settings(
-            max_examples=20,
+            max_examples=30,
             stateful_step_count=8,
             deadline=None,
             derandomize=True,

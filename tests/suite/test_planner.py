@@ -391,9 +391,13 @@ def test_served_values_and_inner_attacks_are_checked_like_all_others(tmp_path: P
             defenses={"cnnf": {"use": "cnnf", "inference": {"cycles": [-1]}}},
             attacks={"c": {"use": "none"}},
         )
-    inner = {"use": "pgd", "steps": 0}
-    with pytest.raises(InputError, match=r"inner attack pgd: .*steps"):
-        made(tmp_path, defenses={"cnn": {"use": "cnn", "inner": inner}}, attacks={"c": {"use": "none"}})
+    for inner, sentence in (
+        ({"use": "pgd", "steps": 0}, r"defenses\.cnn\.inner\.steps: expected a number of 1 or more, found 0"),
+        # What only the data tells is asked of the attack itself.
+        ({"use": "jsma", "gamma": 0.01}, r"inner attack jsma: gamma of 0\.01 leaves fewer than 2"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            made(tmp_path, defenses={"cnn": {"use": "cnn", "inner": inner}}, attacks={"c": {"use": "none"}})
 
 
 def test_jobs_travel_to_other_processes_with_their_keys(tmp_path: Path) -> None:
