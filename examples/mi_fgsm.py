@@ -45,3 +45,20 @@ def mi_fgsm(
         direction=direction,
     )
     return ascent.run(view, x, y, threat, noise, loss_of("ce"))
+
+
+if __name__ == "__main__":
+    import torch
+    from sklearn.datasets import load_digits
+
+    from bench import evaluate
+
+    digits = load_digits()
+    x = torch.tensor(digits.images, dtype=torch.float32).div(16)[:, None]
+    y = torch.tensor(digits.target)
+    # The nearest mean image as a linear classifier.
+    means = torch.stack([x[y == label].flatten(1).mean(0) for label in range(10)])
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    model[1].weight.data, model[1].bias.data = 10 * means, -5 * (means**2).sum(1)
+    for restarts in (1, 5):
+        print(evaluate(model, x[:100], y[:100], attack=mi_fgsm, radius="8/255", restarts=restarts))

@@ -43,7 +43,7 @@ _Axis: TypeAlias = list[str] | dict[Name, Selection]
 Axis = Annotated[_Axis, BeforeValidator(_axis, json_schema_input_type=_Axis | str)]
 """Names of coordinates (a row for each combination of their values), or headings and what each selects."""
 
-Radius = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str), Field(ge=0)]
+Radius = Annotated[float, Field(ge=0), BeforeValidator(fraction, json_schema_input_type=float | str)]
 
 
 class Model(BaseModel):

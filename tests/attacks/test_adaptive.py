@@ -266,8 +266,8 @@ def test_sdim_without_thresholds_has_no_guides() -> None:
     ("params", "sentence"),
     [
         ({"steps": 0}, "steps: expected a number of 1 or more, found 0"),
-        ({"step_size": 0.0}, "step: expected a number above 0, found 0.0"),
-        ({"step_size": -0.1}, "step: expected a number above 0, found -0.1"),
+        ({"step_size": 0.0}, "step_size: expected a number above 0, found 0.0"),
+        ({"step_size": -0.1}, "step_size: expected a number above 0, found -0.1"),
         ({"classes": 0}, "classes: expected a number of 1 or more, found 0"),
         ({"classes": 5}, "classes must be 1 to 4, the others than the true one, not 5"),
     ],

@@ -57,7 +57,7 @@ def test_no_attack_asks_for_more_than_it_declares(
             meters.append(QueryCounter.of(n, device))
             return meters[-1]
 
-    monkeypatch.setattr(bench.testing, "Meter", Kept)
+    monkeypatch.setattr(bench.testing, "QueryCounter", Kept)
     entry = ATTACKS[name]
     params = bind(entry, SHORT.get(name, {}))
     trial = _Trial(entry, norm, params, math.inf)

@@ -661,7 +661,7 @@ def test_settings_that_cannot_reach_the_radius_are_doubted() -> None:
     [
         ("pgd", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("pgd", {"restarts": -1}, "restarts: expected a number of 1 or more, found -1"),
-        ("pgd", {"step_size": -0.1}, "step: expected a number above 0, found -0.1"),
+        ("pgd", {"step_size": -0.1}, "step_size: expected a number above 0, found -0.1"),
         ("fgsm", {"fraction": 1.5}, "fraction: expected a number of 1 or less, found 1.5"),
         ("spsa", {"samples": 0}, "samples: expected a number of 1 or more, found 0"),
         ("spsa-released", {"delta": 0.0}, "delta: expected a number above 0, found 0.0"),

@@ -626,7 +626,7 @@ def test_the_walk_never_goes_back_and_every_iterate_is_adversarial(monkeypatch: 
         original(walk, *args)
         trail.append((walk.z.clone(), walk.distance.clone()))
 
-    monkeypatch.setattr(walks._Walk, "step_size", step)
+    monkeypatch.setattr(walks._Walk, "step", step)
     x = X[:6]
     crafted = boundary(answers(NET), x, Y[:6], Threat("l2"), draws(x), steps=300)
     assert len(trail) == 300

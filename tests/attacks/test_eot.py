@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from test_attacks import LINF, NET, X, Y, apart, draws
@@ -273,12 +274,16 @@ def test_a_suite_attacks_a_random_defense_through_the_mean_of_its_draws(tmp_path
     views = ["logits", {"use": "logits", "draws": 10}]
     attack = {"use": "pgd", "steps": 3, "loss": "margin", "keep": "last", "drop": False, "start": "zero"}
     net = {"use": "toy/noisy", "kept": 0.5, "epochs": 10}
-    path = suite(tmp_path, {"net": net}, {"pgd": attack}, [{**TASK, "views": views}])
-    made = Ran(path)
+    seeds = list(range(6))
+    made = Ran(suite(tmp_path, {"net": net}, {"pgd": attack}, [{**TASK, "views": views, "seeds": seeds}]))
     assert not made.failed
-    one, ten = (made.outcomes(view=label) for label in ("logits", "logits(draws=10)"))
+    one, ten = (
+        pd.concat([made.outcomes(view=label, seed=seed) for seed in seeds])
+        for label in ("logits", "logits(draws=10)")
+    )
     assert (one["forwards"] == 3).all()
     assert (ten["forwards"] == 30).all()
     assert (ten["backwards"] == 30).all()
     right = [float((rows["label"] == rows["truth"]).mean()) for rows in (one, ten)]
-    assert right[1] < right[0] - 0.1
+    # Over six trainings: in one alone a mean of draws helps by 0 to 0.2.
+    assert right[1] < right[0] - 0.03

@@ -147,6 +147,6 @@ def test_it_holds_what_an_attack_must(module: ModuleType) -> None:
 def test_what_it_needs_is_declared_once(module: ModuleType) -> None:
     entry = ATTACKS["mylab/mi-fgsm"]
     assert entry.make is module.mi_fgsm
-    assert (entry.norms, entry.access, entry.rng) == (frozenset({"linf"}), "gradient", "image")
+    assert (entry.norms, entry.access, entry.rng) == (frozenset({"linf"}), "gradient", "example")
     assert entry.passes({"steps": 10, "restarts": 3, "decay": 1.0}) == 30
     assert replace(entry, cost=lambda **_: 7).passes({}) == 7

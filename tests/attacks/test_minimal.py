@@ -797,7 +797,7 @@ def test_jsma_changes_no_more_than_its_share_and_goes_one_way() -> None:
         ("cw-l2", {"lr": -0.1}, "lr: expected a number above 0, found -0.1"),
         ("cw-linf", {"k": -1.0}, "k: expected a number of 0 or more, found -1.0"),
         ("cw-linf", {"restarts": 0}, "restarts: expected a number of 1 or more, found 0"),
-        ("cw-linf", {"step_size": 0.0}, "step: expected a number above 0, found 0.0"),
+        ("cw-linf", {"step_size": 0.0}, "step_size: expected a number above 0, found 0.0"),
         ("deepfool", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
         ("deepfool", {"candidates": 0}, "candidates: expected a number of 1 or more, found 0"),
         ("deepfool", {"overshoot": -0.1}, "overshoot: expected a number of 0 or more, found -0.1"),

@@ -49,6 +49,7 @@ def test_there_is_a_gallery() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")} == {
         "first_look.ipynb",
         "least_distance.py",
+        "mi_fgsm.py",
         "own_attack.py",
         "own_network.py",
         "task_file.py",

@@ -22,7 +22,7 @@ def test_the_guides_python_runs_on_what_the_readmes_task_file_leaves(tmp_path: P
     facts = """
 assert len(result.frame) == len(y) and result.images.shape == x.shape
 assert len(table) and {"Clean", "PGD", "SPSA"} <= {*map(str, table.columns), *map(str, table.to_numpy().flat)}
-assert len(outcomes) and len(images)
+assert len(outcomes) and len(images.images)
 assert defense.eval()(x).shape == (len(x), 10)
 """
     for command in (
