@@ -114,6 +114,19 @@ class Layout:
                     found |= {each.job for each in self.unmoved(condition)[:1]}
         return found
 
+    def reads_by_job(self) -> dict[str, set[str]]:
+        """Return what is read of each evaluation beside the columns that every table reads.
+
+        Returns:
+            The names of columns by the key of the evaluation; nothing of those of which no more is read.
+        """
+        found: dict[str, set[str]] = {}
+        for slot in self.slots:
+            for condition in slot.conditions if slot.metric.reads else ():
+                for each in (condition, *self.unmoved(condition)):
+                    found.setdefault(each.job, set()).update(slot.metric.reads)
+        return found
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The columns of outcomes that its metrics read beside those that every table reads."""
@@ -194,6 +207,26 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     _refuse_mixing(layout)
     _refuse_idle_classes(layout)
     return layout
+
+
+def columns_read(manifest: Mapping[str, Any], keys: Iterable[str]) -> dict[str, set[str]]:
+    """Return what some tables read of each evaluation beside the columns that every table reads.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+        keys: The keys of the tables in the task file.
+
+    Returns:
+        The names of columns by the key of the evaluation.
+
+    Raises:
+        InputError: A table is not one that can be printed.
+    """
+    found: dict[str, set[str]] = {}
+    for key in keys:
+        for job, names in arrange(manifest, key).reads_by_job().items():
+            found.setdefault(job, set()).update(names)
+    return found
 
 
 def _idle(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Condition, ...]]:
