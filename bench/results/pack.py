@@ -222,7 +222,7 @@ class Pack:
 
     def _holds(self, key: str) -> bool:
         try:
-            return digest_of(self.table(key)) == self._lines[key]["rows"]
+            return digest_of(self.table(key)) == str(self._lines[key]["rows"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 

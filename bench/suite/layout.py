@@ -104,13 +104,16 @@ class Layout:
         at_radius = condition.facts.kind == "minimum-norm" and condition.radius is not None
         return metric.clean == "needed" or at_radius
 
+    def _uses_unmoved(self, condition: Condition, metric: Metric) -> bool:
+        return metric.clean == "used" or self.needs_unmoved(condition, metric)
+
     def jobs(self) -> set[str]:
         """Return the keys of the evaluations that the table reads."""
         found = set()
         for slot in self.slots:
             for condition in slot.conditions:
                 found.add(condition.job)
-                if slot.metric.clean == "used" or self.needs_unmoved(condition, slot.metric):
+                if self._uses_unmoved(condition, slot.metric):
                     found |= {each.job for each in self.unmoved(condition)[:1]}
         return found
 
@@ -123,7 +126,9 @@ class Layout:
         found: dict[str, set[str]] = {}
         for slot in self.slots:
             for condition in slot.conditions if slot.metric.reads else ():
-                for each in (condition, *self.unmoved(condition)):
+                # The largest of the unmoved ones may be missing: then the next one is read.
+                unmoved = self.unmoved(condition) if self._uses_unmoved(condition, slot.metric) else ()
+                for each in (condition, *unmoved):
                     found.setdefault(each.job, set()).update(slot.metric.reads)
         return found
 
