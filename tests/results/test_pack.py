@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from manifests import clean, condition, manifest
 from pyarrow import parquet
 from test_damage import HARMS, copied, flip
@@ -684,6 +689,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from bench.api import packing
 pa.set_cpu_count(1)
+assert "torch" not in sys.modules
 whole, place = Path(sys.argv[1]), Path(sys.argv[2])
 LOUD = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree"}
 for moment in range(10_000):
@@ -745,6 +751,95 @@ def test_a_kill_at_any_moment_leaves_every_evaluation_whole(
         assert {each.name for each in moment.iterdir()} == {each.name for each in undisturbed.iterdir()}
         assert not list((moment / "scratch").iterdir())
     assert 0 < switched < len(moments)
+
+
+SEEN: dict[str, int] = {}
+"""How often something was there to be harmed."""
+
+
+def histories(path: Path, whole: Path, expected: list[str]) -> type[RuleBasedStateMachine]:
+    class Folder(RuleBasedStateMachine):
+        """Packing, damage, losses and runs in any order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.root = copied(whole, Path(tempfile.mkdtemp()) / "results")
+
+        @initialize(begun=st.booleans())
+        def begin(self, begun: bool) -> None:
+            if begun:
+                packing.packed(self.root)
+
+        @rule()
+        def pack(self) -> None:
+            try:
+                packing.packed(self.root)
+            except InputError as error:
+                refused = str(error)
+            else:
+                return
+            assert re.search("nothing was evaluated there|make it again with", refused)
+
+        @rule(number=st.integers(0, 100), harm=st.sampled_from(sorted(HARMS)))
+        def damage_a_folder(self, number: int, harm: str) -> None:
+            self.damage("evaluate/*/*", number, harm)
+
+        @rule(
+            what=st.sampled_from(["*.jsonl", "*.parquet"]),
+            number=st.integers(0, 100),
+            harm=st.sampled_from(sorted(HARMS)),
+        )
+        def damage(self, what: str, number: int, harm: str) -> None:
+            found = sorted(each for each in self.root.glob(what) if each.is_file() and each.stat().st_size)
+            if found:
+                SEEN[what] = SEEN.get(what, 0) + 1
+                HARMS[harm](found[number % len(found)])
+
+        @rule(number=st.integers(0, 100), packed=st.booleans())
+        def lose(self, number: int, packed: bool) -> None:
+            key = keys(self.root)[number % 4]
+            if packed:
+                Store(self.root).discard("evaluate", key)
+            else:
+                durable.remove(self.root / "evaluate" / key)
+
+        @rule(number=st.integers(0, 100))
+        def begin_an_evaluation(self, number: int) -> None:
+            (self.root / "evaluate" / keys(self.root)[number % 4]).mkdir(parents=True, exist_ok=True)
+
+        @rule()
+        def run(self) -> None:
+            run = Ran(path, self.root)
+            assert not run.failed
+            assert tables(self.root, path) == expected
+            assert not Ran(path, self.root).done
+
+        def teardown(self) -> None:
+            self.run()
+            packing.packed(self.root)
+            assert tables(self.root, path) == expected
+            assert not Store(self.root).faults()
+            shutil.rmtree(self.root.parent)
+
+    return Folder
+
+
+def test_any_history_with_packing_ends_in_the_tables_of_an_undisturbed_run(
+    finished: tuple[Path, Path],
+) -> None:
+    path, whole = finished
+    run_state_machine_as_test(
+        histories(path, whole, tables(whole, path)),
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=8,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert all(SEEN.get(what) for what in ("*.jsonl", "*.parquet", "evaluate/*/*")), SEEN
 
 
 # --- the command -------------------------------------------------------------------------------------
