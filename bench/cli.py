@@ -189,6 +189,20 @@ def report(
         raise typer.Exit(4)
 
 
+@app.command()
+def pack(
+    results: Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")],
+) -> None:
+    """Pack evaluations into two files, to be committed; leaves out columns that no table reads."""
+    from bench.api import packing
+    from bench.console import console, count, say
+
+    found = packing.packed(results)
+    _note(found.notes)
+    sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in found.sizes.items())
+    say(console(), f"{count(found.evaluations, 'evaluation')} packed in {results}: {sizes}")
+
+
 @app.command("list")
 def list_(
     what: Annotated[Literal["attacks", "defenses", "data"], typer.Argument(help="What to list.")],

@@ -23,6 +23,7 @@ from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
 from bench.suite import resolve
 from bench.suite.jobs import Job, Train
+from bench.suite.layout import columns_read
 from bench.suite.planner import Plan, make
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Prospect(NamedTuple):
 def prospect(project: Project, asked: list[str] | None) -> Prospect:
     """Return what is done and what is to do, and write the manifest; runs nothing."""
     wanted = asked_jobs(project.manifest, asked)
+    project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
     write(project.store, project.manifest)
     state = scheduler.examine(project.plan, project.store, wanted, verify=False)
     estimates = learned(project)
@@ -135,6 +137,7 @@ class Run:
     ) -> None:
         self.project, self.plan, self.store = project, project.plan, project.store
         self.keys = asked_tables(project.manifest, asked)
+        self.store.reads = columns_read(project.manifest, self.keys)
         self.wanted = asked_jobs(project.manifest, asked)
         self.devices, self.executor, self.console = devices, executor, console
         self.data_root, self.trust = data_root, trust
@@ -174,7 +177,7 @@ class Run:
 
     def tables(self) -> tuple[list[RenderedTable], list[str]]:
         """Cut and write the tables that are asked for; return them, and notes about how old they are."""
-        outcomes = Outcomes(self.store.root)
+        outcomes = Outcomes(self.store.root, self.store.reads)
         cut = []
         for key in self.keys:
             table = tables.cut(self.project.manifest, key, outcomes)

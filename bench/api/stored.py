@@ -1,7 +1,6 @@
 """What a results folder holds beside numbers: crafted images and fitted defenses, read back and checked."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from bench.quantities import format_value, fraction
 from bench.registry import DefenseEntry, discover
 from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import read
-from bench.results.outcomes import Stored
-from bench.results.store import ABSENT, ARTEFACTS, Store
+from bench.results.store import ABSENT, Store
 from bench.runner import scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.evaluate import shown_images
@@ -59,8 +57,7 @@ def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: P
     store = Store(root)
     if (reason := store.damage("evaluate", condition.job)) is not None:
         raise InputError(f"{root}: evaluate {condition.job}: {reason}; bench run {manifest['file']} makes it")
-    place = store.folder("evaluate", condition.job)
-    job = json.loads((place / "job.json").read_text(encoding="utf-8"))
+    job = store.job("evaluate", condition.job)
     split = _split(job["attack_run"]["data"], data_root, _suite(root, manifest, suite))
     rows = [slice(*each) for each in job["slices"]]
     try:
@@ -70,7 +67,7 @@ def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: P
             f"{root}: crafted images are not kept there ({error}); bench run {manifest['file']} makes them"
         ) from None
     images = [shown_images(part, each, split) for part, each in zip(rows, crafted, strict=True)]
-    answers = Stored(place / ARTEFACTS["evaluate"])
+    answers = store.outcomes(condition.job)
     n = len(answers["index"])
     found = Shown(
         images=torch.cat(images),

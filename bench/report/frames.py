@@ -12,6 +12,7 @@ from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import Outcomes, aged, read
 from bench.results.metrics import is_correct
 from bench.results.outcomes import LISTS, Stored
+from bench.suite.layout import columns_read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,7 @@ def read_table(root: Path, key: str) -> RenderedTable:
     manifest = read(root, _suite(root))
     if key not in manifest["tables"]:
         raise InputError(f"{root}: no table {key!r}{did_you_mean(key, manifest['tables'])}")
-    return tables.cut(manifest, key, Outcomes(root))
+    return tables.cut(manifest, key, Outcomes(root, columns_read(manifest, [key])))
 
 
 def _suite(root: Path) -> Path:
@@ -96,7 +97,8 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
 
     Args:
         root: The results folder, such as ``results/mnist``.
-        also: Columns of lists to read too: ``logits``, ``thresholds``. They are large.
+        also: Columns of lists to read too: ``logits``, ``thresholds``. They are large, and a missing value
+            where `bench pack` left them out.
 
     Returns:
         The coordinates of the condition (``data`` ... ``seed``, ``inference.<name>``; its target as
@@ -126,7 +128,7 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
         raise InputError(f"{root}: nothing was evaluated there yet: bench run {manifest['file']}")
     # A note that only some attacks leave, or a parameter of only some defenses, is missing elsewhere.
     frame = pd.concat(parts, ignore_index=True)
-    notes = [f"evaluate {key}: {reason}" for key, reason in outcomes.damaged.items()]
+    notes = outcomes.faults + [f"evaluate {key}: {reason}" for key, reason in outcomes.damaged.items()]
     notes += [aged(outcomes.changed, suite)] if outcomes.changed else []
     frame.attrs = {"notes": notes}
     return frame

@@ -13,6 +13,7 @@ from bench.report import attack_cost, tables
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
+from bench.suite.layout import columns_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,8 +71,9 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     Raises:
         InputError: The folder has no manifest, or the suite has no such table.
     """
-    manifest, outcomes = read(root, suite), Outcomes(root)
+    manifest = read(root, suite)
     keys = asked_tables(manifest, asked)
+    outcomes = Outcomes(root, columns_read(manifest, keys))
     cut = [tables.cut(manifest, key, outcomes) for key in keys]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     notes += damages(manifest, outcomes, suite)
@@ -80,9 +82,9 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
 
 
 def damages(manifest: Mapping[str, Any], outcomes: Outcomes, suite: Path) -> list[str]:
-    """Return a sentence for each damaged result that a report asked for."""
+    """Return a sentence for each damaged result that a report asked for, and for damaged files of a pack."""
     names = {each.job: condition_name(each.coordinates) for each in conditions_of(manifest)}
-    return [
+    return outcomes.faults + [
         f"evaluate {key} ({names[key]}): {reason}; make it again with: bench run {suite}"
         for key, reason in outcomes.damaged.items()
     ]

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from bench.errors import InputError
 from bench.results import fingerprint
 from bench.results.conditions import COORDINATES, FACTS
-from bench.results.outcomes import Frame, Stored
-from bench.results.store import ABSENT, ARTEFACTS, SCHEME, Store, seal, texts
+from bench.results.outcomes import Frame
+from bench.results.seals import seal
+from bench.results.store import ABSENT, ARTEFACTS, SCHEME, Store, texts
 
 _KINDS = {
     **dict.fromkeys(("suite", "file", "suite_digest"), str),
@@ -141,15 +142,19 @@ class Outcomes:
 
     Args:
         root: The results folder.
+        reads: By key of an evaluation, the columns that are read beside those that every table reads
+            (`columns_read`): a packed one without them reads as missing.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._store = Store(root)
+    def __init__(self, root: Path, reads: Mapping[str, Collection[str]] | None = None) -> None:
+        self._store = Store(root, reads)
         self._now: dict[str, str] = {}
         self.changed: set[str] = set()
         """Modules whose code is not what it was when the outcomes that were asked for were made."""
         self.damaged: dict[str, str] = {}
         """Evaluations that were asked for and are damaged: what is wrong with each, by its key."""
+        self.faults = self._store.faults()
+        """What is wrong with the files of packed evaluations as a whole."""
 
     @cache  # noqa: B019 - lives as long as a report
     def __call__(self, key: str) -> Frame | None:
@@ -164,7 +169,7 @@ class Outcomes:
         reason = self._store.damage("evaluate", key)
         if reason is None:
             try:
-                rows = Stored(self._store.folder("evaluate", key) / ARTEFACTS["evaluate"])
+                rows = self._store.outcomes(key)
             except (OSError, ValueError) as error:
                 # pyarrow's own errors are ValueErrors; the file may be gone since it was looked at.
                 reason = f"{ARTEFACTS['evaluate']} cannot be read ({error})"

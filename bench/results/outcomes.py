@@ -3,7 +3,7 @@
 The columns are explained in `docs/results.md`. The notes of an attack follow them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -84,36 +84,54 @@ def schema() -> "pa.Schema":
 
 
 class Stored:
-    """The columns of an `outcomes.parquet`. Those that every table needs are read at once, others when asked
-    for.
+    """The stored outcomes of an evaluation.
+
+    Columns that every table needs are read at once, others when they are asked for.
 
     Args:
-        path: The file.
+        names: The columns that there are.
+        read: Returns some of them as a table.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, names: Sequence[str], read: "Callable[[Sequence[str]], pa.Table]") -> None:
+        self._names, self._read = names, read
+        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *NOTES}
+        self._columns = read([name for name in names if name in wanted])
+
+    @classmethod
+    def of(cls, path: Path) -> "Stored":
+        """Return the outcomes in an `outcomes.parquet`.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Its columns.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no parquet file.
+        """
         from pyarrow import parquet
 
-        self._path = path
-        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *NOTES}
+        def read(names: Sequence[str]) -> "pa.Table":
+            with parquet.ParquetFile(path) as file:
+                return file.read(columns=list(names))
+
         with parquet.ParquetFile(path) as file:
-            self._names = frozenset(file.schema_arrow.names)
-            self._columns = file.read(columns=[name for name in file.schema_arrow.names if name in wanted])
+            names = file.schema_arrow.names
+        return cls(names, read)
 
     def __getitem__(self, name: str) -> Any:
-        """Return a column; raise `KeyError` where the file has none of this name."""
-        from pyarrow import parquet
-
+        """Return a column; raise `KeyError` where there is none of this name."""
         if name not in self._names:
             raise KeyError(name)
         if name not in self._columns.column_names:
-            with parquet.ParquetFile(self._path) as file:
-                column = file.read(columns=[name]).column(0)
-            self._columns = self._columns.append_column(name, column)
+            self._columns = self._columns.append_column(name, self._read([name]).column(0))
         return self._columns[name]
 
     def frame(self, without: Collection[str] = ()) -> "pd.DataFrame":
-        """Return all columns of the file as a data frame.
+        """Return all columns as a data frame.
 
         Args:
             without: Names of columns to leave out.
@@ -123,11 +141,9 @@ class Stored:
         """
         import pandas as pd
         import pyarrow as pa
-        from pyarrow import parquet
 
-        with parquet.ParquetFile(self._path) as file:
-            names = [name for name in file.schema_arrow.names if name not in without]
-            table = file.read(columns=names)
+        names = [name for name in self._names if name not in without]
+        table = self._read(names)
         nullable = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
         never = {name for name, (_, null) in OUTCOME_COLUMNS.items() if not null}
         return pd.DataFrame(
@@ -151,7 +167,7 @@ def load(path: Path, also: Iterable[str] = ()) -> Rows:
     Raises:
         ValueError: The file has an example twice.
     """
-    return arrays(Stored(path), also)
+    return arrays(Stored.of(path), also)
 
 
 def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:

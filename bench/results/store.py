@@ -5,20 +5,22 @@ digests of its files and of itself, and is bound to its job. A result that was c
 another place is found by that, and is made again.
 """
 
-import hashlib
 import json
 import math
 import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from bench.errors import DamagedError, InputError
-from bench.results import durable, fingerprint
+from bench.results import durable, fingerprint, pack
+from bench.results.outcomes import Stored
+from bench.results.pack import Pack
+from bench.results.seals import seal
 
 SCHEME = 2
 """Number of the layout of a results folder. A folder with a newer one is refused."""
@@ -39,11 +41,16 @@ FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables")
 class Store:
     """The results folder of a suite.
 
+    An evaluation that has no folder of its own may be packed (`bench.results.pack`), and is read from there.
+
     Args:
         root: The folder; it need not exist.
+        reads: By key of an evaluation, columns of its outcomes without which it does not count where it is
+            packed: other packed ones count whatever was left out of them.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reads: Mapping[str, Collection[str]] | None = None) -> None:
+        self.reads = reads or {}
         self.shown = root
         """The folder as the user named it, for messages."""
         # The code of a job may change the working directory.
@@ -53,40 +60,46 @@ class Store:
         """Create the folder, or check that it belongs to Crossfire; remove what dead processes left.
 
         Returns:
-            A sentence for each file or folder that lay in the place of one of ours and was moved.
+            A sentence for each file or folder that lay in the place of one of ours and was moved, and for
+            each damaged file of packed evaluations.
 
         Raises:
             InputError: The folder is not one of Crossfire, or has a layout that this version does not read.
         """
         mark, aside = self.root / "store.json", []
+        packed = pack.opened(self.root)
+        # A pack may be all that a clone has.
+        self._known(packed.scheme or SCHEME)
         if os.path.lexists(mark):
             try:
                 found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
             except (ValueError, AttributeError, RecursionError, OSError):
                 found = None
             if not isinstance(found, int):
-                if not any((self.root / kind).is_dir() for kind in ARTEFACTS):
+                if not packed.keys and not any((self.root / kind).is_dir() for kind in ARTEFACTS):
                     raise InputError(
                         f"{mark}: not a results folder of Crossfire; name another with --results"
                     )
                 # The results beside it are complete or not by their own receipts.
                 self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
                 aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
-            if found > SCHEME:
-                raise InputError(
-                    f"{self.root}: made by a newer Crossfire (layout {found}, this one knows {SCHEME}); "
-                    "upgrade, or name another folder with --results"
-                )
-            if found < SCHEME:
-                raise InputError(
-                    f"{self.root}: layout {found} is no longer read, whose files use other words; "
-                    "name another folder with --results"
-                )
+            self._known(found)
         else:
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
         aside += self._aside()
         self._sweep()
-        return aside
+        return aside + self.faults()
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the files of packed evaluations as a whole.
+
+        Returns:
+            A sentence for each file; `damage` says which evaluations are concerned.
+        """
+        return [
+            f"{self.shown}: {fault}; what is whole of it counts, and bench pack {self.shown} writes it anew"
+            for fault in pack.opened(self.root).faults()
+        ]
 
     def folder(self, kind: str, key: str) -> Path:
         """Return the folder of a result, whether it exists or not.
@@ -115,7 +128,46 @@ class Store:
         """
         if (reason := self.damage(kind, key)) is not None:
             raise DamagedError(f"{kind} {key}: {reason}")
+        if self._packed(kind, key) is not None:
+            raise DamagedError(f"{kind} {key}: it is packed, and has no file of its own")
         return self.folder(kind, key) / ARTEFACTS[kind]
+
+    def outcomes(self, key: str) -> Stored:
+        """Return the outcomes of an evaluation that is whole.
+
+        Args:
+            key: Key of the evaluation.
+
+        Returns:
+            Its columns; where it is packed, without those that were left out.
+
+        Raises:
+            OSError: They cannot be read.
+            ValueError: The same, as pyarrow says it.
+        """
+        if (packed := self._packed("evaluate", key)) is not None:
+            return packed.outcomes(key)
+        return Stored.of(self.folder("evaluate", key) / ARTEFACTS["evaluate"])
+
+    def job(self, kind: str, key: str) -> dict[str, Any]:
+        """Return the description of a job whose result is whole.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+
+        Returns:
+            The content of its `job.json`.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if (packed := self._packed(kind, key)) is not None:
+            return packed.job(key)
+        described: dict[str, Any] = json.loads(
+            (self.folder(kind, key) / "job.json").read_text(encoding="utf-8")
+        )
+        return described
 
     def receipt(self, kind: str, key: str) -> dict[str, Any] | None:
         """Return the receipt of a result.
@@ -128,6 +180,8 @@ class Store:
             The receipt; None where there is no result; an empty mapping where the receipt is missing, altered
             or of another job.
         """
+        if (packed := self._packed(kind, key)) is not None:
+            return packed.receipt(key)
         place = self.folder(kind, key)
         if not os.path.lexists(place):
             return None
@@ -146,6 +200,11 @@ class Store:
         Returns:
             The reason why the result does not count (`ABSENT` where there is none); None for a whole result.
         """
+        if (packed := self._packed(kind, key)) is not None:
+            if (reason := packed.damage(key, read=read)) is not None:
+                return reason
+            lacking = sorted(set(packed.left_out(key)).intersection(self.reads.get(key, ())))
+            return f"its {lacking[0]} were left out of the pack, and a table reads them" if lacking else None
         receipt, place = self.receipt(kind, key), self.folder(kind, key)
         if receipt is None:
             return ABSENT
@@ -204,7 +263,18 @@ class Store:
         durable.remove(self.partial(key))
 
     def discard(self, kind: str, key: str) -> None:
-        """Remove a result; seen from outside it disappears at once.
+        """Remove a result, also a packed one; seen from outside it disappears at once.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+        """
+        if kind == "evaluate":
+            pack.drop(self.root, key)
+        self.clear(kind, key)
+
+    def clear(self, kind: str, key: str) -> None:
+        """Remove the folder of a result; seen from outside it disappears at once.
 
         Args:
             kind: Kind of the job.
@@ -286,6 +356,26 @@ class Store:
         with durable.drafted(path) as draft:
             draft.write_text(text, encoding="utf-8")
 
+    def _known(self, scheme: int) -> None:
+        """Refuse a layout that this version does not read."""
+        if scheme > SCHEME:
+            raise InputError(
+                f"{self.root}: made by a newer Crossfire (layout {scheme}, this one knows {SCHEME}); "
+                "upgrade, or name another folder with --results"
+            )
+        if scheme < SCHEME:
+            raise InputError(
+                f"{self.root}: layout {scheme} is no longer read, whose files use other words; "
+                "name another folder with --results"
+            )
+
+    def _packed(self, kind: str, key: str) -> Pack | None:
+        """Return the pack if it has a result that has no folder of its own."""
+        if kind != "evaluate" or os.path.lexists(self.folder(kind, key)):
+            return None
+        packed = pack.opened(self.root)
+        return packed if key in packed else None
+
     @contextmanager
     def _scratch(self, kind: str, key: str) -> Iterator[Path]:
         scratch = self.root / "scratch" / f"{kind}-{key[:8]}{durable.mark()}"
@@ -310,7 +400,7 @@ class Store:
                     return
                 if last or reason == ABSENT:
                     raise
-                self.discard(kind, key)
+                self.clear(kind, key)
         durable.flush([place.parent])
 
     def _aside(self) -> Iterator[str]:
@@ -341,25 +431,6 @@ def _plain(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def seal(told: Mapping[str, Any], *bound: str) -> dict[str, Any]:
-    """Return a JSON mapping with its own digest.
-
-    The digests of sources are not covered: an altered one differs from that of the code, and is found by
-    that.
-
-    Args:
-        told: The mapping; an old ``digest`` in it is replaced.
-        *bound: Words that the digest covers too, such as the key of the job.
-
-    Returns:
-        The mapping with its ``digest``, a SHA-256.
-    """
-    content = {name: value for name, value in json.loads(json.dumps(told)).items() if name != "digest"}
-    covered = {name: value for name, value in content.items() if name != "sources"}
-    spelled = json.dumps([*bound, covered], sort_keys=True)
-    return {**content, "digest": hashlib.sha256(spelled.encode()).hexdigest()}
 
 
 def _sound(receipt: Mapping[str, Any], kind: str, key: str) -> bool:

@@ -369,7 +369,7 @@ def ask_again(
     found: dict[str, int] = {}
     for made in graph:
         reason = next((others[each] for each in trainings(made) if each in others), None)
-        if reason is not None and store.folder(made.kind, made.key).exists():
+        if reason is not None and store.receipt(made.kind, made.key) is not None:
             # At once, since it must not stand in a table even if it cannot be made again.
             store.discard(made.kind, made.key)
             found[reason] = found.get(reason, 0) + 1

@@ -104,14 +104,32 @@ class Layout:
         at_radius = condition.facts.kind == "minimum-norm" and condition.radius is not None
         return metric.clean == "needed" or at_radius
 
+    def _uses_unmoved(self, condition: Condition, metric: Metric) -> bool:
+        return metric.clean == "used" or self.needs_unmoved(condition, metric)
+
     def jobs(self) -> set[str]:
         """Return the keys of the evaluations that the table reads."""
         found = set()
         for slot in self.slots:
             for condition in slot.conditions:
                 found.add(condition.job)
-                if slot.metric.clean == "used" or self.needs_unmoved(condition, slot.metric):
+                if self._uses_unmoved(condition, slot.metric):
                     found |= {each.job for each in self.unmoved(condition)[:1]}
+        return found
+
+    def reads_by_job(self) -> dict[str, set[str]]:
+        """Return what is read of each evaluation beside the columns that every table reads.
+
+        Returns:
+            The names of columns by the key of the evaluation; nothing of those of which no more is read.
+        """
+        found: dict[str, set[str]] = {}
+        for slot in self.slots:
+            for condition in slot.conditions if slot.metric.reads else ():
+                # The largest of the unmoved ones may be missing: then the next one is read.
+                unmoved = self.unmoved(condition) if self._uses_unmoved(condition, slot.metric) else ()
+                for each in (condition, *unmoved):
+                    found.setdefault(each.job, set()).update(slot.metric.reads)
         return found
 
     @property
@@ -194,6 +212,26 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     _refuse_mixing(layout)
     _refuse_idle_classes(layout)
     return layout
+
+
+def columns_read(manifest: Mapping[str, Any], keys: Iterable[str]) -> dict[str, set[str]]:
+    """Return what some tables read of each evaluation beside the columns that every table reads.
+
+    Args:
+        manifest: The manifest of a suite, as JSON has it.
+        keys: The keys of the tables in the task file.
+
+    Returns:
+        The names of columns by the key of the evaluation.
+
+    Raises:
+        InputError: A table is not one that can be printed.
+    """
+    found: dict[str, set[str]] = {}
+    for key in keys:
+        for job, names in arrange(manifest, key).reads_by_job().items():
+            found.setdefault(job, set()).update(names)
+    return found
 
 
 def _idle(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Condition, ...]]:

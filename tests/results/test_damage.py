@@ -22,7 +22,8 @@ from bench.report import tables
 from bench.report.render import to_csv
 from bench.results import durable
 from bench.results.manifest import _KINDS, Outcomes, read, stale, write
-from bench.results.store import FOLDERS, Store, seal
+from bench.results.seals import seal
+from bench.results.store import FOLDERS, Store
 from bench.runner import scheduler
 from bench.suite.jobs import Train
 from suites import TASK, Ran, suite
