@@ -389,8 +389,8 @@ def test_served_values_and_inner_attacks_are_checked_like_all_others(tmp_path: P
             defenses={"cnnf": {"use": "cnnf", "inference": {"cycles": [-1]}}},
             attacks={"c": {"use": "none"}},
         )
-    inner = {"use": "pgd", "steps": 0}
-    with pytest.raises(InputError, match=r"inner attack pgd: .*steps"):
+    inner = {"use": "nes", "samples": 3}
+    with pytest.raises(InputError, match=r"defenses\.cnn: inner attack nes: samples come in pairs"):
         made(tmp_path, defenses={"cnn": {"use": "cnn", "inner": inner}}, attacks={"c": {"use": "none"}})
 
 
