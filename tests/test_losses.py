@@ -106,7 +106,7 @@ def test_dlr_of_as_many_classes_as_it_needs_is_no_plain_margin() -> None:
 
 
 def test_dlr_without_a_gap_is_the_margin_and_so_is_its_gradient() -> None:
-    """Classes that are equal, behind or ahead, and a third at minus infinity: there is nothing to divide by."""
+    """There is nothing to divide by between equal classes, nor above minus infinity."""
     low, tiny = -math.inf, 1e-13
     rows = [[1.0, 1, 1, 0], [1, 1 - tiny, 1 - 2 * tiny, 0], [3, 1, low, low], [1, 3, low, low]]
     y = torch.zeros(4, dtype=torch.int64)

@@ -190,7 +190,7 @@ class Bounded(Linear):
 class Trapped(Linear):
     """A linear classifier that refuses an image where either of two pixels, black in every digit, is not.
 
-    Their weights grow with the class in one and fall in the other, so that a step along the sign of any margin
+    Their weights grow with the class in one and fall in the other: a step along the sign of any margin
     brightens one of them, and no such step leaves both black.
     """
 
