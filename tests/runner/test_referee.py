@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
-from bench.runner.referee import QueryCounter, answers_only, centred, frozen, guides, instrument, validate
+from bench.runner.referee import (
+    QueryCounter,
+    answers_only,
+    centred,
+    frozen,
+    guides,
+    instrument,
+    no_access_view,
+    validate,
+)
 
 X = torch.full((4, 1, 2, 2), 0.5)
 
@@ -64,6 +73,8 @@ def test_l0_knows_no_rounding() -> None:
     z[1, 0, 0] = 1
     validated = validate(X, z, Threat("l0", 1))
     assert validated.invalid.tolist() == [False, True, False, False]
+    # A pixel may go as far as it likes.
+    assert torch.equal(validated.images[[0, 2, 3]], z[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1])
@@ -73,6 +84,32 @@ def test_what_is_no_image_is_void(value: float) -> None:
     validated = validate(X, z, Threat("linf"))
     assert validated.invalid.tolist() == [False, False, True, False]
     assert torch.equal(validated.images, X)
+
+
+@pytest.mark.parametrize(("more", "invalid"), [(5e-7, False), (1.5e-6, True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_linf_overshoot_of_rounding_is_cut_from_its_value_alone(
+    sign: int, more: float, invalid: bool
+) -> None:
+    x = X[:1].double()
+    z = x.clone()
+    z[0, 0, 0, 0] += sign * (0.1 + more)
+    z[0, 0, 1, 1] += 0.05
+    validated = validate(x, z, Threat("linf", 0.1))
+    assert validated.invalid.tolist() == [invalid]
+    kept = validated.images - x
+    assert kept.flatten().tolist() == pytest.approx(
+        [0, 0, 0, 0] if invalid else [sign * 0.1, 0, 0, 0.05], abs=1e-15
+    )
+
+
+@pytest.mark.parametrize("radius", [0.1, math.inf])
+def test_rounding_out_of_the_box_is_brought_back_into_it(radius: float) -> None:
+    x = torch.tensor([0.0, 1.0, 0.05, 0.95], dtype=torch.float64).view(4, 1, 1, 1)
+    z = x + torch.tensor([-5e-7, 5e-7, -0.05 - 5e-7, 0.05 + 5e-7], dtype=torch.float64).view(4, 1, 1, 1)
+    validated = validate(x, z, Threat("linf", radius))
+    assert not validated.invalid.any()
+    assert validated.images.flatten().tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -99,7 +136,7 @@ def test_images_of_another_shape_or_dtype_are_void_all_of_them(returned: Tensor,
     validated = validate(X, returned, Threat("linf", 0.1))
     assert torch.equal(validated.images, X)
     assert validated.images.dtype == X.dtype
-    assert validated.invalid.all()
+    assert validated.invalid.tolist() == [True] * 4
     assert validated.because == {error: 4}
 
 
@@ -111,6 +148,14 @@ def test_void_moves_are_counted_by_their_reason_once() -> None:
     because = validate(X, z, Threat("linf", 0.1)).because
     assert because == {"not finite": 1, "out of the box": 1, "out of the budget": 1}
     assert validate(X, X, Threat("linf", 0.1)).because == {}
+
+
+def test_what_leaves_the_box_is_void_within_the_budget_too() -> None:
+    x = torch.tensor([0.95, 0.95, 0.95]).view(3, 1, 1, 1)
+    z = x + torch.tensor([0.08, 0.01, 0.2]).view(3, 1, 1, 1)
+    validated = validate(x, z, Threat("linf", 0.1))
+    assert validated.invalid.tolist() == [True, False, True]
+    assert validated.because == {"out of the box": 2}
 
 
 @pytest.mark.parametrize("returned", [None, X.tolist()])
@@ -186,6 +231,24 @@ def test_rows_that_nobody_can_name_are_shared_out() -> None:
 def test_a_score_attack_gets_no_gradient() -> None:
     view, _ = look(View(linear), 4, access="score")
     assert not view.logits(X.clone().requires_grad_()).requires_grad
+
+
+def test_an_attack_without_access_cannot_ask() -> None:
+    view = no_access_view(QueryCounter.of(4, torch.device("cpu")))
+    with pytest.raises(PermissionError, match='an attack declared access="none" asked for logits'):
+        view.logits(X)
+
+
+def test_answers_come_in_the_dtype_of_the_points_but_never_as_whole_numbers() -> None:
+    """Points may be entries of a code book, whose logits are no whole numbers."""
+    book = torch.tensor([[0.5, 1.25, 0.0], [2.5, 0.0, -1.5]])
+    for centre in (True, False):
+        view, _ = look(View(lambda z: book[z.flatten().long()], centred=centre), 2)
+        for dtype in (torch.float64, torch.float32, torch.int64):
+            answer = view.logits(torch.tensor([[0], [1]], dtype=dtype))
+            assert answer.dtype == (torch.float32 if dtype == torch.int64 else dtype)
+            wanted = book - book.amax(1, keepdim=True) if centre else book
+            assert torch.equal(answer, wanted.to(answer.dtype))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -290,6 +353,15 @@ def test_what_is_no_number_equals_itself() -> None:
         pass
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, math.nan), (math.nan, 0.0)])
+def test_a_number_that_is_lost_is_a_change(before: float, after: float) -> None:
+    net = Counting()
+    net.asked.fill_(before)
+    with pytest.raises(RuntimeError, match="asked"), frozen(net, seed=1, ask=lambda: None):
+        net.asked.fill_(after)
+    assert str(net.asked.item()) == str(before)
+
+
 def test_the_seed_decides_every_librarys_draws_inside() -> None:
     drawn = []
     for seed in (-1, -1, 2):
@@ -335,3 +407,19 @@ def test_guides_are_the_first_images_of_their_classes_that_are_right_and_accepte
     )
     assert isinstance(instrumented, Features)
     assert torch.equal(instrumented.guides, found)
+
+
+def test_answers_are_one_column_each_and_a_refusal_is_the_last() -> None:
+    def decide(z: Tensor) -> Decision:
+        label = z.flatten().long()
+        return Decision(label, label == 1, z.flatten())
+
+    seen = answers_only(decide, 3)
+    z = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    answer = seen.logits(z)
+    assert answer.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert answer.dtype == torch.float64
+    assert not answer.requires_grad
+    assert seen.refusal
+    # Centred they would be -1 and 0: the referee shows them as they are.
+    assert not seen.centred
