@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
 from bench.runner.referee import (
+    GUIDES,
     QueryCounter,
     answers_only,
     centred,
@@ -407,6 +408,17 @@ def test_guides_are_the_first_images_of_their_classes_that_are_right_and_accepte
     )
     assert isinstance(instrumented, Features)
     assert torch.equal(instrumented.guides, found)
+
+
+def test_a_guide_is_sought_among_the_first_images_of_its_class() -> None:
+    images = torch.arange(1.0, 2 * GUIDES + 1).view(-1, 1, 1, 1)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    for first, expected in ((GUIDES, GUIDES), (GUIDES + 1, 0)):
+
+        def decide(z: Tensor, first: int = first) -> Decision:
+            return Decision(z.flatten().long() * 0, z.flatten() < first, z.flatten())
+
+        assert guides(decide, images, labels, 1).item() == expected
 
 
 def test_answers_are_one_column_each_and_a_refusal_is_the_last() -> None:
