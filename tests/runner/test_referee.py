@@ -171,6 +171,14 @@ def test_logits_are_centred_and_keep_their_differences() -> None:
     assert torch.isclose(centred(small - 1e6), small - 0.25, atol=0.07).all()
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3)])
+def test_every_row_of_logits_is_centred_by_its_own_maximum(shape: tuple[int, ...]) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9
+    expected = rows.double() - rows.double().amax(-1, keepdim=True)
+    assert torch.equal(centred(rows), expected.float())
+    assert torch.equal(centred(rows, torch.float64), expected)
+
+
 def test_centring_is_a_constant_to_autograd() -> None:
     z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(3, 5, dtype=torch.float64)
@@ -227,6 +235,9 @@ def test_rows_that_nobody_can_name_are_shared_out() -> None:
     view, counter = look(View(linear), 4)
     view.logits(X[:2])
     assert counter.forwards.tolist() == [0.5] * 4
+    view.logits(X[:3])
+    assert counter.forwards.tolist() == [1.25] * 4
+    assert counter.forwards.dtype == counter.backwards.dtype == torch.float64
 
 
 def test_a_score_attack_gets_no_gradient() -> None:
@@ -268,6 +279,19 @@ def test_chunks_change_neither_logits_nor_gradients_nor_counts(recompute: bool) 
         assert counter.backwards.tolist() == [1] * 7
     assert torch.allclose(found[0][0], found[1][0], atol=1e-12, rtol=0)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_computed_again_only_where_asked_for(recompute: bool) -> None:
+    asked = []
+
+    def ask(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return x.flatten(1).square()
+
+    view, _ = look(View(ask), 4, recompute=recompute)
+    view.logits(X.clone().requires_grad_()).sum().backward()
+    assert asked == ([4, 4] if recompute else [4])
 
 
 def test_logits_of_several_draws_are_cut_along_the_examples() -> None:
