@@ -371,6 +371,13 @@ def test_a_network_that_changes_its_own_buffers_is_not_called_an_attack(
     assert all(map(torch.equal, network.buffers(), before))
 
 
+def test_a_network_is_asked_only_where_something_changed() -> None:
+    net, asked = nn.Linear(2, 2), []
+    with frozen(net, seed=1, ask=lambda: asked.append(1)):
+        net(torch.ones(1, 2))
+    assert not asked
+
+
 def test_what_is_no_number_equals_itself() -> None:
     net = Counting()
     net.asked.fill_(float("nan"))

@@ -1,5 +1,6 @@
 """Cells, jobs and keys: what is shared, what is skipped, what a name depends on."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -343,6 +344,31 @@ def test_a_parameter_that_names_code_enters_by_content(tmp_path: Path) -> None:
     assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key == before
     (tmp_path / "mine.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten(1)\n")
     assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key != before
+
+
+def test_a_manifest_holds_the_digests_of_all_code_and_files_that_defenses_name(tmp_path: Path) -> None:
+    codes = {"mine": "return torch.nn.Flatten()", "yours": "return torch.nn.Flatten(1)"}
+    for name, line in codes.items():
+        (tmp_path / f"{name}.py").write_text(f"import torch\ndef build():\n    {line}\n")
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"0.{number}")
+    defenses = {name: {"use": "module", "build": f"{name}:build"} for name in codes}
+    defenses |= {f"files{number}": {"use": "toy/files", "means": [f"{number}.txt"]} for number in range(2)}
+    task = {**BASE["tasks"][0], "views": None}
+    attacks = {"clean": BASE["attacks"]["clean"]}
+
+    def manifest() -> dict[str, Any]:
+        return made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks).manifest()
+
+    before = manifest()
+    assert before["files"] == {
+        f"{number}.txt": hashlib.sha256(f"0.{number}".encode()).hexdigest() for number in range(2)
+    }
+    assert set(codes) <= set(before["sources"])
+    (tmp_path / "yours.py").write_text("import torch\ndef build():\n    return torch.nn.Identity()\n")
+    after = manifest()
+    changed = {name for name, digest in before["sources"].items() if after["sources"][name] != digest}
+    assert changed == {"yours"}
 
 
 def test_parts_are_edges_of_the_graph(tmp_path: Path) -> None:
