@@ -333,7 +333,8 @@ def test_the_union_of_clean_and_attacked_is_doubted_in_hand_written_tables_too()
 def test_a_module_may_say_that_it_is_random_and_its_key_stays_where_it_does_not() -> None:
     entry, build = DEFENSES["module"], {"build": f"{__name__}:Noisy"}
     plain, denied, said = (
-        resolve.resolve(entry, {**build, **more}, Path()) for more in ({}, {"random": False}, {"random": True})
+        resolve.resolve(entry, {**build, **more}, Path())
+        for more in ({}, {"random": False}, {"random": True})
     )
     assert "random" not in plain.identity["params"]
     assert plain.identity == denied.identity != said.identity

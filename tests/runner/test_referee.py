@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -231,6 +232,45 @@ def test_maps_between_images_and_codes_are_passes_too() -> None:
     assert counter.forwards.tolist() == [1, 3, 1, 3]
 
 
+@pytest.mark.parametrize("centre", [True, False])
+def test_logits_of_points_are_centred_and_energies_are_not(centre: bool) -> None:
+    z = torch.arange(12.0).view(4, 3)
+    view = Inversion(
+        lambda z: z + 1,
+        invert=lambda x: x,
+        decode=lambda z: z,
+        energy=lambda z, x: z.sum(1),
+        classify=lambda z, x: z + x,
+        centred=centre,
+    )
+    seen, _ = look(view, 4)
+    assert isinstance(seen, Inversion)
+    row = [-2.0, -1.0, 0.0]
+    assert seen.logits(z).tolist() == ([row] * 4 if centre else (z + 1).tolist())
+    assert seen.classify(z, z).tolist() == ([[-4.0, -2.0, 0.0]] * 4 if centre else (2 * z).tolist())
+    assert torch.equal(seen.energy(z, z), z.sum(1))
+    assert torch.equal(seen.decode(z), z)
+    assert torch.equal(seen.invert(z), z)
+
+
+def test_a_chunk_is_the_most_that_is_asked_at_once_and_maps_are_not_cut() -> None:
+    sizes: dict[str, list[int]] = {"logits": [], "encode": [], "decode": []}
+
+    def noted(name: str) -> Any:
+        def ask(z: Tensor) -> Tensor:
+            sizes[name].append(len(z))
+            return z.flatten(1)
+
+        return ask
+
+    view, _ = look(View(**{name: noted(name) for name in sizes}), 7, chunk=3)
+    x = torch.rand(7, 1, 2, 2)
+    assert torch.equal(view.encode(x), x.flatten(1))
+    view.logits(x)
+    view.decode(x)
+    assert sizes == {"logits": [3, 3, 1], "encode": [7], "decode": [7]}
+
+
 def test_rows_that_nobody_can_name_are_shared_out() -> None:
     view, counter = look(View(linear), 4)
     view.logits(X[:2])
@@ -396,11 +436,12 @@ def test_a_number_that_is_lost_is_a_change(before: float, after: float) -> None:
 
 def test_the_seed_decides_every_librarys_draws_inside() -> None:
     drawn = []
-    for seed in (-1, -1, 2):
+    for seed in (-1, -1, 2, 4, 2**40):
         with frozen(seed=seed):
             drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
     assert drawn[0] == drawn[1]
-    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+    for one, other in combinations(drawn[1:], 2):
+        assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def test_every_librarys_draws_go_on_outside_as_if_nothing_had_been() -> None:
