@@ -5,6 +5,7 @@
 # make serve       show the documentation while it is written
 # make release     build sdist and wheel into dist/, and try the wheel in an empty environment
 # make benchmarks  measure speed as ratios inside one run
+# make mutants     plant small faults, list those that no test notices; MODULE=bench.losses: in that module alone
 # make schema      write docs/suite.schema.json, for editors
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ PIP_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: run test check docs serve release benchmarks schema clean
+.PHONY: run test check docs serve release benchmarks mutants schema clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -56,6 +57,11 @@ release: $(TOOLS)/installed schema
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
+# Judged in docs/mutants.md. What was found lies in mutants/; only what changed since is tried again.
+mutants: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(MODULE),"$(MODULE)*")
+	$(BIN)/mutmut results
+
 schema: $(VENV)/installed-dev
 	$(BIN)/bench schema --out docs/suite.schema.json
 
@@ -77,4 +83,4 @@ $(TOOLS)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TOOLS) build dist *.egg-info
+	rm -rf $(VENV) $(TOOLS) build dist mutants *.egg-info

@@ -97,6 +97,33 @@ def test_dlr_is_equation_6_and_with_a_target_equation_7() -> None:
     assert torch.allclose(objective(view(target=t), Z, y, "dlr"), by_hand(seventh, Z, y, t))
 
 
+def test_dlr_of_as_many_classes_as_it_needs_is_no_plain_margin() -> None:
+    z = torch.tensor([[4.0, 1.0, -2.0]], dtype=torch.float64)
+    assert objective(view(), z, torch.tensor([0]), "dlr").item() == pytest.approx(-3 / 6)
+    z = torch.tensor([[4.0, 1.0, -2.0, -3.0]], dtype=torch.float64)
+    aimed = view(target=torch.tensor([1]))
+    assert objective(aimed, z, torch.tensor([0]), "dlr").item() == pytest.approx(-3 / 6.5)
+
+
+def test_dlr_without_a_gap_is_the_margin_and_so_is_its_gradient() -> None:
+    """There is nothing to divide by between equal classes, nor above minus infinity."""
+    low, tiny = -math.inf, 1e-13
+    rows = [[1.0, 1, 1, 0], [1, 1 - tiny, 1 - 2 * tiny, 0], [3, 1, low, low], [1, 3, low, low]]
+    y = torch.zeros(4, dtype=torch.int64)
+    found = []
+    for loss in ("dlr", "margin"):
+        at = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+        values = objective(view(), at, y, loss)
+        (slope,) = torch.autograd.grad(values.sum(), at)
+        found.append((values, slope))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1][1:], found[1][1][1:])
+    # Of equal classes any may be the best: one goes up and the truth goes down.
+    for _, slope in found:
+        assert slope[0, 0] == -1
+        assert slope[0].sum() == 0
+
+
 @pytest.mark.parametrize(("classes", "targeted"), [(2, False), (2, True), (3, True)])
 def test_dlr_is_the_margin_where_there_are_too_few_classes(classes: int, targeted: bool) -> None:
     z, y = logits(classes=classes), labels(classes=classes)

@@ -186,6 +186,40 @@ class Bounded(Linear):
         return decision._replace(rejected=refused, thresholds=self.thresholds)
 
 
+@defense("toy/trapped", readouts=("reject",), version=1)
+class Trapped(Linear):
+    """A linear classifier that refuses an image where either of two pixels, black in every digit, is not.
+
+    Their weights grow with the class in one and fall in the other: a step along the sign of any margin
+    brightens one of them, and no such step leaves both black.
+    """
+
+    PIXELS = (0, 32)
+    BLACK = 1e-3
+
+    def fit(self, train: Split, fitting: Fitting) -> None:
+        super().fit(train, fitting)
+        assert not train.images.flatten(1)[:, self.PIXELS].any()
+        with torch.no_grad():
+            slope = 0.1 * torch.arange(len(self.linear.weight))
+            self.linear.weight[:, self.PIXELS] = torch.stack([slope, -slope], 1)
+
+    def _light(self, x: Images) -> Tensor:
+        return x.flatten(1)[:, self.PIXELS].sum(1) - self.BLACK
+
+    def decide(self, x: Images, readout: str) -> Decision:
+        return Decision.of(self.logits(x))._replace(rejected=self._light(x) > 0)
+
+    @view("reject", exact_for=("reject",))
+    def _reject(self) -> View:
+        def logits(x: Tensor) -> Tensor:
+            scores = self.logits(x)
+            level = scores.amax(1) + 100 * self._light(x)
+            return torch.cat([scores, level[:, None]], 1)
+
+        return View(logits, refusal=True)
+
+
 @defense("toy/stacked", readouts=("plain",), version=1)
 class Stacked(nn.Module):
     """A network that contains another defense of the suite, and starts from its weights."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from test_attacks import LINF, NET, X, Y, apart, draws
@@ -271,19 +270,18 @@ def test_draws_are_a_whole_number_from_1(count: object, tmp_path: Path) -> None:
 
 
 def test_a_suite_attacks_a_random_defense_through_the_mean_of_its_draws(tmp_path: Path) -> None:
+    """A pixel moves where one of the draws saw it: with a chance of 1 - (1 - kept) ** draws."""
     views = ["logits", {"use": "logits", "draws": 10}]
-    attack = {"use": "pgd", "steps": 3, "loss": "margin", "keep": "last", "drop": False, "start": "zero"}
-    net = {"use": "toy/noisy", "kept": 0.5, "epochs": 10}
-    seeds = list(range(6))
-    made = Ran(suite(tmp_path, {"net": net}, {"pgd": attack}, [{**TASK, "views": views, "seeds": seeds}]))
-    assert not made.failed
-    one, ten = (
-        pd.concat([made.outcomes(view=label, seed=seed) for seed in seeds])
-        for label in ("logits", "logits(draws=10)")
+    attack = {"use": "pgd", "steps": 1, "loss": "margin", "keep": "last", "drop": False, "start": "zero"}
+    path = suite(
+        tmp_path, {"net": {"use": "toy/noisy", "kept": 0.5}}, {"pgd": attack}, [{**TASK, "views": views}]
     )
-    assert (one["forwards"] == 3).all()
-    assert (ten["forwards"] == 30).all()
-    assert (ten["backwards"] == 30).all()
-    right = [float((rows["label"] == rows["truth"]).mean()) for rows in (one, ten)]
-    # Over six trainings: in one alone a mean of draws helps by 0 to 0.2.
-    assert right[1] < right[0] - 0.03
+    made = Ran(path)
+    assert not made.failed
+    one, ten = (made.outcomes(view=label) for label in ("logits", "logits(draws=10)"))
+    assert (one["forwards"] == 1).all()
+    assert (ten["forwards"] == 10).all()
+    assert (ten["backwards"] == 10).all()
+    # About 2,500 pixels have room for a step: a standard deviation of 0.01.
+    assert ten["l0"].sum() > 1500
+    assert abs(one["l0"].sum() / ten["l0"].sum() - 0.5) < 0.06

@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench.errors import InputError
 from bench.results import metrics
-from bench.results.metrics import METRICS, PerExample
+from bench.results.metrics import METRICS, Metric, PerExample
 from bench.results.outcomes import OUTCOME_COLUMNS, arrays, load, schema
 from bench.results.outcomes import select as select_rows
 
@@ -44,6 +44,12 @@ def test_an_answer_holds_or_not(label, rejected, distance, invalid, stood):
     frame = rows([True], label=[label], rejected=[rejected], distance=[distance], invalid=[invalid])
     assert metrics.is_correct(frame).tolist() == [stood]
     assert metrics.is_correct(arrays(frame)).tolist() == [stood]
+
+
+def test_the_first_class_is_an_answer_like_every_other():
+    frame = arrays(rows([True] * 3, truth=[0, 1, 0], label=[0, 0, -1]))
+    assert metrics.is_correct(frame).tolist() == [True, False, False]
+    assert metrics.reached(frame).tolist() == [False, True, False]
 
 
 def test_success_is_an_accepted_answer_that_the_attacker_wants():
@@ -94,6 +100,13 @@ def test_with_a_refusal_robust_is_the_usual_robust_error():
     still = arrays(rows([True, True, True], rejected=[False, True, False], moved=False))
     attacked = arrays(rows([False, True, False], rejected=[True, True, False]))
     assert METRICS["robust"].score(attacked, still).tolist() == [1, 0, 0]
+
+
+def test_what_needs_no_clean_answers_counts_what_was_not_asked_unmoved():
+    still = arrays(rows([True], index=[2], moved=False))
+    attacked = arrays(rows([True, False, True]))
+    assert metrics.score(METRICS["accuracy"], attacked, still).index.tolist() == [0, 1, 2]
+    assert metrics.score(METRICS["robust"], attacked, still).index.tolist() == [2]
 
 
 # --- logits and thresholds ----------------------------------------------------------------------------
@@ -238,6 +251,12 @@ def test_beyond_the_radius_the_clean_image_is_shown():
     assert read["distance"].tolist() == [0.05, 0.1 + 1e-8, 0, 0]
 
 
+def test_what_an_attack_alone_noted_is_read_at_every_radius():
+    attacked = arrays(rows([False] * 2, distance=[0.05, 0.3]))
+    read = metrics.within({**attacked, "inner_steps": np.array([7.0, 8.0])}, arrays(rows([True] * 2)), 0.1)
+    assert read["inner_steps"].tolist() == [7, 8]
+
+
 def test_a_clean_image_that_is_refused_is_wrong_at_every_radius():
     attacked = rows([True], rejected=[True], distance=[0.5])
     still = rows([True], rejected=[True], moved=False)
@@ -295,6 +314,12 @@ def test_the_interval_of_a_median_lies_between_order_statistics():
     assert stats.binom.cdf(60, 100, 0.5) - stats.binom.cdf(39, 100, 0.5) >= 0.95
 
 
+def test_a_median_of_seeds_has_the_mean_of_their_intervals():
+    parts = {seed: [scored(*np.arange(1.0, 101.0) + 10 * seed)] for seed in (0, 1)}
+    found = metrics.estimate(METRICS["distance"], parts)
+    assert (found.value, found.low, found.high) == (55.5, 45, 66)
+
+
 def test_few_values_give_all_of_them():
     assert metrics.median_interval(np.array([3.0, 1.0, 2.0])) == (1, 3)
 
@@ -310,6 +335,14 @@ def test_seeds_are_averaged_and_examples_of_one_seed_counted():
     assert found.std == pytest.approx(0.25)
     assert (found.n, found.seeds) == (4, 3)
     assert (found.low, found.high) == metrics.wilson(0.5, 4)
+
+
+def test_two_seeds_have_a_spread_and_two_examples_an_interval():
+    found = metrics.estimate(METRICS["accuracy"], {0: [scored(1, 1)], 1: [scored(1, 0)]})
+    assert found.std == pytest.approx(0.5 / math.sqrt(2))
+    mean = metrics.estimate(METRICS["top"], {0: [scored(1, 3)]})
+    half = stats.norm.ppf(0.975) * math.sqrt(2) / math.sqrt(2)
+    assert (mean.low, mean.high) == pytest.approx((2 - half, 2 + half))
 
 
 def test_one_seed_has_no_spread():
@@ -337,6 +370,11 @@ def test_the_worst_is_taken_on_what_every_attack_saw():
     assert found.index.tolist() == [2, 5]
     assert found.values.tolist() == [0, 1]
     assert metrics.settle(METRICS["success"], [one, other]).values.tolist() == [1, 1]
+    # Of each example, not of each attack.
+    other = PerExample(np.array([0, 2, 5]), np.array([0.0, 0, 1]))
+    third = PerExample(np.array([0, 2, 5]), np.array([0.0, 0, 1]))
+    assert metrics.settle(METRICS["success"], [one, other, third]).values.tolist() == [1, 0, 1]
+    assert metrics.settle(METRICS["accuracy"], [one, other, third]).values.tolist() == [0, 0, 1]
 
 
 masks = st.integers(1, 40).flatmap(
@@ -360,7 +398,9 @@ def test_the_worst_is_at_most_every_attack_and_robust_at_most_clean(attacks):
 # --- comparisons -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 0), (3, 4), (60, 30), (700, 600), (30, 60)])
+@pytest.mark.parametrize(
+    ("wins", "losses"), [(0, 0), (0, 4), (1, 4), (5, 0), (3, 4), (60, 30), (700, 600), (30, 60)]
+)
 def test_beats_is_the_one_sided_exact_mcnemar_test(wins, losses):
     one = np.r_[np.ones(wins), np.zeros(losses), np.ones(9), np.zeros(9)]
     other = np.r_[np.zeros(wins), np.ones(losses), np.ones(9), np.zeros(9)]
@@ -376,15 +416,33 @@ def test_an_example_speaks_once_however_many_seeds_there_are():
 
 
 def test_a_metric_is_added_by_name():
-    @metrics.metric("sure", "examples scored above 0.9", worst=None)
+    @metrics.metric("sure", "examples scored above 0.9", worst="greatest", clean="used", reads=("logits",))
     def sure(rows, clean):
         return (rows["score"] > 0.9).astype(float)
+
+    @metrics.metric("lead", "the lead of a class", worst=None, summary="mean", unit="distance")
+    def lead(rows, clean, *, label):
+        return rows["score"] - label
 
     try:
         found = metrics.score(metrics.named("sure"), arrays(rows([True] * 3)), None)
         assert found.values.tolist() == [1, 0, 0]
+        assert metrics.named("sure") == Metric(
+            "sure",
+            "examples scored above 0.9",
+            sure,
+            "greatest",
+            "used",
+            "share",
+            "percent",
+            ("logits",),
+            False,
+        )
+        assert metrics.named("lead") == Metric(
+            "lead", "the lead of a class", lead, None, "unused", "mean", "distance", (), True
+        )
     finally:
-        del METRICS["sure"]
+        del METRICS["sure"], METRICS["lead"]
 
 
 def test_an_unknown_metric_names_the_nearest():

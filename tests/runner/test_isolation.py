@@ -62,7 +62,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "numpy's": lambda: setattr(np, "argmax", lambda *_: 0),
     "builtin": lambda: setattr(sys.modules["builtins"], "max", min),
     "ours": lambda: setattr(sys.modules["bench.losses"], "succeeded", lambda *_: False),
-    "an attack": lambda: setattr(sys.modules["attacks.pgd"], "ascend", None),
+    "an attack": lambda: setattr(sys.modules["attacks.pgd"], "pgd", None),
     "hashlib's": lambda: setattr(sys.modules["hashlib"], "sha256", None),
     "pyarrow's": lambda: setattr(sys.modules["pyarrow.parquet"], "write_table", None),
     "a module": lambda: sys.modules.update(json=None),  # type: ignore[call-overload]
@@ -101,7 +101,7 @@ def everything() -> list[Any]:
         np.argmax,
         max,
         sys.modules["bench.losses"].succeeded,  # type: ignore[attr-defined]
-        sys.modules["attacks.pgd"].ascend,  # type: ignore[attr-defined]
+        sys.modules["attacks.pgd"].pgd,  # type: ignore[attr-defined]
         {name: dict(hooks) for name, hooks in process_state._HOOKS.items()},
         process_state._mode_depths(),
         sys.stderr,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
-from bench.runner.referee import QueryCounter, answers_only, centred, frozen, guides, instrument, validate
+from bench.runner.referee import (
+    GUIDES,
+    QueryCounter,
+    answers_only,
+    centred,
+    frozen,
+    guides,
+    instrument,
+    no_access_view,
+    validate,
+)
 
 X = torch.full((4, 1, 2, 2), 0.5)
 
@@ -64,6 +75,8 @@ def test_l0_knows_no_rounding() -> None:
     z[1, 0, 0] = 1
     validated = validate(X, z, Threat("l0", 1))
     assert validated.invalid.tolist() == [False, True, False, False]
+    # A pixel may go as far as it likes.
+    assert torch.equal(validated.images[[0, 2, 3]], z[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1])
@@ -73,6 +86,32 @@ def test_what_is_no_image_is_void(value: float) -> None:
     validated = validate(X, z, Threat("linf"))
     assert validated.invalid.tolist() == [False, False, True, False]
     assert torch.equal(validated.images, X)
+
+
+@pytest.mark.parametrize(("more", "invalid"), [(5e-7, False), (1.5e-6, True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_linf_overshoot_of_rounding_is_cut_from_its_value_alone(
+    sign: int, more: float, invalid: bool
+) -> None:
+    x = X[:1].double()
+    z = x.clone()
+    z[0, 0, 0, 0] += sign * (0.1 + more)
+    z[0, 0, 1, 1] += 0.05
+    validated = validate(x, z, Threat("linf", 0.1))
+    assert validated.invalid.tolist() == [invalid]
+    kept = validated.images - x
+    assert kept.flatten().tolist() == pytest.approx(
+        [0, 0, 0, 0] if invalid else [sign * 0.1, 0, 0, 0.05], abs=1e-15
+    )
+
+
+@pytest.mark.parametrize("radius", [0.1, math.inf])
+def test_rounding_out_of_the_box_is_brought_back_into_it(radius: float) -> None:
+    x = torch.tensor([0.0, 1.0, 0.05, 0.95], dtype=torch.float64).view(4, 1, 1, 1)
+    z = x + torch.tensor([-5e-7, 5e-7, -0.05 - 5e-7, 0.05 + 5e-7], dtype=torch.float64).view(4, 1, 1, 1)
+    validated = validate(x, z, Threat("linf", radius))
+    assert not validated.invalid.any()
+    assert validated.images.flatten().tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -99,7 +138,7 @@ def test_images_of_another_shape_or_dtype_are_void_all_of_them(returned: Tensor,
     validated = validate(X, returned, Threat("linf", 0.1))
     assert torch.equal(validated.images, X)
     assert validated.images.dtype == X.dtype
-    assert validated.invalid.all()
+    assert validated.invalid.tolist() == [True] * 4
     assert validated.because == {error: 4}
 
 
@@ -113,6 +152,14 @@ def test_void_moves_are_counted_by_their_reason_once() -> None:
     assert validate(X, X, Threat("linf", 0.1)).because == {}
 
 
+def test_what_leaves_the_box_is_void_within_the_budget_too() -> None:
+    x = torch.tensor([0.95, 0.95, 0.95]).view(3, 1, 1, 1)
+    z = x + torch.tensor([0.08, 0.01, 0.2]).view(3, 1, 1, 1)
+    validated = validate(x, z, Threat("linf", 0.1))
+    assert validated.invalid.tolist() == [True, False, True]
+    assert validated.because == {"out of the box": 2}
+
+
 @pytest.mark.parametrize("returned", [None, X.tolist()])
 def test_what_is_no_tensor_fails(returned: object) -> None:
     with pytest.raises(TypeError, match=type(returned).__name__):
@@ -123,6 +170,14 @@ def test_logits_are_centred_and_keep_their_differences() -> None:
     small = torch.tensor([[0.25, 0.0, -1.5]])
     assert torch.equal(centred(small - 4096.0), small - 0.25)
     assert torch.isclose(centred(small - 1e6), small - 0.25, atol=0.07).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3)])
+def test_every_row_of_logits_is_centred_by_its_own_maximum(shape: tuple[int, ...]) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9
+    expected = rows.double() - rows.double().amax(-1, keepdim=True)
+    assert torch.equal(centred(rows), expected.float())
+    assert torch.equal(centred(rows, torch.float64), expected)
 
 
 def test_centring_is_a_constant_to_autograd() -> None:
@@ -177,15 +232,75 @@ def test_maps_between_images_and_codes_are_passes_too() -> None:
     assert counter.forwards.tolist() == [1, 3, 1, 3]
 
 
+@pytest.mark.parametrize("centre", [True, False])
+def test_logits_of_points_are_centred_and_energies_are_not(centre: bool) -> None:
+    z = torch.arange(12.0).view(4, 3)
+    view = Inversion(
+        lambda z: z + 1,
+        invert=lambda x: x,
+        decode=lambda z: z,
+        energy=lambda z, x: z.sum(1),
+        classify=lambda z, x: z + x,
+        centred=centre,
+    )
+    seen, _ = look(view, 4)
+    assert isinstance(seen, Inversion)
+    row = [-2.0, -1.0, 0.0]
+    assert seen.logits(z).tolist() == ([row] * 4 if centre else (z + 1).tolist())
+    assert seen.classify(z, z).tolist() == ([[-4.0, -2.0, 0.0]] * 4 if centre else (2 * z).tolist())
+    assert torch.equal(seen.energy(z, z), z.sum(1))
+    assert torch.equal(seen.decode(z), z)
+    assert torch.equal(seen.invert(z), z)
+
+
+def test_a_chunk_is_the_most_that_is_asked_at_once_and_maps_are_not_cut() -> None:
+    sizes: dict[str, list[int]] = {"logits": [], "encode": [], "decode": []}
+
+    def noted(name: str) -> Any:
+        def ask(z: Tensor) -> Tensor:
+            sizes[name].append(len(z))
+            return z.flatten(1)
+
+        return ask
+
+    view, _ = look(View(**{name: noted(name) for name in sizes}), 7, chunk=3)
+    x = torch.rand(7, 1, 2, 2)
+    assert torch.equal(view.encode(x), x.flatten(1))
+    view.logits(x)
+    view.decode(x)
+    assert sizes == {"logits": [3, 3, 1], "encode": [7], "decode": [7]}
+
+
 def test_rows_that_nobody_can_name_are_shared_out() -> None:
     view, counter = look(View(linear), 4)
     view.logits(X[:2])
     assert counter.forwards.tolist() == [0.5] * 4
+    view.logits(X[:3])
+    assert counter.forwards.tolist() == [1.25] * 4
+    assert counter.forwards.dtype == counter.backwards.dtype == torch.float64
 
 
 def test_a_score_attack_gets_no_gradient() -> None:
     view, _ = look(View(linear), 4, access="score")
     assert not view.logits(X.clone().requires_grad_()).requires_grad
+
+
+def test_an_attack_without_access_cannot_ask() -> None:
+    view = no_access_view(QueryCounter.of(4, torch.device("cpu")))
+    with pytest.raises(PermissionError, match='an attack declared access="none" asked for logits'):
+        view.logits(X)
+
+
+def test_answers_come_in_the_dtype_of_the_points_but_never_as_whole_numbers() -> None:
+    """Points may be entries of a code book, whose logits are no whole numbers."""
+    book = torch.tensor([[0.5, 1.25, 0.0], [2.5, 0.0, -1.5]])
+    for centre in (True, False):
+        view, _ = look(View(lambda z: book[z.flatten().long()], centred=centre), 2)
+        for dtype in (torch.float64, torch.float32, torch.int64):
+            answer = view.logits(torch.tensor([[0], [1]], dtype=dtype))
+            assert answer.dtype == (torch.float32 if dtype == torch.int64 else dtype)
+            wanted = book - book.amax(1, keepdim=True) if centre else book
+            assert torch.equal(answer, wanted.to(answer.dtype))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -204,6 +319,19 @@ def test_chunks_change_neither_logits_nor_gradients_nor_counts(recompute: bool) 
         assert counter.backwards.tolist() == [1] * 7
     assert torch.allclose(found[0][0], found[1][0], atol=1e-12, rtol=0)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_computed_again_only_where_asked_for(recompute: bool) -> None:
+    asked = []
+
+    def ask(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return x.flatten(1).square()
+
+    view, _ = look(View(ask), 4, recompute=recompute)
+    view.logits(X.clone().requires_grad_()).sum().backward()
+    assert asked == ([4, 4] if recompute else [4])
 
 
 def test_logits_of_several_draws_are_cut_along_the_examples() -> None:
@@ -283,6 +411,13 @@ def test_a_network_that_changes_its_own_buffers_is_not_called_an_attack(
     assert all(map(torch.equal, network.buffers(), before))
 
 
+def test_a_network_is_asked_only_where_something_changed() -> None:
+    net, asked = nn.Linear(2, 2), []
+    with frozen(net, seed=1, ask=lambda: asked.append(1)):
+        net(torch.ones(1, 2))
+    assert not asked
+
+
 def test_what_is_no_number_equals_itself() -> None:
     net = Counting()
     net.asked.fill_(float("nan"))
@@ -290,13 +425,23 @@ def test_what_is_no_number_equals_itself() -> None:
         pass
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, math.nan), (math.nan, 0.0)])
+def test_a_number_that_is_lost_is_a_change(before: float, after: float) -> None:
+    net = Counting()
+    net.asked.fill_(before)
+    with pytest.raises(RuntimeError, match="asked"), frozen(net, seed=1, ask=lambda: None):
+        net.asked.fill_(after)
+    assert str(net.asked.item()) == str(before)
+
+
 def test_the_seed_decides_every_librarys_draws_inside() -> None:
     drawn = []
-    for seed in (-1, -1, 2):
+    for seed in (-1, -1, 2, 4, 2**40):
         with frozen(seed=seed):
             drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
     assert drawn[0] == drawn[1]
-    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
+    for one, other in combinations(drawn[1:], 2):
+        assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def test_every_librarys_draws_go_on_outside_as_if_nothing_had_been() -> None:
@@ -335,3 +480,30 @@ def test_guides_are_the_first_images_of_their_classes_that_are_right_and_accepte
     )
     assert isinstance(instrumented, Features)
     assert torch.equal(instrumented.guides, found)
+
+
+def test_a_guide_is_sought_among_the_first_images_of_its_class() -> None:
+    images = torch.arange(1.0, 2 * GUIDES + 1).view(-1, 1, 1, 1)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    for first, expected in ((GUIDES, GUIDES), (GUIDES + 1, 0)):
+
+        def decide(z: Tensor, first: int = first) -> Decision:
+            return Decision(z.flatten().long() * 0, z.flatten() < first, z.flatten())
+
+        assert guides(decide, images, labels, 1).item() == expected
+
+
+def test_answers_are_one_column_each_and_a_refusal_is_the_last() -> None:
+    def decide(z: Tensor) -> Decision:
+        label = z.flatten().long()
+        return Decision(label, label == 1, z.flatten())
+
+    seen = answers_only(decide, 3)
+    z = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    answer = seen.logits(z)
+    assert answer.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert answer.dtype == torch.float64
+    assert not answer.requires_grad
+    assert seen.refusal
+    # Centred they would be -1 and 0: the referee shows them as they are.
+    assert not seen.centred

@@ -83,7 +83,7 @@ def test_images_of_another_form_are_void_counted_and_explained(tmp_path: Path, h
     ("attack", "error"),
     [
         ({"use": "toy/crash"}, "the attack is broken"),
-        ({"use": "toy/crash", "how": "notes"}, r"notes \['label', 'invalid'\] have names"),
+        ({"use": "toy/crash", "how": "notes"}, r"notes \['invalid', 'label'\] have names"),
         ({"use": "toy/peek"}, "does not require grad"),
         ({"use": "toy/blind"}, "asked for logits"),
     ],
@@ -180,21 +180,23 @@ def test_a_served_threshold_needs_no_new_training(tmp_path: Path) -> None:
 
 
 def test_an_attacker_who_knows_of_the_refusal_is_accepted_where_it_wins(tmp_path: Path) -> None:
-    defenses = {"linear": {"use": "toy/linear", "threshold": 0.5}}
-    attacks = {"pgd": {"use": "pgd", "steps": 20, "loss": "margin"}}
+    """The refusal of `toy/trapped` catches every step that does not avoid it, whatever was drawn."""
+    attacks = {"pgd": {"use": "pgd", "steps": 40, "loss": "margin", "start": "zero"}}
     task = {
         **TASK,
-        "threat": {"norm": "linf", "radius": 0.05},
+        "threat": {"norm": "linf", "radius": 0.4},
         "readouts": ["reject"],
         "views": ["reject", "logits"],
+        "seeds": [0, 1, 2],
     }
-    ran = Ran(suite(tmp_path, defenses, attacks, [task]))
-    aware, naive = ran.outcomes(view="reject"), ran.outcomes(view="logits")
-
-    def broken(rows: Any) -> int:
-        return int(((rows["label"] != rows["truth"]) & ~rows["rejected"]).sum())
-
-    assert broken(aware) > broken(naive)
+    ran = Ran(suite(tmp_path, {"trapped": {"use": "toy/trapped"}}, attacks, [task]))
+    assert not ran.failed
+    for seed in task["seeds"]:
+        aware, naive = (ran.outcomes(view=view, seed=seed) for view in ("reject", "logits"))
+        for rows in (aware, naive):
+            assert (rows["label"] != rows["truth"]).all()
+        assert not aware["rejected"].any()
+        assert naive["rejected"].all()
 
 
 def test_parts_arrive_fitted_and_are_stored_with_what_contains_them(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Cells, jobs and keys: what is shared, what is skipped, what a name depends on."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -14,6 +15,9 @@ import yaml
 
 from bench.errors import InputError
 from bench.protocols import Shape
+from bench.results import manifest
+from bench.results.conditions import conditions_of, skips_of
+from bench.results.store import Store
 from bench.suite import planner, resolve
 from bench.suite.jobs import SCHEME, Craft, Evaluate, Train, key_of
 from bench.suite.planner import Plan, Planner, Point, Request, Sight
@@ -345,6 +349,53 @@ def test_a_parameter_that_names_code_enters_by_content(tmp_path: Path) -> None:
     assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key == before
     (tmp_path / "mine.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten(1)\n")
     assert jobs(made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks), Train)[0].key != before
+
+
+def test_what_a_plan_writes_is_what_tables_read(tmp_path: Path) -> None:
+    tables = {"t": {"title": "T", "rows": ["defense"], "columns": ["attack"]}}
+    plan = made(tmp_path, tables=tables)
+    store = Store(tmp_path / "results")
+    store.open()
+    manifest.write(store, plan.manifest())
+    read = manifest.read(store.root, plan.suite.path)
+    assert manifest.stale(read, plan.suite.path) == []
+    found = conditions_of(read)
+    assert {each.job for each in found} == {job.key for job in jobs(plan, Evaluate)}
+    assert len({tuple(each.coordinates.items()) for each in found}) == len(found) > 10
+    assert [(each.coordinates, each.reason) for each in skips_of(read)] == [
+        (dict(skip.coordinates), skip.reason) for skip in plan.skips
+    ]
+    assert skips_of(read)
+    assert (read["suite"], read["file"]) == (plan.suite.name, "suite.yaml")
+    assert read["tables"]["t"]["rows"] == ["defense"]
+    assert read["data"]["digits"]["shard"] == 120
+    for kind, things in (("defenses", plan.suite.defenses), ("attacks", plan.suite.attacks)):
+        assert read[kind] == {name: json.loads(json.dumps(each.identity)) for name, each in things.items()}
+
+
+def test_a_manifest_holds_the_digests_of_all_code_and_files_that_defenses_name(tmp_path: Path) -> None:
+    codes = {"mine": "return torch.nn.Flatten()", "yours": "return torch.nn.Flatten(1)"}
+    for name, line in codes.items():
+        (tmp_path / f"{name}.py").write_text(f"import torch\ndef build():\n    {line}\n")
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"0.{number}")
+    defenses = {name: {"use": "module", "build": f"{name}:build"} for name in codes}
+    defenses |= {f"files{number}": {"use": "toy/files", "means": [f"{number}.txt"]} for number in range(2)}
+    task = {**BASE["tasks"][0], "views": None}
+    attacks = {"clean": BASE["attacks"]["clean"]}
+
+    def told() -> dict[str, Any]:
+        return made(tmp_path, defenses=defenses, tasks=[task], attacks=attacks).manifest()
+
+    before = told()
+    assert before["files"] == {
+        f"{number}.txt": hashlib.sha256(f"0.{number}".encode()).hexdigest() for number in range(2)
+    }
+    assert set(codes) <= set(before["sources"])
+    (tmp_path / "yours.py").write_text("import torch\ndef build():\n    return torch.nn.Identity()\n")
+    after = told()
+    changed = {name for name, digest in before["sources"].items() if after["sources"][name] != digest}
+    assert changed == {"yours"}
 
 
 def test_parts_are_edges_of_the_graph(tmp_path: Path) -> None:
