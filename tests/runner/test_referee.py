@@ -366,6 +366,13 @@ def test_everything_is_left_as_it_was_found() -> None:
     assert [parameter.requires_grad for parameter in net[0].parameters()] == [True, False]
 
 
+def test_no_gradient_of_a_parameter_stays() -> None:
+    net = nn.Linear(2, 2)
+    with frozen(net, seed=1):
+        net.weight.grad = torch.ones(2, 2)
+    assert net.weight.grad is None
+
+
 def test_flags_are_put_back_after_a_crash_too() -> None:
     net = nn.Linear(2, 2).train()
     with pytest.raises(KeyError), frozen(net, seed=1):
