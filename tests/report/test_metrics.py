@@ -377,6 +377,24 @@ def test_the_worst_is_taken_on_what_every_attack_saw():
     assert metrics.settle(METRICS["accuracy"], [one, other, third]).values.tolist() == [0, 0, 1]
 
 
+def test_what_an_attacker_prefers_and_how_examples_become_one_number():
+    told = {name: (each.worst, each.clean, each.summary, each.unit) for name, each in METRICS.items()}
+    assert told == {
+        "accuracy": ("least", "unused", "share", "percent"),
+        "robust": ("least", "needed", "share", "percent"),
+        "success": ("greatest", "needed", "share", "percent"),
+        "rejection": (None, "unused", "share", "percent"),
+        "detection": (None, "unused", "share", "percent"),
+        "selective": (None, "unused", "share", "percent"),
+        "distance": ("least", "used", "median", "distance"),
+        "logit": (None, "unused", "mean", "number"),
+        "threshold": (None, "unused", "constant", "number"),
+        "top": (None, "unused", "mean", "number"),
+        "classwise": (None, "unused", "share", "percent"),
+        "parameters": (None, "unused", "constant", "millions"),
+    }
+
+
 masks = st.integers(1, 40).flatmap(
     lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=2, max_size=5)
 )

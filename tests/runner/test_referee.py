@@ -139,6 +139,7 @@ def test_images_of_another_shape_or_dtype_are_void_all_of_them(returned: Tensor,
     assert torch.equal(validated.images, X)
     assert validated.images.dtype == X.dtype
     assert validated.invalid.tolist() == [True] * 4
+    assert validated.invalid.dtype == torch.bool
     assert validated.because == {error: 4}
 
 
@@ -301,6 +302,8 @@ def test_answers_come_in_the_dtype_of_the_points_but_never_as_whole_numbers() ->
             assert answer.dtype == (torch.float32 if dtype == torch.int64 else dtype)
             wanted = book - book.amax(1, keepdim=True) if centre else book
             assert torch.equal(answer, wanted.to(answer.dtype))
+    view, _ = look(View(linear, encode=lambda x: x.flatten(1).long()), 4)
+    assert view.encode(X).dtype == torch.int64
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -361,6 +364,13 @@ def test_everything_is_left_as_it_was_found() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in net] == [True, False, True]
     assert [parameter.requires_grad for parameter in net[0].parameters()] == [True, False]
+
+
+def test_no_gradient_of_a_parameter_stays() -> None:
+    net = nn.Linear(2, 2)
+    with frozen(net, seed=1):
+        net.weight.grad = torch.ones(2, 2)
+    assert net.weight.grad is None
 
 
 def test_flags_are_put_back_after_a_crash_too() -> None:
@@ -504,6 +514,7 @@ def test_answers_are_one_column_each_and_a_refusal_is_the_last() -> None:
     assert answer.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
     assert answer.dtype == torch.float64
     assert not answer.requires_grad
+    assert seen.logits(z[:1]).tolist() == [[1, 0, 0, 0]]
     assert seen.refusal
     # Centred they would be -1 and 0: the referee shows them as they are.
     assert not seen.centred
