@@ -552,7 +552,7 @@ def view(
         name: the view's name in suites.
         space: what a point of the view is: ``pixel`` images, or a space that attacks name (``latent``,
             ``inversion``, ``features``, ``prototypes``).
-        reads: read-outs whose answer is the arg-max of this view's logits, so that a success here is one.
+        exact_for: read-outs whose answer is the arg-max of this view's logits, so that a success here is one.
         ignores: parameters of the defense that may change after fitting and change nothing here, so that
             crafts are shared.
         gradient: whether a gradient flows from the logits to the point.

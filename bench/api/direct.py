@@ -145,7 +145,7 @@ class Loaded(nn.Module):
 
     Args:
         network: The defense itself: fitted, and an instance of a registered class.
-        served: The training that it comes from, and the settings at inference time.
+        fitted_defense: The training that it comes from, and the settings at inference time.
     """
 
     def __init__(self, network: nn.Module, fitted_defense: FittedDefense) -> None:

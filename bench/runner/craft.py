@@ -51,9 +51,16 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
 def attacked(
     job: Craft, model: Any, split: Split, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Attack the shard of `split` that `job` names; return what is kept of it, on the CPU, and facts of it.
+    """Attack a shard.
 
-    `model` is the fitted network that the attack looks at, None for an attack that looks at none.
+    Args:
+        job: The shard and the attack.
+        model: The fitted network that the attack looks at; None for an attack that looks at none.
+        split: The data set of the shard.
+        device: The device of the attack.
+
+    Returns:
+        What is kept of the shard, tensors on the CPU, and facts for the receipt.
     """
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
@@ -86,7 +93,15 @@ def attacked(
 
 
 def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
-    """Return what `attacked` returns of an attack that does nothing and looks at nothing."""
+    """Return what is kept of a shard that no attack has moved.
+
+    Args:
+        job: The shard.
+        split: Its data set.
+
+    Returns:
+        The tensors that `attacked` returns of an attack that does nothing and looks at nothing.
+    """
     rows = slice(job.start, job.stop)
     still = torch.zeros(job.stop - job.start, dtype=torch.bool)
     passes = torch.zeros(len(still), dtype=torch.float64)

@@ -73,7 +73,18 @@ def evaluate(
 def answers_to(
     job: Evaluate, crafted: Iterable[Mapping[str, Tensor]], model: Any, split: Split, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Ask a fitted defense about what `attacked` returned of each shard; return the columns of each."""
+    """Ask a fitted defense about crafted images.
+
+    Args:
+        job: The evaluation.
+        crafted: What is kept of each of its shards (`bench.runner.craft.attacked`), in their order.
+        model: The fitted defense.
+        split: The data set of the shards.
+        device: The device of the defense.
+
+    Returns:
+        The columns of outcomes of each shard.
+    """
     with frozen(model, seed=seed_of(job.key)), torch.no_grad():
         return [
             _outcomes(job, craft_job, found, model, split, device)
@@ -82,7 +93,19 @@ def answers_to(
 
 
 def shown_images(rows: slice, crafted: Mapping[str, Tensor], split: Split) -> Images:
-    """Return the images that a defense is shown: those of a shard, moved where the attack moved them."""
+    """Return the images that a defense is shown: those of a shard, moved where the attack moved them.
+
+    Args:
+        rows: The positions of the shard in its data set.
+        crafted: What is kept of the shard.
+        split: The data set.
+
+    Returns:
+        Images (N, C, H, W) on the CPU.
+
+    Raises:
+        RuntimeError: What is kept is of other examples.
+    """
     if not torch.equal(crafted["index"], split.index[rows]):
         raise RuntimeError(f"crafted images are of other examples than {rows}")
     z = split.images[rows].clone()
@@ -275,7 +298,14 @@ def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
 
 
 def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Return the outcomes of several shards as one table."""
+    """Return the outcomes of several shards as one table.
+
+    Args:
+        shards: The columns of each shard, from `answers_to`.
+
+    Returns:
+        A pyarrow table with the columns of `bench.results.outcomes`, and the attack's notes after them.
+    """
     return pa.concat_tables([_table(each) for each in shards], promote_options="default")
 
 

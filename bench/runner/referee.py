@@ -189,7 +189,7 @@ def instrument(
         counter: The counter, at zero; its length is the number of examples.
         access: What the attack may use.
         target: Labels to reach, int64 (N,); None for an untargeted attack.
-        final: Whether a success on the view is a success against the read-out.
+        exact: Whether a success on the view is a success against the read-out.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
 

@@ -125,7 +125,7 @@ def unchanged(resolved: Resolved[Entry], folder: Path) -> None:
     """Check that the files and the code that settings name are those that the key of the job was made with.
 
     Args:
-        filled: A registered thing with its settings, as planned.
+        resolved: A registered thing with its settings, as planned.
         folder: The folder of the task file.
 
     Raises:

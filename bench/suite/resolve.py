@@ -164,7 +164,7 @@ def inner(resolved: Resolved[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any
     """Return the attacks among a thing's parameters.
 
     Args:
-        filled: an attack or a defense.
+        resolved: an attack or a defense.
 
     Returns:
         Each inner attack with its own parameters filled in, in the order of the signature.

@@ -86,7 +86,7 @@ def unreached(steps: int, step_size: float, radius: float) -> str | None:
 
     Args:
         steps: number of steps, 1 or more.
-        step: length of a step, in the units of `radius`.
+        step_size: length of a step, in the units of `radius`.
         radius: linf radius that the steps should be able to reach.
     """
     if (reach := steps * step_size) >= radius * (1 - 1e-6):

@@ -1029,7 +1029,7 @@ def test_it_is_what_it_declares(shape: Shape, params: dict[str, Any]) -> None:
 
 def test_what_is_served_needs_no_training() -> None:
     fitted = small()
-    served = DEFENSES["abs"].served
+    served = DEFENSES["abs"].inference
     others: dict[str, Any] = {
         "grid": 9, "steps": 2, "rate": 0.1, "radius": 2.0, "clip": "released", "keep": "best",
         "objective": "reconstruction", "binary": True,

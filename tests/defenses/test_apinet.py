@@ -146,7 +146,7 @@ def ascend(net: nn.Module, x: Images, c: int, model: ApiNet, eps: float) -> Imag
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = autograd.grad(net(z).log_softmax(1)[:, c].sum(), z)
-        z = z.detach() + model.step * gradient.sign()
+        z = z.detach() + model.step_size * gradient.sign()
         z = torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
     return z.detach()
 
@@ -269,9 +269,9 @@ def test_the_size_of_chunks_changes_nothing(start: str, rows: int) -> None:
 
 
 def test_what_is_scaled_and_what_is_served() -> None:
-    assert api(inner_step_size=None).step == pytest.approx(0.007, rel=1e-12)
-    assert api(inner_step_size=None, eps_ap=16 / 255).step == pytest.approx(0.008, rel=1e-12)
-    assert api(inner_step_size=None, eps_ap=0.1, inner_steps=4).step == pytest.approx(1.02 * 0.1 / 4)
+    assert api(inner_step_size=None).step_size == pytest.approx(0.007, rel=1e-12)
+    assert api(inner_step_size=None, eps_ap=16 / 255).step_size == pytest.approx(0.008, rel=1e-12)
+    assert api(inner_step_size=None, eps_ap=0.1, inner_steps=4).step_size == pytest.approx(1.02 * 0.1 / 4)
     trained = api(own("Smooth"), eps_ap=14 / 255)
     served = api(own("Smooth"), eps_ap=0.01, inner_steps=2, inner_step_size=0.02, start="zero")
     for each in served.parameters():

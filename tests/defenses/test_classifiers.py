@@ -235,7 +235,7 @@ def test_a_network_that_does_not_fit_is_refused_before_and_while_building(
         ("madry", {"radius": -0.1}, "radius: expected a number of 0 or more, found -0.1"),
         ("trades", {"beta": -1.0}, "beta: expected a number of 0 or more, found -1"),
         ("trades", {"steps": 0}, "steps: expected a number of 1 or more, found 0"),
-        ("trades", {"step_size": 0.0}, "step: expected a number above 0, found 0"),
+        ("trades", {"step_size": 0.0}, "step_size: expected a number above 0, found 0"),
     ],
 )
 def test_impossible_trainings_are_refused_by_the_plan(
