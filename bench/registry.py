@@ -328,7 +328,7 @@ class AttackEntry(Entry, Needs):
             samples and searches, 1 where it has none of them.
         """
         if self.cost is not None:
-            return self.cost(**params)
+            return max(1, self.cost(**params))
         counts = (params.get(name, 1) for name in ("steps", "restarts", "samples", "searches"))
         return math.prod(count for count in counts if isinstance(count, int))
 

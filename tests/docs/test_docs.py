@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pandas as pd
 import pytest
 import typer.main
@@ -19,6 +20,7 @@ import yaml
 
 from bench import cli
 from bench.api import running
+from bench.results.store import Store
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs" / "findings.md"
@@ -268,7 +270,9 @@ def _nearer(defense: str, one: str, other: str) -> tuple[float, int, int]:
             for each in conditions
             if {**wanted, "attack": attack}.items() <= each["coordinates"].items()
         }
-        rows = pd.read_parquet(root / "evaluate" / job / "outcomes.parquet").set_index("index")
+        stored = Store(root).outcomes(job)
+        columns = ("index", "label", "truth", "invalid", "l2")
+        rows = pd.DataFrame({name: np.asarray(stored[name]) for name in columns}).set_index("index")
         assert ((rows["label"] != rows["truth"]) & ~rows["invalid"]).all()
         distances.append(rows["l2"])
     first, second = distances[0].align(distances[1], join="outer")

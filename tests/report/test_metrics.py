@@ -49,7 +49,7 @@ def test_an_answer_holds_or_not(label, rejected, distance, invalid, stood):
 def test_the_first_class_is_an_answer_like_every_other():
     frame = arrays(rows([True] * 3, truth=[0, 1, 0], label=[0, 0, -1]))
     assert metrics.is_correct(frame).tolist() == [True, False, False]
-    assert metrics.reached(frame).tolist() == [False, True, False]
+    assert metrics.goal_reached(frame).tolist() == [False, True, False]
 
 
 def test_success_is_an_accepted_answer_that_the_attacker_wants():

@@ -536,7 +536,7 @@ def test_jobs_of_one_run_and_of_many_agree(tmp_path: Path) -> None:
 
 SPOILT = """
 import torch
-from bench import isolation
+from bench.runner import isolation
 from bench.errors import DisturbedError
 
 def job(line=None):

@@ -133,7 +133,7 @@ def test_doing_nothing_is_joined_to_every_attack_by_metrics_that_ask_for_it(
     every = {"fgsm", "pgd", "margin", "Worst"}
     # The number of Min is that of a column, and so is the flag that it joins answers.
     assert set(doubted(rendered)) - {"Min", "Max"} == every
-    said = flagged(rendered)
+    said = flagged(rendered, row=0)
     assert "unluckiest of 2 answers" in said["pgd"][0]
     assert "unluckiest of 4 answers" in said["Worst"][0]
     assert said["Min" if metric != "success" else "Max"]
