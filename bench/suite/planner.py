@@ -180,13 +180,13 @@ class Sight:
         return use.removeprefix(ANSWERS) if use.startswith(ANSWERS) else None
 
 
-class Seen(NamedTuple):
-    """What an attack looks at, as the attempt's key has it."""
+class AttackedView(NamedTuple):
+    """The defense and the view that an attack looks at, as they enter the key of its run."""
 
     source: FittedDefense | None
     view: ViewUse | None
     exact: bool
-    """Whether winning on the view is winning."""
+    """Whether an example is broken as soon as the view's answer is wrong."""
 
 
 def lacks_readout(defense: DefenseEntry, readout: str) -> str | None:
@@ -595,13 +595,13 @@ class Planner:
         point = request.point
         if (reason := refusal(RULES, request)) is not None:
             return Skip(point.coordinates, reason)
-        seen = Seen(None, None, True)
+        attacked = AttackedView(None, None, True)
         if request.choice is not None:
             sight = self._sight(request, request.choice)
             if (reason := refusal(VIEW_RULES, sight)) is not None:
                 return Skip(point.coordinates, reason)
-            seen = self._seen(sight)
-        attack_run = self._attempt(request, seen)
+            attacked = self._attacked_view(sight)
+        attack_run = self._attack_run(request, attacked)
         victim = self.fitted(request.victim, point.inference)
         shard, n, readout = request.data.spec.shard, request.n, point.readout
         crafts = self._once(("crafts", attack_run.key, shard, n), lambda: _shards(attack_run, n))
@@ -615,7 +615,7 @@ class Planner:
             "access": entry.access,
             "kind": entry.kind,
             "source": origin.defense if origin else None,
-            "exact": seen.exact,
+            "exact": attacked.exact,
             "n": n,
             "random": _draws(request.victim, point.inference),
             "flags": _flags(request, attack_run),
@@ -631,24 +631,24 @@ class Planner:
         train = self.train(origin.defense, request.fit, request.data, seed)
         return Sight(request, train, self.suite.inference_settings[origin.defense][0], choice, transfers=True)
 
-    def _seen(self, sight: Sight) -> Seen:
+    def _attacked_view(self, sight: Sight) -> AttackedView:
         """Return what is looked at, by the view's own name and with its parameters filled in."""
         readout = sight.request.point.readout
         if sight.answers is not None:
             exact = not sight.transfers and sight.answers == readout
-            return Seen(self.fitted(sight.train, sight.inference), sight.choice, exact)
+            return AttackedView(self.fitted(sight.train, sight.inference), sight.choice, exact)
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
         # By what is written: 1, 1.0 and true are equal, and not the same parameter.
         name = ("view", sight.defense.name, repr(sight.choice))
         resolved = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
-        return Seen(
+        return AttackedView(
             source=self.fitted(sight.train, sight.inference, view.ignores),
             view=resolved,
             exact=not sight.transfers and readout in view.exact_for,
         )
 
-    def _attempt(self, request: Request, seen: Seen) -> AttackRun:
+    def _attack_run(self, request: Request, attacked: AttackedView) -> AttackRun:
         point, entry = request.point, request.attack.entry
         threat = Threat(point.norm, math.inf if entry.kind == "minimum-norm" else point.radius)
         limit = self.suite.model.attacks[point.attack].time_limit or entry.time_limit
@@ -659,9 +659,9 @@ class Planner:
             threat,
             request.data.key,
             point.seed,
-            seen.source.key if seen.source else None,
-            repr(seen.view),
-            seen.exact,
+            attacked.source.key if attacked.source else None,
+            repr(attacked.view),
+            attacked.exact,
             point.target,
         )
 
@@ -671,9 +671,9 @@ class Planner:
                 threat=threat,
                 data=request.data,
                 seed=point.seed,
-                source=seen.source,
-                view=seen.view,
-                exact=seen.exact,
+                source=attacked.source,
+                view=attacked.view,
+                exact=attacked.exact,
                 target=point.target,
                 time_limit=limit,
             )
