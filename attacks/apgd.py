@@ -32,7 +32,7 @@ MOMENTUM = 0.75
 """The share of a step that is the gradient's; the rest repeats the last move (eq. 3)."""
 
 
-@attack("apgd", norms={"linf", "l2"}, version=1)
+@attack("apgd", norms={"linf", "l2"}, version=1, starts="any")
 def apgd(
     view: View,
     x: Images,
@@ -73,7 +73,8 @@ def apgd(
     walks = Walks(view, x, y, threat, noise, Settings(steps, loss, rho))
     with torch.no_grad():
         walks.begin(view.logits(x))
-    for _ in range(restarts):
+    # From one point there is one walk.
+    for _ in range(restarts if view.starts is None else 1):
         walks.climb()
     return walks.crafted()
 
@@ -184,7 +185,7 @@ class Walks:
         return Crafted(self.record.images, self.notes.columns())
 
     def climb(self, towards: Labels | None = None) -> None:
-        """Walk once from a random point of the ball's surface, with every example that stands.
+        """Walk once from a random point of the ball's surface (or where the view says), with all that stand.
 
         Args:
             towards: The class (N,) whose loss is climbed; None: the goal's own. A success is one of the view
@@ -195,7 +196,10 @@ class Walks:
             return
         view, x, y, noise = self._view.select(rows), self._x[rows], self._y[rows], self._noise.select(rows)
         towards = None if towards is None else towards[rows]
-        z = old = threat.project(x, x + threat.radius * surface(x, threat.norm, noise))
+        begin = view.starts
+        if begin is None:
+            begin = x + threat.radius * surface(x, threat.norm, noise)
+        z = old = threat.project(x, begin)
         best = best_uphill = z
         progress = Progress(x, 2 * threat.radius, settings.rho)
         marks, mark = checkpoints(settings.steps), 0

@@ -10,7 +10,7 @@ from attacks.common.projected_ascent import Keep, ProjectedAscent, Start
 from bench import Count, Crafted, Images, Labels, NonNegative, Positive, Randomness, Threat, View, attack
 
 
-@attack("cw-linf", norms={"linf"}, version=1, flags=flags.of_ascent)
+@attack("cw-linf", norms={"linf"}, version=1, starts="any", flags=flags.of_ascent)
 def cw_linf(
     view: View,
     x: Images,

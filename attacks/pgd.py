@@ -5,7 +5,7 @@ from attacks.common.projected_ascent import Keep, ProjectedAscent, Start, loss_o
 from bench import Count, Crafted, Images, Labels, Loss, Positive, Randomness, Threat, View, attack
 
 
-@attack("pgd", norms={"linf", "l2"}, version=1, flags=flags.of_ascent)
+@attack("pgd", norms={"linf", "l2"}, version=1, starts="any", flags=flags.of_ascent)
 def pgd(
     view: View,
     x: Images,

@@ -238,6 +238,10 @@ class View:
     defense, so that an attack may stop at its first success. False on a surrogate (the first pass of a
     network with feedback, another network): there an attack uses all of its steps.
     """
+    starts: Images | None = None
+    """Images (N, C, H, W) to begin at, set by the harness: what an earlier run left. None where an
+    attack chooses its own starts. Only an attack that is declared with ``starts`` is given any.
+    """
 
     answers: ClassVar[tuple[str, ...]] = ("logits",)
     """Names of the callables whose calls count as passes. A subclass adds its own."""
@@ -245,13 +249,13 @@ class View:
     def select(self, rows: Tensor) -> Self:
         """Return this view for some of the examples.
 
-        An attack that drops the examples it has broken calls this together with the `take` of its randomness.
+        An attack that drops the examples it has broken calls this together with `select` of its draws.
 
         Args:
             rows: Positions of the examples: int64 (n,), each in [0, N).
 
         Returns:
-            A view of the same class for n examples, its target included.
+            A view of the same class for n examples, its target and starts included.
         """
         narrowed: dict[str, Any] = {
             name: call.select(rows)
@@ -260,6 +264,8 @@ class View:
         }
         if self.target is not None:
             narrowed["target"] = self.target[rows]
+        if self.starts is not None:
+            narrowed["starts"] = self.starts[rows]
         return replace(self, **narrowed)
 
 

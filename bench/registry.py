@@ -294,6 +294,9 @@ class Needs:
     data. What a parameter may be by itself is said by its type."""
     unfit: Callable[[Mapping[str, Any], Shape], str | None] | None = None
     """``unfit(params, shape)``: why conditions on such data are left out, with these parameters."""
+    starts: Literal["own", "any", "stored"] = "own"
+    """Where it begins: at points of its own; at ``view.starts`` in their place where there are some
+    (``any``); or only there (``stored``)."""
     idle: bool = False
     """Whether it leaves every image as it is: what it shows is the clean accuracy."""
     cost: Callable[..., int] | None = None

@@ -99,7 +99,8 @@ class ProjectedAscent:
         """Climb.
 
         Args:
-            view: What is looked through, with gradients.
+            view: What is looked through, with gradients; its `starts`, if it has some, take the place of all
+                own ones, and there is one walk from each.
             x: Images (N, C, H, W) in [0, 1].
             y: Their labels (N,).
             threat: A ball in linf or l2.
@@ -115,16 +116,21 @@ class ProjectedAscent:
         record, notes = BestIterate(x), GradientNotes(x)
         at_start = torch.zeros_like(record.won)
         rows = torch.arange(len(x), device=x.device)
-        for copies in _groups(self.restarts, stop):
+        # From one point there is one walk.
+        restarts = self.restarts if view.starts is None else 1
+        for copies in _groups(restarts, stop):
             if len(rows) == 0:
                 break
             here, clean, labels, draws = view.select(rows), x[rows], y[rows], noise.select(rows)
             everyone = torch.arange(len(rows), device=x.device)
-            z = torch.stack([_start(clean, threat, draws, self.start) for _ in range(copies)])
+            if here.starts is None:
+                z = torch.stack([_start(clean, threat, draws, self.start) for _ in range(copies)])
+            else:
+                z = threat.project(clean, here.starts)[None]
             memory: Tensor | None = None
             for t in range(self.steps + 1):
                 last = t == self.steps
-                if last and self.keep == "last" and self.restarts == 1 and not stop:
+                if last and self.keep == "last" and restarts == 1 and not stop:
                     record.images = z[0]  # Nothing to choose from: its loss need not be asked.
                     break
                 z.requires_grad_(not last)
@@ -154,7 +160,7 @@ class ProjectedAscent:
                 move, memory = self.direction(finite(gradient), memory, threat)
                 moved = (z + length * move).flatten(0, 1)
                 z = threat.project(clean.expand_as(z).flatten(0, 1), moved).view_as(z)
-        if stop and self.start == "uniform":
+        if stop and (self.start == "uniform" or view.starts is not None):
             # Asked afterwards and of these alone, so that nothing is spent where nothing breaks.
             record.put_back(at_start.nonzero().squeeze(1), view, x, y)
         return Crafted(record.images, notes.columns())
