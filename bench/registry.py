@@ -461,8 +461,18 @@ class Registry(Generic[E]):
                 raise InputError(
                     f"{self.kind} {name!r}: plug-in {plugin!r} did not load: {self._broken[plugin]}"
                 )
-            raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+            raise InputError(f"unknown {self.kind} {name!r}{self._nearest(name)}")
         return self._entries[name]
+
+    def _nearest(self, name: str) -> str:
+        """Return the end of the message about a name that nobody has registered."""
+        plugin, slash, _ = name.partition("/")
+        if slash and not any(each.startswith(f"{plugin}/") for each in self._entries):
+            return (
+                f": no installed package has the entry point {plugin!r} in the group {PLUGINS!r}, by which "
+                f"every process finds it (docs/own-{self.kind}.md)"
+            )
+        return did_you_mean(name, self._entries)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -470,6 +480,9 @@ class Registry(Generic[E]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+
+PLUGINS = "bench.plugins"
+"""The group of entry points of packages that register attacks, defenses or data sources of their own."""
 
 ATTACKS: Registry[AttackEntry] = Registry("attack")
 DEFENSES: Registry[DefenseEntry] = Registry("defense")
@@ -719,7 +732,7 @@ def discover() -> None:
     for package in (importlib.import_module("bench.data"), *packages):
         import_all(package)
     registries: tuple[Registry[Any], ...] = (ATTACKS, DEFENSES, SOURCES)
-    for point in sorted(entry_points(group="bench.plugins"), key=lambda each: each.name):
+    for point in sorted(entry_points(group=PLUGINS), key=lambda each: each.name):
         before = [dict(registry._entries) for registry in registries]
         for registry in registries:
             registry._prefix = point.name
@@ -734,6 +747,19 @@ def discover() -> None:
                 registry._prefix = None
     for registry in registries:
         registry._closed = True
+
+
+def only_here(entry: Entry) -> bool:
+    """Return whether this process alone knows an entry: no package that every process imports registers it.
+
+    Args:
+        entry: what is registered.
+
+    Returns:
+        True for what a script or a notebook has registered itself.
+    """
+    points = (point.module.partition(".")[0] for point in entry_points(group=PLUGINS))
+    return entry.module.partition(".")[0] not in {"bench", *ours.OURS, *points}
 
 
 def bind(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:

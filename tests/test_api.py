@@ -94,10 +94,26 @@ def test_settings_that_cannot_do_what_they_seem_to_are_flagged() -> None:
     assert attacked(steps=2, step_size=0.001).flags == (said,)
 
 
+def test_what_the_outcomes_say_is_flagged_as_in_a_table() -> None:
+    class Rounded(nn.Module):
+        """Its gradient is zero everywhere."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return PLANE((4 * x).round() / 4)
+
+    y = Rounded()(X).argmax(1)
+    result = bench.evaluate(Rounded(), X, y, attack="pgd", radius=0.01, steps=3)
+    assert result.robust.value > 0
+    assert result.flags == ("the gradient vanished on 12 of 12 examples",)
+    assert "flag: the gradient vanished on 12 of 12 examples" in str(result)
+
+
 def test_a_move_that_is_not_allowed_is_void_and_counted() -> None:
     result = bench.evaluate(PLANE, X, Y, attack="toy/invalid", how="nan")
     assert result.frame["invalid"].tolist() == [True, False] * 6
-    assert result.flags == ("6 of 12 moves are invalid: not finite",)
+    said = ("6 of 12 moves were invalid: the clean image was shown", "invalid moves: 6, not finite")
+    assert result.flags == said
+    assert str(result).splitlines()[1:] == [f"flag: {each}" for each in said]
     assert torch.equal(result.images, X)
 
 
@@ -279,6 +295,13 @@ def test_a_run_gives_its_tables_and_is_done_once(home: Path) -> None:
     assert list(table.columns) == ["Clean", "PGD", "Worst"]
     assert table.loc["linear", "Clean"] > table.loc["linear", "PGD"] >= 0
     assert (home / "results" / "tables" / "table-3.md").is_file()
+
+
+def test_what_this_process_alone_has_registered_does_not_reach_others(home: Path) -> None:
+    place = r"defense 'toy/linear' is registered in this process alone \(.*toys.*\)"
+    with pytest.raises(InputError, match=place + r'.* executor="inline"'):
+        bench.run(home / "suite.yaml", results=home / "other")
+    assert not (home / "other").exists()
 
 
 def test_a_table_is_a_data_frame_that_can_be_printed_and_drawn(home: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bench.report.table_frame import TableFrame
     from bench.runner.scheduler import State
     from bench.suite.jobs import Evaluate
+    from bench.suite.planner import Plan
 
 StrPath = str | os.PathLike[str]
 
@@ -95,6 +96,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     project = running.planned(Path(suite), _path(results), _path(data_root))
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
+    if executor == "process":
+        _refuse_unknown_there(project.plan)
     devices = pools.slots(_several(device), executor)
     notes = project.store.open()
     work = running.Run(
@@ -119,6 +122,21 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         holes=work.holes(),
         notes=(*notes, *old),
     )
+
+
+def _refuse_unknown_there(plan: Plan) -> None:
+    """Raise where a plan needs what the calling script has registered: other processes do not know it."""
+    from bench.registry import only_here
+    from bench.suite.resolve import Resolved
+
+    for kind, named in (("attack", plan.suite.attacks), ("defense", plan.suite.defenses)):
+        for resolved in named.values():
+            if isinstance(resolved, Resolved) and only_here(resolved.entry):
+                raise InputError(
+                    f"{kind} {resolved.name!r} is registered in this process alone ({resolved.entry.place}), "
+                    f'and jobs run in processes of their own: use executor="inline", or an installed package '
+                    f"with an entry point (docs/own-{kind}.md)"
+                )
 
 
 @contextlib.contextmanager

@@ -34,8 +34,11 @@ from bench.registry import (
     bind,
     discover,
 )
+from bench.report import checks
+from bench.report.checks import Evidence
 from bench.report.render.words import interval, number
 from bench.results import metrics
+from bench.results.conditions import Condition, Facts
 from bench.results.metrics import Estimate
 from bench.results.outcomes import Rows, arrays
 from bench.runner import process_state
@@ -79,7 +82,8 @@ class Result:
         norm: The norm that distances are measured in.
         radius: The radius of the threat in [0, 1] units; infinite for an attack that moves as little as it
             can and was given none.
-        flags: Sentences about settings that cannot do what they seem to.
+        flags: Reasons to doubt the numbers, as tables have them (`docs/flags.md`): settings that cannot do
+            what they seem to, vanished gradients, invalid moves, answers that differ when asked again, ...
     """
 
     images: Images
@@ -128,16 +132,14 @@ class Result:
         return metrics.estimate(chosen, {0: [metrics.score(chosen, self._rows, self._clean)]})
 
     def __str__(self) -> str:
-        """Return the two accuracies in a line."""
+        """Return the two accuracies in a line, and each flag in another."""
 
         def said(found: Estimate) -> str:
             return f"{number(found.value, 'percent')} % [{interval(found, 'percent')}]"
 
         where = self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
-        return (
-            f"{self.attack}, {where}: robust {said(self.robust)}, clean {said(self.clean)}, "
-            f"n = {self.robust.n}"
-        )
+        numbers = f"robust {said(self.robust)}, clean {said(self.clean)}, n = {self.robust.n}"
+        return "\n".join([f"{self.attack}, {where}: {numbers}", *(f"flag: {each}" for each in self.flags)])
 
 
 class Loaded(nn.Module):
@@ -647,9 +649,9 @@ def _bar(shown: bool, n: int, title: str) -> Iterator[Callable[[int], object]]:
 
 def _result(condition: PlannedCondition, done: _Done, images: Images, radius: float) -> Result:
     """Return what was done as rows and numbers."""
-    rows, clean = arrays(done.answers, _LATER), arrays(done.clean, _LATER)
-    if condition.facts["kind"] == "minimum-norm" and math.isfinite(radius):
-        rows = metrics.within(rows, clean, radius)
+    stored, clean = arrays(done.answers, _LATER), arrays(done.clean, _LATER)
+    at_radius = condition.facts["kind"] == "minimum-norm" and math.isfinite(radius)
+    rows = metrics.within(stored, clean, radius) if at_radius else stored
     frame = done.answers.to_pandas().drop(columns="parameters")
     before = done.clean.to_pandas()
     broken = ~(metrics.is_correct(rows) & metrics.is_correct(clean))
@@ -661,15 +663,16 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
     }
     for position, (name, values) in enumerate(added.items()):
         frame.insert(3 + position, name, values)
-    n = len(frame)
-    said = [f"{count} of {n} moves are invalid: {reason}" for reason, count in sorted(done.invalid.items())]
+    point = Condition(condition.coordinates, Facts.read(condition.facts), condition.job.key)
+    flags = [flag.message for flag in checks.cell_flags([Evidence(point, stored, rows, clean)])]
+    reasons = [f"invalid moves: {count}, {reason}" for reason, count in sorted(done.invalid.items())]
     return Result(
         images=images,
         frame=frame,
         attack=condition.coordinates["attack"],
         norm=condition.coordinates["norm"],
         radius=radius,
-        flags=(*condition.facts["flags"], *said),
+        flags=(*flags, *reasons),
         _rows=rows,
         _clean=clean,
     )

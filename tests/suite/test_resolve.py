@@ -46,6 +46,7 @@ BAD = [
     # what is replaced, by what, and what the message must contain
     ("steps: 3", "restart: 3", ["suite.yaml:8", "attacks.pgd.restart", "did you mean 'restarts'"]),
     ("use: pgd,", "use: pgdd,", ["suite.yaml:8", "unknown attack 'pgdd'", "did you mean 'pgd'"]),
+    ("use: pgd,", "use: mylab/pgd,", ["suite.yaml:8", "unknown attack 'mylab/pgd'", "entry point 'mylab'"]),
     ("use: toy/linear", "use: toy/liner", ["suite.yaml:5", "did you mean 'toy/linear'"]),
     ("norm: linf", "norm: l7", ["suite.yaml:11", "tasks[0].threat.norm", "l7"]),
     (
