@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 from bench.gate.statistics import Loss
 
 Verdict: TypeAlias = Literal["held", "regressed", "undecided", "not comparable", "incomplete"]
-"""What is known of the loss: within the tolerance for certain, above it for certain, or neither; or why nothing
-is: another question was asked, or something that is needed was not measured."""
+"""What is known of the loss: within the tolerance for certain, above it for certain, or neither; or why
+nothing is known: another question was asked, or something that is needed was not measured."""
 
 Tier: TypeAlias = Literal["critical", "advisory"]
 """Whether a finding decides the exit status, or is only told."""

@@ -293,7 +293,7 @@ class _Pool:
 
     def at(self, selection: Mapping[str, Any]) -> tuple[tuple[Condition, ...], tuple[Skip, ...]]:
         wanted = [
-            (name, {_token(value) for value in self.known.get(name, ()) if _matches(chosen, value)})
+            (name, {_token(value) for value in self.known.get(name, ()) if matches(chosen, value)})
             for name, chosen in selection.items()
         ]
 
@@ -350,7 +350,13 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list({repr(value): value for value in values}.values())
 
 
-def _matches(chosen: Any, value: Any) -> bool:
+def matches(chosen: Any, value: Any) -> bool:
+    """Return whether a coordinate has a value that a selection asks for.
+
+    Args:
+        chosen: A value, or a list of which any will do; numbers may be written as fractions.
+        value: The value of the coordinate; a radius of None is no limit.
+    """
     return any(_same(each, value) for each in chosen) if isinstance(chosen, list) else _same(chosen, value)
 
 

@@ -12,6 +12,7 @@ from bench.protocols import Norm
 from bench.quantities import fraction
 from bench.registry import WHOLE, Count, NonNegativeCount
 from bench.suite.names import FileName, Name, Sentence
+from bench.suite.policy import Policy
 from bench.suite.tables import Table
 
 
@@ -144,6 +145,8 @@ class SuiteModel(Model):
     attacks: dict[Name, AttackUse]
     tasks: list[Task] = Field(min_length=1)
     tables: dict[FileName, Table] = {}
+    check: Policy = Policy()
+    """The rules of `bench check`."""
     time_limit: Seconds | None = None
     """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
 

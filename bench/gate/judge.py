@@ -1,0 +1,496 @@
+"""From two sets of measurements to findings: subjects are paired example by example, tested and judged.
+
+An example's value is 1 where it is held and 0 where it is broken, and of several seeds their mean: seeds are
+never pooled as more examples. In a row's worst case an example is held if it is held against every attack.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bench.console import count
+from bench.errors import InputError, did_you_mean
+from bench.gate import statistics
+from bench.gate.measurements import (
+    Coordinates,
+    Measured,
+    Measurements,
+    clean_rows,
+    distances,
+    held,
+    place_of,
+    row_of,
+    worst_of,
+)
+from bench.gate.statistics import Loss
+from bench.gate.verdicts import WORST_FIRST, Finding, Flip, Floor, Subject, Tier, Verdict
+from bench.quantities import format_value
+from bench.report import checks
+from bench.results.conditions import QUESTION, Condition
+from bench.results.metrics import PerExample
+from bench.suite.layout import matches
+from bench.suite.policy import Policy
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The conditions of one subject and one seed, before and now."""
+
+    before: tuple[Measured, ...]
+    now: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is compared, and what cannot be."""
+
+    pairs: Mapping[Subject, Mapping[int, Pair]]
+    """By subject, the pair of each seed."""
+    blocked: Mapping[Subject, tuple[Verdict, str]]
+    """Subjects that are not compared, with the verdict and its reason."""
+    new: int
+    """How many conditions the baseline does not know."""
+
+
+def subjects_of(before: Measurements, now: Measurements) -> Subjects:
+    """Pair what the baseline measured with what is measured now.
+
+    Args:
+        before: The baseline.
+        now: The measurements of today, those that are missing included.
+
+    Returns:
+        The subjects: a condition each, and the worst case of each row of several.
+    """
+    asked = {place: each.condition for place, each in now.measured.items()}
+    asked |= {place: condition for place, (condition, _) in now.missing.items()}
+    pairs: dict[Subject, dict[int, Pair]] = defaultdict(dict)
+    blocked: dict[Subject, tuple[Verdict, str]] = {}
+    rows: dict[Coordinates, dict[int, list[tuple[Measured, Measured]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    broken_rows: dict[Coordinates, tuple[Verdict, str]] = {}
+    still = _attacked_rows(before)
+    for place, one in before.measured.items():
+        subject = subject_of(one.condition)
+        other = now.measured.get(place)
+        reason = _blocked(one, other, now, asked)
+        belongs = still.get(victim_of_row(one.condition), ()) if one.condition.facts.idle else ()
+        own = [row_of(one.condition)] if not one.condition.facts.idle else list(belongs)
+        if reason is not None:
+            blocked.setdefault(subject, reason)
+            for row in own:
+                broken_rows.setdefault(row, (reason[0], f"{subject.name}: {reason[1]}"))
+            continue
+        assert other is not None
+        pairs[subject][one.condition.seed] = Pair((one,), (other,))
+        for row in own:
+            rows[row][one.condition.seed].append((one, other))
+    for row, seeds in rows.items():
+        if max(map(len, seeds.values())) < 2:
+            continue
+        first = next(each for each, _ in next(iter(seeds.values())) if not each.condition.facts.idle)
+        subject = worst_case_of(first.condition)
+        if row in broken_rows:
+            blocked[subject] = broken_rows[row]
+            continue
+        pairs[subject] = {
+            seed: Pair(tuple(one for one, _ in both), tuple(other for _, other in both))
+            for seed, both in seeds.items()
+        }
+    compared = {subject: seeds for subject, seeds in pairs.items() if subject not in blocked}
+    return Subjects(compared, blocked, sum(place not in before.measured for place in asked))
+
+
+def victim_of_row(condition: Condition) -> Coordinates:
+    """Return who is asked about which data set, whatever the attack, the threat and the seed are."""
+    return checks.coordinates(condition, "attack", "view", "target", "norm", "radius", "seed")
+
+
+def _attacked_rows(measurements: Measurements) -> dict[Coordinates, list[Coordinates]]:
+    """Return by who is asked the rows in which something is attacked: clean images belong to each of them."""
+    found: dict[Coordinates, dict[Coordinates, None]] = defaultdict(dict)
+    for each in measurements.measured.values():
+        if not each.condition.facts.idle:
+            found[victim_of_row(each.condition)][row_of(each.condition)] = None
+    return {victim: list(rows) for victim, rows in found.items()}
+
+
+def _blocked(
+    one: Measured, other: Measured | None, now: Measurements, asked: Mapping[Coordinates, Condition]
+) -> tuple[Verdict, str] | None:
+    """Return why a condition of the baseline cannot be compared; None where it can."""
+    place = place_of(one.condition)
+    if other is None:
+        if place in now.missing:
+            return "incomplete", f"not measured: {now.missing[place][1]}"
+        return "not comparable", _gone(one.condition, asked.values())
+    if different := one.question.differences(other.question):
+        return "not comparable", "; ".join(different)
+    if not np.array_equal(one.rows["index"], other.rows["index"]):
+        return "not comparable", "the outcomes are of other examples than the baseline's"
+    for when, each in (("the baseline", one), ("today", other)):
+        if invalid := int(each.rows["invalid"].sum()):
+            n = len(each.rows["index"])
+            return (
+                "incomplete",
+                f"{invalid} of {n} moves of {when} are invalid, so nothing was shown for them",
+            )
+    return None
+
+
+def _gone(condition: Condition, asked: Iterable[Condition]) -> str:
+    """Return a sentence about a condition that is not asked for any more, with what is asked in its place."""
+    fixed = checks.coordinates(condition, *QUESTION)
+    for other in asked:
+        if checks.coordinates(other, *QUESTION) == fixed:
+            different = [
+                f"{name}: {format_value(condition.coordinates[name])} in the baseline, "
+                f"{format_value(other.coordinates[name])} now"
+                for name in QUESTION
+                if condition.coordinates[name] != other.coordinates[name]
+            ]
+            return "; ".join(different)
+    return "nothing asks for it any more"
+
+
+def subject_of(condition: Condition) -> Subject:
+    """Return a condition without its seed, as a subject."""
+    coordinates = {name: value for name, value in condition.coordinates.items() if name != "seed"}
+    attack = checks.title(condition)
+    if condition.target is not None:
+        attack += f", target {condition.target}"
+    return Subject("condition", coordinates, f"{_who(condition)}, {attack}, {_threat(condition)}")
+
+
+def worst_case_of(condition: Condition) -> Subject:
+    """Return the worst case of a condition's row, as a subject."""
+    free = ("seed", "attack", "view", "target")
+    coordinates = {name: value for name, value in condition.coordinates.items() if name not in free}
+    return Subject("worst case", coordinates, f"{_who(condition)}, worst case, {_threat(condition)}")
+
+
+def _who(condition: Condition) -> str:
+    served = {
+        name.removeprefix("inference."): value
+        for name, value in condition.coordinates.items()
+        if name.startswith("inference.")
+    }
+    said = ", ".join(f"{name} {format_value(value)}" for name, value in served.items())
+    defense, readout = condition.coordinates["defense"], condition.coordinates["readout"]
+    return f"{defense} ({said}), {readout}" if said else f"{defense}, {readout}"
+
+
+def _threat(condition: Condition) -> str:
+    radius = "" if condition.radius is None else f" {format_value(condition.radius)}"
+    return f"{condition.data}" if condition.facts.idle else f"{condition.data}, {condition.norm}{radius}"
+
+
+# --- values ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Values:
+    """What is known of each example, before and now, as means over seeds."""
+
+    index: Any
+    """Places in the data set (N,), ascending."""
+    before: Any
+    """Values in [0, 1], (N,)."""
+    seeds: Mapping[int, Any]
+    """The values of today by seed, each (N,)."""
+    radius: float | None
+    """The radius at which distances are read, where they are."""
+
+    @property
+    def now(self) -> Any:
+        """The values of today in [0, 1], (N,)."""
+        return np.mean(list(self.seeds.values()), axis=0)
+
+
+class Reader:
+    """Reads the values of subjects from both sides.
+
+    Args:
+        before: The baseline.
+        now: The measurements of today.
+    """
+
+    def __init__(self, before: Measurements, now: Measurements) -> None:
+        self._clean = clean_rows(before.measured.values()), clean_rows(now.measured.values())
+
+    def values(self, seeds: Mapping[int, Pair]) -> Values:
+        """Return the values of a subject.
+
+        Args:
+            seeds: Its conditions, by seed; each seed has the same examples.
+        """
+        radius = self.radius(seeds)
+        sides: list[list[PerExample]] = [[], []]
+        for pair in seeds.values():
+            for side, parts in enumerate((pair.before, pair.now)):
+                sides[side].append(worst_of([self.of(each, side, radius) for each in parts]))
+        before = np.mean([each.values for each in sides[0]], axis=0)
+        now = {seed: each.values for seed, each in zip(seeds, sides[1], strict=True)}
+        return Values(sides[0][0].index, before, now, radius)
+
+    def of(self, measured: Measured, side: int, radius: float | None) -> PerExample:
+        """Return the values of one condition on one side (0: the baseline, 1: today)."""
+        facts, own = measured.condition.facts, measured.condition.radius
+        if facts.idle or facts.kind == "fixed-budget":
+            return held(measured, self._clean[side], None)
+        return held(measured, self._clean[side], radius if own is None else own)
+
+    def radius(self, seeds: Mapping[int, Pair]) -> float | None:
+        """Return the radius at which the distances of minimum-norm attacks are read.
+
+        It is the median of the baseline's least distances: half of its examples are held there, so that a
+        change either way shows. Infinite where fewer than half were broken at all.
+        """
+        least = []
+        for pair in seeds.values():
+            free = [each for each in pair.before if _free(each)]
+            if not free:
+                return None
+            least.append(worst_of([distances(each, self._clean[0]) for each in free]).values)
+        # An order statistic, so that it is the distance of an example whatever else is infinite.
+        every = np.sort(np.concatenate(least))
+        return float(every[(len(every) - 1) // 2])
+
+
+def _free(measured: Measured) -> bool:
+    """Return whether a condition's outcomes are distances, for no radius was asked."""
+    facts = measured.condition.facts
+    return facts.kind == "minimum-norm" and not facts.idle and measured.condition.radius is None
+
+
+# --- findings ----------------------------------------------------------------------------------------
+
+
+def findings(
+    before: Measurements,
+    now: Measurements,
+    policy: Policy,
+    extra: Mapping[Subject, Mapping[int, Any]] | None = None,
+) -> tuple[Finding, ...]:
+    """Return what is known of every subject of the baseline.
+
+    Args:
+        before: The baseline.
+        now: The measurements of today.
+        policy: The rules.
+        extra: By subject and seed, examples that stored images or attacks begun at them break now: a set of
+            indices. Floors are judged with them; the paired test is not, since the baseline has no such.
+
+    Returns:
+        The findings: conditions and worst cases in the order of the baseline.
+    """
+    found, reader = subjects_of(before, now), Reader(before, now)
+    blocked, read = dict(found.blocked), dict[Subject, Values]()
+    for subject, seeds in found.pairs.items():
+        if len({_examples(pair) for pair in seeds.values()}) > 1:
+            blocked[subject] = ("not comparable", "its seeds were asked about different examples")
+        else:
+            read[subject] = reader.values(seeds)
+    losses = {
+        subject: statistics.paired_loss(values.before, values.now, alpha=policy.alpha)
+        for subject, values in read.items()
+    }
+    adjusted = dict(zip(losses, statistics.holm([each.p for each in losses.values()]), strict=True))
+    made = [
+        Finding(subject, verdict, reason, tier_of(subject, policy))
+        for subject, (verdict, reason) in blocked.items()
+    ]
+    for subject, loss in losses.items():
+        finding = _judged(subject, loss, adjusted[subject], policy)
+        seeds = found.pairs[subject]
+        finding = replace(
+            finding,
+            subject=replace(subject, radius=read[subject].radius),
+            flips=tuple(_flips(seeds, reader, read[subject].radius)),
+            suspicious=(*finding.suspicious, *_new_flags(seeds)),
+        )
+        made.append(_floored(finding, read[subject], policy, (extra or {}).get(subject, {})))
+    order = {key: number for number, key in enumerate(_order(before))}
+    return tuple(sorted(made, key=lambda each: order[_key(each.subject)]))
+
+
+def _judged(subject: Subject, loss: Loss, p: float, policy: Policy) -> Finding:
+    """Return the finding of a paired loss alone."""
+    alpha, tolerance = policy.alpha, policy.tolerance / 100
+    verdict = statistics.verdict_of(loss, p, tolerance=tolerance, alpha=alpha)
+    needed = None
+    if verdict == "undecided":
+        needed = statistics.needed_examples(loss, tolerance=tolerance, alpha=alpha)
+    both_ways = 2 * min(loss.lost, loss.gained) / loss.n
+    gain = statistics.is_gain(loss, p, tolerance=tolerance, alpha=alpha)
+    points = f"{-100 * loss.value:.1f} points"
+    too_good = (
+        (f"{points} more are held than in the baseline, which is rarely a better defense",) if gain else ()
+    )
+    return Finding(
+        subject=subject,
+        verdict=verdict,
+        reason=_reason(loss, p, verdict, needed, policy),
+        tier=tier_of(subject, policy),
+        loss=loss,
+        p=p,
+        needed=needed,
+        detectable=statistics.detectable_loss(loss.n, both_ways, tolerance=tolerance, alpha=alpha),
+        suspicious=too_good,
+    )
+
+
+def _reason(loss: Loss, p: float, verdict: Verdict, needed: int | None, policy: Policy) -> str:
+    changed = f"{loss.lost:g} lost and {loss.gained:g} gained of {count(loss.n, 'example')}, p = {p:.2g}"
+    if verdict == "regressed":
+        return f"lost {100 * loss.value:.1f} points ({changed})"
+    if verdict == "held":
+        return f"lost at most {max(100 * loss.high, 0):.1f} points ({changed})"
+    said = f"the loss may be anything from {100 * loss.low:.1f} to {100 * loss.high:.1f} points ({changed})"
+    if needed is None:
+        return f"{said}; no number of examples decides a loss so near to the tolerance"
+    return f"{said}; about {needed:,} examples would decide"
+
+
+def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[int, Any]) -> Finding:
+    """Return a finding that knows of the floor of its defense, if it is a worst case that has one."""
+    subject = finding.subject
+    least = policy.floors.get(str(subject.coordinates["defense"]))
+    if least is None or subject.kind != "worst case":
+        return finding
+    now = [
+        np.where(np.isin(values.index, list(extra.get(seed, ()))), 0.0, each)
+        for seed, each in values.seeds.items()
+    ]
+    total, n = float(np.mean(now, axis=0).sum()), len(values.index)
+    low, high = statistics.clopper_pearson(total, n, 1 - policy.alpha)
+    floor = Floor(least / 100, low, high)
+    verdict = min(finding.verdict, floor.verdict, key=WORST_FIRST.index)
+    if floor.verdict == "held":
+        return replace(finding, floor=floor)
+    rate = f"{100 * total / n:.1f} % [{100 * low:.1f} to {100 * high:.1f}]"
+    how = "is below" if floor.verdict == "regressed" else "may be below"
+    reason = f"{finding.reason}; the accuracy, {rate}, {how} the floor of {least:g} %"
+    return replace(finding, floor=floor, verdict=verdict, reason=reason)
+
+
+def _new_flags(seeds: Mapping[int, Pair]) -> Iterable[str]:
+    """Yield a sentence for each kind of flag that the baseline does not have."""
+    known = {code for pair in seeds.values() for each in pair.before for code in each.codes}
+    for message, code in dict.fromkeys(
+        flag for pair in seeds.values() for each in pair.now for flag in each.flags
+    ):
+        if code not in known:
+            yield f"new flag {code}: {message}"
+
+
+def _flips(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> Iterable[Flip]:
+    """Yield the examples that were held and are broken now, in order, with the attack that breaks each."""
+    found = []
+    for seed, pair in seeds.items():
+        was = worst_of([reader.of(each, 0, radius) for each in pair.before])
+        held_before = set(was.index[was.values == 1].tolist())
+        for one, other in zip(pair.before, pair.now, strict=True):
+            values = reader.of(other, 1, radius)
+            broken = set(values.index[values.values == 0].tolist()) & held_before
+            held_before -= broken
+            found += [flip_of(index, seed, one, other) for index in broken]
+    return sorted(found, key=lambda each: (each.index, each.seed))
+
+
+def flip_of(index: int, seed: int, before: Measured, now: Measured) -> Flip:
+    """Return what is told of an example that is broken now.
+
+    Args:
+        index: Its place in the data set.
+        seed: The seed.
+        before: The condition in the baseline.
+        now: The condition that breaks it.
+    """
+    sides = [(each.rows, int(np.searchsorted(each.rows["index"], index))) for each in (before, now)]
+    (old, at_old), (new, at_new) = sides
+    return Flip(
+        index=index,
+        truth=int(new["truth"][at_new]),
+        attack=checks.title(now.condition),
+        seed=seed,
+        before=int(old["label"][at_old]),
+        after=int(new["label"][at_new]),
+        refused=(bool(old["rejected"][at_old]), bool(new["rejected"][at_new])),
+    )
+
+
+# --- policy ------------------------------------------------------------------------------------------
+
+
+def tier_of(subject: Subject, policy: Policy) -> Tier:
+    """Return whether a subject decides the exit status.
+
+    Args:
+        subject: A condition or a worst case; a selection that names an attack selects no worst case.
+        policy: The rules.
+    """
+
+    def selected(choices: Sequence[Mapping[str, Any]]) -> bool:
+        return any(
+            all(
+                name in subject.coordinates and matches(value, subject.coordinates[name])
+                for name, value in each.items()
+            )
+            for each in choices
+        )
+
+    if selected(policy.tiers.advisory):
+        return "advisory"
+    return "critical" if policy.tiers.critical is None or selected(policy.tiers.critical) else "advisory"
+
+
+def check_policy(policy: Policy, conditions: Iterable[Condition], at: Any) -> None:
+    """Refuse rules that speak of what there is not.
+
+    Args:
+        policy: The rules of the task file.
+        conditions: The conditions of the suite.
+        at: Returns file, line and place of a way to a value.
+
+    Raises:
+        InputError: A floor is of no defense, or a selection of no condition.
+    """
+    every = list(conditions)
+    defenses = list(dict.fromkeys(str(each.coordinates["defense"]) for each in every))
+    for name in policy.floors:
+        if name not in defenses:
+            raise InputError(
+                f"{at('check', 'floors', name)}: unknown defense {name!r}{did_you_mean(name, defenses)}"
+            )
+    known = list(dict.fromkeys(name for each in every for name in each.coordinates))
+    for tier, choices in (("critical", policy.tiers.critical or ()), ("advisory", policy.tiers.advisory)):
+        for number, choice in enumerate(choices):
+            where = at("check", "tiers", tier, number)
+            for name, value in choice.items():
+                if name not in known:
+                    raise InputError(f"{where}: unknown coordinate {name!r}{did_you_mean(name, known)}")
+                if not any(matches(value, each.coordinates.get(name)) for each in every):
+                    values = dict.fromkeys(format_value(each.coordinates.get(name)) for each in every)
+                    raise InputError(
+                        f"{where}: {name}: no condition has {value!r}{did_you_mean(value, values)}"
+                    )
+
+
+def _examples(pair: Pair) -> bytes:
+    return np.unique(np.concatenate([each.rows["index"] for each in pair.before])).tobytes()
+
+
+def _key(subject: Subject) -> tuple[str, str]:
+    return subject.kind, subject.name
+
+
+def _order(before: Measurements) -> list[tuple[str, str]]:
+    keys = []
+    for each in before.measured.values():
+        keys += [_key(worst_case_of(each.condition)), _key(subject_of(each.condition))]
+    return list(dict.fromkeys(keys))

@@ -1,0 +1,284 @@
+"""Measured conditions, from a results folder or a baseline: what was asked, and each example's outcome."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.report import checks
+from bench.report.checks import Evidence
+from bench.results import metrics
+from bench.results.conditions import Condition, Facts, conditions_of
+from bench.results.manifest import Outcomes, read, stale
+from bench.results.outcomes import Rows, arrays
+from bench.results.store import Store
+
+Coordinates = tuple[tuple[str, Hashable], ...]
+"""The coordinates of a condition as a value to look up by (`bench.report.checks.coordinates`)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked in a condition: two outcomes are comparable if and only if all of this is equal."""
+
+    data: str
+    """The digest of the examples: name, split, form, order and content."""
+    n: int
+    """How many of them were attacked."""
+    norm: str
+    radius: float | None
+    attack: Mapping[str, Any]
+    """The attack's identity: name, version, parameters, and the version of the library that does the work."""
+    source: str | None
+    """What the task file calls the defense that a transfer was crafted on."""
+    view: Any
+    """The view's name and parameters, as keys have them; None for an attack that looks at nothing."""
+    exact: bool
+    """Whether a success on the view is a success."""
+    target: int | str | None
+    readout: str
+    inference: Mapping[str, Any]
+    """Parameters of the defense that are set at inference time."""
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any], facts: Facts) -> "Question":
+        """Return the question of a described evaluation (`bench.runner.worker.describe`).
+
+        Args:
+            described: The description, as its `job.json` has it.
+            facts: What the manifest knows of the condition.
+        """
+        attack_run = described["attack_run"]
+        return cls(
+            data=attack_run["data"]["digest"],
+            n=facts.n,
+            norm=attack_run["norm"],
+            radius=attack_run["radius"],
+            attack=attack_run["attack"],
+            source=facts.source,
+            view=attack_run["view"],
+            exact=attack_run["exact"],
+            target=attack_run["target"],
+            readout=described["readout"],
+            inference=described["victim"]["inference"],
+        )
+
+    def differences(self, other: "Question") -> list[str]:
+        """Return in words how another question differs.
+
+        Args:
+            other: The question of today.
+
+        Returns:
+            A phrase for each difference, such as ``n: 500 in the baseline, 100 now``; none for the same
+            question.
+        """
+        found = []
+        for name, before in vars(self).items():
+            now = getattr(other, name)
+            if before == now:
+                continue
+            if name == "data":
+                found.append("data: other examples than the baseline's")
+            elif isinstance(before, Mapping) and isinstance(now, Mapping):
+                found += [f"{name}.{each}" for each in _differ(before, now)]
+            else:
+                found.append(f"{name}: {_plain(before)} in the baseline, {_plain(now)} now")
+        return found
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else f"{value}"
+
+
+def _differ(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterable[str]:
+    """Yield the entries in which two mappings differ, by their dotted names."""
+    for name in dict.fromkeys((*before, *now)):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differ(one, other, f"{above}{name}.")
+        elif one != other:
+            yield f"{above}{name}: {_plain(one)} in the baseline, {_plain(other)} now"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A condition with its outcomes."""
+
+    condition: Condition
+    question: Question
+    rows: Rows
+    """The outcomes, in ascending order of ``index``."""
+    flags: tuple[tuple[str, str], ...] = ()
+    """The flags that its outcomes raise, by themselves and beside the other attacks of its row: the sentence
+    and the code of each."""
+
+    @property
+    def codes(self) -> set[str]:
+        """The codes of its flags."""
+        return {code for _, code in self.flags}
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All conditions of a suite, measured or not."""
+
+    place: str
+    """The folder, for messages."""
+    measured: Mapping[Coordinates, Measured]
+    missing: Mapping[Coordinates, tuple[Condition, str]] = field(default_factory=dict)
+    """Conditions without outcomes, with the reason."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what may matter."""
+
+
+def place_of(condition: Condition) -> Coordinates:
+    """Return what tells a condition from the others of its suite."""
+    return checks.coordinates(condition)
+
+
+def row_of(condition: Condition) -> Coordinates:
+    """Return what the conditions of one row share: the question's data and threat, and who is asked.
+
+    Args:
+        condition: The condition.
+
+    Returns:
+        All coordinates but those that the attacker chooses, and the seed.
+    """
+    return checks.coordinates(condition, "attack", "view", "target", "seed")
+
+
+def victim_of(condition: Condition) -> Coordinates:
+    """Return who is asked about which data set, whatever the threat and the attack are."""
+    return checks.coordinates(condition, "attack", "view", "target", "norm", "radius")
+
+
+def from_results(root: Path, suite: Path, wanted: Iterable[str] | None = None) -> Measurements:
+    """Read the outcomes of a results folder.
+
+    Args:
+        root: The results folder.
+        suite: The task file that it was made from, for messages.
+        wanted: Keys of evaluations; None for all.
+
+    Returns:
+        Every condition of its manifest.
+
+    Raises:
+        InputError: The folder has no manifest.
+    """
+    manifest, store, outcomes = read(root, suite), Store(root), Outcomes(root)
+    chosen = None if wanted is None else set(wanted)
+    measured: dict[Coordinates, Measured] = {}
+    missing: dict[Coordinates, tuple[Condition, str]] = {}
+    for condition in conditions_of(manifest):
+        if chosen is not None and condition.job not in chosen:
+            continue
+        frame = outcomes(condition.job)
+        if frame is None:
+            reason = outcomes.damaged.get(condition.job, "it was not run")
+            missing[place_of(condition)] = (condition, reason)
+            continue
+        question = Question.of(store.job("evaluate", condition.job), condition.facts)
+        measured[place_of(condition)] = Measured(condition, question, arrays(frame))
+    notes = [*outcomes.faults, *stale(manifest, suite)]
+    return Measurements(str(root), flagged(measured), missing, tuple(notes))
+
+
+def flagged(measured: Mapping[Coordinates, Measured]) -> dict[Coordinates, Measured]:
+    """Return measured conditions with the flags that their outcomes raise.
+
+    Args:
+        measured: The conditions, without flags.
+
+    Returns:
+        The same, each with its own flags and those of its row.
+    """
+    still = {victim_of(each.condition): each.rows for each in measured.values() if each.condition.facts.idle}
+    rows: dict[Coordinates, dict[Coordinates, list[Measured]]] = defaultdict(lambda: defaultdict(list))
+    for each in measured.values():
+        rows[row_of(each.condition)][checks.coordinates(each.condition, "seed")].append(each)
+    found: dict[Coordinates, Measured] = {}
+    for cells in rows.values():
+        evidence = [
+            tuple(_evidence(each, still.get(victim_of(each.condition))) for each in cell)
+            for cell in cells.values()
+        ]
+        for cell, seen, beside in zip(cells.values(), evidence, checks.row_flags(evidence), strict=True):
+            flags = [*checks.cell_flags(seen), *beside]
+            said = tuple((each.message, each.code) for each in flags)
+            for each in cell:
+                found[place_of(each.condition)] = replace(each, flags=said)
+    return {place: found[place] for place in measured}
+
+
+def _evidence(measured: Measured, clean: Rows | None) -> Evidence:
+    return Evidence(measured.condition, measured.rows, measured.rows, clean)
+
+
+def clean_rows(measurements: Iterable[Measured]) -> dict[Coordinates, Rows]:
+    """Return the answers to unmoved images by who is asked, seed included.
+
+    Args:
+        measurements: Measured conditions.
+
+    Returns:
+        The rows of those in which nothing is attacked; of several, those with most examples.
+    """
+    found: dict[Coordinates, Rows] = {}
+    for each in sorted(measurements, key=lambda one: len(one.rows["index"])):
+        if each.condition.facts.idle:
+            found[victim_of(each.condition)] = each.rows
+    return found
+
+
+def held(measured: Measured, clean: Mapping[Coordinates, Rows], radius: float | None) -> metrics.PerExample:
+    """Return 1 for each example that is held in a condition, and 0 for each that is broken.
+
+    Args:
+        measured: The condition.
+        clean: The answers to unmoved images (`clean_rows`).
+        radius: The radius at which the distances of a minimum-norm attack are read; None for other attacks.
+
+    Returns:
+        The examples and their values.
+    """
+    if radius is None:
+        return metrics.score(metrics.METRICS["accuracy"], measured.rows, None)
+    least = distances(measured, clean)
+    return metrics.PerExample(least.index, (least.values > radius + metrics.ROUNDING).astype(float))
+
+
+def distances(measured: Measured, clean: Mapping[Coordinates, Rows]) -> metrics.PerExample:
+    """Return how far each image was moved to break the defense (`metrics.least_distance`).
+
+    Args:
+        measured: A condition of a minimum-norm attack.
+        clean: The answers to unmoved images.
+    """
+    still = clean.get(victim_of(measured.condition))
+    return metrics.score(metrics.METRICS["distance"], measured.rows, still)
+
+
+def worst_of(parts: Sequence[metrics.PerExample]) -> metrics.PerExample:
+    """Return the least value of each example over several attacks, each of which may lack some examples.
+
+    An example that an attack was not asked about is missing there before and after, so that a comparison of
+    pairs stays fair.
+
+    Args:
+        parts: The values of each attack, at least one.
+
+    Returns:
+        The values of the examples that any attack has.
+    """
+    index = np.unique(np.concatenate([each.index for each in parts]))
+    values = np.full(len(index), np.nan)
+    for each in parts:
+        at = np.searchsorted(index, each.index)
+        values[at] = np.fmin(values[at], each.values)
+    return metrics.PerExample(index, values)

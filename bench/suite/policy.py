@@ -1,0 +1,51 @@
+"""What a task file says of its gate: `check:`, the rules by which `bench check` decides."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from bench.quantities import fraction
+from bench.suite.names import Name
+from bench.suite.tables import Selection
+
+
+def _chosen(value: object) -> object:
+    """Return the selection that a bare name of a defense is short for."""
+    return {"defense": value} if isinstance(value, str) else value
+
+
+Choice = Annotated[Selection, BeforeValidator(_chosen, json_schema_input_type=dict[str, Any] | str)]
+"""Coordinates that a subject must have, such as ``{attack: spsa}``; a bare name is that of a defense."""
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+Percent = Annotated[_Percent, BeforeValidator(fraction, json_schema_input_type=_Percent | str)]
+"""A number from 0 to 100."""
+
+_Level = Annotated[float, Field(gt=0, le=0.5)]
+Level = Annotated[_Level, BeforeValidator(fraction, json_schema_input_type=_Level | str)]
+"""A level of significance, above 0 and up to a half."""
+
+
+class Tiers(BaseModel):
+    """Which subjects decide, and which are only told of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    critical: Annotated[list[Choice], Field(min_length=1)] | None = None
+    """What decides: everything, unless said. Then what is named neither here nor below is advisory."""
+    advisory: list[Choice] = []
+    """What is told of and decides nothing."""
+
+
+class Policy(BaseModel):
+    """The rules of `bench check`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tolerance: Percent = 1.0
+    """The net loss that is allowed, in points of accuracy."""
+    alpha: Level = 0.01
+    """The level of significance of the tests, and of the intervals (1 - alpha)."""
+    tiers: Tiers = Tiers()
+    floors: dict[Name, Percent] = {}
+    """The least accuracy, in percent, of the worst case of each row of a defense, by its name."""
