@@ -1,7 +1,7 @@
 """The crafting job: attacks a shard through a view, and keeps the images that the referee accepts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.errors import InputError
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind
+from bench.results import replays
 from bench.results.outcomes import OUTCOME_COLUMNS
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
@@ -28,7 +30,7 @@ from bench.runner.referee import (
     validate,
 )
 from bench.runner.train import fitted
-from bench.suite.jobs import AttackRun, Craft
+from bench.suite.jobs import AttackRun, Craft, Starts
 
 
 def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[Path], None], dict[str, Any]]:
@@ -179,8 +181,9 @@ def _attack(
         for each in seen:
             each.logits(each.encode(x[:2]))
 
+    starts = None if attack_run.starts is None else stored(attack_run.starts, x, index)
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
-        view = no_access_view(counter)
+        view = replace(no_access_view(counter), starts=starts)
         if attack_run.source is not None and attack_run.view is not None:
             seen.append(look(attack_run, model, split, x.device))
             view = instrument(
@@ -189,6 +192,7 @@ def _attack(
                 entry.access,
                 target=target,
                 exact=attack_run.exact,
+                starts=starts,
                 chunk=chunk,
                 recompute=recompute,
             )
@@ -212,6 +216,33 @@ def _attack(
                 f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
             )
     return Made(returned, notes, target, counter, chunk if recompute else None)
+
+
+def stored(starts: Starts, x: Images, index: Tensor) -> Images:
+    """Return the stored images at which an attack begins.
+
+    Args:
+        starts: The file and the run in it.
+        x: Clean images (N, C, H, W): what is shown of an example that was not moved.
+        index: The index of each example in its data set: int64 (N,).
+
+    Returns:
+        Images (N, C, H, W) on the device of `x`.
+
+    Raises:
+        InputError: The file was changed, or has no image of one of the examples.
+    """
+    found = replays.load(starts.path, starts.run, starts.digest)
+    rows = {place: row for row, place in enumerate(found.index.tolist())}
+    if not rows.keys() >= set(index.tolist()):
+        raise InputError(f"{starts.path}: stored images are of other examples than those that are attacked")
+    at = torch.tensor([rows[place] for place in index.tolist()])
+    moved = torch.from_numpy(found.moved)
+    place = moved.cumsum(0) - 1
+    z = x.clone()
+    chosen = moved[at]
+    z[chosen.to(x.device)] = torch.from_numpy(found.images)[place[at[chosen]]].to(x)
+    return z
 
 
 def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:

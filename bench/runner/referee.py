@@ -179,6 +179,7 @@ def instrument(
     *,
     target: Labels | None,
     exact: bool,
+    starts: Images | None = None,
     chunk: int | None = None,
     recompute: bool = False,
 ) -> View:
@@ -190,6 +191,7 @@ def instrument(
         access: What the attack may use.
         target: Labels to reach, int64 (N,); None for an untargeted attack.
         exact: Whether a success on the view is a success against the read-out.
+        starts: Images (N, C, H, W) to begin at; None where the attack chooses its own.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
 
@@ -213,7 +215,7 @@ def instrument(
         if getattr(view, name) is not identity
     }
     given = {each.name: getattr(view, each.name) for each in fields(view)}
-    return kind(**{**given, **instrumented, "target": target, "exact": exact})
+    return kind(**{**given, **instrumented, "target": target, "exact": exact, "starts": starts})
 
 
 def _counting(kind: type[View]) -> type[View]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bench.data.spec import DataSpec
@@ -140,6 +141,18 @@ class FittedDefense(Keyed):
         return {"train": self.train.key, "inference": dict(self.inference)}
 
 
+@dataclass(frozen=True)
+class Starts:
+    """Stored images at which an attack begins (`bench.results.replays`)."""
+
+    path: Path
+    """The file, absolute."""
+    run: str
+    """The run in it."""
+    digest: str
+    """What the images' digest must be; alone of all this it enters keys."""
+
+
 @dataclass(frozen=True, eq=False)
 class AttackRun(Keyed):
     """An attack on a data set through one view; its shards are the `Craft` jobs."""
@@ -156,6 +169,8 @@ class AttackRun(Keyed):
     target: Target
     time_limit: float | None = None
     """Seconds that a shard may take; no part of the key, since a shard is complete or absent."""
+    starts: Starts | None = None
+    """The stored images at which it begins; None: it chooses its own starts."""
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -170,6 +185,7 @@ class AttackRun(Keyed):
             "view": self._looked(),
             "exact": self.exact,
             "target": self.target,
+            **({} if self.starts is None else {"starts": self.starts.digest}),
         }
 
     def _looked(self) -> list[Any] | None:

@@ -194,6 +194,12 @@ def lacks_readout(defense: DefenseEntry, readout: str) -> str | None:
     return None if readout in defense.readouts else f"{defense.name} has no read-out {readout!r}"
 
 
+def only_stored(request: Request) -> str | None:
+    """Refuse an attack that shows stored images: a task has none."""
+    entry = request.attack.entry
+    return f"{entry.name} shows a baseline's images: bench check does" if entry.starts == "stored" else None
+
+
 def unknown_readout(request: Request) -> str | None:
     """Refuse a read-out that the victim does not have."""
     return lacks_readout(request.victim.defense.entry, request.point.readout)
@@ -252,6 +258,7 @@ def unfit_data(request: Request) -> str | None:
 
 
 RULES: tuple[Callable[[Request], str | None], ...] = (
+    only_stored,
     unknown_readout,
     other_norm,
     missing_radius,
