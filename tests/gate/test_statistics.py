@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -29,6 +30,7 @@ TOLERANCE, ALPHA = 0.01, 0.01
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 
 
+@cache
 def pairs(lost: int, gained: int, n: int, alpha: float = ALPHA) -> Loss:
     """The loss of `n` examples, all broken but those that are lost or gained."""
     before, after = np.zeros(n), np.zeros(n)
@@ -690,4 +692,42 @@ SHOWN = (100, 200, 500, 1000, 2000, 5000, 10_000)
 )
 def test_the_pages_tables_are_computed(title, cell):
     table = rows(title, cell, (0.0, 0.005, 0.01, 0.02, 0.05, 0.1), SHOWN)
+    assert table in PAGE.read_text(), table
+
+
+# What `simulate(n, churn, loss, runs=2000)` found, for the page.
+RECORDED = [
+    (500, 0.04, 0.02, "passed", 0.7725),
+    (500, 0.04, 0.02, "held", 0.0005),
+    (1000, 0.01, 0.01, "significant", 0.3535),
+    (1000, 0.01, 0.01, "regressed", 0.3400),
+    (1000, 0.01, 0.02, "significant", 0.9065),
+    (1000, 0.01, 0.02, "regressed", 0.9060),
+    (5000, 0.01, 0.005, "significant", 0.6410),
+    (5000, 0.01, 0.005, "held", 0.5335),
+    (5000, 0.01, 0.01, "significant", 0.9960),
+    (5000, 0.01, 0.01, "regressed", 0.4785),
+    (10_000, 0.01, 0.005, "significant", 0.9310),
+    (10_000, 0.01, 0.01, "regressed", 0.4885),
+]
+
+
+def computed(n: int, churn: float, loss: float, verdict: str) -> float:
+    """The chance of what a simulation counts."""
+    if verdict == "held":
+        return chance_of_held(n, churn, loss)
+    tolerance = 0.0 if verdict == "significant" else TOLERANCE
+    found = statistics._chance_of_regressed(n, churn / 2 + loss, churn / 2, tolerance=tolerance, alpha=ALPHA)
+    return 1 - found if verdict == "passed" else found
+
+
+def test_the_pages_simulations_agree_with_what_is_computed():
+    table = (
+        "| n | Churn | True loss | Counted | Simulated | Computed |\n| --: | --: | --: | :-- | --: | --: |\n"
+    )
+    for n, churn, loss, verdict, share in RECORDED:
+        chance = computed(n, churn, loss, verdict)
+        assert abs(share - chance) * 2000 <= 4 * math.sqrt(2000 * chance * (1 - chance)) + 1
+        setting = f"{n:,} | {100 * churn:g} % | {100 * loss:g} | {verdict}"
+        table += f"| {setting} | {100 * share:.2f} % | {100 * chance:.2f} % |\n"
     assert table in PAGE.read_text(), table
