@@ -93,7 +93,7 @@ def read_html(text: str) -> str:
     return MarkdownIt("gfm-like", {"linkify": False}).render(text)
 
 
-# --- numbers and words -----------------------------------------------------------------------------------
+# --- numbers and words -------------------------------------------------------------------------------
 
 
 @given(some.integers(0, 10**6), some.integers(1, 10**6), some.sampled_from([0.0, 0.01, 0.0025, 0.05]))
@@ -207,7 +207,7 @@ def test_a_gain_that_fails_is_not_called_held_anywhere():
     assert line.startswith("::error ")
 
 
-# --- nothing -----------------------------------------------------------------------------------------------
+# --- nothing -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("made", [check(), check(OTHER), check(replace(HELD, tier="advisory"))])
@@ -223,7 +223,7 @@ def test_without_a_critical_finding_nothing_is_green(made: Check):
     assert json.loads(render.to_json(made, made.status()))["verdict"] == "incomplete"
 
 
-# --- text --------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------------
 
 
 def test_the_text_has_every_number_of_a_finding():
@@ -239,7 +239,7 @@ def test_the_text_shows_what_broke_up_to_a_limit():
     expected = [(str(7 * i), str(i % 10), str(i % 10), str((i + 3) % 10)) for i in range(20)]
     assert rows == expected
     assert "and 37 more" in said
-    assert "more" not in printed(check(replace(REGRESSED, flips=flips(20)))).replace("no more", "")
+    assert "more" not in printed(check(replace(REGRESSED, flips=flips(20))))
 
 
 def test_the_text_says_everything_else_that_is_known():
@@ -301,7 +301,7 @@ def test_brackets_are_text():
     assert "[bold]a[/x] :warning:" in plain(said)
 
 
-# --- Markdown -----------------------------------------------------------------------------------------------
+# --- Markdown ----------------------------------------------------------------------------------------
 
 
 def test_the_marker_is_the_first_line_and_the_same_for_every_check_of_a_suite():
@@ -371,7 +371,7 @@ def test_a_limit_that_holds_nothing_is_refused():
         render.to_markdown(check(HELD), limit=39_999)
 
 
-# --- JUnit ---------------------------------------------------------------------------------------------------
+# --- JUnit -------------------------------------------------------------------------------------------
 
 
 def cases(made: Check, **options: bool):
@@ -441,7 +441,7 @@ def test_any_name_is_xml(name: str, tier: str):
         assert f"data={name}" in found[0].name
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------
+# --- JSON --------------------------------------------------------------------------------------------
 
 shares = some.floats(0, 1)
 
@@ -473,14 +473,12 @@ def test_the_json_gives_back_every_number(name: str, share: float, wild: float, 
     read = json.loads(text, parse_constant=refuse)
     (got,) = read["findings"]
     numbers = got["loss"]
-    assert (
-        Loss(**{key: number(numbers[key]) for key in Loss.__dataclass_fields__})
-        == pytest.approx(found, nan_ok=True)
-        or repr(wild) == "nan"
-    )
+    for key in Loss.__dataclass_fields__:
+        value, back = getattr(found, key), number(numbers[key])
+        assert back == value or (math.isnan(back) and math.isnan(value))
     assert (numbers["value"], numbers["churn"]) == (found.value, found.churn)
     assert [number(got["floor"][key]) for key in ("least", "low")] == [share, low]
-    assert got["floor"]["verdict"] == finding.floor.verdict if finding.floor else False
+    assert got["floor"]["verdict"] == Floor(share, low, wild).verdict
     assert (got["p"], got["needed"], got["detectable"], got["line"]) == (share, 7, low, 12)
     assert got["subject"]["coordinates"] == {"attack": name, "radius": "inf"}
     assert got["flips"] == read["replayed"]["flips"]
@@ -503,7 +501,7 @@ def test_the_json_has_all_flips_and_no_field_is_lost():
     assert json.loads(render.to_json(replace(made, lines=None), 1))["findings"][0]["line"] is None
 
 
-# --- badge ---------------------------------------------------------------------------------------------------
+# --- badge -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -530,7 +528,7 @@ def test_the_badge(made: Check, message: str, color: str):
     }
 
 
-# --- annotations -----------------------------------------------------------------------------------------------
+# --- annotations -------------------------------------------------------------------------------------
 
 
 def parsed(line: str) -> tuple[str, dict[str, str], str]:

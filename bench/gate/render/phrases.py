@@ -39,7 +39,8 @@ def brief(text: str, most: int = 2000) -> str:
     Returns:
         The text, in which what cannot be seen is escaped.
     """
-    line = shown(text, keep="")
+    # Escapes only lengthen a text.
+    line = shown(text[: most + 1], keep="")
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
