@@ -121,6 +121,12 @@ def test_numbers_near_what_judges_them_have_more_digits():
     assert phrases.probability(None, 0.01) == DASH
 
 
+def test_what_is_too_long_ends_with_dots():
+    assert phrases.brief("abcdefgh", 8) == "abcdefgh"
+    assert phrases.brief("abcdefghi", 8) == "abcde..."
+    assert phrases.brief("\x1b" * 3, 8) == "\\x1b\\..."
+
+
 def test_settings_and_counts():
     assert phrases.points(0.01) == "1 point"
     assert phrases.points(0.0025) == "0.25 points"
@@ -509,6 +515,7 @@ def test_the_json_has_all_flips_and_no_field_is_lost():
     [
         (check(HELD, replace(HELD, loss=loss(before=0.612, lost=0))), "held, worst 61.2 %", "brightgreen"),
         (check(HELD, REGRESSED), f"regressed {MINUS}4.4", "red"),
+        (check(REGRESSED, replace(WORST, loss=loss(lost=60))), f"regressed {MINUS}12.0", "red"),
         (check(HELD, replace(WORST, loss=None)), "regressed", "red"),
         (check(HELD, UNDECIDED), "undecided", "yellow"),
         (check(HELD, replace(OTHER, tier="critical")), "not comparable", "lightgrey"),
@@ -563,7 +570,7 @@ def test_annotations_point_at_the_line_that_asked():
 @given(nasty)
 def test_no_name_ends_a_workflow_command(name: str):
     lines = render.to_annotations(hostile(name), f"a,b:c/{name}")
-    assert all("\n" not in each and "\r" not in each for each in lines)
+    assert all(each.isprintable() for each in lines)
     found = [parsed(each) for each in lines]
     assert [(level, set(at)) for level, at, _ in found] == [
         *(("error", {"file", "line", "title"}), ("warning", {"file", "line", "title"})),
