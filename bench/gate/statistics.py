@@ -413,4 +413,4 @@ def _least_significant(changed: NDArray[np.int64], alpha: float) -> NDArray[np.i
     for _ in range(2):
         ends = np.minimum(least, changed)
         least = least + ((least <= changed) & (_mid_p(ends, changed - ends) >= alpha))
-    return np.maximum(least, changed // 2 + 1)
+    return least

@@ -343,7 +343,7 @@ def a_loss(lost: float, gained: float, n: int, high: float = 0.5) -> Loss:
         (a_loss(30, 0, 1000), 0.01, "undecided"),
         (a_loss(10, 0, 1000), 0.001, "undecided"),
         # Thirds that come to the tolerance exactly, and miss it by a last digit.
-        (a_loss(10 + 1 / 3, 1 / 3, 1000), 0.001, "undecided"),
+        (a_loss(56 / 3, 26 / 3, 1000), 0.001, "undecided"),
         (a_loss(10 + 1 / 3, 0, 1000), 0.001, "regressed"),
         (a_loss(0, 30, 1000, high=-0.01), 0.001, "held"),
         (a_loss(5, 0, 1000, high=0.01), 0.001, "held"),
@@ -364,7 +364,7 @@ def test_a_gain_is_as_strict_as_a_regression():
     assert is_gain(a_loss(0, 30, 1000), 0.001, TOLERANCE, ALPHA)
     assert not is_gain(a_loss(0, 30, 1000), 0.01, TOLERANCE, ALPHA)
     assert not is_gain(a_loss(0, 10, 1000), 0.001, TOLERANCE, ALPHA)
-    assert not is_gain(a_loss(1 / 3, 10 + 1 / 3, 1000), 0.001, TOLERANCE, ALPHA)
+    assert not is_gain(a_loss(26 / 3, 56 / 3, 1000), 0.001, TOLERANCE, ALPHA)
     assert not is_gain(a_loss(30, 0, 1000), 0.001, TOLERANCE, ALPHA)
 
 
@@ -493,7 +493,16 @@ def trinomial(n: int, lost: float, gained: float, tolerance: float, alpha: float
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "gained", "tolerance"), [(7, 0.9, 0.0, 0.1), (25, 0.3, 0.05, 0.2), (50, 0.2, 0.02, 0.0)]
+    ("n", "lost", "gained", "tolerance"),
+    [
+        (7, 0.9, 0.0, 0.1),
+        (25, 0.3, 0.05, 0.2),
+        (50, 0.2, 0.02, 0.0),
+        # Where the tolerance decides, as an odd and an even number, and misses its whole number: 0.29 * 100.
+        (50, 0.4, 0.02, 0.3),
+        (50, 0.4, 0.02, 0.32),
+        (100, 0.3, 0.01, 0.29),
+    ],
 )
 def test_the_chance_is_the_sum_over_all_outcomes(n, lost, gained, tolerance):
     found = statistics._chance_of_regressed(n, lost, gained, tolerance=tolerance, alpha=ALPHA)
@@ -516,6 +525,8 @@ def test_six_examples_show_no_loss_and_seven_only_a_total_one():
     assert least == pytest.approx(0.8 ** (1 / 7), rel=1e-9)
     assert detectable_loss(7, 0.2, tolerance=TOLERANCE, alpha=ALPHA) is None
     assert detectable_loss(100, 1.0, tolerance=TOLERANCE, alpha=ALPHA) is None
+    # False alarms alone are more than so little power.
+    assert detectable_loss(100, 0.5, tolerance=0, alpha=0.5, power=0.1) == 0.0
 
 
 def test_more_examples_show_smaller_losses_and_churn_and_subjects_hide_them():
