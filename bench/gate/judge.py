@@ -186,7 +186,7 @@ def _who(condition: Condition) -> str:
 
 def _threat(condition: Condition) -> str:
     radius = "" if condition.radius is None else f" {format_value(condition.radius)}"
-    return f"{condition.data}" if condition.facts.idle else f"{condition.data}, {condition.norm}{radius}"
+    return f"{condition.data}, {condition.norm}{radius}"
 
 
 # --- values ------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def findings(
         for subject, (verdict, reason) in blocked.items()
     ]
     for subject, loss in losses.items():
-        finding = _judged(subject, loss, adjusted[subject], policy)
+        finding = _judged(subject, loss, adjusted[subject], policy, len(losses))
         seeds = found.pairs[subject]
         finding = replace(
             finding,
@@ -318,14 +318,14 @@ def findings(
     return tuple(sorted(made, key=lambda each: order[_key(each.subject)]))
 
 
-def _judged(subject: Subject, loss: Loss, p: float, policy: Policy) -> Finding:
-    """Return the finding of a paired loss alone."""
+def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: int) -> Finding:
+    """Return the finding of a paired loss alone, one of several `subjects` that are tested."""
     alpha, tolerance = policy.alpha, policy.tolerance / 100
     verdict = statistics.verdict_of(loss, p, tolerance=tolerance, alpha=alpha)
     needed = None
     if verdict == "undecided":
-        needed = statistics.needed_examples(loss, tolerance=tolerance, alpha=alpha)
-    both_ways = 2 * min(loss.lost, loss.gained) / loss.n
+        needed = statistics.needed_examples(loss, tolerance=tolerance, alpha=alpha, subjects=subjects)
+    both_ways = loss.churn - abs(loss.value)
     gain = statistics.is_gain(loss, p, tolerance=tolerance, alpha=alpha)
     points = f"{-100 * loss.value:.1f} points"
     too_good = (
@@ -339,7 +339,9 @@ def _judged(subject: Subject, loss: Loss, p: float, policy: Policy) -> Finding:
         loss=loss,
         p=p,
         needed=needed,
-        detectable=statistics.detectable_loss(loss.n, both_ways, tolerance=tolerance, alpha=alpha),
+        detectable=statistics.detectable_loss(
+            loss.n, both_ways, tolerance=tolerance, alpha=alpha, subjects=subjects
+        ),
         suspicious=too_good,
     )
 

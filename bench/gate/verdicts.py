@@ -5,7 +5,7 @@ The statistics are in `statistics.py`, the rules in `judge.py`; what a report lo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from bench.gate.statistics import Loss
@@ -37,11 +37,11 @@ class Subject:
     kind: Literal["condition", "worst case"]
     """A condition (defense, attack, view, read-out, threat), or the worst case of a row: all attacks on one
     defense under one threat, the clean images included."""
-    coordinates: Mapping[str, Any]
+    coordinates: Mapping[str, Any] = field(compare=False)
     """The coordinates that tell it from others, without the seed (`bench.results.conditions.COORDINATES`)."""
     name: str
-    """The same in words, such as ``cnnf, pgd (e2e_last), last, digits linf 0.1``."""
-    radius: float | None = None
+    """The same in words, such as ``cnnf, last, pgd (e2e_last), digits, linf 0.1``; no two share one."""
+    radius: float | None = field(default=None, compare=False)
     """The radius at which distances of a minimum-norm attack are read; None for any other subject."""
 
 

@@ -172,7 +172,7 @@ class Instrumented:
         return self._call(*points)
 
 
-def instrument(
+def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     view: View,
     counter: QueryCounter,
     access: Access,

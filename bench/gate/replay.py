@@ -1,0 +1,362 @@
+"""Stored adversarial images in a check: which are kept, the jobs that show them, and what they say.
+
+Each attack run keeps what it made of the first examples of its data set's order, which is stratified by
+class, so that all attacks keep the same examples and a worst case can be shown again. Two kinds of jobs use
+them: ``replay`` shows them as they are, and attacks that can begin at stored images do. Both are kept apart
+from the paired test, which compares what was measured in the same way before and now.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.errors import DamagedError, InputError
+from bench.gate import statistics
+from bench.gate.baseline import Baseline, StoredRun
+from bench.gate.judge import Reader, flip_of, subjects_of, tier_of, worst_case_of
+from bench.gate.measurements import (
+    Coordinates,
+    Measured,
+    Measurements,
+    place_of,
+    row_of,
+    worst_of,
+)
+from bench.gate.verdicts import Finding, Flip, Replayed, Subject, Verdict
+from bench.registry import ATTACKS
+from bench.report import checks
+from bench.results.conditions import Condition, Facts
+from bench.results.outcomes import arrays
+from bench.results.replays import Replay
+from bench.results.store import Store
+from bench.suite.jobs import AttackRun, Craft, Evaluate, Starts
+from bench.suite.planner import Plan, PlannedCondition
+from bench.suite.policy import Policy
+from bench.suite.resolve import Resolved
+
+LIMIT = 8.0
+"""Mebibytes that the images of a baseline may take, unless a limit is given."""
+
+
+# --- what is kept ------------------------------------------------------------------------------------
+
+
+def gathered(store: Store, measurements: Measurements) -> dict[str, Replay]:
+    """Return what every attack run of a results folder left, all of it.
+
+    Args:
+        store: The results folder.
+        measurements: Its conditions.
+
+    Returns:
+        The images by the key of the run; none of runs in which nothing is attacked.
+
+    Raises:
+        InputError: Crafted images are not kept in the folder.
+    """
+    found: dict[str, Replay] = {}
+    for each in measurements.measured.values():
+        key = each.condition.facts.attack_run
+        if not each.condition.facts.idle and key not in found:
+            found[key] = _of_run(store, store.job("evaluate", each.condition.job)["crafts"])
+    return found
+
+
+def _of_run(store: Store, crafts: Sequence[str]) -> Replay:
+    from safetensors.numpy import load_file
+
+    try:
+        shards = [load_file(store.artefact("craft", key)) for key in crafts]
+    except DamagedError as error:
+        raise InputError(
+            f"{store.shown}: crafted images are not kept there ({error}); make them with bench run"
+        ) from None
+    index, moved, images = (
+        np.concatenate([shard[name] for shard in shards]) for name in ("index", "moved", "images")
+    )
+    return Replay(index, moved.astype(np.bool_), images.astype(np.float32))
+
+
+def sampled(runs: Mapping[str, Replay], limit: int) -> dict[str, Replay]:
+    """Return as many of the first examples of every run as fit, equally many of each.
+
+    Args:
+        runs: All that each run left.
+        limit: The most bytes that they may take, above 0.
+
+    Returns:
+        The images of the first examples; of runs that are shorter, all.
+    """
+    low, high = 0, max((len(each.index) for each in runs.values()), default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(each.first(middle).size for each in runs.values()) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return {key: each.first(low) for key, each in runs.items()} if low else {}
+
+
+def stored_runs(runs: Mapping[str, Replay], measurements: Measurements) -> tuple[StoredRun, ...]:
+    """Return what a baseline's index says of stored images.
+
+    Args:
+        runs: The images by the key of their run.
+        measurements: The conditions, in the order of the baseline.
+    """
+    shown: dict[str, list[int]] = defaultdict(list)
+    for number, each in enumerate(measurements.measured.values()):
+        shown[each.condition.facts.attack_run].append(number)
+    return tuple(
+        StoredRun(key, each.digest, len(each.index), tuple(shown[key])) for key, each in runs.items()
+    )
+
+
+# --- the jobs that show them -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A condition of the baseline whose images are shown to the weights of today."""
+
+    before: Measured
+    """The condition in the baseline."""
+    again: Evaluate
+    """The job that shows the stored images."""
+    warm: Evaluate | None
+    """The job whose attack begins at them; None where the attack cannot."""
+
+
+def planned(baseline: Baseline, plan: Plan) -> list[Shown]:
+    """Return what shows the images of a baseline to the defenses of a plan.
+
+    Args:
+        baseline: The baseline, with its images.
+        plan: The plan of today.
+
+    Returns:
+        A pair of jobs for each condition of the baseline that is still asked in the same way.
+    """
+    today = {checks.coordinates(_condition(each)): each for each in plan.conditions}
+    every = list(baseline.measurements.measured.values())
+    attack = ATTACKS["replay"]
+    show = Resolved(attack, {}, {"use": attack.name, "version": attack.version, "params": {}})
+    found = []
+    for run in baseline.runs:
+        starts = Starts(baseline.images.resolve(), run.key, run.digest)
+        for number in run.conditions:
+            before = every[number]
+            now = today.get(place_of(before.condition))
+            if now is None:
+                continue
+            own = now.job.crafts[0].attack_run
+            again = replace(
+                own,
+                attack=show,
+                source=None,
+                view=None,
+                exact=True,
+                target=None,
+                starts=starts,
+                time_limit=None,
+            )
+            warm = None
+            if own.attack.entry.starts == "any":
+                warm = _evaluate(now.job, replace(own, starts=starts), run.stop)
+            found.append(Shown(before, _evaluate(now.job, again, run.stop), warm))
+    return found
+
+
+def _evaluate(job: Evaluate, attack_run: AttackRun, stop: int) -> Evaluate:
+    """Return an evaluation as another, of another attack on the first examples."""
+    step = attack_run.data.spec.shard
+    crafts = tuple(Craft(attack_run, start, min(start + step, stop)) for start in range(0, stop, step))
+    return Evaluate(job.victim, crafts, job.readout)
+
+
+def _condition(planned: PlannedCondition) -> Condition:
+    return Condition(planned.coordinates, Facts.read(planned.facts), planned.job.key)
+
+
+def plan_of(shown: Iterable[Shown], plan: Plan, *, warm: bool) -> Plan:
+    """Return a plan of the jobs that show stored images, for the scheduler.
+
+    Args:
+        shown: What is shown.
+        plan: The plan of today.
+        warm: Whether attacks begin at the images, too.
+    """
+    conditions = []
+    for each in shown:
+        coordinates, facts = dict(each.before.condition.coordinates), vars(each.before.condition.facts)
+        named = {**coordinates, "attack": f"replay of {coordinates['attack']}"}
+        conditions.append(PlannedCondition(named, each.again, facts))
+        if warm and each.warm is not None:
+            named = {**coordinates, "attack": f"{coordinates['attack']} from stored images"}
+            conditions.append(PlannedCondition(named, each.warm, facts))
+    return Plan(plan.suite, tuple(conditions), ())
+
+
+# --- what they say -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the weights of today say to stored images."""
+
+    replayed: Replayed
+    findings: tuple[Finding, ...]
+    """What the images alone say of each worst case, of the replayed examples."""
+    broken: Mapping[Subject, Mapping[int, set[int]]]
+    """By worst case and seed, the examples that stored images, or attacks begun at them, break now."""
+
+
+@dataclass
+class _Row:
+    """The stored images of one worst case and one seed."""
+
+    before: dict[int, float]
+    """Whether the baseline held each example against everything."""
+    again: list[tuple[Measured, Measured]]
+    """Each condition before, and as its images are answered now."""
+    warm: list[Measured]
+
+
+def answers(
+    baseline: Baseline, shown: Sequence[Shown], store: Store, policy: Policy, *, warm: bool
+) -> Answers:
+    """Judge what today's weights say to the stored images.
+
+    Args:
+        baseline: The baseline.
+        shown: What was shown.
+        store: The results folder of today.
+        policy: The rules.
+        warm: Whether attacks began at the images, too.
+
+    Returns:
+        What is told of the images, and findings of them alone.
+
+    Raises:
+        InputError: An outcome is missing; the job that would have made it failed.
+    """
+    rows = _rows(baseline, shown, store, warm=warm)
+    flips: list[Flip] = []
+    broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
+    values: dict[Subject, list[tuple[list[float], list[float]]]] = defaultdict(list)
+    still = mended = more = examples = 0
+    reader = Reader(baseline.measurements, baseline.measurements)
+    for (subject, seed), row in rows.items():
+        now = worst_of([reader.of(each, 0, None) for _, each in row.again])
+        fallen = set(now.index[now.values == 0].tolist())
+        kept = {index: value for index, value in row.before.items() if index in set(now.index.tolist())}
+        was = {index for index, value in kept.items() if value == 1}
+        examples += len(kept)
+        still += len(fallen - was)
+        mended += len(kept.keys() - was - fallen)
+        flips += _flips(row, seed, was & fallen, reader)
+        by_warm: set[int] = set()
+        for each in row.warm:
+            one = reader.of(each, 0, None)
+            by_warm |= set(one.index[one.values == 0].tolist())
+        more += len(by_warm - fallen)
+        broken[subject][seed] = fallen | by_warm
+        order = sorted(kept)
+        values[subject].append(
+            ([kept[each] for each in order], [float(each not in fallen) for each in order])
+        )
+    told = Replayed(
+        images=sum(len(measured.rows["index"]) for row in rows.values() for _, measured in row.again),
+        examples=examples,
+        still_broken=still,
+        mended=mended,
+        flips=tuple(sorted(flips, key=lambda each: (each.index, each.seed, each.attack))),
+        warm=more if warm and any(row.warm for row in rows.values()) else None,
+    )
+    return Answers(told, _findings(values, policy), broken)
+
+
+def _rows(
+    baseline: Baseline, shown: Sequence[Shown], store: Store, *, warm: bool
+) -> dict[tuple[Subject, int], _Row]:
+    """Return the stored images by worst case and seed, of attacks whose outcomes are told at a radius."""
+    before = _held_before(baseline)
+    rows: dict[tuple[Subject, int], _Row] = {}
+    for each in shown:
+        condition = each.before.condition
+        if condition.radius is None:
+            # How far a stored image lies says nothing of the least distance today.
+            continue
+        name = (worst_case_of(condition), condition.seed)
+        row = rows.setdefault(name, _Row(before[(row_of(condition), condition.seed)], [], []))
+        row.again.append((each.before, _measured(each.before, each.again, store)))
+        if warm and each.warm is not None:
+            row.warm.append(_measured(each.before, each.warm, store))
+    return rows
+
+
+def _measured(before: Measured, job: Evaluate, store: Store) -> Measured:
+    if (reason := store.damage("evaluate", job.key)) is not None:
+        raise InputError(
+            f"{store.shown}: stored images of {before.condition.attack} have no answers ({reason}); see "
+            f"{store.shown / 'failed'}"
+        )
+    facts = replace(before.condition.facts, kind="fixed-budget")
+    condition = replace(before.condition, facts=facts)
+    return Measured(condition, before.question, arrays(store.outcomes(job.key)))
+
+
+def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, float]]:
+    """Return whether the baseline held each example against all attacks of its row, and unmoved."""
+    reader = Reader(baseline.measurements, baseline.measurements)
+    found: dict[tuple[Coordinates, int], dict[int, float]] = {}
+    pairs = subjects_of(baseline.measurements, baseline.measurements).pairs
+    for seeds in pairs.values():
+        for seed, pair in seeds.items():
+            attacked = next((each for each in pair.before if not each.condition.facts.idle), None)
+            if attacked is None or attacked.condition.radius is None:
+                continue
+            worst = worst_of([reader.of(each, 0, None) for each in pair.before])
+            name = (row_of(attacked.condition), seed)
+            known = found.setdefault(name, {})
+            for index, value in zip(worst.index.tolist(), worst.values.tolist(), strict=True):
+                known[index] = min(known.get(index, 1.0), value)
+    return found
+
+
+def _flips(row: _Row, seed: int, fallen: set[int], reader: Reader) -> list[Flip]:
+    found, left = [], set(fallen)
+    for before, now in row.again:
+        values = reader.of(now, 0, None)
+        mine = left & set(values.index[values.values == 0].tolist())
+        left -= mine
+        found += [flip_of(index, seed, before, now) for index in mine]
+    return found
+
+
+def _findings(
+    values: Mapping[Subject, Sequence[tuple[list[float], list[float]]]], policy: Policy
+) -> tuple[Finding, ...]:
+    """Return what stored images alone say of each worst case: at best, of these examples, nothing."""
+    losses = {}
+    for subject, seeds in values.items():
+        before, now = (np.mean([each[side] for each in seeds], axis=0) for side in (0, 1))
+        if len(before):
+            losses[subject] = statistics.paired_loss(before, now, alpha=policy.alpha)
+    adjusted = statistics.holm([each.p for each in losses.values()])
+    found = []
+    for (subject, loss), p in zip(losses.items(), adjusted, strict=True):
+        judged = statistics.verdict_of(loss, p, tolerance=policy.tolerance / 100, alpha=policy.alpha)
+        of = f"of {loss.n} replayed examples {loss.lost:g} that the baseline held against everything"
+        verdict: Verdict = "held" if loss.lost == 0 else "undecided"
+        reason = f"{of} break now"
+        if judged == "regressed":
+            # What the images do not break any more counts as held, so that the loss is at least this.
+            verdict = "regressed"
+            reason = f"{of} break now, and at most {loss.gained:g} others are mended, p = {p:.2g}"
+        elif verdict == "undecided":
+            reason += "; bench check without --replay decides"
+        found.append(Finding(subject, verdict, reason, tier_of(subject, policy), loss, p))
+    return tuple(found)
