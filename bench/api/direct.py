@@ -73,8 +73,10 @@ class Result:
             were given. Where an attack's image was invalid, this is the clean image.
         frame: A row for each example, in the order given; the columns are those of `docs/results.md`
             (``index``, ``truth``, ``label``, ``rejected``, ``invalid``, ``distance``, ``forwards``,
-            ``backwards``, ...), and before them ``clean_label`` and ``clean_rejected`` (the answer to the
-            clean image) and ``broken`` (wrong on the clean image or on the adversarial one).
+            ``backwards``, ...), and among them ``clean_label`` and ``clean_rejected`` (the answer to the
+            clean image) and ``broken``: the opposite of robust, so true where the answer to the clean image
+            or to the adversarial one is wrong; an attack that moves as little as it can is read at the
+            radius. Whether the adversarial image alone is answered right is ``accuracy`` of `score`.
         attack: The attack's name.
         norm: The norm that distances are measured in.
         radius: The radius of the threat in [0, 1] units; infinite for an attack that moves as little as it
@@ -128,7 +130,7 @@ class Result:
         return metrics.estimate(chosen, {0: [metrics.score(chosen, self._rows, self._clean)]})
 
     def __str__(self) -> str:
-        """Return the two accuracies in a line."""
+        """Return robust and clean accuracy in a line; tables count `accuracy` unless they say otherwise."""
 
         def said(found: Estimate) -> str:
             return f"{number(found.value, 'percent')} % [{interval(found, 'percent')}]"
