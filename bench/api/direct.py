@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from bench.console import count
 from bench.data.spec import DataSpec
 from bench.errors import InputError, did_you_mean
 from bench.networks import Classifier, check_network
@@ -129,15 +130,26 @@ class Result:
             raise InputError(f"metric: {metric}: {lacking}")
         return metrics.estimate(chosen, {0: [metrics.score(chosen, self._rows, self._clean)]})
 
+    def __repr__(self) -> str:
+        """Return shapes and counts in a line."""
+        n, wrong, void = (int(each) for each in (len(self.frame), *self.frame[["broken", "invalid"]].sum()))
+        return (
+            f"Result({self.attack}, {self._threat}: images {tuple(self.images.shape)}, "
+            f"{wrong} of {n} broken, {void} invalid, {count(len(self.flags), 'flag')})"
+        )
+
+    @property
+    def _threat(self) -> str:
+        return self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
+
     def __str__(self) -> str:
         """Return robust and clean accuracy in a line; tables count `accuracy` unless they say otherwise."""
 
         def said(found: Estimate) -> str:
             return f"{number(found.value, 'percent')} % [{interval(found, 'percent')}]"
 
-        where = self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
         return (
-            f"{self.attack}, {where}: robust {said(self.robust)}, clean {said(self.clean)}, "
+            f"{self.attack}, {self._threat}: robust {said(self.robust)}, clean {said(self.clean)}, "
             f"n = {self.robust.n}"
         )
 
@@ -664,7 +676,7 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
     for position, (name, values) in enumerate(added.items()):
         frame.insert(3 + position, name, values)
     n = len(frame)
-    said = [f"{count} of {n} moves are invalid: {reason}" for reason, count in sorted(done.invalid.items())]
+    said = [f"{void} of {n} moves are invalid: {reason}" for reason, void in sorted(done.invalid.items())]
     return Result(
         images=images,
         frame=frame,

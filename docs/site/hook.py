@@ -1,8 +1,8 @@
 """The pages of the documentation that are made when it is built, so that they cannot go stale.
 
 Catalogue: `bench list --json`, with what docstrings say of each parameter. API: the names that `bench`
-exports. Tables, contributing and changelog: the files of the repository. A line that is a link to a section of
-the README, `[README: Heading](../README.md#heading)`, stands for that section.
+exports. Tables, contributing and changelog: the files of the repository. A line that is a link to a section
+of the README, `[README: Heading](../README.md#heading)`, stands for that section.
 """
 
 import html

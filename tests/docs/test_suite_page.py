@@ -78,7 +78,9 @@ def test_no_model_of_a_task_file_is_left_out() -> None:
 
 
 def test_a_key_that_is_missing_or_too_much_is_seen() -> None:
-    rows = listed("## What stands in it\n\n| key | default | meaning |\n| :-- | :-- | :-- |\n| `dat` | none | x |\n")
+    rows = listed(
+        "## What stands in it\n\n| key | default | meaning |\n| :-- | :-- | :-- |\n| `dat` | none | x |\n"
+    )
     assert rows == {"## What stands in it": {"`dat`": "none"}}
     assert not agrees("`[1]`", [0])
     assert not agrees("none", "none")
