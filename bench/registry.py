@@ -261,7 +261,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an attack is and needs, known before anything is loaded: the one place that lists it.
+    """What an attack declares of itself, so that a plan knows it before anything is loaded.
 
     The decorator `attack` takes these as its keywords, an `AttackEntry` carries them, and the adapters of
     attack libraries give one for each attack.

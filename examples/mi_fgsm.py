@@ -1,7 +1,9 @@
 """An attack of one's own: the momentum iterative method (Dong et al. 2018, arXiv:1710.06081), algorithm 1.
 
-A projected ascent whose step is another: restarts, the best iterate and what is noted come with it. Put the
-file into a package whose entry point is called ``mylab``, or import it before a suite is read.
+A projected ascent whose step is another: restarts, the best iterate and what is noted come with it. For a
+task file, put it into the folder ``attacks/`` of a clone, or into an installed package whose entry point in
+the group ``bench.plugins`` is called ``mylab``; or import it and call ``bench.run(..., executor="inline")``.
+For ``bench.evaluate(..., attack=mi_fgsm)`` an import is enough.
 """
 
 from torch import Tensor

@@ -75,6 +75,7 @@ def test_rows_say_what_was_asked_and_what_it_cost() -> None:
     assert not rows["invalid"].any()
     assert result.flags == ()
     assert str(result).startswith("pgd, linf 0.01: robust 100.0 % [")
+    assert repr(result) == "Result(pgd, linf 0.01: images (12, 3, 5, 4), 0 of 12 broken, 0 invalid, 0 flags)"
 
 
 def test_other_metrics_are_those_of_tables() -> None:
@@ -114,6 +115,7 @@ def test_a_move_that_is_not_allowed_is_void_and_counted() -> None:
     said = ("6 of 12 moves were invalid: the clean image was shown", "invalid moves: 6, not finite")
     assert result.flags == said
     assert str(result).splitlines()[1:] == [f"flag: {each}" for each in said]
+    assert repr(result).endswith("0 of 12 broken, 6 invalid, 2 flags)")
     assert torch.equal(result.images, X)
 
 
@@ -340,6 +342,11 @@ def test_images_are_those_that_the_defense_was_shown(home: Path) -> None:
     assert moves.tolist() == pytest.approx(rows["linf"].tolist())
     model = bench.load(root, "linear", seed=1)
     assert model.decide(found.images).label.tolist() == found.label.tolist()
+    right, moved = (int(each) for each in ((found.label == found.truth).sum(), (rows["linf"] > 0).sum()))
+    n = len(rows)
+    assert repr(found) == (
+        f"Shown(images ({n}, 1, 8, 8), {moved} of {n} moved, {right} labelled as they are, 0 refused)"
+    )
     right = model(found.clean).argmax(1) == found.truth
     assert float(right.double().mean()) > 0.5
 
@@ -387,7 +394,9 @@ def test_a_defense_that_is_not_there_is_refused(home: Path, settings: Any, sente
 
 def test_a_defense_of_an_unknown_task_file_or_without_weights_is_refused(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "results", tmp_path / "far" / "results")
-    with pytest.raises(InputError, match=r"was made from suite.yaml, which does not lie, as it was"):
+    with pytest.raises(
+        InputError, match=r"was made from suite.yaml, which lies neither beside the results nor"
+    ):
         bench.load(tmp_path / "far" / "results", "linear")
     model = bench.load(tmp_path / "far" / "results", "linear", suite=home / "suite.yaml")
     assert isinstance(model, Loaded)
@@ -397,6 +406,24 @@ def test_a_defense_of_an_unknown_task_file_or_without_weights_is_refused(home: P
     shutil.rmtree(tmp_path / "far" / "results" / "craft")
     with pytest.raises(InputError, match="crafted images are not kept there"):
         bench.images(tmp_path / "far" / "results", attack="pgd", seed=0, radius=0.1)
+
+
+def test_a_task_file_that_has_changed_since_is_said_to_have_and_can_be_taken_as_it_is(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "results", tmp_path / "results")
+    changed = tmp_path / "suite.yaml"
+    changed.write_text((home / "suite.yaml").read_text() + "\n# One line more, which changes no key.\n")
+    with pytest.raises(InputError) as refused:
+        bench.load(tmp_path / "results", "linear")
+    assert f"suite: {changed} has changed since {tmp_path / 'results'} was made from it" in str(refused.value)
+    (word,) = re.findall(r"suite='([^']+)'", str(refused.value))
+    assert isinstance(bench.load(tmp_path / "results", "linear", suite=word), Loaded)
+    # The one that it was made from is found, though the one that has changed lies nearer.
+    (tmp_path / "work" / "suites").mkdir(parents=True)
+    shutil.copy(home / "suite.yaml", tmp_path / "work" / "suites")
+    monkeypatch.chdir(tmp_path / "work")
+    assert isinstance(bench.load(tmp_path / "results", "linear"), Loaded)
 
 
 @pytest.mark.parametrize(

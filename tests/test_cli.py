@@ -127,15 +127,17 @@ def test_one_table_runs_only_its_own_cells(bench: Bench, tmp_path: Path) -> None
     crafts = list((tmp_path / "results" / "suite" / "craft").iterdir())
     assert len(crafts) == 3  # of 60 images in shards of 25, clean alone
     assert "not run" in bench("report", "suite.yaml", "--table", "3").out
+    # Three crafts and an evaluation are to do; the training is there.
+    assert "; 4 jobs to do, which build on 1 stored one\n" in bench("plan", "suite.yaml").out
 
 
 def test_a_plan_shows_what_is_done_and_what_is_not(bench: Bench, tmp_path: Path) -> None:
     small(tmp_path)
     before = bench("plan", "suite.yaml")
     assert before.code == 0
-    assert "2 conditions, 0 done, 9 jobs to do" in before.out
+    assert "suite.yaml: 0 of 2 conditions done, 0 skipped; 9 jobs to do\n" in before.out
     bench("run", "suite.yaml", "--executor", "inline")
-    assert "2 conditions, 2 done, 0 jobs to do" in bench("plan", "suite.yaml").out
+    assert "suite.yaml: 2 of 2 conditions done, 0 skipped; 0 jobs to do\n" in bench("plan", "suite.yaml").out
     full = json.loads(bench("plan", "suite.yaml", "--json").out)
     assert {job["state"] for job in full["jobs"]} == {"done"}
     assert len(full["conditions"]) == 2
@@ -250,7 +252,7 @@ def test_an_edited_network_is_said_above_the_table_and_done_again(bench: Bench, 
     assert bench("report", "suite.yaml").err == ""
     (tmp_path / "edited.py").write_text(code.replace("Linear(64, 10)", "Linear(64, 10, bias=False)"))
     assert "edited changed since" in bench("report", "suite.yaml").err
-    assert "0 done, 2 jobs to do" in bench("plan", "suite.yaml").out
+    assert "; 2 jobs to do, which build on 3 stored ones\n" in bench("plan", "suite.yaml").out
 
 
 # --- wrong inputs ------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from bench.console import count
 from bench.data.spec import DataSpec
 from bench.errors import InputError, did_you_mean
 from bench.networks import Classifier, check_network
@@ -76,8 +77,10 @@ class Result:
             were given. Where an attack's image was invalid, this is the clean image.
         frame: A row for each example, in the order given; the columns are those of `docs/results.md`
             (``index``, ``truth``, ``label``, ``rejected``, ``invalid``, ``distance``, ``forwards``,
-            ``backwards``, ...), and before them ``clean_label`` and ``clean_rejected`` (the answer to the
-            clean image) and ``broken`` (wrong on the clean image or on the adversarial one).
+            ``backwards``, ...), and among them ``clean_label`` and ``clean_rejected`` (the answer to the
+            clean image) and ``broken``: the opposite of robust, so true where the answer to the clean image
+            or to the adversarial one is wrong; an attack that moves as little as it can is read at the
+            radius. Whether the adversarial image alone is answered right is ``accuracy`` of `score`.
         attack: The attack's name.
         norm: The norm that distances are measured in.
         radius: The radius of the threat in [0, 1] units; infinite for an attack that moves as little as it
@@ -131,15 +134,27 @@ class Result:
             raise InputError(f"metric: {metric}: {lacking}")
         return metrics.estimate(chosen, {0: [metrics.score(chosen, self._rows, self._clean)]})
 
+    def __repr__(self) -> str:
+        """Return shapes and counts in a line."""
+        n, wrong, void = (int(each) for each in (len(self.frame), *self.frame[["broken", "invalid"]].sum()))
+        return (
+            f"Result({self.attack}, {self._threat}: images {tuple(self.images.shape)}, "
+            f"{wrong} of {n} broken, {void} invalid, {count(len(self.flags), 'flag')})"
+        )
+
+    @property
+    def _threat(self) -> str:
+        return self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
+
     def __str__(self) -> str:
-        """Return the two accuracies in a line, and each flag in another."""
+        """Return robust and clean accuracy in a line, and each flag in another; tables count `accuracy`."""
 
         def said(found: Estimate) -> str:
             return f"{number(found.value, 'percent')} % [{interval(found, 'percent')}]"
 
-        where = self.norm if math.isinf(self.radius) else f"{self.norm} {format_value(self.radius)}"
         numbers = f"robust {said(self.robust)}, clean {said(self.clean)}, n = {self.robust.n}"
-        return "\n".join([f"{self.attack}, {where}: {numbers}", *(f"flag: {each}" for each in self.flags)])
+        head = f"{self.attack}, {self._threat}: {numbers}"
+        return "\n".join([head, *(f"flag: {each}" for each in self.flags)])
 
 
 class Loaded(nn.Module):
@@ -665,7 +680,7 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
         frame.insert(3 + position, name, values)
     point = Condition(condition.coordinates, Facts.read(condition.facts), condition.job.key)
     flags = [flag.message for flag in checks.cell_flags([Evidence(point, stored, rows, clean)])]
-    reasons = [f"invalid moves: {count}, {reason}" for reason, count in sorted(done.invalid.items())]
+    reasons = [f"invalid moves: {void}, {reason}" for reason, void in sorted(done.invalid.items())]
     return Result(
         images=images,
         frame=frame,

@@ -263,14 +263,15 @@ def say_state(console: Any | None, project: Project, state: State) -> None:
     """Say what is done and what is to do."""
     plan, store = project.plan, project.store
     ready = sum(condition.job in state.done for condition in plan.conditions)
-    todo, skips = count(len(state.todo), "job"), len(plan.skips)
-    conditions = count(len(plan.conditions), "condition")
-    say(console, f"{plan.suite.path.name}: {conditions}, {ready} done, {todo} to do, {skips} skipped")
+    kept = len(state.kept - state.done) if state.todo else 0
+    say(
+        console,
+        f"{plan.suite.path.name}: {ready} of {count(len(plan.conditions), 'condition')} done, "
+        f"{len(plan.skips)} skipped; {count(len(state.todo), 'job')} to do"
+        + (f", which build on {count(kept, 'stored one')}" if kept else ""),
+    )
     for reason, number in Counter(state.redo.values()).items():
         say(console, f"again: {count(number, 'stored result')}: {reason}")
-    kept = state.kept - state.done
-    if kept and state.todo:
-        say(console, f"goes on from {count(len(kept), 'stored job')} of an earlier run")
     for job in state.todo:
         if isinstance(job, Train) and store.begun(job.key):
             name = f"{job.defense.name}, seed {job.seed}"

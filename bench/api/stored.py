@@ -48,6 +48,16 @@ class Shown:
     index: Tensor
     """The index of each example in its data set, int64 (N,)."""
 
+    def __repr__(self) -> str:
+        """Return shapes and counts in a line."""
+        n, refused = len(self.index), int(self.rejected.sum())
+        right = int(((self.label == self.truth) & ~self.rejected).sum())
+        moved = int((self.images != self.clean).flatten(1).any(1).sum())
+        return (
+            f"Shown(images {tuple(self.images.shape)}, {moved} of {n} moved, {right} labelled as they are, "
+            f"{refused} refused)"
+        )
+
 
 def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: Path | None) -> Shown:
     """Return what a defense was shown under the one condition with these coordinates."""
@@ -119,12 +129,33 @@ def _suite(root: Path, manifest: Mapping[str, Any], given: Path | None) -> Path 
     """Return the task file that a results folder was made from, where it lies where it usually does."""
     if given is not None:
         return given
-    above = root.resolve().parent
-    for folder in (Path(), above, above.parent, Path("suites"), above.parent / "suites"):
-        path: Path = folder / manifest["file"]
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == manifest["suite_digest"]:
+    for path in _namesakes(root, manifest):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == manifest["suite_digest"]:
             return path
     return None
+
+
+def _namesakes(root: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the files with the name of a results folder's task file, where such a file usually lies."""
+    above = root.resolve().parent
+    folders = (Path(), above, above.parent, Path("suites"), above.parent / "suites")
+    paths: list[Path] = [folder / manifest["file"] for folder in folders]
+    return [path for path in paths if path.is_file()]
+
+
+def _no_suite(root: Path, manifest: Mapping[str, Any]) -> InputError:
+    """Return the refusal of a results folder whose task file is not found as it was."""
+    name = manifest["file"]
+    if changed := _namesakes(root, manifest):
+        return InputError(
+            f"suite: {changed[0]} has changed since {root} was made from it; "
+            f"suite={str(changed[0])!r} takes it as it is now, where the training is still the same, "
+            f"and `bench run {changed[0]}` makes what is not"
+        )
+    return InputError(
+        f"suite: {root} was made from {name}, which lies neither beside the results nor in the working "
+        f"directory or in suites/; suite='.../{name}' says where it is"
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +174,7 @@ def loaded(root: Path, wish: Wish, suite: Path | None, data_root: Path | None) -
     manifest = read(root, Path(f"{root.resolve().name}.yaml"))
     path = _suite(root, manifest, suite)
     if path is None:
-        raise InputError(
-            f"suite: {root} was made from {manifest['file']}, which does not lie, as it was, beside the "
-            "results, in the working directory or in suites/; say where it is"
-        )
+        raise _no_suite(root, manifest)
     plan = make(resolve.load(path), data_root)
     train = _training(plan, wish)
     fitted_defense = _served(plan, train, wish)

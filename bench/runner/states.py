@@ -1,4 +1,4 @@
-"""The state of a training that is not done: one safetensors file, each of whose bytes its digest covers.
+"""The state of a training that is not done: one safetensors file, with a digest of all its bytes.
 
 A state is what a `state_dict` returns: mappings, lists, tuples, sets, tensors, arrays, numbers, texts. Its
 tensors are the file's, sparse ones as their indices and values; all else stands in the file's metadata as

@@ -73,7 +73,8 @@ class Layout:
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     idle: Mapping[frozenset[Any], tuple[Condition, ...]]
-    """The conditions in which nothing is attacked, by who is asked about what, the largest first."""
+    """The conditions of attacks that move nothing, those with most examples first: by data, defense,
+    read-out, seed and settings at inference time, as `_asked_of` gives them."""
 
     @property
     def slots(self) -> list[Slot]:

@@ -441,7 +441,10 @@ class Planner:
     def _check_defense(self, name: str, shape: Shape) -> None:
         """Raise where parameters of a defense, or those set at inference time, do not fit the data."""
         resolved = self.suite.defenses[name]
-        self._checked("defenses", name, resolved, shape)
+        try:
+            self._checked("defenses", name, resolved, shape)
+        except InputError as error:
+            raise InputError(f"{error}{_other_side(resolved, shape)}") from None
         for inference in self.suite.inference_settings[name]:
             self._checked("defenses", name, replace(resolved, params={**resolved.params, **inference}), shape)
         for attack, params in inner(resolved):
@@ -686,6 +689,23 @@ class Planner:
             )
 
         return self._once(name, make)
+
+
+_SIDES = (16, 28, 32, 64, 96, 128, 224)
+"""Sides of images that networks are usually made for."""
+
+
+def _other_side(defense: Resolved[DefenseEntry], shape: Shape) -> str:
+    """Return how `resize` helps, where a defense was refused for the images' sides; else an empty text."""
+    check = defense.entry.check_params
+    assert check is not None, "it has refused"
+    for side in sorted(_SIDES, key=lambda each: abs(each - min(shape.height, shape.width))):
+        try:
+            check(dict(defense.params), shape._replace(height=side, width=side))
+        except InputError:
+            continue
+        return f"; `resize: {side}` under data makes them {side}x{side}"
+    return ""
 
 
 def _filled_view(defense: DefenseEntry, view: ViewEntry, choice: ViewUse) -> ViewUse:

@@ -1,8 +1,8 @@
 """The pages of the documentation that are made when it is built, so that they cannot go stale.
 
 Catalogue: `bench list --json`, with what docstrings say of each parameter. API: the names that `bench`
-exports. Tables, contributing and changelog: the files of the repository. A line `{{ README: Heading }}`
-stands for that section.
+exports. Tables, contributing and changelog: the files of the repository. A line that is a link to a section
+of the README, `[README: Heading](../README.md#heading)`, stands for that section.
 """
 
 import html
@@ -30,7 +30,7 @@ TABLES = "results/mnist/tables"
 """The tables that become the page `measured.md`."""
 
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
-INCLUDE = re.compile(r"^\{\{ README: (.+) \}\}$", re.MULTILINE)
+INCLUDE = re.compile(r"^\[README: ([^\]]+)\]\([^)]*\)$", re.MULTILINE)
 
 CALLS = ("evaluate", "Result", "run", "plan", "table", "outcomes", "images", "load", "Loaded")
 """The names of `bench` that are called from Python, wherever they are made, in the order of the API page."""

@@ -48,7 +48,11 @@ def printed() -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize(("name", "norm"), SEEING)
 def test_attacks_that_see_gradients_find_what_is_planted(name: str, norm: Any) -> None:
     found = check_planted(name, norm, **BRIEF.get(name, {}))
-    assert found >= 0.95 or abs(found - printed()[name, norm]) <= 0.05
+    admitted = printed().get((name, norm), 1.0)
+    assert found >= 0.95 or abs(found - admitted) <= 0.05, (
+        f"{name} finds {100 * found:.0f} % of the plants in {norm}, not {100 * min(admitted, 0.95):.0f} %: "
+        "what finds fewer than 95 % has its row in 'Planted adversarial examples' of docs/methods.md"
+    )
 
 
 def test_what_the_documentation_admits_is_there() -> None:

@@ -133,6 +133,20 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert target.exists() or any(fnmatch(page, each) for each in made), f"{path.name}: {link}"
 
 
+def test_a_section_that_a_page_takes_from_the_readme_is_there() -> None:
+    """The line is a link in the repository, and the section itself on the site (`docs/site/hook.py`)."""
+    headings = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    taken = [
+        found
+        for path in ROOT.glob("docs/*.md")
+        for found in re.findall(r"^\[README: ([^\]]+)\]\(([^)]*)\)$", path.read_text(), re.MULTILINE)
+    ]
+    assert len(taken) == 5
+    for heading, link in taken:
+        assert heading in headings
+        assert link == f"../README.md#{heading.lower().replace(' ', '-')}"
+
+
 def test_the_citation_has_the_version_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -451,6 +451,28 @@ def test_served_values_and_inner_attacks_are_checked_like_all_others(tmp_path: P
             made(tmp_path, defenses={"cnn": {"use": "cnn", "inner": inner}}, attacks={"c": {"use": "none"}})
 
 
+def test_a_defense_that_the_images_sides_do_not_fit_is_told_of_resize(tmp_path: Path) -> None:
+    task = {**BASE["tasks"][0], "views": ["logits"]}
+
+    def asked(defense: dict[str, Any], **data: Any) -> Plan:
+        return made(
+            tmp_path,
+            data={"digits": {**BASE["data"]["digits"], **data}},
+            defenses={"cnn": {"use": "standard", "epochs": 1, **defense}},
+            attacks={"clean": {"use": "none"}},
+            tasks=[task],
+        )
+
+    with pytest.raises(
+        InputError, match=r"at least 16, found 8x8; `resize: 16` under data makes them 16x16$"
+    ):
+        asked({"net": "smallcnn"})
+    assert asked({"net": "smallcnn"}, resize=16).conditions
+    # Where no side helps, none is named.
+    with pytest.raises(InputError, match=r"batch must be at least 2, as batch normalisation .* found 1$"):
+        asked({"net": "resnet18", "batch": 1})
+
+
 def test_jobs_travel_to_other_processes_with_their_keys(tmp_path: Path) -> None:
     import pickle
 
