@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -17,8 +17,10 @@ from bench.errors import BenchError, InputError, persons
 from bench.escaping import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from bench.gate.baseline import Accepted
+    from bench.gate.verdicts import Check
     from bench.results.store import Store
 
 app = typer.Typer(
@@ -40,6 +42,27 @@ DataRoot = Annotated[
     typer.Option("--data-root", help="Where data sets lie (default: BENCH_DATA, else the user's cache)."),
 ]
 DEFAULT = Path("tasks.yaml")
+BaselineDir = Annotated[Path, typer.Option("--baseline", help="The folder of the baseline.")]
+Limit = Annotated[float, typer.Option("--limit", help="MiB that stored images may take.", min=0)]
+ROBUSTNESS = Path("robustness")
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
+]
+ExecutorOption = Annotated[
+    Literal["process", "inline"],
+    typer.Option("--executor", help="A process for each device slot, or everything in this one."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-cache", help="Keep results whose component's source has changed since.")
+]
+FailOnGain = Annotated[
+    bool, typer.Option("--fail-on-gain", help="A gain that is too good, or a new flag, ends with 1.")
+]
+Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML there.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything there, for programs.")]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write a comment for people there.")]
+Badge = Annotated[Path | None, typer.Option("--badge", help="Write a shields.io endpoint there.")]
 Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png"]
 
 
@@ -47,21 +70,11 @@ Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png"]
 def run(
     suite: SuitePath = DEFAULT,
     table: Tables = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."
-        ),
-    ] = None,
+    device: DeviceOption = None,
     results: Results = None,
-    executor: Annotated[
-        Literal["process", "inline"],
-        typer.Option("--executor", help="A process for each device slot, or everything in this one."),
-    ] = "process",
+    executor: ExecutorOption = "process",
     data_root: DataRoot = None,
-    trust_cache: Annotated[
-        bool, typer.Option("--trust-cache", help="Keep results whose component's source has changed since.")
-    ] = False,
+    trust_cache: Trust = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench.api import running
@@ -74,15 +87,7 @@ def run(
     reports.asked_tables(project.manifest, table)
     devices = pools.slots(device, executor)
     _open(project.store)
-    work = running.Run(
-        project,
-        asked=table,
-        devices=devices,
-        executor=executor,
-        data_root=data_root,
-        trust=trust_cache,
-        console=screen,
-    )
+    work = running.Run(project, running.Options(devices, executor, data_root, trust_cache, screen), table)
     try:
         with _terminable():
             work.do()
@@ -203,6 +208,153 @@ def pack(
     say(console(), f"{count(found.evaluations, 'evaluation')} packed in {results}: {sizes}")
 
 
+baseline_app = typer.Typer(
+    help="Save results as a baseline for `bench check`, or accept new ones.", no_args_is_help=True
+)
+app.add_typer(baseline_app, name="baseline")
+
+
+@baseline_app.command("save")
+def baseline_save(
+    suite: SuitePath = DEFAULT,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the baseline.")] = ROBUSTNESS,
+    results: Results = None,
+    data_root: DataRoot = None,
+    limit: Limit = 8.0,
+) -> None:
+    """Keep the results of a task file, every example and stored images, as its baseline."""
+    from bench.api import checking, running
+
+    project = running.planned(suite, results, data_root)
+    _open(project.store)
+    _told(out, *checking.save(project, out, limit=limit))
+
+
+@baseline_app.command("accept")
+def baseline_accept(
+    reason: Annotated[str, typer.Option("--reason", help="Why the numbers may be others.")],
+    suite: SuitePath = DEFAULT,
+    baseline: BaselineDir = ROBUSTNESS,
+    results: Results = None,
+    data_root: DataRoot = None,
+    limit: Limit = 8.0,
+) -> None:
+    """Make today's results the baseline; the old numbers stay in its history, with the reason."""
+    from bench.api import checking, running
+
+    project = running.planned(suite, results, data_root)
+    _open(project.store)
+    _told(baseline, *checking.accept(project, baseline, reason, limit=limit))
+
+
+def _told(out: Path, accepted: Accepted, sizes: Mapping[str, int]) -> None:
+    """Say what a baseline holds."""
+    from bench.console import console, say
+
+    screen = console()
+    for name, (value, n) in accepted.numbers.items():
+        say(screen, f"{name}: {100 * value:.1f} % of {n:.0f}")
+    files = ", ".join(f"{name} ({size / 2**20:.2f} MiB)" for name, size in sizes.items())
+    say(screen, f"baseline in {out}: {files}; commit it")
+
+
+@app.command()
+def check(  # noqa: PLR0913 - a command line's options
+    suite: SuitePath = DEFAULT,
+    baseline: BaselineDir = ROBUSTNESS,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Show the stored images alone: seconds, and no attack.")
+    ] = False,
+    fail_on_gain: FailOnGain = False,
+    device: DeviceOption = None,
+    results: Results = None,
+    executor: ExecutorOption = "process",
+    data_root: DataRoot = None,
+    trust_cache: Trust = False,
+    junit: Junit = None,
+    json_: Json = None,
+    markdown: Markdown = None,
+    badge: Badge = None,
+) -> None:
+    """Compare today's robustness with a baseline, example by example.
+
+    Ends with 0 where it held, 1 regressed, 3 not comparable, 4 incomplete, 5 undecided.
+    """
+    from bench.api import checking, running
+    from bench.console import console, say
+    from bench.runner import pools
+
+    screen = console(stderr=True)
+    project = running.planned(suite, results, data_root)
+    devices = pools.slots(device, executor)
+    _open(project.store)
+    options = running.Options(devices, executor, data_root, trust_cache, screen)
+    try:
+        with _terminable():
+            found = checking.check(project, baseline, options, replay_only=replay)
+    except KeyboardInterrupt as stop:
+        say(screen, "stopped; what was done is kept, and the same command goes on")
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    _checked(found, suite, Written(junit, json_, markdown, badge), fail_on_gain=fail_on_gain)
+
+
+@app.command()
+def compare(  # noqa: PLR0913 - a command line's options
+    before: Annotated[Path, typer.Argument(help="A results folder.", metavar="BEFORE")],
+    after: Annotated[Path, typer.Argument(help="Another results folder.", metavar="AFTER")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Points of accuracy.", min=0, max=100)
+    ] = 1.0,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="The level of significance.", min=1e-9, max=0.5)
+    ] = 0.01,
+    fail_on_gain: FailOnGain = False,
+    junit: Junit = None,
+    json_: Json = None,
+    markdown: Markdown = None,
+    badge: Badge = None,
+) -> None:
+    """Compare two results folders example by example, by the statistics of `bench check`."""
+    from bench.api import checking
+    from bench.suite.policy import Policy
+
+    found = checking.compare(before, after, Policy(tolerance=tolerance, alpha=alpha))
+    _checked(found, None, Written(junit, json_, markdown, badge), fail_on_gain=fail_on_gain)
+
+
+class Written(NamedTuple):
+    """Where the forms of a check are written."""
+
+    junit: Path | None
+    json: Path | None
+    markdown: Path | None
+    badge: Path | None
+
+
+def _checked(found: Check, suite: Path | None, written: Written, *, fail_on_gain: bool) -> None:
+    """Print a check, write its other forms, and end with its status."""
+    from bench.console import console
+    from bench.gate import render
+
+    status = found.status(fail_on_gain=fail_on_gain)
+    console().print(render.to_text(found, fail_on_gain=fail_on_gain))
+    if written.junit is not None:
+        _write_out(render.to_junit(found, fail_on_gain=fail_on_gain), written.junit)
+    if written.json is not None:
+        _write_out(render.to_json(found, status), written.json)
+    if written.markdown is not None:
+        _write_out(render.to_markdown(found, fail_on_gain=fail_on_gain), written.markdown)
+    if written.badge is not None:
+        _write_out(render.to_badge(found, fail_on_gain=fail_on_gain), written.badge)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(render.to_markdown(found, fail_on_gain=fail_on_gain, limit=render.SUMMARY))
+    if os.environ.get("GITHUB_ACTIONS") == "true" and suite is not None:
+        for line in render.to_annotations(found, str(suite), fail_on_gain=fail_on_gain):
+            sys.stdout.write(line + "\n")
+    raise typer.Exit(status)
+
+
 @app.command("list")
 def list_(
     what: Annotated[Literal["attacks", "defenses", "data"], typer.Argument(help="What to list.")],
@@ -254,7 +406,7 @@ def main() -> None:
 
 def entry() -> None:
     """Be the program `bench`: what users' code left running or registered decides neither end nor status."""
-    if sys.argv[1:2] == ["run"] and "PYTHONHASHSEED" not in os.environ:
+    if sys.argv[1:2] in (["run"], ["check"]) and "PYTHONHASHSEED" not in os.environ:
         # The order of sets must not differ from process to process; it is set before Python starts.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -100,15 +100,9 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         _refuse_unknown_there(project.plan)
     devices = pools.slots(_several(device), executor)
     notes = project.store.open()
-    work = running.Run(
-        project,
-        asked=asked,
-        devices=devices,
-        executor=executor,
-        data_root=_path(data_root),
-        trust=trust_cache,
-        console=console() if progress else None,
-    )
+    screen = console() if progress else None
+    options = running.Options(devices, executor, _path(data_root), trust_cache, screen)
+    work = running.Run(project, options, asked)
     with _as_a_program():
         work.do()
     cut, old = work.tables()

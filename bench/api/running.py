@@ -111,36 +111,47 @@ def learned(project: Project) -> Estimates:
     return estimates
 
 
+class Options(NamedTuple):
+    """How jobs are run."""
+
+    devices: tuple[str, ...]
+    """The device of each slot."""
+    executor: Executor = "process"
+    """Where jobs run."""
+    data_root: Path | None = None
+    """The folder of the data sets; None: ``BENCH_DATA``, else the user's cache."""
+    trust: bool = False
+    """Whether results count whose component's source has changed since."""
+    console: Any | None = None
+    """Where to say what happens, a `rich.console.Console`; None: nowhere."""
+
+
 class Run:
     """The jobs of a project, and the tables that come of them.
 
     Args:
-        project: The project.
+        project: The project; its manifest is written into its results folder, unless `record` is false.
+        options: How jobs are run.
         asked: Keys of tables; None or none: every table, and conditions that no table reads.
-        devices: The device of each slot.
-        executor: Where jobs run.
-        data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
-        trust: Whether results count whose component's source has changed since.
-        console: Where to say what happens, a `rich.console.Console`; None: nowhere.
+        wanted: Keys of the evaluations to make; None: those that the tables read.
+        record: Whether the results folder becomes one of this project.
     """
 
     def __init__(
         self,
         project: Project,
+        options: Options,
+        asked: list[str] | None = None,
         *,
-        asked: list[str] | None,
-        devices: tuple[str, ...],
-        executor: Executor,
-        data_root: Path | None,
-        trust: bool,
-        console: Any | None,
+        wanted: set[str] | None = None,
+        record: bool = True,
     ) -> None:
         self.project, self.plan, self.store = project, project.plan, project.store
         self.keys = asked_tables(project.manifest, asked)
         self.store.reads = columns_read(project.manifest, self.keys)
-        self.wanted = asked_jobs(project.manifest, asked)
-        self.devices, self.executor, self.console = devices, executor, console
-        self.data_root, self.trust = data_root, trust
+        self.wanted = asked_jobs(project.manifest, asked) if wanted is None else wanted
+        self.devices, self.executor, self.console = options.devices, options.executor, options.console
+        self.data_root, self.trust = options.data_root, options.trust
         self.limit = self.plan.suite.model.time_limit
         self.ended: list[Done] = []
         self.failures: list[Done] = []
@@ -148,14 +159,15 @@ class Run:
         self._worker_context = WorkerContext(
             self.store.root,
             self.plan.suite.folder,
-            data_root,
-            devices[0],
+            self.data_root,
+            self.devices[0],
             project.manifest["sources"],
-            _commit(),
+            commit_of(Path(__file__).parent),
             self.limit,
         )
         self._display: Display | None = None
-        write(self.store, project.manifest)
+        if record:
+            write(self.store, project.manifest)
 
     def do(self) -> None:
         """Do what is to do, twice where weights came out other than those that results were made from."""
@@ -244,11 +256,11 @@ class Run:
             self._display.said(slot, facts)
 
 
-def _commit() -> str | None:
-    """Return the commit that this code is of, with a mark if it was changed since."""
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that a folder is of, with a mark if something was changed since; None outside one."""
     try:
         found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

@@ -60,8 +60,8 @@ class Accepted:
     reason: str
     commit: str | None
     """The commit of the working copy that the results were made in; None outside one."""
-    numbers: Mapping[str, float]
-    """The accuracy of every worst case, or of the condition where it is alone, in [0, 1]."""
+    numbers: Mapping[str, Sequence[float]]
+    """By its name, the accuracy of every worst case, in [0, 1], and the number of examples."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,7 @@ def subjects_of(before: Measurements, now: Measurements) -> Subjects:
     Returns:
         The subjects: a condition each, and the worst case of each row of several.
     """
-    asked = {place: each.condition for place, each in now.measured.items()}
-    asked |= {place: condition for place, (condition, _) in now.missing.items()}
+    asked = {place: condition for place, (condition, _) in now.asked.items()}
     pairs: dict[Subject, dict[int, Pair]] = defaultdict(dict)
     blocked: dict[Subject, tuple[Verdict, str]] = {}
     rows: dict[Coordinates, dict[int, list[tuple[Measured, Measured]]]] = defaultdict(
@@ -125,9 +124,13 @@ def _blocked(
     """Return why a condition of the baseline cannot be compared; None where it can."""
     place = place_of(one.condition)
     if other is None:
-        if place in now.missing:
-            return "incomplete", f"not measured: {now.missing[place][1]}"
-        return "not comparable", _gone(one.condition, asked.values())
+        if place not in now.missing:
+            return "not comparable", _gone(one.condition, asked.values())
+        missing = now.missing[place]
+        different = [] if missing.question is None else one.question.differences(missing.question)
+        if different:
+            return "not comparable", "; ".join(different)
+        return "incomplete", f"not measured: {missing.reason}"
     if different := one.question.differences(other.question):
         return "not comparable", "; ".join(different)
     if not np.array_equal(one.rows["index"], other.rows["index"]):
@@ -316,6 +319,25 @@ def findings(
         made.append(_floored(finding, read[subject], policy, (extra or {}).get(subject, {})))
     order = {key: number for number, key in enumerate(_order(before))}
     return tuple(sorted(made, key=lambda each: order[_key(each.subject)]))
+
+
+def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
+    """Return the accuracy of every worst case, or of what is measured where nothing is one.
+
+    Args:
+        measurements: A baseline, or the measurements of today.
+
+    Returns:
+        By the name of the subject, the share that is held and the number of examples.
+    """
+    reader, found = Reader(measurements, measurements), subjects_of(measurements, measurements)
+    worst = {subject: seeds for subject, seeds in found.pairs.items() if subject.kind == "worst case"}
+    numbers = {}
+    for subject, seeds in (worst or found.pairs).items():
+        if len({_examples(pair) for pair in seeds.values()}) == 1:
+            values = reader.values(seeds)
+            numbers[subject.name] = (float(values.now.mean()), len(values.index))
+    return numbers
 
 
 def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: int) -> Finding:

@@ -1,8 +1,9 @@
 """Measured conditions, from a results folder or a baseline: what was asked, and each example's outcome."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from bench.results.conditions import Condition, Facts, conditions_of
 from bench.results.manifest import Outcomes, read, stale
 from bench.results.outcomes import Rows, arrays
 from bench.results.store import Store
+from bench.runner.worker import describe
+from bench.suite.planner import Plan, PlannedCondition
 
 Coordinates = tuple[tuple[str, Hashable], ...]
 """The coordinates of a condition as a value to look up by (`bench.report.checks.coordinates`)."""
@@ -123,16 +126,33 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A condition without outcomes."""
+
+    condition: Condition
+    question: Question | None
+    """What would have been asked; None where nobody can tell."""
+    reason: str
+    """Why there are none."""
+
+
+@dataclass(frozen=True)
 class Measurements:
     """All conditions of a suite, measured or not."""
 
     place: str
     """The folder, for messages."""
     measured: Mapping[Coordinates, Measured]
-    missing: Mapping[Coordinates, tuple[Condition, str]] = field(default_factory=dict)
-    """Conditions without outcomes, with the reason."""
+    missing: Mapping[Coordinates, "Missing"] = field(default_factory=dict)
+    """Conditions without outcomes."""
     notes: tuple[str, ...] = ()
     """Sentences about what may matter."""
+
+    @property
+    def asked(self) -> dict[Coordinates, tuple[Condition, Question | None]]:
+        """Every condition, measured or not, with its question."""
+        every: list[Measured | Missing] = [*self.measured.values(), *self.missing.values()]
+        return {place_of(each.condition): (each.condition, each.question) for each in every}
 
 
 def place_of(condition: Condition) -> Coordinates:
@@ -157,13 +177,12 @@ def victim_of(condition: Condition) -> Coordinates:
     return checks.coordinates(condition, "attack", "view", "target", "norm", "radius")
 
 
-def from_results(root: Path, suite: Path, wanted: Iterable[str] | None = None) -> Measurements:
+def from_results(root: Path, suite: Path) -> Measurements:
     """Read the outcomes of a results folder.
 
     Args:
         root: The results folder.
         suite: The task file that it was made from, for messages.
-        wanted: Keys of evaluations; None for all.
 
     Returns:
         Every condition of its manifest.
@@ -171,22 +190,57 @@ def from_results(root: Path, suite: Path, wanted: Iterable[str] | None = None) -
     Raises:
         InputError: The folder has no manifest.
     """
-    manifest, store, outcomes = read(root, suite), Store(root), Outcomes(root)
-    chosen = None if wanted is None else set(wanted)
+    manifest, store = read(root, suite), Store(root)
+
+    def question(condition: Condition, whole: bool) -> Question | None:
+        return Question.of(store.job("evaluate", condition.job), condition.facts) if whole else None
+
+    found = _read(root, conditions_of(manifest), question)
+    return replace(found, notes=(*found.notes, *stale(manifest, suite)))
+
+
+def from_plan(root: Path, plan: Plan) -> Measurements:
+    """Read the outcomes of a plan's conditions.
+
+    Args:
+        root: The results folder.
+        plan: The plan.
+
+    Returns:
+        Every condition of the plan.
+    """
+    jobs = {each.job.key: each.job for each in plan.conditions}
+    described = cache(describe)
+
+    def question(condition: Condition, whole: bool) -> Question:
+        return Question.of(described(jobs[condition.job]), condition.facts)
+
+    return _read(root, [condition_of(each) for each in plan.conditions], question)
+
+
+def condition_of(planned: PlannedCondition) -> Condition:
+    """Return a condition of a plan as a manifest has it."""
+    return Condition(planned.coordinates, Facts.read(planned.facts), planned.job.key)
+
+
+def _read(
+    root: Path,
+    conditions: Iterable[Condition],
+    question: Callable[[Condition, bool], Question | None],
+) -> Measurements:
+    """Return conditions with their outcomes; `question` is told whether a condition's evaluation is whole."""
+    outcomes = Outcomes(root)
     measured: dict[Coordinates, Measured] = {}
-    missing: dict[Coordinates, tuple[Condition, str]] = {}
-    for condition in conditions_of(manifest):
-        if chosen is not None and condition.job not in chosen:
-            continue
+    missing: dict[Coordinates, Missing] = {}
+    for condition in conditions:
         frame = outcomes(condition.job)
-        if frame is None:
-            reason = outcomes.damaged.get(condition.job, "it was not run")
-            missing[place_of(condition)] = (condition, reason)
-            continue
-        question = Question.of(store.job("evaluate", condition.job), condition.facts)
-        measured[place_of(condition)] = Measured(condition, question, arrays(frame))
-    notes = [*outcomes.faults, *stale(manifest, suite)]
-    return Measurements(str(root), flagged(measured), missing, tuple(notes))
+        asked = question(condition, frame is not None)
+        if frame is None or asked is None:
+            reason = outcomes.damaged.get(condition.job, "it was not run, or failed")
+            missing[place_of(condition)] = Missing(condition, asked, reason)
+        else:
+            measured[place_of(condition)] = Measured(condition, asked, arrays(frame))
+    return Measurements(str(root), flagged(measured), missing, tuple(outcomes.faults))
 
 
 def flagged(measured: Mapping[Coordinates, Measured]) -> dict[Coordinates, Measured]:

@@ -20,14 +20,13 @@ from bench.gate.measurements import (
     Coordinates,
     Measured,
     Measurements,
+    condition_of,
     place_of,
     row_of,
     worst_of,
 )
 from bench.gate.verdicts import Finding, Flip, Replayed, Subject, Verdict
 from bench.registry import ATTACKS
-from bench.report import checks
-from bench.results.conditions import Condition, Facts
 from bench.results.outcomes import arrays
 from bench.results.replays import Replay
 from bench.results.store import Store
@@ -129,17 +128,19 @@ class Shown:
     """The job whose attack begins at them; None where the attack cannot."""
 
 
-def planned(baseline: Baseline, plan: Plan) -> list[Shown]:
+def planned(baseline: Baseline, plan: Plan, now: Measurements) -> list[Shown]:
     """Return what shows the images of a baseline to the defenses of a plan.
 
     Args:
         baseline: The baseline, with its images.
         plan: The plan of today.
+        now: The conditions of the plan, measured or not.
 
     Returns:
         A pair of jobs for each condition of the baseline that is still asked in the same way.
     """
-    today = {checks.coordinates(_condition(each)): each for each in plan.conditions}
+    today = {place_of(condition_of(each)): each for each in plan.conditions}
+    asked = now.asked
     every = list(baseline.measurements.measured.values())
     attack = ATTACKS["replay"]
     show = Resolved(attack, {}, {"use": attack.name, "version": attack.version, "params": {}})
@@ -148,10 +149,11 @@ def planned(baseline: Baseline, plan: Plan) -> list[Shown]:
         starts = Starts(baseline.images.resolve(), run.key, run.digest)
         for number in run.conditions:
             before = every[number]
-            now = today.get(place_of(before.condition))
-            if now is None:
+            place = place_of(before.condition)
+            if place not in asked or asked[place][1] != before.question:
                 continue
-            own = now.job.crafts[0].attack_run
+            job = today[place].job
+            own = job.crafts[0].attack_run
             again = replace(
                 own,
                 attack=show,
@@ -164,8 +166,8 @@ def planned(baseline: Baseline, plan: Plan) -> list[Shown]:
             )
             warm = None
             if own.attack.entry.starts == "any":
-                warm = _evaluate(now.job, replace(own, starts=starts), run.stop)
-            found.append(Shown(before, _evaluate(now.job, again, run.stop), warm))
+                warm = _evaluate(job, replace(own, starts=starts), run.stop)
+            found.append(Shown(before, _evaluate(job, again, run.stop), warm))
     return found
 
 
@@ -174,10 +176,6 @@ def _evaluate(job: Evaluate, attack_run: AttackRun, stop: int) -> Evaluate:
     step = attack_run.data.spec.shard
     crafts = tuple(Craft(attack_run, start, min(start + step, stop)) for start in range(0, stop, step))
     return Evaluate(job.victim, crafts, job.readout)
-
-
-def _condition(planned: PlannedCondition) -> Condition:
-    return Condition(planned.coordinates, Facts.read(planned.facts), planned.job.key)
 
 
 def plan_of(shown: Iterable[Shown], plan: Plan, *, warm: bool) -> Plan:
