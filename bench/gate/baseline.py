@@ -149,6 +149,7 @@ def _described(measured: Measured, data: Mapping[str, int], attacks: Mapping[str
     return {
         "coordinates": dict(measured.condition.coordinates),
         "job": measured.condition.job,
+        "network": measured.network,
         "facts": vars(measured.condition.facts),
         "question": question,
         "flags": [list(each) for each in measured.flags],
@@ -261,7 +262,7 @@ def _measured(told: Mapping[str, Any], path: Path) -> list[Measured]:
         question["attack"] = told["attacks"][each["question"]["attack"]]
         condition = Condition(each["coordinates"], Facts.read(each["facts"]), each["job"])
         flags = tuple((message, code) for message, code in each["flags"])
-        found.append(Measured(condition, Question(**question), rows, flags))
+        found.append(Measured(condition, Question(**question), rows, each["network"], flags))
     return found
 
 

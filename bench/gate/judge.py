@@ -310,6 +310,10 @@ def findings(
     for subject, loss in losses.items():
         finding = _judged(subject, loss, adjusted[subject], policy, len(losses))
         seeds = found.pairs[subject]
+        if loss.churn == 0 and _same_network(seeds):
+            # Nothing is left to chance: one network, and every answer is what it was.
+            reason = f"the network is the baseline's to the last bit, and so are all {loss.n} outcomes"
+            finding = replace(finding, verdict="held", reason=reason, needed=None)
         finding = replace(
             finding,
             subject=replace(subject, radius=read[subject].radius),
@@ -503,6 +507,15 @@ def check_policy(policy: Policy, conditions: Iterable[Condition], at: Any) -> No
                     raise InputError(
                         f"{where}: {name}: no condition has {value!r}{did_you_mean(value, values)}"
                     )
+
+
+def _same_network(seeds: Mapping[int, Pair]) -> bool:
+    """Return whether the networks of a subject are those of the baseline."""
+    return all(
+        one.network is not None and one.network == other.network
+        for pair in seeds.values()
+        for one, other in zip(pair.before, pair.now, strict=True)
+    )
 
 
 def _examples(pair: Pair) -> bytes:

@@ -1,5 +1,7 @@
 """Measured conditions, from a results folder or a baseline: what was asked, and each example's outcome."""
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,6 +117,9 @@ class Measured:
     question: Question
     rows: Rows
     """The outcomes, in ascending order of ``index``."""
+    network: str | None = None
+    """What the network computes with, as a digest: weights, code, settings at inference time; None where
+    nobody can tell."""
     flags: tuple[tuple[str, str], ...] = ()
     """The flags that its outcomes raise, by themselves and beside the other attacks of its row: the sentence
     and the code of each."""
@@ -192,10 +197,10 @@ def from_results(root: Path, suite: Path) -> Measurements:
     """
     manifest, store = read(root, suite), Store(root)
 
-    def question(condition: Condition, whole: bool) -> Question | None:
-        return Question.of(store.job("evaluate", condition.job), condition.facts) if whole else None
+    def described(condition: Condition, whole: bool) -> Mapping[str, Any] | None:
+        return store.job("evaluate", condition.job) if whole else None
 
-    found = _read(root, conditions_of(manifest), question)
+    found = _read(root, conditions_of(manifest), described)
     return replace(found, notes=(*found.notes, *stale(manifest, suite)))
 
 
@@ -210,12 +215,12 @@ def from_plan(root: Path, plan: Plan) -> Measurements:
         Every condition of the plan.
     """
     jobs = {each.job.key: each.job for each in plan.conditions}
-    described = cache(describe)
+    known = cache(describe)
 
-    def question(condition: Condition, whole: bool) -> Question:
-        return Question.of(described(jobs[condition.job]), condition.facts)
+    def described(condition: Condition, whole: bool) -> Mapping[str, Any]:
+        return known(jobs[condition.job])
 
-    return _read(root, [condition_of(each) for each in plan.conditions], question)
+    return _read(root, [condition_of(each) for each in plan.conditions], described)
 
 
 def condition_of(planned: PlannedCondition) -> Condition:
@@ -223,23 +228,68 @@ def condition_of(planned: PlannedCondition) -> Condition:
     return Condition(planned.coordinates, Facts.read(planned.facts), planned.job.key)
 
 
+def network_of(described: Mapping[str, Any], receipt: Mapping[str, Any] | None) -> str | None:
+    """Return a digest of what a network computes with: equal digests are one network, to the last bit.
+
+    Args:
+        described: The description of an evaluation (`bench.runner.worker.describe`).
+        receipt: Its receipt.
+
+    Returns:
+        The digest; None where the receipt does not tell the weights.
+    """
+    victim = described["victim"]
+    weights = (receipt or {}).get("inputs", {}).get(victim["train"]["key"])
+    if weights is None:
+        return None
+    # A parameter that names code is a pair: how it is written, and the digests of the modules.
+    named = {
+        name: value[1]
+        for name, value in victim["train"]["defense"]["params"].items()
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], Mapping)
+    }
+    code = {
+        name: digest
+        for name, digest in (receipt or {}).get("sources", {}).items()
+        if not name.startswith("attacks.")
+    }
+    told = [
+        weights,
+        victim["inference"],
+        described["readout"],
+        victim["train"]["defense"]["use"],
+        named,
+        code,
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def _read(
     root: Path,
     conditions: Iterable[Condition],
-    question: Callable[[Condition, bool], Question | None],
+    described: Callable[[Condition, bool], Mapping[str, Any] | None],
 ) -> Measurements:
-    """Return conditions with their outcomes; `question` is told whether a condition's evaluation is whole."""
-    outcomes = Outcomes(root)
+    """Return conditions with their outcomes.
+
+    Args:
+        root: The results folder.
+        conditions: The conditions.
+        described: Returns the description of a condition's evaluation, told whether it is whole; None where
+            nobody can tell.
+    """
+    outcomes, store = Outcomes(root), Store(root)
     measured: dict[Coordinates, Measured] = {}
     missing: dict[Coordinates, Missing] = {}
     for condition in conditions:
         frame = outcomes(condition.job)
-        asked = question(condition, frame is not None)
-        if frame is None or asked is None:
+        told = described(condition, frame is not None)
+        question = None if told is None else Question.of(told, condition.facts)
+        if frame is None or question is None or told is None:
             reason = outcomes.damaged.get(condition.job, "it was not run, or failed")
-            missing[place_of(condition)] = Missing(condition, asked, reason)
+            missing[place_of(condition)] = Missing(condition, question, reason)
         else:
-            measured[place_of(condition)] = Measured(condition, asked, arrays(frame))
+            network = network_of(told, store.receipt("evaluate", condition.job))
+            measured[place_of(condition)] = Measured(condition, question, arrays(frame), network)
     return Measurements(str(root), flagged(measured), missing, tuple(outcomes.faults))
 
 
