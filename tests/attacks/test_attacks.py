@@ -92,7 +92,10 @@ def test_an_attack_keeps_to_the_rules(name: str, norm: Any, params: dict[str, An
 
 def test_every_attack_has_a_row_for_every_norm() -> None:
     # Adapters of libraries have their own: tests/test_libraries.py.
-    entries = [ATTACKS[name] for name in ATTACKS if ATTACKS[name].library is None]
+    # What shows stored images has none here: tests/gate/test_replay.py.
+    entries = [
+        each for each in map(ATTACKS.__getitem__, ATTACKS) if each.library is None and each.starts != "stored"
+    ]
     ours = [entry for entry in entries if entry.module.startswith("attacks.")]
     wanted = {(entry.name, norm) for entry in ours for norm in entry.norms}
     assert wanted == {(name, norm) for name, norm, _ in ROWS if name in {entry.name for entry in ours}}

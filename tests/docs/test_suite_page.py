@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from bench.suite.policy import Policy, Tiers
 from bench.suite.schema import AttackUse, DefenseUse, Origin, SuiteModel, Task, Threats, ViewUse
 from bench.suite.tables import Comparison, Figure, Table
 
@@ -24,6 +25,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "### `tables`": Table,
     "`figure`:": Figure,
     "`published`:": Comparison,
+    "### `check`": Policy,
+    "`tiers`:": Tiers,
 }
 """By the line above a table of keys: the model that it lists."""
 
@@ -46,7 +49,7 @@ def listed(text: str) -> dict[str, dict[str, str]]:
 
 def agrees(said: str, default: Any) -> bool:
     """Return whether a default is written as it is; words stand for what no YAML says."""
-    if default is None or default in ([], {}, [math.inf]):
+    if default is None or default in ([], {}, [math.inf], Policy(), Tiers()):
         return re.fullmatch(r"[\w' ]+|the `train` split", said) is not None
     return said.startswith("`") and bool(yaml.safe_load(said.strip("`")) == default)
 

@@ -269,9 +269,7 @@ def test_a_table_that_reads_what_was_left_out_makes_it_again(
     assert packing.packed(root).notes[-1] == (
         "1 evaluation lack columns that a table reads; the next run makes them again"
     )
-    work = running.Run(
-        project, asked=None, devices=("cpu",), executor="inline", data_root=None, trust=False, console=None
-    )
+    work = running.Run(project, running.Options(("cpu",), "inline"))
     work.do()
     assert [done.job.kind for done in work.ended] == ["evaluate"]
     assert said(root, path) == said_of_a_new_run(path, tmp_path)

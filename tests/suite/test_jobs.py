@@ -14,7 +14,18 @@ from bench.data.spec import DataSpec
 from bench.protocols import Shape, Threat
 from bench.registry import discover
 from bench.suite import planner, resolve
-from bench.suite.jobs import SCHEME, AttackRun, Craft, Data, Evaluate, FittedDefense, Keyed, Train, key_of
+from bench.suite.jobs import (
+    SCHEME,
+    AttackRun,
+    Craft,
+    Data,
+    Evaluate,
+    FittedDefense,
+    Keyed,
+    Starts,
+    Train,
+    key_of,
+)
 from bench.suite.planner import Plan
 from bench.suite.resolve import Resolved
 from bench.suite.schema import ViewUse
@@ -121,6 +132,7 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
         "exact": [lambda job: not job.exact],
         "target": [lambda job: None, lambda job: 2, lambda job: "random"],
         "time_limit": [lambda job: None, lambda job: 6.0],
+        "starts": [lambda job: None, lambda job: replace(job.starts, digest="1" * 64)],
     },
     Craft: {
         "attack_run": [lambda job: replace(job.attack_run, seed=job.attack_run.seed + 1)],
@@ -146,6 +158,16 @@ OUTSIDE = {
 """Fields that change no key, and why."""
 
 
+STARTS = Starts(Path("robustness/replay.safetensors"), "0" * 32, "0" * 64)
+
+
+def test_where_stored_images_lie_enters_no_key(tmp_path: Path) -> None:
+    job = example(AttackRun, tmp_path)
+    assert isinstance(job, AttackRun)
+    moved = Starts(Path("elsewhere.safetensors"), "1" * 32, STARTS.digest)
+    assert replace(job, starts=moved).key == job.key
+
+
 def example(kind: type[Keyed], folder: Path) -> Keyed:
     """Return a job whose fields all say something: it has parts, a source that is served, a target."""
     cells = made(folder).conditions
@@ -162,7 +184,7 @@ def example(kind: type[Keyed], folder: Path) -> Keyed:
         Data: top.data,
         Train: top,
         FittedDefense: evaluate.victim,
-        AttackRun: replace(craft.attack_run, source=evaluate.victim),
+        AttackRun: replace(craft.attack_run, source=evaluate.victim, starts=STARTS),
         Craft: craft,
         Evaluate: evaluate,
     }

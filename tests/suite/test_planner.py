@@ -544,6 +544,7 @@ def request(folder: Path, attack: str, view: Any = "logits", **changes: Any) -> 
 
 
 RULED = [
+    (planner.only_stored, "replay", {}, "replay shows a baseline's images: bench check does"),
     (planner.unknown_readout, "pgd", {"readout": "avg"}, "toy/linear has no read-out 'avg'"),
     (planner.other_norm, "pgd", {"norm": "l0"}, "pgd is made for l2, linf"),
     (planner.missing_radius, "pgd", {"radius": math.inf}, "pgd needs a radius"),
