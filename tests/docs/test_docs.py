@@ -99,9 +99,17 @@ def test_the_readmes_attack_is_as_short_as_it_says() -> None:
     assert len(code) <= 15
 
 
+def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command with its words, those of groups included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
 def test_every_command_has_help_and_stands_in_the_readme() -> None:
-    group = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name, command in commands(typer.main.get_command(cli.app)):
         assert command.help
         assert f"`bench {name} " in README
         for parameter in command.params:
