@@ -236,11 +236,8 @@ def answers(
 
     Returns:
         What is told of the images, and findings of them alone.
-
-    Raises:
-        InputError: An outcome is missing; the job that would have made it failed.
     """
-    rows = _rows(baseline, shown, store, warm=warm)
+    rows, missing = _rows(baseline, shown, store, warm=warm)
     flips: list[Flip] = []
     broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
     values: dict[Subject, list[tuple[list[float], list[float]]]] = defaultdict(list)
@@ -273,34 +270,45 @@ def answers(
         flips=tuple(sorted(flips, key=lambda each: (each.index, each.seed, each.attack))),
         warm=more if warm and any(row.warm for row in rows.values()) else None,
     )
-    return Answers(told, _findings(values, policy), broken)
+    incomplete = tuple(
+        Finding(subject, "incomplete", reason, tier_of(subject, policy))
+        for subject, reason in missing.items()
+    )
+    values = {subject: seeds for subject, seeds in values.items() if subject not in missing}
+    return Answers(told, (*_findings(values, policy), *incomplete), broken)
 
 
 def _rows(
     baseline: Baseline, shown: Sequence[Shown], store: Store, *, warm: bool
-) -> dict[tuple[Subject, int], _Row]:
-    """Return the stored images by worst case and seed, of attacks whose outcomes are told at a radius."""
+) -> tuple[dict[tuple[Subject, int], _Row], dict[Subject, str]]:
+    """Return the stored images by worst case and seed, of attacks whose outcomes are told at a radius.
+
+    And the worst cases of which an answer is missing, with the reason.
+    """
     before = _held_before(baseline)
     rows: dict[tuple[Subject, int], _Row] = {}
+    missing: dict[Subject, str] = {}
     for each in shown:
         condition = each.before.condition
         if condition.radius is None:
             # How far a stored image lies says nothing of the least distance today.
             continue
         name = (worst_case_of(condition), condition.seed)
+        jobs = (each.again, each.warm) if warm and each.warm is not None else (each.again,)
+        reasons = [store.damage("evaluate", job.key) for job in jobs]
+        if any(reasons):
+            missing[name[0]] = (
+                f"stored images of {condition.attack} have no answers; see {store.shown / 'failed'}"
+            )
+            continue
         row = rows.setdefault(name, _Row(before[(row_of(condition), condition.seed)], [], []))
         row.again.append((each.before, _measured(each.before, each.again, store)))
         if warm and each.warm is not None:
             row.warm.append(_measured(each.before, each.warm, store))
-    return rows
+    return rows, missing
 
 
 def _measured(before: Measured, job: Evaluate, store: Store) -> Measured:
-    if (reason := store.damage("evaluate", job.key)) is not None:
-        raise InputError(
-            f"{store.shown}: stored images of {before.condition.attack} have no answers ({reason}); see "
-            f"{store.shown / 'failed'}"
-        )
     facts = replace(before.condition.facts, kind="fixed-budget")
     condition = replace(before.condition, facts=facts)
     return Measured(condition, before.question, arrays(store.outcomes(job.key)))
