@@ -27,7 +27,7 @@ from bench.runner.referee import (
     no_access_view,
     validate,
 )
-from bench.runner.train import fitted
+from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft
 
 
@@ -44,7 +44,13 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     """
     attack_run = job.attack_run
     model = fitted(attack_run.source, context, store) if attack_run.source else None
-    plain, facts = attacked(job, model, load(attack_run.data, context), torch.device(context.device))
+    split = load(attack_run.data, context)
+    try:
+        plain, facts = attacked(job, model, split, torch.device(context.device))
+    except BaseException:
+        # An attack reaches more of a network than the referee can put back.
+        forget_fitted()
+        raise
     return lambda path: save_file(plain, path), facts
 
 
@@ -173,18 +179,17 @@ def _attack(
     counter = QueryCounter.of(len(y), x.device)
     target = _targets(attack_run, y, index)
     modules = [model] if model is not None else []
-    seen: list[View] = []
 
     def ask() -> None:
-        for each in seen:
-            each.logits(each.encode(x[:2]))
+        seen = look(attack_run, model, split, x.device)
+        # Many at once, as the attack did: what a network keeps may depend on the number of images.
+        seen.logits(seen.encode(x[:chunk]))
 
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
         view = no_access_view(counter)
         if attack_run.source is not None and attack_run.view is not None:
-            seen.append(look(attack_run, model, split, x.device))
             view = instrument(
-                seen[0],
+                look(attack_run, model, split, x.device),
                 counter,
                 entry.access,
                 target=target,
