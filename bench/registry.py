@@ -12,7 +12,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import entry_points
 from types import ModuleType, UnionType
 from typing import (
@@ -145,7 +145,13 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
     Raises:
         InputError: an argument has no annotation.
     """
-    hints = get_type_hints(function, include_extras=True)
+    written = function
+    while isinstance(written, partial):
+        written = written.func
+    if not (inspect.isroutine(written) or inspect.isclass(written)):
+        # An object that can be called.
+        written = type(written).__call__
+    hints = get_type_hints(written, include_extras=True)
     found = [
         each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY
     ]
@@ -228,7 +234,10 @@ class Entry:
     @property
     def module(self) -> str:
         """The module that it is defined in."""
-        return str(self.make.__module__)
+        make = self.make
+        while isinstance(make, partial):
+            make = make.func
+        return str(make.__module__)
 
     @property
     def place(self) -> str:

@@ -155,7 +155,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
         What the attack returned, and what it cost.
 
     Raises:
-        ValueError: A note of the attack has a name of the harness's own columns, or another length than N.
+        ValueError: A note of the attack has a name of the harness's own columns, or cannot be a column.
         OvertimeError: The attack took longer than its limit.
     """
     chunk: int | None = CHUNK[x.device.type]
@@ -212,11 +212,25 @@ def _attack(
     if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
-        if note.shape[:1] != y.shape:
-            raise ValueError(
-                f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
-            )
+        _check_note(name, note, len(y))
     return Made(returned, notes, target, counter, chunk if recompute else None)
+
+
+_STORED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_STORED += (torch.float16, torch.float32, torch.float64)
+"""Dtypes that a column of outcomes can hold."""
+
+
+def _check_note(name: str, note: object, n: int) -> None:
+    """Raise where a note cannot become a column of `n` outcomes."""
+    if not isinstance(note, Tensor):
+        raise TypeError(f"the attack's note {name!r} is a {type(note).__name__}, and not a tensor")
+    if note.shape != (n,):
+        raise ValueError(
+            f"the attack's note {name!r} has the shape {tuple(note.shape)} for {n} images, not ({n},)"
+        )
+    if note.dtype not in _STORED:
+        raise ValueError(f"the attack's note {name!r} is of {note.dtype}, which no table holds")
 
 
 def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:
