@@ -108,7 +108,7 @@ def written(attack: object, params: Mapping[str, Any]) -> tuple[str, dict[str, A
         raise InputError(f"attack: expected a name, a mapping or a function, found {kind_of(attack)}")
     if twice := sorted(given.keys() & params.keys()):
         raise InputError(f"{twice[0]}: said twice, by the attack and beside it")
-    return called, given | params
+    return called, {**given, **params}
 
 
 def _name(attack: Callable[..., Any]) -> str:

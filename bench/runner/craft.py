@@ -216,8 +216,10 @@ def _attack(
     return Made(returned, notes, target, counter, chunk if recompute else None)
 
 
-_STORED = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_STORED += (torch.float16, torch.float32, torch.float64)
+_STORED = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.float32, torch.float64}
+)
 """Dtypes that a column of outcomes can hold."""
 
 
