@@ -248,7 +248,7 @@ def code_digests(path: str, folder: Path) -> dict[str, str]:
 
 
 def _check_hidden(module: str, folder: Path) -> None:
-    """Raise where a module of the task file's folder cannot be imported, since a package has the same name."""
+    """Raise where a module of the task file's folder cannot be imported, for a package of the same name."""
     top = module.partition(".")[0]
     below = folder.joinpath(*module.split("."))
     places = below.with_suffix(".py"), below / "__init__.py"

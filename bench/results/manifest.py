@@ -46,6 +46,8 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         InputError: There is none, it was altered, or another version of Crossfire made it.
     """
     path = root / "manifest.json"
+    if root.is_file():
+        raise InputError(f"{root}: expected a results folder, found a file")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
