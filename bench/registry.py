@@ -431,7 +431,8 @@ class AttackEntry(Entry, Needs):
         """
         if self.cost is not None:
             found = self.asked("cost", **params)
-            if isinstance(found, bool) or not isinstance(found, Integral) or not 0 <= found <= _MOST_PASSES:
+            whole = isinstance(found, Integral) and not isinstance(found, bool)
+            if not whole or not 0 <= found <= _MOST_PASSES:
                 expected = f"expected a whole number from 0 to {_MOST_PASSES:.0e}"
                 raise self._faulty("cost", f"returned {_shown(found)}; {expected}")
             return max(1, int(found))

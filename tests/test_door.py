@@ -257,6 +257,17 @@ def test_an_own_attack_that_replaces_part_of_the_network_is_caught(what: str) ->
 # --- where it is called ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_batches_change_the_last_bits_of_logits_at_most(batch: int) -> None:
+    attack = {"use": "pgd", "steps": 4, "drop": False}
+    one, other = (attacked(attack=attack, batch=each, radius=0.1) for each in (500, batch))
+    assert torch.equal(one.images, other.images)
+    loose = ["logits", "score", "differs"]
+    assert one.frame.drop(columns=loose).equals(other.frame.drop(columns=loose))
+    for name in ("logits", "score"):
+        np.testing.assert_allclose(np.stack(one.frame[name]), np.stack(other.frame[name]), rtol=0, atol=1e-5)
+
+
 def test_autocast_of_the_caller_decides_no_number() -> None:
     expected = attacked()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -276,7 +276,10 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
         std: What they are divided by then, above 0.
         index: The index of each example, whole numbers (N,): its draws depend on it. None: its position.
         seed: The seed of the draws, at least 0.
-        batch: How many images an attack is given at once, at least 1.
+        batch: How many images an attack is given at once, at least 1. No draw depends on it. Logits and
+            scores may differ in their last bits, since sums are computed in another order; where an attack
+            drops what it has broken, passes may differ; and up to 32 images of each batch are asked again
+            for ``differs``.
         progress: Whether a bar shows how many images are done.
         **params: Parameters of the attack, such as ``steps=40``.
 

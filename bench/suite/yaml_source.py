@@ -379,7 +379,8 @@ def _number(text: str, where: str) -> int | float:
 
 def _brief(value: object) -> str:
     """Return a value for a message, not all of it where it is long."""
-    text = repr(value)
+    # As a task file writes it; so are true and false.
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:100]} and so on ({len(text)} characters)"
 
 
