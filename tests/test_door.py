@@ -242,7 +242,7 @@ def test_an_own_attack_that_replaces_part_of_the_network_is_caught(what: str) ->
 
     def own(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
         if what == "weight":
-            net[1].weight = nn.Parameter(torch.zeros(3, 16))  # type: ignore[union-attr]
+            net[1].weight = nn.Parameter(torch.zeros(3, 16))
         elif what == "module":
             net[1] = nn.Linear(16, 3)
         else:

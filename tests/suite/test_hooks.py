@@ -27,7 +27,7 @@ def planned(folder: Path) -> planner.Plan:
 
 
 def broken(*_: Any, **__: Any) -> Any:
-    return {}["gone"]
+    raise KeyError("gone")
 
 
 def declared(monkeypatch: pytest.MonkeyPatch, **hooks: Any) -> AttackEntry:
@@ -73,7 +73,8 @@ def test_a_hook_of_an_attack_that_fails_is_told_with_its_place(
 def test_a_hook_of_a_defense_that_fails_is_told_with_its_place(
     hook: str, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(DEFENSES._entries, "toy/linear", replace(DEFENSES["toy/linear"], **{hook: broken}))
+    hooks: dict[str, Any] = {hook: broken}
+    monkeypatch.setitem(DEFENSES._entries, "toy/linear", replace(DEFENSES["toy/linear"], **hooks))
     with pytest.raises(InputError, match=rf"toys\.py:\d+: defense 'toy/linear': its {hook} raised {what}"):
         planned(tmp_path)
 
