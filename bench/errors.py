@@ -46,8 +46,16 @@ class TrainingError(BenchError):
     """A training cannot continue."""
 
 
-RENAMED = {"inner_step": "inner_step_size", "serve": "inference", "step": "step_size"}
-"""Words of task files that are others since layout 2, so that an older file is told what is new."""
+RENAMED = {
+    "budget": "kind",
+    "doubts": "flags",
+    "inner_step": "inner_step_size",
+    "serve": "inference",
+    "served": "inference",
+    "step": "step_size",
+    "void": "invalid",
+}
+"""Words of task files and of results that are others since layout 2, for those who bring older ones."""
 
 EVERYWHERE = frozenset({"inference"})
 """Of these, words that belong to no parameter, so that no list of known ones has them."""
@@ -61,18 +69,22 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
         known: The known names.
 
     Returns:
-        ``; step is called step_size now`` for a word that was renamed, ``; did you mean 'pgd'?`` where a
+        ``; step is called step_size now`` for a word that was renamed (and which there are, where its new
+        name is none of them), ``; did you mean 'pgd'?`` where a
         known name is near, else `` (known: ...)`` or `` (there are none)``.
     """
     names = sorted(str(each) for each in known)
     head, dot, rest = str(name).partition(".")
     now = RENAMED.get(head)
-    if now is not None and (now in EVERYWHERE or now in names):
-        return f"; {name} is called {now}{dot}{rest} now"
+    every = f" (known: {', '.join(names)})" if names else " (there are none)"
+    if now is not None:
+        # A word that only looks like it would be a false friend.
+        here = now in EVERYWHERE or now in names
+        return f"; {name} is called {now}{dot}{rest} now" + (
+            "" if here else f", which is unknown here{every}"
+        )
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f" (known: {', '.join(names)})" if names else " (there are none)"
+    return f"; did you mean {near[0]!r}?" if near else every
 
 
 def persons(error: BaseException) -> str | None:

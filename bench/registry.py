@@ -12,14 +12,16 @@ import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import entry_points
+from numbers import Integral
 from types import ModuleType, UnionType
 from typing import (
     Annotated,
     Any,
     Generic,
     Literal,
+    TypeGuard,
     TypeVar,
     Union,
     get_args,
@@ -145,7 +147,13 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
     Raises:
         InputError: an argument has no annotation.
     """
-    hints = get_type_hints(function, include_extras=True)
+    written = function
+    while isinstance(written, partial):
+        written = written.func
+    if not (inspect.isroutine(written) or inspect.isclass(written)):
+        # An object that can be called.
+        written = type(written).__call__
+    hints = get_type_hints(written, include_extras=True)
     found = [
         each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY
     ]
@@ -228,14 +236,88 @@ class Entry:
     @property
     def module(self) -> str:
         """The module that it is defined in."""
-        return str(self.make.__module__)
+        make = self.make
+        while isinstance(make, partial):
+            make = make.func
+        return str(make.__module__)
 
     @property
     def place(self) -> str:
         """File and line, for messages."""
-        code = inspect.unwrap(self.make)
-        line = inspect.getsourcelines(code)[1]
+        code: Any = inspect.unwrap(self.make)
+        while isinstance(code, partial):
+            code = inspect.unwrap(code.func)
+        try:
+            line = inspect.getsourcelines(code)[1]
+        except (OSError, TypeError):
+            # Typed at a prompt, compiled, or an object that can be called.
+            return self.module
         return f"{inspect.getsourcefile(code)}:{line}"
+
+    def asked(self, hook: str, *arguments: Any, **params: Any) -> Any:
+        """Call a hook that this declares, such as ``flags`` or ``cost``.
+
+        Args:
+            hook: The name of the hook, which is there.
+            *arguments: What it is called with.
+            **params: What it is called with by name.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            InputError: It refuses what it was asked about, or it raises anything else: then the sentence says
+                where it is declared.
+        """
+        try:
+            return getattr(self, hook)(*arguments, **params)
+        except InputError:
+            raise
+        except Exception as error:
+            raise self._faulty(hook, f"raised {type(error).__name__}: {error}") from error
+
+    def check(self, params: Mapping[str, Any], shape: Shape) -> None:
+        """Ask ``check_params`` whether parameters fit each other and the data, where there is one.
+
+        Args:
+            params: Values of all parameters, by name.
+            shape: The form of the images, and the number of classes.
+
+        Raises:
+            InputError: They do not, or the hook raises or returns something.
+        """
+        if getattr(self, "check_params", None) is not None:
+            found = self.asked("check_params", dict(params), shape)
+            if found is not None and found is not True:
+                expected = "and must raise InputError where parameters do not fit"
+                raise self._faulty("check_params", f"returned {_shown(found)}, {expected}")
+
+    def _faulty(self, hook: str, what: str) -> InputError:
+        """Return the error for a hook that does what no hook may."""
+        kind = type(self).__name__.removesuffix("Entry").lower()
+        return InputError(f"{self.place}: {kind} {self.name!r}: its {hook} {what}")
+
+    def said(self, hook: str, *arguments: Any, **params: Any) -> str | None:
+        """Return the sentence of a hook that returns one, such as ``flags`` or ``unfit``.
+
+        Args:
+            hook: The name of the hook.
+            *arguments: What it is called with.
+            **params: What it is called with by name.
+
+        Returns:
+            The sentence; None where it has none, or where there is no such hook.
+
+        Raises:
+            InputError: The hook raises, or returns something else.
+        """
+        if getattr(self, hook) is None:
+            return None
+        found = self.asked(hook, *arguments, **params)
+        if isinstance(found, str) or not found:
+            # False comes of `too_short and "a sentence"`.
+            return found or None
+        raise self._faulty(hook, f"returned {_shown(found)}, and neither a sentence nor None")
 
     @property
     def summary(self) -> str:
@@ -316,6 +398,20 @@ class Needs:
         return {each.name: getattr(self, each.name) for each in fields(Needs)}
 
 
+_MOST_PASSES = 10**15
+"""The most passes that an attack may say it makes: an estimate of more is a mistake."""
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, cut short."""
+    text = f"a whole number of {value.bit_length()} bits" if _is_huge(value) else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _is_huge(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and value.bit_length() > 200
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackEntry(Entry, Needs):
     """An attack, and what it needs."""
@@ -329,11 +425,19 @@ class AttackEntry(Entry, Needs):
         Returns:
             What its `cost` says; without one, the product of the counts that are called steps, restarts,
             samples and searches, 1 where it has none of them.
+
+        Raises:
+            InputError: Its `cost` raises, or returns no whole number of 0 or more.
         """
         if self.cost is not None:
-            return max(1, self.cost(**params))
+            found = self.asked("cost", **params)
+            whole = isinstance(found, Integral) and not isinstance(found, bool)
+            if not whole or not 0 <= found <= _MOST_PASSES:
+                expected = f"expected a whole number from 0 to {_MOST_PASSES:.0e}"
+                raise self._faulty("cost", f"returned {_shown(found)}; {expected}")
+            return max(1, int(found))
         counts = (params.get(name, 1) for name in ("steps", "restarts", "samples", "searches"))
-        return math.prod(count for count in counts if isinstance(count, int))
+        return min(math.prod(count for count in counts if isinstance(count, int)), _MOST_PASSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +493,7 @@ class DefenseEntry(Entry):
         Returns:
             False where every ask gets the same answer.
         """
-        return self.random if isinstance(self.random, bool) else self.random(params)
+        return self.random if isinstance(self.random, bool) else bool(self.asked("random", params))
 
     def view_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters that reach a view.

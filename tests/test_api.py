@@ -1,6 +1,7 @@
 """The door for Python: an attack on a network in hand, and refusals by the sentences of the command line."""
 
 import math
+import pickle
 import re
 import shutil
 import subprocess
@@ -318,6 +319,29 @@ def test_a_table_is_a_data_frame_that_can_be_printed_and_drawn(home: Path) -> No
     assert bars == pytest.approx(table.loc["linear"].tolist())
     curve = bench.table(home / "results", "curve").figure().axes[0].get_lines()[0]
     assert np.asarray(curve.get_xdata()) == pytest.approx([8 / 255, 0.1])
+
+
+def test_a_table_travels_to_other_processes(home: Path) -> None:
+    table = bench.table(home / "results", "3")
+    other = pickle.loads(pickle.dumps(table))
+    assert other.equals(table)
+    assert other.to_markdown() == table.to_markdown()
+    assert other.details().equals(table.details())
+
+
+def test_what_is_no_path_or_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    some: Any = 3
+    with pytest.raises(InputError, match=r"^suite: expected a path, found 3$"):
+        bench.run(some)
+    with pytest.raises(InputError, match=r"^results: expected a path, found 3$"):
+        bench.table(some, "3")
+    missing = tmp_path / "nothere.yaml"
+    said = f"{missing}: no such file, and no other task file in {tmp_path}"
+    with pytest.raises(InputError, match="^" + re.escape(said) + "$"):
+        bench.plan(missing)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: expected a results folder, found a file$"):
+        bench.outcomes(tmp_path / "file")
 
 
 def test_a_plan_says_what_is_done_and_what_is_not(home: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.errors import InputError
 from bench.results import fingerprint
 
 TRIED = ("uarray", "cython", "numba", "torch", "cupy", "IPython")
@@ -111,3 +112,23 @@ def test_a_plan_and_a_run_execute_only_what_a_defense_names(folder: Path, tmp_pa
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert not [name for name in TRIED if (tmp_path / name).exists()]
+
+
+@pytest.mark.parametrize("top", ["defenses", "attacks", "bench", "torch"])
+def test_a_module_of_a_folder_that_a_package_hides_is_refused(top: str, tmp_path: Path) -> None:
+    (tmp_path / top).mkdir()
+    (tmp_path / top / "mynet.py").write_text("class Net: ...\n")
+    (tmp_path / "usernet.py").write_text(f"from {top}.mynet import Net\n")
+    (tmp_path / "later.py").write_text("import usernet\n")
+    whose = "another" if top == "torch" else "Crossfire's own"
+    said = f"module '{top}.mynet' cannot be .*mynet.py: '{top}' is the name of {whose} package"
+    for named in (f"{top}.mynet:Net", "usernet:Net", "later:usernet"):
+        with pytest.raises(InputError, match=said):
+            fingerprint.code_digests(named, tmp_path)
+
+
+def test_modules_of_packages_are_found_beside_a_folder_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "defenses").mkdir()
+    (tmp_path / "defenses" / "standard.py").write_text("")
+    (tmp_path / "mine.py").write_text("from defenses.standard import Standard\nfrom torch import nn\n")
+    assert "mine" in fingerprint.code_digests("mine:build", tmp_path)

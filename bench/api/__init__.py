@@ -93,7 +93,9 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     if executor not in ("process", "inline"):
         known = did_you_mean(executor, ("process", "inline"))
         raise InputError(f"executor: unknown executor {executor!r}{known}")
-    project = running.planned(Path(suite), _path(results), _path(data_root))
+    project = running.planned(
+        _needed("suite", suite), _path("results", results), _path("data_root", data_root)
+    )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
     if executor == "process":
@@ -101,7 +103,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     devices = pools.slots(_several(device), executor)
     notes = project.store.open()
     screen = console() if progress else None
-    options = running.Options(devices, executor, _path(data_root), trust_cache, screen)
+    options = running.Options(devices, executor, _path("data_root", data_root), trust_cache, screen)
     work = running.Run(project, options, asked)
     with _as_a_program():
         work.do()
@@ -187,7 +189,9 @@ def plan(
     from bench.api import running
     from bench.report import reports
 
-    project = running.planned(Path(suite), _path(results), _path(data_root))
+    project = running.planned(
+        _needed("suite", suite), _path("results", results), _path("data_root", data_root)
+    )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
     project.store.open()
@@ -229,7 +233,7 @@ def table(results: StrPath, key: str) -> TableFrame:
     from bench.report.frames import read_table
     from bench.report.table_frame import TableFrame
 
-    return TableFrame(read_table(Path(results), str(key)))
+    return TableFrame(read_table(_needed("results", results), str(key)))
 
 
 def outcomes(results: StrPath, also: Collection[str] = ()) -> pd.DataFrame:
@@ -247,7 +251,7 @@ def outcomes(results: StrPath, also: Collection[str] = ()) -> pd.DataFrame:
     """
     from bench.report.frames import outcomes_frame
 
-    return outcomes_frame(Path(results), also)
+    return outcomes_frame(_needed("results", results), also)
 
 
 def images(
@@ -270,7 +274,9 @@ def images(
     """
     from bench.api import stored
 
-    return stored.shown(Path(results), where, _path(data_root), _path(suite))
+    return stored.shown(
+        _needed("results", results), where, _path("data_root", data_root), _path("suite", suite)
+    )
 
 
 def load(  # noqa: PLR0913 - what tells a fitted defense from the others
@@ -309,11 +315,20 @@ def load(  # noqa: PLR0913 - what tells a fitted defense from the others
     from bench.api import stored
 
     wish = stored.Wish(defense, seed, data, dict(inference) if inference is not None else None, device)
-    return stored.loaded(Path(results), wish, _path(suite), _path(data_root))
+    return stored.loaded(
+        _needed("results", results), wish, _path("suite", suite), _path("data_root", data_root)
+    )
 
 
-def _path(given: StrPath | None) -> Path | None:
-    return None if given is None else Path(given)
+def _path(name: str, given: StrPath | None) -> Path | None:
+    return None if given is None else _needed(name, given)
+
+
+def _needed(name: str, given: StrPath) -> Path:
+    try:
+        return Path(given)
+    except TypeError:
+        raise InputError(f"{name}: expected a path, found {given!r}") from None
 
 
 def _several(given: str | Sequence[str] | None) -> list[str] | None:

@@ -1,23 +1,34 @@
 """An attack on a network in hand: no task file and no store; the rules, draws and referee of a suite.
 
-A call is put into the form of a suite with one task, so that it is checked, planned, attacked and judged
-by the same code, and refused by the same sentences.
+A call is put into the form of a suite with one task (`bench.api.call`), so that it is checked, planned,
+attacked and judged by the same code, and refused by the same sentences.
 """
 
-import inspect
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from bench.api.call import Call, places, planned, written
+from bench.api.given import (
+    EXAMPLES,
+    MODEL,
+    TENSORS,
+    check_labels,
+    kind_of,
+    no_normalisation,
+    number_or_list,
+    split_of,
+)
 from bench.console import count
 from bench.data.spec import DataSpec
 from bench.errors import InputError, did_you_mean
@@ -25,11 +36,7 @@ from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
 from bench.registry import (
-    ATTACKS,
     DEFENSES,
-    WHOLE,
-    AttackEntry,
-    Count,
     DefenseEntry,
     ViewEntry,
     bind,
@@ -43,29 +50,20 @@ from bench.results.conditions import Condition, Facts
 from bench.results.metrics import Estimate
 from bench.results.outcomes import Rows, arrays
 from bench.runner import process_state
-from bench.runner.context import settle
+from bench.runner.context import CHUNK, settle
 from bench.runner.craft import attacked, unmoved
 from bench.runner.evaluate import answers_to, shown_images, table_of
+from bench.runner.limits import out_of_memory
 from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
-from bench.suite.planner import PlannedCondition, Planner
-from bench.suite.resolve import Resolved, Suite, checked, resolved
-from bench.suite.schema import AttackUse, SuiteModel
-from bench.suite.yaml_source import Document, Place, dotted
+from bench.suite.planner import PlannedCondition
+from bench.suite.resolve import Resolved
+from bench.suite.schema import SuiteModel
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bench.protocols import Attack
-
-MODEL = "model"
-"""What a call names the defense that it is given."""
-
-EXAMPLES = "examples"
-"""What a call names the images that it is given."""
-
-TENSORS = "tensors"
-"""The digest of images that no data set names: draws depend on an image's index, and not on its content."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ class Loaded(nn.Module):
         if found is None:
             names = {*self.entry.views, *self.entry.aliases}
             raise InputError(f"{self.entry.name} has no view {name!r}{did_you_mean(name, names)}")
-        call = _Call(Path("a call"), {}, dict.fromkeys(_places({"tasks": [{"views": params}]}), 0))
+        call = Call(Path("a call"), {}, dict.fromkeys(places({"tasks": [{"views": params}]}), 0))
         call.check(found.schema, params, "tasks", 0, "views")
         seen: View = getattr(self.network, found.method)(**bind(found, params))
         return seen
@@ -252,9 +250,9 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
     radius: float | str | None = "8/255",
     view: str | Mapping[str, Any] | None = None,
     readout: str | None = None,
-    targets: Literal["none", "next", "random"] | int = "none",
-    mean: float | Sequence[float] = 0.0,
-    std: float | Sequence[float] = 1.0,
+    targets: Literal["none", "next", "random"] | int | None = None,
+    mean: float | str | Sequence[float | str] | Tensor = 0.0,
+    std: float | str | Sequence[float | str] | Tensor = 1.0,
     index: Tensor | None = None,
     seed: int = 0,
     batch: int = 500,
@@ -267,7 +265,8 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
     `Split` of the data set of its task file, gives that run's numbers. The network is asked in evaluation
     mode, on its own device, and left as it was: mode, weights, gradients and torch's settings. On a CPU one
     thread computes, so that sums do not depend on the machine. What does not fit in memory is computed in
-    smaller chunks.
+    smaller chunks. Torch's settings belong to the whole process: calls from several threads wait for each
+    other, and other threads should compute nothing meanwhile.
 
     Args:
         model: A map from images (N, C, H, W) to logits (N, K); or a fitted defense: what `bench.load`
@@ -275,7 +274,8 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
         x: Images, floating point (N, C, H, W) in [0, 1]; or a `Split`, which has its labels.
         y: Labels, whole numbers (N,) in [0, K); None where `x` is a `Split`.
         attack: The name of a registered attack; a mapping as in a task file, ``{"use": "pgd", "steps": 7}``;
-            or a function ``(view, x, y, threat, noise)`` with keyword-only parameters.
+            or a function ``(view, x, y, threat, noise)`` with keyword-only parameters, which must have other
+            names than the arguments of this call.
         norm: The norm of the threat: ``linf``, ``l2``, ``l1`` or ``l0``.
         radius: The radius of the threat in [0, 1] units, above 0: a number or a fraction such as
             ``"8/255"``. None: as little as possible, for attacks that need none. An attack that moves as
@@ -284,13 +284,17 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
             None where the defense offers one alone.
         readout: The answer that is scored. None where the defense has one alone.
         targets: ``none``: any wrong label; or the label to reach: ``next``, ``random``, or an offset from
-            the true class in [1, K).
+            the true class in [1, K). None: what the mapping says, else ``none``.
         mean: What is subtracted from images before the network sees them, in [0, 1]: one number or one for
-            each channel. Only for a network that is no registered defense.
+            each channel, or fractions such as ``"128/255"``. Only for a network, and for no
+            registered defense.
         std: What they are divided by then, above 0.
         index: The index of each example, whole numbers (N,): its draws depend on it. None: its position.
         seed: The seed of the draws, at least 0.
-        batch: How many images an attack is given at once, at least 1.
+        batch: How many images an attack is given at once, at least 1. No draw depends on it. Logits and
+            scores may differ in their last bits, since sums are computed in another order; where an attack
+            drops what it has broken, passes may differ; and up to 32 images of each batch are asked again
+            for ``differs``.
         progress: Whether a bar shows how many images are done.
         **params: Parameters of the attack, such as ``steps=40``.
 
@@ -299,180 +303,35 @@ def evaluate(  # noqa: PLR0913 - a call says all that a task file would
 
     Raises:
         InputError: What was given cannot be used; the sentence says what was found and what was expected.
+        OvertimeError: The attack took longer than its `time_limit`.
+        RuntimeError: The attack changed the network.
     """
     discover()
-    called, given = _named(attack)
-    use = given | params | {"targets": [targets] if isinstance(targets, int) else targets}
+    if targets is not None:
+        params["targets"] = [targets] if isinstance(targets, int) else targets
+    called, use = written(attack, params)
     threat = {"norm": norm} if radius is None else {"norm": norm, "radius": radius}
     task = {"threat": threat, "views": [view], "readouts": [readout], "seeds": [seed]}
-    call = _Call.of(called, use, task, batch)
+    call = Call.of(called, use, task, batch)
     suite = call.check(SuiteModel, call.data)
-    split = _split(x, y, index)
+    if len(suite.tasks[0].threat.radius) > 1:
+        raise InputError("radius: expected one radius; call once for each")
     with _as_found(model) as device:
-        fitted = _fitted(model, split, device, mean, std)
-        _check_labels(split, fitted.shape.classes)
-        condition = _planned(call, suite, attack, fitted, split)
+        split = split_of(x, y, index)
+        fitted = _fitted(model, split, device, number_or_list("mean", mean), number_or_list("std", std))
+        check_labels(split, fitted.shape.classes)
+        condition = planned(call, suite, attack, fitted, split)
+        _check_gradient(condition.job, fitted, split, device)
         with _bar(progress, len(split), called) as bar:
             done = _done(condition.job, fitted, split, device, bar)
-    images = torch.cat(
-        [
-            shown_images(slice(shard.start, shard.stop), each, split)
-            for shard, each in zip(condition.job.crafts, done.crafted, strict=True)
-        ]
-    )
+        images = torch.cat(
+            [
+                shown_images(slice(shard.start, shard.stop), each, split)
+                for shard, each in zip(condition.job.crafts, done.crafted, strict=True)
+            ]
+        )
     given_on = x.images.device if isinstance(x, Split) else x.device
     return _result(condition, done, images.to(given_on), suite.tasks[0].threat.radius[0])
-
-
-# --- the call as a suite -----------------------------------------------------------------------------
-
-
-class _Call(Document):
-    """The arguments of a call, in the form of a suite; complaints name the argument."""
-
-    @classmethod
-    def of(cls, attack: str, use: Mapping[str, Any], task: Mapping[str, Any], batch: object) -> "_Call":
-        """Write a suite with one task; what is None in it is not said."""
-        said = {name: value for name, value in task.items() if value not in (None, [None])}
-        data = {
-            "data": {EXAMPLES: {"shard": batch}},
-            "defenses": {MODEL: {"use": MODEL}},
-            "attacks": {attack: dict(use)},
-            "tasks": [{"data": EXAMPLES, "attacks": [attack], **said}],
-        }
-        return cls(Path("a call"), data, dict.fromkeys(_places(data), 0))
-
-    def at(self, *place: str | int) -> str:
-        """Return the argument that stands at a place of the suite."""
-        match place:
-            case ("attacks", _, "use") | ("attacks", _) | ("attacks", _, "planned"):
-                return "attack"
-            case ("attacks", _, *rest) | ("tasks", 0, "threat", *rest) if rest:
-                named = dotted(tuple(rest))
-                return "radius" if named.startswith("radius") else named
-            case ("tasks", 0, "threat"):
-                return "norm"
-            case ("tasks", 0, "seeds", *_):
-                return "seed"
-            case ("tasks", 0, "views" | "readouts" as several, *rest):
-                # There is one, so that its position says nothing.
-                return dotted((str(several)[:-1], *(each for each in rest if each != 0)))
-            case ("data", *_):
-                return "batch"
-            case _:
-                return MODEL
-
-
-def _places(value: object, place: Place = ()) -> Iterator[Place]:
-    """Yield the place of everything that plain data holds."""
-    yield place
-    inside = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for step, each in inside:
-        yield from _places(each, (*place, step))
-
-
-def _named(attack: object) -> tuple[str, dict[str, Any]]:
-    """Return what a call calls its attack, and the attack as a suite writes it."""
-    if isinstance(attack, str):
-        return attack, {"use": attack}
-    if isinstance(attack, Mapping):
-        if not isinstance(attack.get("use"), str):
-            raise InputError(f"attack: expected a mapping such as {{'use': 'pgd'}}, found {dict(attack)}")
-        return attack["use"], dict(attack)
-    if callable(attack):
-        name = getattr(attack, "__name__", type(attack).__name__)
-        name = name if name.isidentifier() else "attack"
-        return name, {"use": name}
-    raise InputError(f"attack: expected a name, a mapping or a function, found {_kind(attack)}")
-
-
-def _entry(function: Callable[..., Any], radius: float) -> AttackEntry:
-    """Return a function as an attack: the registered one that it is, or one that nobody has registered."""
-    for name in ATTACKS:
-        if ATTACKS[name].make is function:
-            return ATTACKS[name]
-    try:
-        inspect.signature(function).bind(*range(5))
-    except TypeError as error:
-        raise InputError(
-            "attack: expected a function of (view, x, y, threat, noise) with keyword-only parameters: "
-            f"{error}"
-        ) from None
-    return AttackEntry(
-        name=_named(function)[0],
-        make=function,
-        version=1,
-        norms=frozenset(get_args(Norm)),
-        kind="fixed-budget" if math.isfinite(radius) else "minimum-norm",
-    )
-
-
-def _planned(
-    call: _Call, model: SuiteModel, attack: object, fitted: Loaded, split: Split
-) -> PlannedCondition:
-    """Return the one condition of a call; raise where there is none, or a choice is left."""
-    ((name, use),) = model.attacks.items()
-    task = model.tasks[0]
-    registry = {use.use: _entry(attack, task.threat.radius[0])} if callable(attack) else ATTACKS
-    train = fitted.inference.train
-    data = Data(_examples(call), split.digest, train.data.shape, len(split))
-    suite = checked(
-        Suite(
-            document=call,
-            model=model,
-            data={EXAMPLES: data.spec},
-            defenses={MODEL: train.defense},
-            attacks={name: _attack(call, name, registry, use)},
-            inference_settings={MODEL: (dict(fitted.inference.inference),)},
-        )
-    )
-    plan = _Planner(suite, data, train).plan()
-    if not plan.conditions:
-        reasons = [skip.reason for skip in plan.skips]
-        raise InputError(f"attack: {[*reasons, f'{name} can look through no view of this defense'][0]}")
-    for coordinate in ("readout", "view"):
-        names = sorted({str(condition.coordinates[coordinate]) for condition in plan.conditions})
-        if len(names) > 1:
-            raise InputError(f"{coordinate}: there are several, say which: {', '.join(names)}")
-    if len(plan.conditions) > 1:
-        raise InputError("targets: expected one target; call once for each offset")
-    return plan.conditions[0]
-
-
-def _examples(call: _Call) -> DataSpec:
-    """Return what a plan must know of the examples: how many make a shard."""
-
-    class Batch(BaseModel):
-        shard: Annotated[Count, WHOLE]
-
-    given = call.check(Batch, call.data["data"][EXAMPLES], "data", EXAMPLES)
-    return DataSpec.model_construct(name=EXAMPLES, shard=given.shard)
-
-
-def _attack(call: _Call, name: str, registry: Any, use: AttackUse) -> Resolved[AttackEntry]:
-    """Return the attack of a call, its parameters filled in."""
-    for word in ("planned", "source"):
-        if getattr(use, word) is not None:
-            raise InputError(f"{word}: is for task files; attack the source, and evaluate what comes back")
-    return resolved(call, ("attacks", name), registry, use, Path.cwd())
-
-
-class _Planner(Planner):
-    """Crosses a call: its examples and its fitted defense are there already."""
-
-    def __init__(self, suite: Suite, data: Data, train: Train) -> None:
-        super().__init__(suite, None)
-        self._given, self._trained = data, train
-
-    def data(self, spec: DataSpec, where: str) -> Data:
-        """Return the examples of the call."""
-        return self._given
-
-    def train(self, name: str, fit: Data, asked: Data, seed: int) -> Train:
-        """Return the training of the defense that the call was given."""
-        return self._trained
 
 
 # --- what is attacked --------------------------------------------------------------------------------
@@ -482,14 +341,14 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
     """Return what a call attacks as a fitted defense; a network that is none becomes one."""
     form = tuple(split.images.shape[1:])
     if isinstance(model, Loaded):
-        _no_normalisation(mean, std)
+        no_normalisation(mean, std)
         if form != model.shape[:3]:
             raise InputError(f"x: expected images of shape {tuple(model.shape[:3])}, found {form}")
         return model
     few = split.images[:2].to(device)
     for entry in map(DEFENSES.__getitem__, DEFENSES):
         if entry.make is type(model):
-            _no_normalisation(mean, std)
+            no_normalisation(mean, std)
             with frozen(model, seed=0), torch.no_grad():
                 logits = model.decide(few, entry.readouts[0]).logits  # type: ignore[operator]
             if logits is None:
@@ -497,11 +356,11 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
             # With which parameters it was made, nobody can tell.
             unknown = replace(entry, flags=None, random=entry.random is not False)
             return _made(unknown, model, Shape(form[0], form[1], form[2], logits.shape[1]), split)
-    network = Classifier(model, mean, std, form[0])
+    network = _Network(model, mean, std, form[0])
     # Not the whole module: the network may lie on several devices.
     network.mean, network.std = network.mean.to(device), network.std.to(device)
     with frozen(network, seed=0):
-        classes = check_network(network, few, "model")
+        network.classes = classes = _classes(network, few)
     declared: Any = Classifier.logits
     logits_view = ViewEntry(make=declared, version=1, method="logits", **declared.__view__)
     entry = DefenseEntry(
@@ -521,6 +380,57 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
     return _made(entry, network, Shape(form[0], form[1], form[2], classes), split)
 
 
+class _Network(Classifier):
+    """A network in hand, each of whose answers must have the form of the first."""
+
+    classes: int | None = None
+
+    def forward(self, x: Images) -> Tensor:
+        """Return the network's logits (N, K) of images in [0, 1]."""
+        logits: object = super().forward(x)
+        if self.classes is None or (isinstance(logits, Tensor) and logits.shape == (len(x), self.classes)):
+            return logits  # type: ignore[return-value] # `check_network` looks at the first.
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else kind_of(logits)
+        raise InputError(
+            f"model: expected logits of shape ({len(x)}, {self.classes}) for {len(x)} images, as at first, "
+            f"found {found}"
+        )
+
+
+def _classes(network: nn.Module, few: Images) -> int:
+    """Return the number of classes of a network in hand, which may raise anything."""
+    try:
+        return check_network(network, few, "model")
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        form = tuple(few.shape[1:])
+        raise InputError(f"model: the network does not take images of shape {form}: {reason}") from error
+
+
+def _check_gradient(job: Evaluate, fitted: Loaded, split: Split, device: torch.device) -> None:
+    """Refuse an attack by gradients on a network in hand whose logits have none."""
+    attack, network = job.crafts[0].attack_run.attack, fitted.network
+    if attack.entry.access != "gradient" or not isinstance(network, _Network):
+        return
+    reason = ""
+    with frozen(network, seed=0):
+        z = split.images[:2].to(device).requires_grad_()
+        try:
+            # Times 1, so that it is no leaf: a network may write into its argument.
+            if network(z * 1).requires_grad:
+                return
+        except (RuntimeError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            reason = f" ({error})".replace("\n", " ")
+    raise InputError(
+        f"model: no gradient flows from the logits of view 'logits' to the images{reason}, and {attack.name} "
+        "needs one; attacks that need scores or answers alone can do without (bench list attacks)"
+    )
+
+
 def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -> Loaded:
     """Return a network as if it had been fitted for a suite, under no parameters."""
     defense = Resolved(entry, {}, {"use": entry.name, "version": entry.version})
@@ -528,96 +438,56 @@ def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -
     return Loaded(network, FittedDefense(Train(defense, data, 0)))
 
 
-def _no_normalisation(mean: Any, std: Any) -> None:
-    if (mean, std) != (0.0, 1.0):
-        raise InputError("mean: a registered defense normalises for itself")
-
-
-def _split(x: object, y: object, index: object) -> Split:
-    """Return examples, checked, on the CPU."""
-    if isinstance(x, Split):
-        for name, given in (("y", y), ("index", index)):
-            if given is not None:
-                raise InputError(f"{name}: a Split has its own")
-        return x
-    if not isinstance(x, Tensor):
-        raise InputError(f"x: expected a tensor of images (N, C, H, W), found {_kind(x)}")
-    if x.dim() != 4 or not len(x):
-        raise InputError(f"x: expected images (N, C, H, W), at least one, found shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise InputError(f"x: expected images of floating point in [0, 1], found {x.dtype}")
-    images = x.detach().cpu().to(torch.float32)
-    inside = (images >= 0) & (images <= 1)
-    if not inside.all():
-        first = (~inside).nonzero()[0].tolist()
-        raise InputError(
-            f"x: image {first[0]}: expected values in [0, 1], found {images[tuple(first)].item():g}"
-        )
-    labels = _whole("y", y, len(images))
-    numbers = torch.arange(len(images)) if index is None else _whole("index", index, len(images))
-    if len(numbers.unique()) < len(numbers):
-        raise InputError("index: an example stands twice")
-    return Split(images, labels, numbers, TENSORS)
-
-
-def _whole(name: str, values: object, n: int) -> Tensor:
-    """Return whole numbers (n,) as int64, on the CPU."""
-    if not isinstance(values, Tensor):
-        raise InputError(f"{name}: expected a tensor of whole numbers ({n},), found {_kind(values)}")
-    wrong = values.is_floating_point() or values.is_complex() or values.dtype == torch.bool
-    if wrong or values.shape != (n,):
-        raise InputError(f"{name}: expected whole numbers ({n},), found {values.dtype} {tuple(values.shape)}")
-    return values.detach().cpu().long()
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _check_labels(split: Split, classes: int) -> None:
-    wrong = ((split.labels < 0) | (split.labels >= classes)).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise InputError(f"y: image {first}: expected a label below {classes}, found {split.labels[first]}")
-
-
 # --- how it is done ----------------------------------------------------------------------------------
+
+
+_TURN = threading.RLock()
+"""Held while the settings of torch are the harness's: they belong to the whole process."""
 
 
 @contextmanager
 def _as_found(model: object) -> Iterator[torch.device]:
     """Yield a network's device; compute with the harness's settings, and leave everything as it was found."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"model: expected an nn.Module, found {_kind(model)}")
-    device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    gradients = [(each, each.grad) for each in model.parameters()]
-    try:
-        with settings(device):
+        raise InputError(f"model: expected an nn.Module, found {kind_of(model)}")
+    tensors = [*model.parameters(), *model.buffers()]
+    device = next((each.device for each in tensors), torch.device("cpu"))
+    if device.type not in CHUNK:
+        raise InputError(f"model: expected a network on {' or '.join(CHUNK)}, found it on {device}")
+    if any(each.is_inference() for each in tensors if not is_lazy(each)):
+        raise InputError(
+            "model: its weights were made under torch.inference_mode, so that nothing can be computed from "
+            "them with gradients; make or copy the network outside it"
+        )
+    with settings(device):
+        gradients = [(each, each.grad) for each in model.parameters()]
+        try:
             yield device
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 @contextmanager
 def settings(device: torch.device) -> Iterator[None]:
     """Compute with the harness's settings of torch in the block, and put the caller's back after it.
 
+    One thread at a time is in such a block.
+
     Args:
         device: Where it is computed.
     """
-    default = torch.get_default_device()
-    before = [(setting, setting.read()) for setting in process_state.SETTINGS]
-    try:
-        torch.set_default_device(None)
-        settle(device)
-        yield
-    finally:
-        for setting, value in before:
-            if setting.read() != value:
-                setting.write(value)
-        # None is not the same as the CPU: it costs nothing.
-        torch.set_default_device(default if default.type != "cpu" else None)
+    # On the CPU by itself, no such context costs nothing.
+    elsewhere = torch.get_default_device().type != "cpu"
+    with _TURN, torch.inference_mode(False), torch.device("cpu") if elsewhere else nullcontext():
+        before = [(setting, setting.read()) for setting in process_state.SETTINGS]
+        try:
+            settle(device)
+            yield
+        finally:
+            for setting, value in before:
+                if setting.read() != value:
+                    setting.write(value)
 
 
 class _Done(NamedTuple):
@@ -639,6 +509,10 @@ def _done(
     for shard in job.crafts:
         looked_at = model.network if shard.attack_run.source is not None else None
         tensors, facts = attacked(shard, looked_at, split, device)
+        if taken := sorted({f"note.{name}" for name in _ADDED} & tensors.keys()):
+            raise InputError(
+                f"attack: its {taken[0]} has the name of a column of the result; name it otherwise"
+            )
         crafted.append(tensors)
         invalid.update(facts["invalid_because"])
         bar(shard.stop - shard.start)
@@ -670,13 +544,9 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
     frame = done.answers.to_pandas().drop(columns="parameters")
     before = done.clean.to_pandas()
     broken = ~(metrics.is_correct(rows) & metrics.is_correct(clean))
-    added = {
-        "clean_label": before["label"],
-        "clean_rejected": before["rejected"],
-        # Rows are in ascending order of the index.
-        "broken": broken[np.searchsorted(rows["index"], frame["index"])],
-    }
-    for position, (name, values) in enumerate(added.items()):
+    # Rows are in ascending order of the index.
+    added = (before["label"], before["rejected"], broken[np.searchsorted(rows["index"], frame["index"])])
+    for position, (name, values) in enumerate(zip(_ADDED, added, strict=True)):
         frame.insert(3 + position, name, values)
     point = Condition(condition.coordinates, Facts.read(condition.facts), condition.job.key)
     flags = [flag.message for flag in checks.cell_flags([Evidence(point, stored, rows, clean)])]
@@ -692,6 +562,9 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
         _clean=clean,
     )
 
+
+_ADDED = ("clean_label", "clean_rejected", "broken")
+"""Columns of a result that a table has not."""
 
 _LATER = ("logits", "thresholds", "parameters")
 """Columns that some metrics read beside those that every table reads."""

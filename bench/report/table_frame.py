@@ -22,7 +22,8 @@ class TableFrame(pd.DataFrame):
         rendered: The table, cut from outcomes.
     """
 
-    _metadata = ("rendered",)
+    # A list: pandas adds it to another when it restores a pickled frame.
+    _metadata = ["rendered"]  # noqa: RUF012 - pandas reads it of the class
 
     def __init__(self, rendered: RenderedTable) -> None:
         frame = frame_of(rendered)

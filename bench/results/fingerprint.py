@@ -234,12 +234,31 @@ def code_digests(path: str, folder: Path) -> dict[str, str]:
     importable(folder)
     importlib.invalidate_caches()
     start = path.partition(":")[0]
+    _check_hidden(start, folder)
     if module_file(start) is None:
         raise InputError(f"module {start!r} is neither in {folder} nor installed")
     top = start.partition(".")[0]
     made_of = _reached(start, lambda name, file: name.partition(".")[0] == top or _written_in(folder, file))
+    for name, file in made_of.items():
+        if _written_in(folder, file):
+            for imported in _imports(name, file):
+                _check_hidden(imported, folder)
     _SUITE.named |= {name.partition(".")[0] for name in made_of}
     return {name: code_digest(file) for name, file in sorted(made_of.items())}
+
+
+def _check_hidden(module: str, folder: Path) -> None:
+    """Raise where a module of the task file's folder cannot be imported, for a package of the same name."""
+    top = module.partition(".")[0]
+    below = folder.joinpath(*module.split("."))
+    places = below.with_suffix(".py"), below / "__init__.py"
+    file = next((each for each in places if each.is_file()), None)
+    if file is not None and top != module and module_file(module) is None:
+        whose = "Crossfire's own" if top in ours.OURS | {"bench"} else "another"
+        raise InputError(
+            f"module {module!r} cannot be {file}: {top!r} is the name of {whose} package, which is found "
+            "first; call the folder something else"
+        )
 
 
 def _written_in(folder: Path, file: Path) -> bool:

@@ -13,7 +13,7 @@ from bench.results import fingerprint
 from bench.results.conditions import COORDINATES, FACTS
 from bench.results.outcomes import Frame
 from bench.results.seals import seal
-from bench.results.store import ABSENT, ARTEFACTS, SCHEME, Store, texts
+from bench.results.store import ABSENT, ARTEFACTS, Store, check_layout, texts
 
 _KINDS = {
     **dict.fromkeys(("suite", "file", "suite_digest"), str),
@@ -46,6 +46,8 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
         InputError: There is none, it was altered, or another version of Crossfire made it.
     """
     path = root / "manifest.json"
+    if root.is_file():
+        raise InputError(f"{root}: expected a results folder, found a file")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,15 +59,7 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
     scheme = manifest.get("scheme") if isinstance(manifest, dict) else None
     if not isinstance(scheme, int):
         raise InputError(f"{path}: not a manifest of Crossfire; write it anew: bench plan {suite}")
-    if scheme > SCHEME:
-        raise InputError(
-            f"{path}: made by a newer Crossfire (scheme {scheme}, this one knows {SCHEME}); upgrade"
-        )
-    if scheme < SCHEME:
-        raise InputError(
-            f"{path}: made by an older Crossfire (scheme {scheme}, this one writes {SCHEME}); "
-            f"write it anew: bench plan {suite}"
-        )
+    check_layout(path, scheme)
     if not _whole(manifest) or ("digest" in manifest and manifest != seal(manifest)):
         raise InputError(f"{path}: altered, or not whole; write it anew: bench plan {suite}")
     return dict(manifest)

@@ -69,7 +69,7 @@ class Store:
         mark, aside = self.root / "store.json", []
         packed = pack.opened(self.root)
         # A pack may be all that a clone has.
-        self._known(packed.scheme or SCHEME)
+        check_layout(self.root, packed.scheme or SCHEME)
         if os.path.lexists(mark):
             try:
                 found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
@@ -80,11 +80,13 @@ class Store:
                     raise InputError(
                         f"{mark}: not a results folder of Crossfire; name another with --results"
                     )
+                self._check_manifest()
                 # The results beside it are complete or not by their own receipts.
                 self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
                 aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
-            self._known(found)
+            check_layout(self.root, found)
         else:
+            self._check_manifest()
             self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
         aside += self._aside()
         self._sweep()
@@ -356,18 +358,11 @@ class Store:
         with durable.drafted(path) as draft:
             draft.write_text(text, encoding="utf-8")
 
-    def _known(self, scheme: int) -> None:
-        """Refuse a layout that this version does not read."""
-        if scheme > SCHEME:
-            raise InputError(
-                f"{self.root}: made by a newer Crossfire (layout {scheme}, this one knows {SCHEME}); "
-                "upgrade, or name another folder with --results"
-            )
-        if scheme < SCHEME:
-            raise InputError(
-                f"{self.root}: layout {scheme} is no longer read, whose files use other words; "
-                "name another folder with --results"
-            )
+    def _check_manifest(self) -> None:
+        """Refuse another layout by the manifest: a folder that was committed may have no mark."""
+        scheme = (_plain(self.root / "manifest.json") or {}).get("scheme")
+        if isinstance(scheme, int):
+            check_layout(self.root, scheme)
 
     def _packed(self, kind: str, key: str) -> Pack | None:
         """Return the pack if it has a result that has no folder of its own."""
@@ -422,6 +417,28 @@ class Store:
                 durable.sweep(partial)
                 if (self.folder("train", partial.name) / "receipt.json").is_file():
                     durable.remove(partial)
+
+
+def check_layout(place: Path, scheme: int) -> None:
+    """Refuse a layout that this version does not read.
+
+    Args:
+        place: The results folder or a file in it, for the message.
+        scheme: The number of its layout.
+
+    Raises:
+        InputError: The layout is older or newer than `SCHEME`.
+    """
+    if scheme > SCHEME:
+        raise InputError(
+            f"{place}: made by a newer Crossfire (layout {scheme}, this one knows {SCHEME}); "
+            "upgrade, or name another folder with --results"
+        )
+    if scheme < SCHEME:
+        raise InputError(
+            f"{place}: layout {scheme} is no longer read, whose files use other words; "
+            "name another folder with --results"
+        )
 
 
 def _plain(path: Path) -> dict[str, Any] | None:

@@ -64,6 +64,9 @@ def settle(device: torch.device) -> None:
     """
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+    for kind in CHUNK:
+        # The caller's, where jobs run in its process. What a network casts by itself is its own.
+        torch.set_autocast_enabled(kind, False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -29,7 +29,7 @@ from bench.runner.referee import (
     no_access_view,
     validate,
 )
-from bench.runner.train import fitted
+from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
 
 
@@ -46,7 +46,13 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     """
     attack_run = job.attack_run
     model = fitted(attack_run.source, context, store) if attack_run.source else None
-    plain, facts = attacked(job, model, load(attack_run.data, context), torch.device(context.device))
+    split = load(attack_run.data, context)
+    try:
+        plain, facts = attacked(job, model, split, torch.device(context.device))
+    except BaseException:
+        # An attack reaches more of a network than the referee can put back.
+        forget_fitted()
+        raise
     return lambda path: save_file(plain, path), facts
 
 
@@ -151,7 +157,7 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
         What the attack returned, and what it cost.
 
     Raises:
-        ValueError: A note of the attack has a name of the harness's own columns, or another length than N.
+        ValueError: A note of the attack has a name of the harness's own columns, or cannot be a column.
         OvertimeError: The attack took longer than its limit.
     """
     chunk: int | None = CHUNK[x.device.type]
@@ -175,19 +181,18 @@ def _attack(
     counter = QueryCounter.of(len(y), x.device)
     target = _targets(attack_run, y, index)
     modules = [model] if model is not None else []
-    seen: list[View] = []
 
     def ask() -> None:
-        for each in seen:
-            each.logits(each.encode(x[:2]))
+        seen = look(attack_run, model, split, x.device)
+        # Many at once, as the attack did: what a network keeps may depend on the number of images.
+        seen.logits(seen.encode(x[:chunk]))
 
     starts = None if attack_run.starts is None else stored(attack_run.starts, x, index)
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
         view = replace(no_access_view(counter), starts=starts)
         if attack_run.source is not None and attack_run.view is not None:
-            seen.append(look(attack_run, model, split, x.device))
             view = instrument(
-                seen[0],
+                look(attack_run, model, split, x.device),
                 counter,
                 entry.access,
                 target=target,
@@ -211,10 +216,7 @@ def _attack(
     if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
-        if note.shape[:1] != y.shape:
-            raise ValueError(
-                f"the attack's note {name!r} has {tuple(note.shape)} entries for {len(y)} images"
-            )
+        _check_note(name, note, len(y))
     return Made(returned, notes, target, counter, chunk if recompute else None)
 
 
@@ -243,6 +245,25 @@ def stored(starts: Starts, x: Images, index: Tensor) -> Images:
     chosen = moved[at]
     z[chosen.to(x.device)] = torch.from_numpy(found.images)[place[at[chosen]]].to(x)
     return z
+
+
+_STORED = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.float32, torch.float64}
+)
+"""Dtypes that a column of outcomes can hold."""
+
+
+def _check_note(name: str, note: object, n: int) -> None:
+    """Raise where a note cannot become a column of `n` outcomes."""
+    if not isinstance(note, Tensor):
+        raise TypeError(f"the attack's note {name!r} is a {type(note).__name__}, and not a tensor")
+    if note.shape != (n,):
+        raise ValueError(
+            f"the attack's note {name!r} has the shape {tuple(note.shape)} for {n} images, not ({n},)"
+        )
+    if note.dtype not in _STORED:
+        raise ValueError(f"the attack's note {name!r} is of {note.dtype}, which no table holds")
 
 
 def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:

@@ -5,6 +5,7 @@ attack does not include, and cuts large batches into chunks. After it, the refer
 finiteness of the images. Around it, modes, gradients, weights and global random states are restored.
 """
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from bench.errors import InputError
@@ -31,6 +33,7 @@ from bench.protocols import (
 )
 from bench.registry import Access
 from bench.runner.isolation import random_states
+from bench.runner.snapshots import Snapshot
 
 ROUNDING = 1e-6
 """Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""
@@ -385,7 +388,8 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
     """Freeze networks in the block: evaluation mode, no gradients of parameters, seeded global random states.
 
     After the block modes, flags and random states are restored, and so is every weight or buffer that
-    changed. A change is an error, since later numbers would belong to another network.
+    changed. A change is an error, since later numbers would belong to another network. With `ask`, replaced
+    parameters, modules and hooks are found and put back as well; a network may replace its own.
 
     Args:
         *modules: The networks.
@@ -397,16 +401,24 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
         Nothing.
 
     Raises:
-        InputError: A network changes its own weights or buffers whenever it is asked.
-        RuntimeError: The attack changed weights or buffers of a network.
+        InputError: A network changes its own weights or buffers whenever it is asked, or has weights that are
+            not made yet.
+        RuntimeError: The attack changed a network.
     """
     every = [module for each in modules for module in each.modules()]
     modes = [(module, module.training) for module in every]
     named = [pair for each in modules for pair in (*each.named_parameters(), *each.named_buffers())]
+    if lazy := [name for name, tensor in named if is_lazy(tensor)]:
+        raise InputError(
+            f"the network has weights that are not made yet ({', '.join(lazy[:4])}); ask it once before"
+        )
     tensors = [tensor for _, tensor in named]
     flags = [(tensor, tensor.requires_grad) for tensor in tensors]
     # Values are compared, since a write through `.data` leaves no other trace.
     before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
+    snapshots = Snapshot.of(modules) if ask is not None else []
+    own: list[str] = []
+    changed: list[str] = []
     with seeded(seed, *(tensor.device for tensor in tensors)):
         for tensor, _ in flags:
             tensor.requires_grad_(False)
@@ -415,11 +427,14 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
         try:
             yield
         finally:
-            changed = _put_back(before)
-            own = changed
-            if changed and ask is not None:
-                with torch.no_grad():
+            replaced = _restored(snapshots)
+            own = changed = _put_back(before)
+            if (changed or replaced) and ask is not None:
+                # A network that cannot be asked does not answer for the change.
+                with torch.no_grad(), contextlib.suppress(Exception):
                     ask()
+                by_itself = _restored(snapshots)
+                replaced = [each for each in replaced if each not in by_itself]
                 own = _put_back(before)
             for module, mode in modes:
                 module.training = mode
@@ -431,10 +446,14 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
             f"the network changes its own weights or buffers ({', '.join(own[:4])}) whenever it is asked, so "
             "that its answers depend on what was asked before; they must stay as they are in evaluation mode"
         )
-    if changed:
-        raise RuntimeError(
-            f"the attack changed weights or buffers of the network it looked at ({', '.join(changed[:4])})"
-        )
+    if changed or replaced:
+        what = "weights or buffers of the network" if changed else "the network"
+        raise RuntimeError(f"the attack changed {what} it looked at ({', '.join((*changed, *replaced)[:4])})")
+
+
+def _restored(snapshots: Sequence[Snapshot]) -> list[str]:
+    """Put back what was replaced in networks; return a phrase for each difference."""
+    return [phrase for each in snapshots for phrase in each.restore()]
 
 
 def _put_back(before: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
@@ -442,10 +461,15 @@ def _put_back(before: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
     changed = [(name, tensor, value) for name, tensor, value in before if not _equal(tensor, value)]
     for _, tensor, value in changed:
         # Other jobs of this process may use the same network.
-        tensor.data.copy_(value)
+        if tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.device == value.device:
+            tensor.data.copy_(value)
+        else:
+            tensor.data = value.clone()
     return [name for name, _, _ in changed]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors hold the same values; NaN equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

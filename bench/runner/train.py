@@ -219,6 +219,11 @@ def fitted(fitted_defense: FittedDefense, context: WorkerContext, store: Store) 
     return _fitted(fitted_defense, context, weights.stat().st_mtime_ns if weights.exists() else 0)
 
 
+def forget_fitted() -> None:
+    """Build defenses anew from now on: a job that failed may have left traces in those that are shared."""
+    _fitted.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _fitted(fitted_defense: FittedDefense, context: WorkerContext, _written: int) -> Any:
     return restored(fitted_defense, context).requires_grad_(False)

@@ -253,7 +253,7 @@ def untargeted(request: Request) -> str | None:
 def unfit_data(request: Request) -> str | None:
     """Refuse data that the attack itself calls unfit, with its parameters."""
     entry = request.attack.entry
-    reason = entry.unfit(request.attack.params, request.shape) if entry.unfit else None
+    reason = entry.said("unfit", request.attack.params, request.shape)
     return f"{entry.name}: {reason}" if reason else None
 
 
@@ -448,22 +448,24 @@ class Planner:
         for inference in self.suite.inference_settings[name]:
             self._checked("defenses", name, replace(resolved, params={**resolved.params, **inference}), shape)
         for attack, params in inner(resolved):
-            if attack.check_params is not None:
-                try:
-                    attack.check_params(dict(params), shape)
-                except InputError as error:
-                    where = self.suite.at("defenses", name)
-                    raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
+            try:
+                attack.check(params, shape)
+                attack.passes(params)
+            except InputError as error:
+                where = self.suite.at("defenses", name)
+                raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
 
     def _checked(
         self, kind: str, name: str, resolved: Resolved[AttackEntry] | Resolved[DefenseEntry], shape: Shape
     ) -> None:
         """Raise where parameters cannot be, or do not fit the data."""
-        if resolved.entry.check_params is not None:
-            try:
-                resolved.entry.check_params(dict(resolved.params), shape)
-            except InputError as error:
-                raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
+        try:
+            resolved.entry.check(resolved.params, shape)
+            if isinstance(resolved.entry, AttackEntry):
+                # Estimates ask for it later, of many jobs.
+                resolved.entry.passes(resolved.params)
+        except InputError as error:
+            raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 
     def _learning(self, task: Task, defense: str) -> bool:
         """Return whether anything is trained where a defense is attacked: itself, a part, or a source."""
@@ -724,11 +726,11 @@ def _planned(point: Point, victim: Train, attack: Planned) -> Skip:
 def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     """Return where the settings of attack, view or victim cannot do what they seem to."""
     point, entry, guard = request.point, request.attack.entry, request.victim.defense.entry
-    found = [entry.flags(attack_run.threat, **request.attack.params)] if entry.flags else []
+    found = [entry.said("flags", attack_run.threat, **request.attack.params)]
     source, draws = attack_run.source, attack_run.view.draws if attack_run.view else 1
     if draws > 1 and source is not None and not _draws(source.train, dict(source.inference)):
         found.append(f"{draws} draws of {source.train.defense.name}, whose answers do not differ, are one")
-    if guard.flags and (flag := guard.flags(**{**request.victim.defense.params, **point.inference})):
+    if flag := guard.said("flags", **{**request.victim.defense.params, **point.inference}):
         found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]
 

@@ -95,7 +95,7 @@ class Origin(Model):
 
     defense: str
     view: ViewChoice
-    seed: Literal["same"] | Annotated[int, WHOLE] = "same"
+    seed: Literal["same"] | Annotated[NonNegativeCount, WHOLE] = "same"
 
 
 class DefenseUse(BaseModel):

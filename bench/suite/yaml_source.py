@@ -208,7 +208,9 @@ def _text(path: Path) -> str:
         text = content.decode()
     except FileNotFoundError:
         near = sorted(each.name for each in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such file{did_you_mean(path.name, near)}") from None
+        where = path.parent.resolve()
+        known = did_you_mean(path.name, near) if near else f", and no other task file in {where}"
+        raise InputError(f"{path}: no such file{known}") from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name}:{line}: is not UTF-8: {error.reason}") from None
@@ -377,7 +379,8 @@ def _number(text: str, where: str) -> int | float:
 
 def _brief(value: object) -> str:
     """Return a value for a message, not all of it where it is long."""
-    text = repr(value)
+    # As a task file writes it; so are true and false.
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 120 else f"{text[:100]} and so on ({len(text)} characters)"
 
 

@@ -455,7 +455,7 @@ def test_a_manifest_may_be_spelled_otherwise(finished: tuple[Path, Path, str], t
     ("later", "said"),
     [
         (1, r"made by a newer Crossfire .*; upgrade"),
-        (-1, r"made by an older Crossfire .*: bench plan suite\.yaml"),
+        (-1, r"layout 1 is no longer read, .*; name another folder with --results"),
     ],
 )
 def test_a_manifest_of_another_layout_says_what_to_do(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.errors import InputError, persons
+from bench.results.manifest import read
 from bench.results.store import Store
 from bench.suite.jobs import Craft, Evaluate, Train
 from suites import TASK, Ran, suite
@@ -139,6 +140,23 @@ def test_a_results_folder_of_a_newer_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text("what")
     with pytest.raises(InputError, match="not a results folder"):
         Store(tmp_path).open()
+
+
+@pytest.mark.parametrize("mark", [None, "what", '{"scheme": 1}'])
+def test_a_results_folder_of_layout_1_is_left_alone_with_one_advice(tmp_path: Path, mark: str | None) -> None:
+    manifest = '{"scheme": 1, "cells": []}'
+    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "evaluate" / "0123").mkdir(parents=True)
+    if mark is not None:
+        (tmp_path / "store.json").write_text(mark)
+    before = sorted(tmp_path.rglob("*"))
+    said = r"layout 1 is no longer read, whose files use other words; name another folder with --results$"
+    with pytest.raises(InputError, match=said):
+        Store(tmp_path).open()
+    with pytest.raises(InputError, match=said):
+        read(tmp_path, Path("suite.yaml"))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "manifest.json").read_text() == manifest
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
