@@ -88,8 +88,13 @@ def subjects_of(before: Measurements, now: Measurements) -> Subjects:
         pairs[subject][one.condition.seed] = Pair((one,), (other,))
         for row in own:
             rows[row][one.condition.seed].append((one, other))
-    for row, seeds in rows.items():
-        if max(map(len, seeds.values())) < 2:
+    for row, every in rows.items():
+        # A seed without one of the attacks, or with clean images alone, would read as more robust.
+        attacked = {
+            seed: sum(not one.condition.facts.idle for one, _ in both) for seed, both in every.items()
+        }
+        seeds = {seed: every[seed] for seed, attacks in attacked.items() if attacks == max(attacked.values())}
+        if max(attacked.values()) == 0 or max(map(len, seeds.values())) < 2:
             continue
         first = next(each for each, _ in next(iter(seeds.values())) if not each.condition.facts.idle)
         subject = worst_case_of(first.condition)

@@ -27,6 +27,7 @@ from bench.gate.measurements import (
 )
 from bench.gate.verdicts import Finding, Flip, Replayed, Subject, Verdict
 from bench.registry import ATTACKS
+from bench.results.metrics import ROUNDING, PerExample, is_correct
 from bench.results.outcomes import arrays
 from bench.results.replays import Replay
 from bench.results.store import Store
@@ -242,19 +243,18 @@ def answers(
     broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
     values: dict[Subject, list[tuple[list[float], list[float]]]] = defaultdict(list)
     still = mended = more = examples = 0
-    reader = Reader(baseline.measurements, baseline.measurements)
     for (subject, seed), row in rows.items():
-        now = worst_of([reader.of(each, 0, None) for _, each in row.again])
+        now = worst_of([_held(each) for _, each in row.again])
         fallen = set(now.index[now.values == 0].tolist())
         kept = {index: value for index, value in row.before.items() if index in set(now.index.tolist())}
         was = {index for index, value in kept.items() if value == 1}
         examples += len(kept)
         still += len(fallen - was)
         mended += len(kept.keys() - was - fallen)
-        flips += _flips(row, seed, was & fallen, reader)
+        flips += _flips(row, seed, was & fallen)
         by_warm: set[int] = set()
         for each in row.warm:
-            one = reader.of(each, 0, None)
+            one = _held(each)
             by_warm |= set(one.index[one.values == 0].tolist())
         more += len(by_warm - fallen)
         broken[subject][seed] = fallen | by_warm
@@ -294,6 +294,10 @@ def _rows(
             # How far a stored image lies says nothing of the least distance today.
             continue
         name = (worst_case_of(condition), condition.seed)
+        held_before = before.get((row_of(condition), condition.seed))
+        if held_before is None:
+            # Invalid in the baseline: the check itself calls it incomplete.
+            continue
         jobs = (each.again, each.warm) if warm and each.warm is not None else (each.again,)
         reasons = [store.damage("evaluate", job.key) for job in jobs]
         if any(reasons):
@@ -301,7 +305,7 @@ def _rows(
                 f"stored images of {condition.attack} have no answers; see {store.shown / 'failed'}"
             )
             continue
-        row = rows.setdefault(name, _Row(before[(row_of(condition), condition.seed)], [], []))
+        row = rows.setdefault(name, _Row(held_before, [], []))
         row.again.append((each.before, _measured(each.before, each.again, store)))
         if warm and each.warm is not None:
             row.warm.append(_measured(each.before, each.warm, store))
@@ -309,9 +313,19 @@ def _rows(
 
 
 def _measured(before: Measured, job: Evaluate, store: Store) -> Measured:
-    facts = replace(before.condition.facts, kind="fixed-budget")
-    condition = replace(before.condition, facts=facts)
-    return Measured(condition, before.question, arrays(store.outcomes(job.key)))
+    return Measured(before.condition, before.question, arrays(store.outcomes(job.key)))
+
+
+def _held(shown: Measured) -> PerExample:
+    """Return 1 where an image does not break today's defense within the radius, and 0 where it does.
+
+    Whether the clean image is answered rightly today was not asked.
+    """
+    right = is_correct(shown.rows)
+    radius = shown.condition.radius
+    if shown.condition.facts.kind == "minimum-norm" and radius is not None:
+        right |= shown.rows["distance"] > radius + ROUNDING
+    return PerExample(shown.rows["index"], right.astype(np.float64))
 
 
 def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, float]]:
@@ -332,10 +346,10 @@ def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, 
     return found
 
 
-def _flips(row: _Row, seed: int, fallen: set[int], reader: Reader) -> list[Flip]:
+def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
     found, left = [], set(fallen)
     for before, now in row.again:
-        values = reader.of(now, 0, None)
+        values = _held(now)
         mine = left & set(values.index[values.values == 0].tolist())
         left -= mine
         found += [flip_of(index, seed, before, now) for index in mine]

@@ -328,3 +328,16 @@ def test_replay_cannot_be_asked_for_by_hand() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     with pytest.raises(InputError, match="replay shows a baseline's images: bench check does"):
         bench.evaluate(model, x, y, attack="replay")
+
+
+def test_stored_images_of_a_minimum_norm_attack_count_within_the_radius_alone(tmp_path: Path) -> None:
+    attacks = {"clean": {"use": "none"}, "deepfool": {"use": "deepfool", "steps": 20}}
+    task = {"threat": {"norm": "l2", "radius": 0.2}}
+    checking.save(run(project(tmp_path, attacks=attacks, task=task)), tmp_path / "robustness")
+    found = check(project(tmp_path, attacks=attacks, task=task), replay_only=True)
+    assert found.replayed is not None
+    # Every stored image breaks the network, and most of them lie further away than the radius.
+    worst = next(each for each in found.findings if each.subject.kind == "worst case")
+    assert worst.loss is not None
+    assert worst.loss.before == worst.loss.after > 0.2
+    assert found.replayed.flips == ()

@@ -94,6 +94,15 @@ def test_the_worst_case_is_taken_example_by_example_clean_images_included() -> N
     assert rates(before) == {worst_case_of(next(iter(before.measured.values())).condition).name: (0.96, 100)}
 
 
+def test_a_seed_that_lacks_an_attack_is_no_part_of_the_worst_case() -> None:
+    every = [measured("clean", held(50), seed=seed) for seed in range(3)]
+    every += [measured("pgd", held(50, 0, 1), seed=seed) for seed in range(2)]
+    every += [measured("spsa", held(50, 2), seed=0)]
+    loss = judged(all_of(every), all_of(every))["worst case"].loss
+    assert loss is not None
+    assert loss.before == pytest.approx(47 / 50)
+
+
 def test_an_attack_on_fewer_examples_counts_where_it_was_asked() -> None:
     before = all_of([measured("pgd", held(100, 50)), measured("spsa", held(10, 1))])
     loss = judged(before, before)["worst case"].loss
