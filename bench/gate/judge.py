@@ -7,6 +7,7 @@ never pooled as more examples. In a row's worst case an example is held if it is
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,18 @@ from bench.gate.measurements import (
     held,
     place_of,
     row_of,
-    worst_of,
 )
 from bench.gate.statistics import Loss
 from bench.gate.verdicts import WORST_FIRST, Finding, Flip, Floor, Subject, Tier, Verdict
 from bench.quantities import format_value
 from bench.report import checks
 from bench.results.conditions import QUESTION, Condition
-from bench.results.metrics import PerExample
+from bench.results.metrics import METRICS, PerExample, settle
 from bench.suite.layout import matches
 from bench.suite.policy import Policy
+
+_ACCURACY = METRICS["accuracy"]
+"""Of its values the least is the worst."""
 
 
 @dataclass(frozen=True)
@@ -231,19 +234,22 @@ class Reader:
         self._clean = clean_rows(before.measured.values()), clean_rows(now.measured.values())
 
     def values(self, seeds: Mapping[int, Pair]) -> Values:
-        """Return the values of a subject.
+        """Return the values of a subject, of the examples that all its attacks saw with all its seeds.
 
         Args:
-            seeds: Its conditions, by seed; each seed has the same examples.
+            seeds: Its conditions, by seed.
         """
         radius = self.radius(seeds)
-        sides: list[list[PerExample]] = [[], []]
-        for pair in seeds.values():
-            for side, parts in enumerate((pair.before, pair.now)):
-                sides[side].append(worst_of([self.of(each, side, radius) for each in parts]))
-        before = np.mean([each.values for each in sides[0]], axis=0)
-        now = {seed: each.values for seed, each in zip(seeds, sides[1], strict=True)}
-        return Values(sides[0][0].index, before, now, radius)
+        sides = [
+            [
+                settle(_ACCURACY, [self.of(each, 0, radius) for each in pair.before])
+                for pair in seeds.values()
+            ],
+            [settle(_ACCURACY, [self.of(each, 1, radius) for each in pair.now]) for pair in seeds.values()],
+        ]
+        index = reduce(np.intersect1d, [each.index for side in sides for each in side])
+        before, now = ([each.values[np.searchsorted(each.index, index)] for each in side] for side in sides)
+        return Values(index, np.mean(before, axis=0), dict(zip(seeds, now, strict=True)), radius)
 
     def of(self, measured: Measured, side: int, radius: float | None) -> PerExample:
         """Return the values of one condition on one side (0: the baseline, 1: today)."""
@@ -263,7 +269,7 @@ class Reader:
             free = [each for each in pair.before if _free(each)]
             if not free:
                 return None
-            least.append(worst_of([distances(each, self._clean[0]) for each in free]).values)
+            least.append(settle(_ACCURACY, [distances(each, self._clean[0]) for each in free]).values)
         # An order statistic, so that it is the distance of an example whatever else is infinite.
         every = np.sort(np.concatenate(least))
         return float(every[(len(every) - 1) // 2])
@@ -299,10 +305,14 @@ def findings(
     found, reader = subjects_of(before, now), Reader(before, now)
     blocked, read = dict(found.blocked), dict[Subject, Values]()
     for subject, seeds in found.pairs.items():
-        if len({_examples(pair) for pair in seeds.values()}) > 1:
-            blocked[subject] = ("not comparable", "its seeds were asked about different examples")
+        values = reader.values(seeds)
+        if len(values.index):
+            read[subject] = values
         else:
-            read[subject] = reader.values(seeds)
+            blocked[subject] = (
+                "not comparable",
+                "no example was shown to all its attacks, with all its seeds",
+            )
     losses = {
         subject: statistics.paired_loss(values.before, values.now, alpha=policy.alpha)
         for subject, values in read.items()
@@ -343,8 +353,8 @@ def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
     worst = {subject: seeds for subject, seeds in found.pairs.items() if subject.kind == "worst case"}
     numbers = {}
     for subject, seeds in (worst or found.pairs).items():
-        if len({_examples(pair) for pair in seeds.values()}) == 1:
-            values = reader.values(seeds)
+        values = reader.values(seeds)
+        if len(values.index):
             numbers[subject.name] = (float(values.now.mean()), len(values.index))
     return numbers
 
@@ -425,7 +435,7 @@ def _flips(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> I
     """Yield the examples that were held and are broken now, in order, with the attack that breaks each."""
     found = []
     for seed, pair in seeds.items():
-        was = worst_of([reader.of(each, 0, radius) for each in pair.before])
+        was = settle(_ACCURACY, [reader.of(each, 0, radius) for each in pair.before])
         held_before = set(was.index[was.values == 1].tolist())
         for one, other in zip(pair.before, pair.now, strict=True):
             values = reader.of(other, 1, radius)
@@ -521,10 +531,6 @@ def _same_network(seeds: Mapping[int, Pair]) -> bool:
         for pair in seeds.values()
         for one, other in zip(pair.before, pair.now, strict=True)
     )
-
-
-def _examples(pair: Pair) -> bytes:
-    return np.unique(np.concatenate([each.rows["index"] for each in pair.before])).tobytes()
 
 
 def _key(subject: Subject) -> tuple[str, str]:

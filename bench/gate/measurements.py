@@ -371,8 +371,8 @@ def distances(measured: Measured, clean: Mapping[Coordinates, Rows]) -> metrics.
 def worst_of(parts: Sequence[metrics.PerExample]) -> metrics.PerExample:
     """Return the least value of each example over several attacks, each of which may lack some examples.
 
-    An example that an attack was not asked about is missing there before and after, so that a comparison of
-    pairs stays fair.
+    For what stored images prove: that an example breaks, by whichever of them. A worst case that is compared
+    is of the examples that all attacks saw (`metrics.settle`).
 
     Args:
         parts: The values of each attack, at least one.

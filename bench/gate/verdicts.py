@@ -36,7 +36,7 @@ class Subject:
 
     kind: Literal["condition", "worst case"]
     """A condition (defense, attack, view, read-out, threat), or the worst case of a row: all attacks on one
-    defense under one threat, the clean images included."""
+    defense under one threat, the clean images included, of the examples that all of them saw."""
     coordinates: Mapping[str, Any] = field(compare=False)
     """The coordinates that tell it from others, without the seed (`bench.results.conditions.COORDINATES`)."""
     name: str

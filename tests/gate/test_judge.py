@@ -103,11 +103,13 @@ def test_a_seed_that_lacks_an_attack_is_no_part_of_the_worst_case() -> None:
     assert loss.before == pytest.approx(47 / 50)
 
 
-def test_an_attack_on_fewer_examples_counts_where_it_was_asked() -> None:
+def test_a_worst_case_is_of_the_examples_that_all_its_attacks_saw() -> None:
     before = all_of([measured("pgd", held(100, 50)), measured("spsa", held(10, 1))])
     loss = judged(before, before)["worst case"].loss
     assert loss is not None
-    assert (loss.n, loss.before) == (100, pytest.approx(0.98))
+    # Of the others it would read as held what one attack alone was tried on.
+    assert (loss.n, loss.before) == (10, pytest.approx(0.9))
+    assert [n for _, n in rates(before).values()] == [10]
 
 
 @pytest.mark.parametrize(
