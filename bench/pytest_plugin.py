@@ -281,9 +281,10 @@ class Held(pytest.Item):
         """Return the baseline and the subject, for the heading of a failure.
 
         Returns:
-            The file, no line, and the name.
+            The file, no line, and the heading.
         """
-        return self.path, None, self.name
+        # Not the name alone, in which pytest would take the radius's point for one between names.
+        return self.path, None, f"robustness of {self.name}"
 
 
 class _Said(Exception):

@@ -3,13 +3,12 @@
 import argparse
 
 import torch
+from model import build
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
-
-from model import build
 
 
 def worst(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
@@ -33,7 +32,7 @@ def worst(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=12)
+parser.add_argument("--epochs", type=int, default=8)
 parser.add_argument("--radius", type=float, default=0.1, help="0: no adversarial training")
 asked = parser.parse_args()
 

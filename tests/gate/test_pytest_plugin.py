@@ -1,4 +1,4 @@
-"""The pytest plugin: what becomes of each verdict, what it refuses, and that it costs nothing unless asked."""
+"""The pytest plugin: what becomes of each verdict, what it refuses, and that unasked it costs nothing."""
 
 import subprocess
 import sys

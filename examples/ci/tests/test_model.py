@@ -13,6 +13,7 @@ from model import build  # noqa: E402
 
 
 def test_the_weights_fit_and_logits_are_finite():
+    """Load the weights as the gate does, and ask for four answers."""
     model = build()
     model.load_state_dict(load_file(ROOT / "weights.safetensors"))
     logits = model(torch.rand(4, 1, 8, 8))
