@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     screen = console() if progress else None
     options = running.Options(devices, executor, _path("data_root", data_root), trust_cache, screen)
     work = running.Run(project, options, asked)
-    with _as_a_program():
+    with as_a_program():
         work.do()
     cut, old = work.tables()
     if mendable := work.mendable():
@@ -136,7 +136,7 @@ def _refuse_unknown_there(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _as_a_program() -> Iterator[None]:
+def as_a_program() -> Iterator[None]:
     """Let processes start as those of `bench run` do.
 
     They must not run the caller's script again, which has no need of an ``if __name__ == "__main__"``, and

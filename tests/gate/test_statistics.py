@@ -24,7 +24,7 @@ from bench.gate.statistics import (
     verdict_of,
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "ci-statistics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "ci.md"
 TOLERANCE, ALPHA = 0.01, 0.01
 # Nothing is written beside the tests, and every run tries the same examples.
 quick = settings(max_examples=60, deadline=None, database=None, derandomize=True)

@@ -58,7 +58,7 @@ def _case(suite: ElementTree.Element, finding: Finding, check: Check, fail_on_ga
         reason = finding.reason if finding.verdict != "held" else "; ".join(finding.suspicious)
         message = f"{kind}: {phrases.brief(reason)} ({facts})"
         told = {"message": message} if tag == "skipped" else {"type": kind, "message": message}
-        ElementTree.SubElement(case, tag, told).text = _body(finding, facts)
+        ElementTree.SubElement(case, tag, told).text = body(finding, facts)
     said = [facts] if tag is None else []
     said += [f"suspicious: {phrases.brief(each)}" for each in finding.suspicious]
     if said:
@@ -79,7 +79,16 @@ def _outcome(finding: Finding, fail_on_gain: bool) -> tuple[str, str | None]:
     return ("suspicious", "failure") if fail_on_gain and finding.suspicious else ("held", None)
 
 
-def _body(finding: Finding, facts: str) -> str:
+def body(finding: Finding, facts: str) -> str:
+    """Write what is known of a finding that is not held, over several lines.
+
+    Args:
+        finding: The finding.
+        facts: Its numbers (`phrases.facts`).
+
+    Returns:
+        Its name, its numbers, what would decide it, and the first examples that broke.
+    """
     some, more = phrases.first(finding.flips)
     lines = [phrases.brief(finding.subject.name), facts]
     lines += filter(None, [phrases.decides(finding)])
