@@ -322,6 +322,31 @@ def compare(  # noqa: PLR0913 - a command line's options
     _checked(found, None, Written(junit, json_, markdown, badge), fail_on_gain=fail_on_gain)
 
 
+@app.command()
+def history(
+    baseline: BaselineDir = ROBUSTNESS,
+    form: Annotated[
+        Literal["text", "markdown", "csv", "json", "svg", "png"],
+        typer.Option("--format", help="svg and png draw the curves."),
+    ] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+) -> None:
+    """Show the accuracy at every accepted baseline, with its interval, and why it was accepted."""
+    from bench.console import console
+    from bench.gate import baseline as folder
+    from bench.gate import history as told
+
+    found = folder.read(baseline)
+    if form == "svg" or form == "png":
+        if out is None:
+            raise InputError(f"--format {form} draws into a file: --out FILE")
+        told.draw(found, out, form)
+    elif form == "text" and out is None:
+        console().print(told.to_text(found))
+    else:
+        _write_out(told.written(found, form), out)
+
+
 class Written(NamedTuple):
     """Where the forms of a check are written."""
 

@@ -208,13 +208,25 @@ def read(root: Path, *, replays: bool = False) -> Baseline:
     try:
         every = _measured(told, root / OUTCOMES)
         runs = tuple(StoredRun(**{**each, "conditions": tuple(each["conditions"])}) for each in told["runs"])
-        history = tuple(Accepted(**each) for each in told["history"])
+        history = tuple(map(_accepted, told["history"]))
     except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); take it from git, or save it anew") from None
     if not every:
         raise InputError(f"{path}: a baseline without a condition; save it anew after a run")
     measured = {place_of(each.condition): each for each in every}
     return Baseline(root, told["suite"], Measurements(str(root), measured), runs, history, told["versions"])
+
+
+def _accepted(told: Mapping[str, Any]) -> Accepted:
+    """Return an accepted baseline; a seal only tells that its numbers were written by a program."""
+    accepted = Accepted(**told)
+    texts = (accepted.when, accepted.who, accepted.reason, accepted.commit or "")
+    if not all(isinstance(each, str) for each in texts):
+        raise TypeError("its history has no text where one belongs")
+    for share, n in accepted.numbers.values():
+        if not (0 <= share <= 1 and n >= 1):
+            raise ValueError(f"its history has {share} of {n} examples")
+    return accepted
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def race(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Race:
         for name, ratio in ratios.items():
             spread = sorted(turn[over[name][0]] / turn[over[name][1]] for turn in turns)
             benchmark.extra_info[name] = round(ratio, 3)
+            benchmark.extra_info[f"{name}, rounds"] = [round(each, 3) for each in spread]
             line = f"{ratio:7.3f}  ({spread[0]:.3f} to {spread[-1]:.3f})  {name}"
             request.config.stash.setdefault(LINES, []).append(line)
         for name in contenders:

@@ -15,7 +15,7 @@ from bench.data.spec import load
 from bench.registry import discover
 from bench.results.store import Store
 from bench.runner import train, worker
-from bench.runner.context import WorkerContext
+from bench.runner.context import WorkerContext, prepare
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Train
 
@@ -38,7 +38,7 @@ def suite(folder: Path, **changes: Any) -> Path:
 def test_pgd_from_craft_to_outcomes_over_bare_passes(tmp_path: Path, race: Any) -> None:
     plan = planner.make(resolve.load(suite(tmp_path)))
     context = WorkerContext(tmp_path / "results", tmp_path, None, "cpu", {})
-    context.prepare(context)
+    prepare(context)
     store = Store(context.store)
     store.open()
     jobs = {type(job): job for job in plan.graph()}

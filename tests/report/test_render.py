@@ -359,7 +359,7 @@ def drawn(rendered):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    for curve, style in zip(figure._curves(rendered), figure._styles(), strict=False):
+    for curve, style in zip(figure._curves(rendered), figure.styles(), strict=False):
         figure._draw(axes, curve, style)
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}, axes
 

@@ -1,7 +1,7 @@
 """Figures: the curves of a table whose rows or columns run along an axis, and the bars of any other."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,24 @@ def draw(table: RenderedTable, path: Path) -> None:
     Raises:
         InputError: The table names no figure, or the file cannot be written in its format.
     """
+    save(lambda: drawn(table), path, path.suffix.removeprefix("."))
+
+
+def save(make: Callable[[], "figure.Figure"], path: Path, form: str) -> None:
+    """Write a figure into a file; the same figure gives the same file.
+
+    Args:
+        make: Draws the figure.
+        path: The file.
+        form: Its format: svg, png or pdf.
+
+    Raises:
+        InputError: The file cannot be written, or not in this format.
+    """
     with _deterministic():
-        page = drawn(table)
+        page = make()
         try:
-            page.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+            page.savefig(path, dpi=200, format=form, metadata={"Date": None} if form == "svg" else None)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be drawn: {error}") from None
 
@@ -66,7 +80,7 @@ def drawn(table: RenderedTable) -> "figure.Figure":
         raise InputError(f"table {table.key!r} names no figure: figure: {{x: radius}} makes it one")
     page = figure.Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = page.subplots()
-    for curve, style in zip(_curves(table), _styles(), strict=False):
+    for curve, style in zip(_curves(table), styles(), strict=False):
         _draw(axes, curve, style)
     _label(axes, table, said)
     return page
@@ -131,7 +145,7 @@ def _curve(
     return _Curve(name, ordered, kept, words.SCALES[unit])
 
 
-def _styles() -> Iterator[Mapping[str, Any]]:
+def styles() -> Iterator[Mapping[str, Any]]:
     """Yield colours that colour-blind readers can tell apart (Okabe and Ito), with markers of their own."""
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     for repeat, line in enumerate(("-", "--", ":", "-.")):
@@ -182,7 +196,7 @@ def bars(table: RenderedTable) -> "figure.Figure":
     page = figure.Figure(figsize=(5.2 * len(units), 3.6), layout="constrained")
     for unit, axes in zip(units, page.subplots(1, len(units), squeeze=False)[0], strict=True):
         places = [place for place, each in enumerate(table.units) if each == unit]
-        for nth, (row, style) in enumerate(zip(table.rows, _styles(), strict=False)):
+        for nth, (row, style) in enumerate(zip(table.rows, styles(), strict=False)):
             _group(axes, [row.cells[place] for place in places], unit, (nth, len(table.rows)), style["color"])
         axes.set_xticks(range(len(places)), [shown(table.columns[each]) for each in places], parse_math=False)
         axes.set_ylabel(table.metric.name + words.LABELS.get(unit, ""), parse_math=False)
