@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = Literal["passed", "failed", "error", "advisory"]
 """What becomes of a test: ``error`` where nothing is known, ``advisory`` where the loss decides nothing."""
 
+_OTHERS = ("suite", "results", "data_root", "replay", "fail_on_gain")
 _FOLDER = "robustness_folder"
 _UNKNOWN = "not comparable: the check says nothing of it"
 
@@ -57,10 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config: The configuration of pytest.
 
     Raises:
-        UsageError: The baseline cannot be used, or there is no task file.
+        UsageError: The baseline cannot be used, there is no task file, or other options stand alone.
     """
     if config.getoption("robustness_baseline") is not None:
         config.pluginmanager.register(Gate(config), "crossfire-gate")
+    elif alone := [each for each in _OTHERS if config.getoption(f"robustness_{each}")]:
+        named = f"--robustness-{alone[0].replace('_', '-')}"
+        raise pytest.UsageError(f"{named}: checks nothing without a baseline: --robustness-baseline DIR")
 
 
 class Answers(NamedTuple):

@@ -24,7 +24,7 @@ def worst(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
         The moved images.
     """
     z = x
-    for _ in range(4):
+    for _ in range(4 if radius else 0):
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(model(z), y), z)
         z = torch.clamp(x + (z + radius / 2 * gradient.sign() - x).clamp(-radius, radius), 0, 1)
@@ -44,7 +44,8 @@ model = build()
 optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
 for _ in range(asked.epochs):
     for rows in torch.randperm(len(x)).split(64):
-        loss = cross_entropy(model(worst(model, x[rows], y[rows], asked.radius)), y[rows])
+        z = worst(model, x[rows], y[rows], asked.radius)
+        loss = cross_entropy(model(z), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

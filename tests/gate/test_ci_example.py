@@ -167,7 +167,7 @@ def test_worse_weights_are_red_and_the_flipped_examples_are_named(worse: Reposit
     assert "replay alone: " in ran.stdout
 
 
-def test_a_baseline_that_was_edited_is_a_usage_error_of_pytest(repository: Repository) -> None:
+def test_an_edited_baseline_and_no_suite_are_usage_errors_of_pytest(repository: Repository) -> None:
     index = repository.root / "robustness" / "baseline.json"
     written = index.read_text()
     index.write_text(written.replace("first baseline", "best baseline"))
@@ -178,6 +178,10 @@ def test_a_baseline_that_was_edited_is_a_usage_error_of_pytest(repository: Repos
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
     assert "edited by hand, or not whole" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+    ran = repository.pytest("--robustness-suite", "other.yaml")
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "other.yaml: no such file; name the task file by --robustness-suite" in ran.stderr
 
 
 def test_another_question_is_an_error_of_pytest_and_never_green(repository: Repository) -> None:

@@ -109,3 +109,11 @@ def test_without_a_baseline_pytest_ends_with_a_usage_error(tmp_path: Path) -> No
     assert found.returncode == pytest.ExitCode.USAGE_ERROR
     assert "robustness/baseline.json: no such file; save one after a run with" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("option", ["--robustness-replay", "--robustness-suite=tasks.yaml"])
+def test_an_option_that_would_check_nothing_is_a_usage_error(tmp_path: Path, option: str) -> None:
+    (tmp_path / "test_one.py").write_text(TEST)
+    found = ran(tmp_path, option)
+    assert found.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"{option.partition('=')[0]}: checks nothing without a baseline" in found.stderr
