@@ -5,6 +5,7 @@
 # make serve       show the documentation while it is written
 # make release     build sdist and wheel into dist/, and try the wheel in an empty environment
 # make benchmarks  measure speed as ratios inside one run
+# make ratios      compare some of them with tests/benchmarks/ratios.json; RECORD=--record: write what is found there
 # make mutants     plant small faults, list those that no test notices; MODULE=bench.losses: in that module alone
 # make schema      write docs/suite.schema.json, for editors
 
@@ -18,7 +19,7 @@ PIP_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: run test check docs serve release benchmarks mutants schema clean
+.PHONY: run test check docs serve release benchmarks ratios mutants schema clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed
@@ -56,6 +57,13 @@ release: $(TOOLS)/installed schema
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+# Two minutes on two cores, so that a change can be stopped by it.
+ratios: $(VENV)/installed-dev
+	mkdir -p build
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q --benchmark-json=build/ratios.json \
+		-k "break_early or test_pgd_costs or test_spsa_costs or test_searches_by_scores"
+	$(BIN)/python tests/benchmarks/ratios.py build/ratios.json $(RECORD)
 
 # Judged in docs/mutants.md. What was found lies in mutants/; only what changed since is tried again.
 mutants: $(VENV)/installed-dev

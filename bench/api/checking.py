@@ -127,11 +127,8 @@ def check(project: Project, root: Path, options: Options, *, replay_only: bool =
     if replay_only or before.images.is_file():
         before = baseline.read(root, replays=True)
         shown = replay.planned(before, plan, now)
-    if replay_only and not shown:
-        raise InputError(
-            f"{before.images}: holds no image of a condition that is still asked in the same way; "
-            "check without --replay"
-        )
+    if replay_only and not before.runs:
+        raise InputError(f"{before.images}: holds no image; check without --replay")
     _show(project, shown, options, warm=not replay_only)
     if not replay_only:
         known = before.measurements.measured
@@ -142,7 +139,9 @@ def check(project: Project, root: Path, options: Options, *, replay_only: bool =
         }
         Run(project, options, wanted=wanted).do()
         now = from_plan(store.root, plan)
-    answers = replay.answers(before, shown, store, policy, warm=not replay_only) if shown else None
+    answers = (
+        replay.answers(before, shown, store, policy, warm=not replay_only) if shown or replay_only else None
+    )
     return _report(project, before, now, answers, replay_only=replay_only)
 
 
@@ -163,7 +162,7 @@ def _report(
     policy = project.plan.suite.model.check
     if replay_only:
         assert answers is not None
-        findings = answers.findings
+        findings = replay.with_unasked(answers.findings, before, now, policy)
     else:
         findings = judge.findings(before.measurements, now, policy, answers.broken if answers else None)
     document = project.plan.suite.document

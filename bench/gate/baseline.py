@@ -200,31 +200,53 @@ def read(root: Path, *, replays: bool = False) -> Baseline:
     """
     path = root / INDEX
     told = _index(path)
+    try:
+        digests = {name: str(told["files"][name]) for name in (OUTCOMES, REPLAY)}
+    except _MALFORMED as error:
+        raise _unreadable(path, error) from None
     for name in (OUTCOMES, *([REPLAY] if replays else [])):
         if not (root / name).is_file():
             raise InputError(f"{root / name}: no such file; take it from git, or save the baseline anew")
-        if fingerprint.file_digest(root / name) != told["files"][name]:
+        if fingerprint.file_digest(root / name) != digests[name]:
             raise InputError(f"{root / name}: not the file that {INDEX} names; take both from one commit")
     try:
         every = _measured(told, root / OUTCOMES)
-        runs = tuple(StoredRun(**{**each, "conditions": tuple(each["conditions"])}) for each in told["runs"])
+        measured = {place_of(each.condition): each for each in every}
+        runs = tuple(_run(each, len(every)) for each in told["runs"])
         history = tuple(map(_accepted, told["history"]))
-    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); take it from git, or save it anew") from None
+        suite, made_with = str(told["suite"]), dict(told["versions"])
+    except _MALFORMED as error:
+        raise _unreadable(path, error) from None
     if not every:
         raise InputError(f"{path}: a baseline without a condition; save it anew after a run")
-    measured = {place_of(each.condition): each for each in every}
-    return Baseline(root, told["suite"], Measurements(str(root), measured), runs, history, told["versions"])
+    return Baseline(root, suite, Measurements(str(root), measured), runs, history, made_with)
+
+
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, OSError)
+"""What reading raises where a program wrote something else than a baseline, and sealed it."""
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: cannot be read ({error}); take it from git, or save it anew")
+
+
+def _run(told: Mapping[str, Any], conditions: int) -> StoredRun:
+    run = StoredRun(**{**told, "conditions": tuple(told["conditions"])})
+    if not (isinstance(run.key, str) and isinstance(run.digest, str) and run.stop >= 1):
+        raise ValueError("a run of stored images has no name, no digest or no images")
+    if not all(0 <= each < conditions for each in run.conditions):
+        raise ValueError("stored images are of a condition that is not there")
+    return run
 
 
 def _accepted(told: Mapping[str, Any]) -> Accepted:
     """Return an accepted baseline; a seal only tells that its numbers were written by a program."""
     accepted = Accepted(**told)
-    texts = (accepted.when, accepted.who, accepted.reason, accepted.commit or "")
+    texts = (accepted.when, accepted.who, accepted.reason, "" if accepted.commit is None else accepted.commit)
     if not all(isinstance(each, str) for each in texts):
         raise TypeError("its history has no text where one belongs")
     for share, n in accepted.numbers.values():
-        if not (0 <= share <= 1 and n >= 1):
+        if not (0 <= share <= 1 and 1 <= n <= 2**63):
             raise ValueError(f"its history has {share} of {n} examples")
     return accepted
 
@@ -261,6 +283,8 @@ def _measured(told: Mapping[str, Any], path: Path) -> list[Measured]:
 
     table = pq.read_table(path)
     columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    if set(columns["condition"].tolist()) != set(range(len(told["conditions"]))):
+        raise ValueError(f"{OUTCOMES} is of other conditions")
     order = np.argsort(columns["condition"], kind="stable")
     cuts = np.searchsorted(columns["condition"][order], np.arange(1, len(told["conditions"])))
     parts = {name: np.split(values[order], cuts) for name, values in columns.items() if name != "condition"}

@@ -133,7 +133,7 @@ def _blocked(
     place = place_of(one.condition)
     if other is None:
         if place not in now.missing:
-            return "not comparable", _gone(one.condition, asked.values())
+            return "not comparable", gone(one.condition, asked.values())
         missing = now.missing[place]
         different = [] if missing.question is None else one.question.differences(missing.question)
         if different:
@@ -153,8 +153,13 @@ def _blocked(
     return None
 
 
-def _gone(condition: Condition, asked: Iterable[Condition]) -> str:
-    """Return a sentence about a condition that is not asked for any more, with what is asked in its place."""
+def gone(condition: Condition, asked: Iterable[Condition]) -> str:
+    """Return a sentence about a condition that is not asked for any more, with what is asked in its place.
+
+    Args:
+        condition: The condition of the baseline.
+        asked: The conditions of today.
+    """
     fixed = checks.coordinates(condition, *QUESTION)
     for other in asked:
         if checks.coordinates(other, *QUESTION) == fixed:

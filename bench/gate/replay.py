@@ -15,7 +15,7 @@ import numpy as np
 from bench.errors import DamagedError, InputError
 from bench.gate import statistics
 from bench.gate.baseline import Baseline, StoredRun
-from bench.gate.judge import Reader, flip_of, subjects_of, tier_of, worst_case_of
+from bench.gate.judge import Reader, flip_of, gone, subject_of, subjects_of, tier_of, worst_case_of
 from bench.gate.measurements import (
     Coordinates,
     Measured,
@@ -276,6 +276,39 @@ def answers(
     )
     values = {subject: seeds for subject, seeds in values.items() if subject not in missing}
     return Answers(told, (*_findings(values, policy), *incomplete), broken)
+
+
+def with_unasked(
+    findings: Iterable[Finding], baseline: Baseline, now: Measurements, policy: Policy
+) -> tuple[Finding, ...]:
+    """Return findings of stored images, in which a worst case that lacks one of its attacks is not held.
+
+    Args:
+        findings: What the images that were shown say.
+        baseline: The baseline.
+        now: The conditions of today.
+        policy: The rules.
+
+    Returns:
+        The findings; a worst case of which stored images are not asked for in the same way any more is not
+        comparable, unless those that were shown break it already.
+    """
+    asked, every = now.asked, list(baseline.measurements.measured.values())
+    found = {each.subject: each for each in findings}
+    for number in (each for run in baseline.runs for each in run.conditions):
+        before = every[number]
+        condition, question = asked.get(place_of(before.condition), (None, None))
+        if condition is None:
+            reason = gone(before.condition, [each for each, _ in asked.values()])
+        elif question is None or before.question == question:
+            continue
+        else:
+            reason = "; ".join(before.question.differences(question))
+        subject = worst_case_of(before.condition)
+        if subject not in found or found[subject].verdict in ("held", "undecided"):
+            reason = f"{subject_of(before.condition).name}: {reason}"
+            found[subject] = Finding(subject, "not comparable", reason, tier_of(subject, policy))
+    return tuple(found.values())
 
 
 def _rows(
