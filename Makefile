@@ -41,6 +41,10 @@ check: $(VENV)/installed-dev
 	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(SCHEMA) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(SCHEMA) vendor.github-actions .github/actions/*/action.yml
+	$(SCHEMA) vendor.github-workflows examples/ci/.github/workflows/*.yml
+	$(SCHEMA) custom.github-workflows-require-timeout examples/ci/.github/workflows/*.yml
+	$(SCHEMA) vendor.gitlab-ci examples/ci/.gitlab-ci.yml
 
 docs: $(VENV)/installed-dev $(TOOLS)/installed schema
 	BENCH=$(BIN)/bench $(TOOLS)/bin/mkdocs build --strict

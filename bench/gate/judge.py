@@ -380,7 +380,7 @@ def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: in
     return Finding(
         subject=subject,
         verdict=verdict,
-        reason=_reason(loss, p, verdict, needed, policy),
+        reason=_reason(loss, p, verdict),
         tier=tier_of(subject, policy),
         loss=loss,
         p=p,
@@ -392,16 +392,13 @@ def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: in
     )
 
 
-def _reason(loss: Loss, p: float, verdict: Verdict, needed: int | None, policy: Policy) -> str:
+def _reason(loss: Loss, p: float, verdict: Verdict) -> str:
     changed = f"{loss.lost:g} lost and {loss.gained:g} gained of {count(loss.n, 'example')}, p = {p:.2g}"
     if verdict == "regressed":
         return f"lost {100 * loss.value:.1f} points ({changed})"
     if verdict == "held":
         return f"lost at most {max(100 * loss.high, 0):.1f} points ({changed})"
-    said = f"the loss may be anything from {100 * loss.low:.1f} to {100 * loss.high:.1f} points ({changed})"
-    if needed is None:
-        return f"{said}; no number of examples decides a loss so near to the tolerance"
-    return f"{said}; about {needed:,} examples would decide"
+    return f"the loss may be anything from {100 * loss.low:.1f} to {100 * loss.high:.1f} points ({changed})"
 
 
 def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[int, Any]) -> Finding:

@@ -385,7 +385,11 @@ def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
         values = _held(now)
         mine = left & set(values.index[values.values == 0].tolist())
         left -= mine
-        found += [flip_of(index, seed, before, now) for index in mine]
+        who = before.condition.coordinates
+        for index in mine:
+            flip = flip_of(index, seed, before, now)
+            # Flips of several defenses stand in one list.
+            found.append(replace(flip, attack=f"{flip.attack} on {who['defense']}, {who['readout']}"))
     return found
 
 
@@ -409,7 +413,5 @@ def _findings(
             # What the images do not break any more counts as held, so that the loss is at least this.
             verdict = "regressed"
             reason = f"{of} break now, and at most {loss.gained:g} others are mended, p = {p:.2g}"
-        elif verdict == "undecided":
-            reason += "; bench check without --replay decides"
-        found.append(Finding(subject, verdict, reason, tier_of(subject, policy), loss, p))
+        found.append(Finding(subject, verdict, reason, tier_of(subject, policy), loss, p, replayed=True))
     return tuple(found)

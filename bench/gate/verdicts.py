@@ -104,6 +104,8 @@ class Finding:
     """The least true loss, as a share, that so many examples show as a regression in 8 of 10 checks; None
     where no loss is large enough for that, or where nothing could be compared."""
     floor: Floor | None = None
+    replayed: bool = False
+    """Whether it speaks of stored images alone."""
     suspicious: tuple[str, ...] = ()
     """Sentences about a gain that is too good, and flags that the baseline does not have."""
     flips: tuple[Flip, ...] = ()

@@ -294,6 +294,8 @@ def decides(finding: Finding) -> str | None:
     """
     if finding.verdict != "undecided":
         return None
+    if finding.replayed:
+        return "A check without --replay decides it."
     if finding.needed is None:
         return "No number of examples is known to decide it: the loss is too close to the tolerance."
     now = "" if finding.loss is None else f" (now {finding.loss.n})"
@@ -412,6 +414,8 @@ def next_step(check: Check, *, fail_on_gain: bool = False) -> str:
 
 
 def _more(check: Check) -> str:
+    if check.replay_only:
+        return "a check without --replay decides"
     undecided = [each for each in check.findings if each.verdict == "undecided" and each.tier == "critical"]
     known = [each.needed for each in undecided if each.needed is not None]
     if not known:
