@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -359,7 +360,8 @@ def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
     numbers = {}
     for subject, seeds in (worst or found.pairs).items():
         values = reader.values(seeds)
-        if len(values.index):
+        # At the median of its own distances half is held, whatever the defense.
+        if len(values.index) and values.radius is None:
             numbers[subject.name] = (float(values.now.mean()), len(values.index))
     return numbers
 
@@ -434,39 +436,46 @@ def _new_flags(seeds: Mapping[int, Pair]) -> Iterable[str]:
 
 
 def _flips(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> Iterable[Flip]:
-    """Yield the examples that were held and are broken now, in order, with the attack that breaks each."""
-    found = []
+    """Return the examples that were held and are broken now, in order, with the attack that breaks each."""
+    found: list[Flip] = []
     for seed, pair in seeds.items():
         was = settle(_ACCURACY, [reader.of(each, 0, radius) for each in pair.before])
-        held_before = set(was.index[was.values == 1].tolist())
+        left = was.index[was.values == 1]
         for one, other in zip(pair.before, pair.now, strict=True):
             values = reader.of(other, 1, radius)
-            broken = set(values.index[values.values == 0].tolist()) & held_before
-            held_before -= broken
-            found += [flip_of(index, seed, one, other) for index in broken]
-    return sorted(found, key=lambda each: (each.index, each.seed))
+            broken = np.intersect1d(left, values.index[values.values == 0], assume_unique=True)
+            left = np.setdiff1d(left, broken, assume_unique=True)
+            found += flips_of(broken, seed, one, other)
+    return sorted(found, key=attrgetter("index", "seed"))
 
 
-def flip_of(index: int, seed: int, before: Measured, now: Measured) -> Flip:
-    """Return what is told of an example that is broken now.
+def flips_of(index: Any, seed: int, before: Measured, now: Measured) -> list[Flip]:
+    """Return what is told of examples that are broken now.
 
     Args:
-        index: Its place in the data set.
+        index: Their places in the data set, int64 (N,).
         seed: The seed.
         before: The condition in the baseline.
-        now: The condition that breaks it.
+        now: The condition that breaks them.
+
+    Returns:
+        A flip for each, in their order.
     """
-    sides = [(each.rows, int(np.searchsorted(each.rows["index"], index))) for each in (before, now)]
-    (old, at_old), (new, at_new) = sides
-    return Flip(
-        index=index,
-        truth=int(new["truth"][at_new]),
-        attack=checks.title(now.condition),
-        seed=seed,
-        before=int(old["label"][at_old]),
-        after=int(new["label"][at_new]),
-        refused=(bool(old["rejected"][at_old]), bool(new["rejected"][at_new])),
+    old, new = (
+        {name: each.rows[name][np.searchsorted(each.rows["index"], index)].tolist() for name in _TOLD}
+        for each in (before, now)
     )
+    attack = checks.title(now.condition)
+    answers = zip(index.tolist(), new["truth"], old["label"], new["label"], strict=True)
+    refused = zip(old["rejected"], new["rejected"], strict=True)
+    return [
+        Flip(place, truth, attack, seed, label, after, both)
+        for (place, truth, label, after), both in zip(answers, refused, strict=True)
+    ]
+
+
+_TOLD = ("truth", "label", "rejected")
+"""What a flip tells of both answers."""
 
 
 # --- policy ------------------------------------------------------------------------------------------

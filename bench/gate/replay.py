@@ -15,7 +15,7 @@ import numpy as np
 from bench.errors import DamagedError, InputError
 from bench.gate import statistics
 from bench.gate.baseline import Baseline, StoredRun
-from bench.gate.judge import Reader, flip_of, gone, subject_of, subjects_of, tier_of, worst_case_of
+from bench.gate.judge import Reader, flips_of, gone, subject_of, subjects_of, tier_of, worst_case_of
 from bench.gate.measurements import (
     Coordinates,
     Measured,
@@ -380,16 +380,16 @@ def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, 
 
 
 def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
-    found, left = [], set(fallen)
+    found: list[Flip] = []
+    left = np.array(sorted(fallen), np.int64)
     for before, now in row.again:
         values = _held(now)
-        mine = left & set(values.index[values.values == 0].tolist())
-        left -= mine
+        mine = np.intersect1d(left, values.index[values.values == 0], assume_unique=True)
+        left = np.setdiff1d(left, mine, assume_unique=True)
         who = before.condition.coordinates
-        for index in mine:
-            flip = flip_of(index, seed, before, now)
-            # Flips of several defenses stand in one list.
-            found.append(replace(flip, attack=f"{flip.attack} on {who['defense']}, {who['readout']}"))
+        # Flips of several defenses stand in one list.
+        place = f" on {who['defense']}, {who['readout']}"
+        found += [replace(flip, attack=flip.attack + place) for flip in flips_of(mine, seed, before, now)]
     return found
 
 
