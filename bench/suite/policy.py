@@ -10,7 +10,9 @@ from bench.suite.tables import Selection
 
 
 def _chosen(value: object) -> object:
-    """Return the selection that a bare name of a defense is short for."""
+    """Return the selection that a bare name of a defense is short for; refuse one that selects everything."""
+    if value == {}:
+        raise ValueError("expected coordinates such as {attack: spsa}, or the name of a defense, found {}")
     return {"defense": value} if isinstance(value, str) else value
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -49,21 +50,24 @@ def test_every_block_of_the_readme_is_run_or_checked() -> None:
 def test_the_readmes_network_and_commands_work(tmp_path: Path) -> None:
     files(tmp_path)
     commands = [
-        line.removeprefix("$ ").split()
+        shlex.split(line.removeprefix("$ "))
         for text in blocks("console")
         for line in text.splitlines()
         if line.startswith("$ bench")
     ]
-    assert len(commands) >= 3
+    assert len(commands) >= 7
+    printed = ""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for words in commands:
-        extra = ["--executor", "inline"] if words[1] == "run" else []
+        extra = ["--executor", "inline"] if words[1] in ("run", "check") else []
         done = subprocess.run(
             [sys.executable, "-m", "bench.cli", *words[1:], *extra],
             cwd=tmp_path, capture_output=True, text=True, check=False, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "| SPSA" in done.stdout
+        printed += done.stdout
+    assert "| SPSA" in printed
+    assert "held: " in printed
 
 
 @pytest.mark.parametrize("name", ["mylab.py", "mydefense.py"])

@@ -208,6 +208,7 @@ def test_a_blank_reason_is_none(folder):
         ({"tiers": {"critical": [{"atack": "pgd"}]}}, "unknown coordinate 'atack'; did you mean 'attack'?"),
         ({"tiers": {"advisory": [{"attack": "pdg"}]}}, "no condition has 'pdg'; did you mean 'pgd'?"),
         ({"tiers": {"critical": []}}, "at least 1 item"),
+        ({"tiers": {"critical": [{}]}}, "expected coordinates such as {attack: spsa}"),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused_at_its_line(folder, check, policy, said):
