@@ -699,11 +699,9 @@ _SIDES = (16, 28, 32, 64, 96, 128, 224)
 
 def _other_side(defense: Resolved[DefenseEntry], shape: Shape) -> str:
     """Return how `resize` helps, where a defense was refused for the images' sides; else an empty text."""
-    check = defense.entry.check_params
-    assert check is not None, "it has refused"
     for side in sorted(_SIDES, key=lambda each: abs(each - min(shape.height, shape.width))):
         try:
-            check(dict(defense.params), shape._replace(height=side, width=side))
+            defense.entry.check(defense.params, shape._replace(height=side, width=side))
         except InputError:
             continue
         return f"; `resize: {side}` under data makes them {side}x{side}"
