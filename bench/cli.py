@@ -284,7 +284,8 @@ def check(  # noqa: PLR0913 - a command line's options
     from bench.console import console, say
     from bench.runner import pools
 
-    screen = console(stderr=True)
+    screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
+    written.refuse_nowhere()
     project = running.planned(suite, results, data_root)
     devices = pools.slots(device, executor)
     _open(project.store)
@@ -295,7 +296,7 @@ def check(  # noqa: PLR0913 - a command line's options
     except KeyboardInterrupt as stop:
         say(screen, "stopped; what was done is kept, and the same command goes on")
         raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
-    _checked(found, suite, Written(junit, json_, markdown, badge), fail_on_gain=fail_on_gain)
+    _checked(found, suite, written, fail_on_gain=fail_on_gain)
 
 
 @app.command()
@@ -318,8 +319,10 @@ def compare(  # noqa: PLR0913 - a command line's options
     from bench.api import checking
     from bench.suite.policy import Policy
 
+    written = Written(junit, json_, markdown, badge)
+    written.refuse_nowhere()
     found = checking.compare(before, after, Policy(tolerance=tolerance, alpha=alpha))
-    _checked(found, None, Written(junit, json_, markdown, badge), fail_on_gain=fail_on_gain)
+    _checked(found, None, written, fail_on_gain=fail_on_gain)
 
 
 @app.command()
@@ -354,6 +357,12 @@ class Written(NamedTuple):
     json: Path | None
     markdown: Path | None
     badge: Path | None
+
+    def refuse_nowhere(self) -> None:
+        """Raise before any work where a form cannot be written in the end."""
+        for name, path in self._asdict().items():
+            if path is not None and not path.parent.is_dir():
+                raise InputError(f"--{name} {path}: no such folder: {path.parent}")
 
 
 def _checked(found: Check, suite: Path | None, written: Written, *, fail_on_gain: bool) -> None:

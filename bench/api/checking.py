@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,9 @@ def _report(
         findings = replay.with_unasked(answers.findings, before, now, policy)
     else:
         findings = judge.findings(before.measurements, now, policy, answers.broken if answers else None)
+    replayed = answers.replayed if answers else None
+    if replayed is not None and answers is not None and not replay_only:
+        replayed = replace(replayed, beyond=judge.beyond(now, answers.broken))
     document = project.plan.suite.document
     lines = {}
     for finding in findings:
@@ -178,7 +182,7 @@ def _report(
         tolerance=policy.tolerance / 100,
         alpha=policy.alpha,
         findings=findings,
-        replayed=answers.replayed if answers else None,
+        replayed=replayed,
         replay_only=replay_only,
         notes=tuple(_notes(before, now, answers)),
         lines=lines,

@@ -154,12 +154,20 @@ def _headline(baseline: Baseline) -> str:
     return f"{brief(baseline.suite, 300)}: {count(len(baseline.history), 'accepted baseline')} in {folder}"
 
 
+def _short(commit: str | None) -> str:
+    """Return a commit in seven digits, with its mark where something was not committed."""
+    if commit is None:
+        return DASH
+    digits, dash, mark = brief(commit, 40).partition("-")
+    return digits[:7] + dash + mark
+
+
 def _told(accepted: Accepted) -> tuple[str, str, str]:
     """Return when, by whom and at which commit a change was accepted, short enough for a line."""
     when = brief(accepted.when, 40).replace("T", " ").removesuffix("Z")
     # Minutes tell changes apart; seconds do not help a reader.
     when = when[:16] if when[4:5] == "-" else when
-    return when, brief(accepted.who, 14), brief(accepted.commit or DASH, 40)[:7]
+    return when, brief(accepted.who, 14), _short(accepted.commit)
 
 
 def _letters(number: int) -> str:

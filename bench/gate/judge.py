@@ -366,6 +366,21 @@ def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
     return numbers
 
 
+def beyond(measurements: Measurements, broken: Mapping[Subject, Mapping[int, Any]]) -> int:
+    """Return how many examples are broken that a worst case holds, counted for each subject and seed.
+
+    Args:
+        measurements: What was measured.
+        broken: By worst case and seed, examples that something else breaks: a set of indices.
+    """
+    reader, found = Reader(measurements, measurements), 0
+    for subject, seeds in subjects_of(measurements, measurements).pairs.items():
+        if subject in broken and len((values := reader.values(seeds)).index):
+            for seed, each in values.seeds.items():
+                found += int(np.isin(values.index[each == 1], list(broken[subject].get(seed, ()))).sum())
+    return found
+
+
 def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: int) -> Finding:
     """Return the finding of a paired loss alone, one of several `subjects` that are tested."""
     alpha, tolerance = policy.alpha, policy.tolerance / 100

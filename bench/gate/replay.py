@@ -242,7 +242,7 @@ def answers(
     flips: list[Flip] = []
     broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
     values: dict[Subject, list[tuple[list[float], list[float]]]] = defaultdict(list)
-    still = mended = more = examples = 0
+    still = mended = examples = 0
     for (subject, seed), row in rows.items():
         now = worst_of([_held(each) for _, each in row.again])
         fallen = set(now.index[now.values == 0].tolist())
@@ -256,7 +256,6 @@ def answers(
         for each in row.warm:
             one = _held(each)
             by_warm |= set(one.index[one.values == 0].tolist())
-        more += len(by_warm - fallen)
         broken[subject][seed] = fallen | by_warm
         order = sorted(kept)
         values[subject].append(
@@ -268,7 +267,6 @@ def answers(
         still_broken=still,
         mended=mended,
         flips=tuple(sorted(flips, key=lambda each: (each.index, each.seed, each.attack))),
-        warm=more if warm and any(row.warm for row in rows.values()) else None,
     )
     incomplete = tuple(
         Finding(subject, "incomplete", reason, tier_of(subject, policy))

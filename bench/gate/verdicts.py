@@ -126,8 +126,9 @@ class Replayed:
     """Examples that the baseline lost and that no stored image breaks now; a new search may."""
     flips: tuple[Flip, ...]
     """Examples that the baseline held against everything and that a stored image breaks now."""
-    warm: int | None = None
-    """How many more examples break where attacks start from the stored images; None where none did."""
+    beyond: int | None = None
+    """How many examples stored images, or attacks begun at them, break that today's own attacks do not break,
+    of the worst cases; None where nothing was attacked."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ GAIN = Finding(
     detectable=0.031,
     suspicious=("A gain of 10.0 points, with no change of the attack that explains it.",),
 )
-REPLAYED = Replayed(1024, 256, 201, 14, flips(3), warm=2)
+REPLAYED = Replayed(1024, 256, 201, 14, flips(3), beyond=2)
 
 
 def check(*findings: Finding, **changes: Any) -> Check:

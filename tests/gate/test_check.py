@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -130,6 +131,19 @@ def test_attacks_that_can_begin_at_stored_images_do(home: Path) -> None:
     jobs = [json.loads(path.read_text()) for path in (home / "results" / "craft").glob("*/job.json")]
     begun = [each["attack_run"]["attack"]["use"] for each in jobs if each["attack_run"].get("starts")]
     assert set(begun) == {"replay", "pgd"}
+
+
+def test_what_stored_images_break_beyond_today_s_attacks_is_counted(home: Path) -> None:
+    found = check(project(home)).replayed
+    assert found is not None
+    # Independently: an example is broken where any evaluation of it has another label.
+    own, stored_too = set[int](), set[int]()
+    for path in (home / "results" / "evaluate").glob("*/job.json"):
+        begun = json.loads(path.read_text())["attack_run"].get("starts") is not None
+        rows = pd.read_parquet(path.parent / "outcomes.parquet")
+        wrong = set(rows["index"][rows["label"] != rows["truth"]])
+        (stored_too if begun else own).update(wrong)
+    assert found.beyond == len(stored_too - own)
 
 
 def test_stored_images_are_shown_to_the_last_bit(home: Path) -> None:

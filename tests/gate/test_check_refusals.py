@@ -262,3 +262,12 @@ def test_without_images_a_check_attacks_and_says_so(folder, check):
     found = check()
     assert found.exit_code == 0, found.output
     assert "no images to show again" in found.output
+
+
+@pytest.mark.parametrize("option", ["--junit", "--json", "--markdown", "--badge"])
+def test_a_form_that_cannot_be_written_is_refused_before_any_work(
+    check: Callable[..., Any], folder: Path, option: str
+) -> None:
+    before = sorted((folder / "results").rglob("*"))
+    assert refused(check(option, folder / "nowhere" / "x")).startswith(f"{option} {folder}")
+    assert sorted((folder / "results").rglob("*")) == before

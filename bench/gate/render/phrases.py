@@ -217,11 +217,23 @@ def caption(check: Check) -> str:
     Returns:
         Sentences.
     """
-    return (
+    said = (
         "Before, after: the share of the examples that is held, in percent. Loss: in points, with its paired "
         f"{100 * (1 - check.alpha):g} % interval; below 0 it is a gain. p: mid-p, adjusted over all findings "
-        "(Holm). Below n: the least true loss, in points, that so many examples show in 8 of 10 checks."
+        "(Holm)."
     )
+    if any(each.detectable is not None for each in check.findings):
+        said += " Below n: the least true loss, in points, that so many examples show in 8 of 10 checks."
+    if any(each.verdict == "held" and _wide(each, check) for each in check.findings):
+        said += (
+            " Held though the interval is wider than the tolerance: the network is the baseline's to the "
+            "last bit, and no outcome differs."
+        )
+    return said
+
+
+def _wide(finding: Finding, check: Check) -> bool:
+    return finding.loss is not None and not finding.replayed and finding.loss.high > check.tolerance
 
 
 def detectable(finding: Finding) -> str:
@@ -354,10 +366,10 @@ def replay(replayed: Replayed) -> list[str]:
         f"{'is' if broken == 1 else 'are'} broken now"
         + (": exact evidence that needs no test." if broken else ".")
     )
-    if replayed.warm is not None:
+    if replayed.beyond is not None:
         said.append(
-            f"Attacks that start from the stored images break {count(replayed.warm, 'more example')}; these "
-            "count for floors alone."
+            f"Stored images, and attacks that start from them, break {count(replayed.beyond, 'example')} "
+            "that today's own attacks do not break; these count for floors alone."
         )
     return said
 
