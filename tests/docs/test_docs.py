@@ -299,8 +299,9 @@ def _nearer(defense: str, one: str, other: str) -> tuple[float, int, int]:
         stored = Store(root).outcomes(job)
         columns = ("index", "label", "truth", "invalid", "l2")
         rows = pd.DataFrame({name: np.asarray(stored[name]) for name in columns}).set_index("index")
-        assert ((rows["label"] != rows["truth"]) & ~rows["invalid"]).all()
-        distances.append(rows["l2"])
+        broken = (rows["label"] != rows["truth"]) & ~rows["invalid"]
+        # What is not broken is broken at no distance.
+        distances.append(rows["l2"].where(broken, np.inf))
     first, second = distances[0].align(distances[1], join="outer")
     right = (first > 0) | (second > 0)
     return float((first / second)[right].median()), int((first < second).sum()), int(right.sum())
