@@ -83,7 +83,7 @@ def _write(
             f"{store.shown}: {count(left or len(measurements.missing), 'job')} to do before a baseline can "
             f"be saved: bench run {plan.suite.path}"
         )
-    runs = replay.sampled(replay.gathered(store, measurements), int(limit * 2**20))
+    runs = replay.sampled(replay.gathered(store, measurements), limit * 2**20)
     first = next(iter(measurements.measured.values())).condition.job
     accepted = Accepted(
         when=baseline.now(),

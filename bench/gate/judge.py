@@ -341,9 +341,14 @@ def findings(
             flips=tuple(_flips(seeds, reader, read[subject].radius)),
             suspicious=(*finding.suspicious, *_new_flags(seeds)),
         )
-        made.append(_floored(finding, read[subject], policy, (extra or {}).get(subject, {})))
+        if _bears_floor(subject, seeds, found):
+            alone = subject.kind == "condition"
+            row = worst_case_of(seeds[min(seeds)].before[0].condition) if alone else subject
+            finding = _floored(finding, read[subject], policy, (extra or {}).get(row, {}))
+        made.append(finding)
+    made += _floors_unjudged(made, policy)
     order = {key: number for number, key in enumerate(_order(before))}
-    return tuple(sorted(made, key=lambda each: order[_key(each.subject)]))
+    return tuple(sorted(made, key=lambda each: order.get(_key(each.subject), len(order))))
 
 
 def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
@@ -418,11 +423,36 @@ def _reason(loss: Loss, p: float, verdict: Verdict) -> str:
     return f"the loss may be anything from {100 * loss.low:.1f} to {100 * loss.high:.1f} points ({changed})"
 
 
+def _bears_floor(subject: Subject, seeds: Mapping[int, Pair], found: Subjects) -> bool:
+    """Return whether a floor is judged on a subject: on a worst case, or on the one attack of its row."""
+    if subject.kind == "worst case":
+        return True
+    condition = seeds[min(seeds)].before[0].condition
+    row = worst_case_of(condition)
+    return not condition.facts.idle and row not in found.pairs and row not in found.blocked
+
+
+def _floors_unjudged(made: Sequence[Finding], policy: Policy) -> list[Finding]:
+    """Return a finding for each floor that was judged on nothing: what is required is never passed over."""
+    judged = {str(each.subject.coordinates["defense"]) for each in made if each.floor is not None}
+    return [
+        Finding(
+            Subject("worst case", {"defense": defense}, f"{defense}, floor of {least:g} %"),
+            "incomplete",
+            "no accuracy within a radius was compared that the floor could be judged on",
+        )
+        for defense, least in policy.floors.items()
+        if defense not in judged
+    ]
+
+
 def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[int, Any]) -> Finding:
-    """Return a finding that knows of the floor of its defense, if it is a worst case that has one."""
-    subject = finding.subject
-    least = policy.floors.get(str(subject.coordinates["defense"]))
-    if least is None or subject.kind != "worst case":
+    """Return a finding that knows of the floor of its defense, if there is one and it has an accuracy.
+
+    A floor that is not held decides the status, whatever the tier: it was asked for by name.
+    """
+    least = policy.floors.get(str(finding.subject.coordinates["defense"]))
+    if least is None or values.radius is not None:
         return finding
     now = [
         np.where(np.isin(values.index, list(extra.get(seed, ()))), 0.0, each)
@@ -437,7 +467,7 @@ def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[in
     rate = f"{100 * total / n:.1f} % [{100 * low:.1f} to {100 * high:.1f}]"
     how = "is below" if floor.verdict == "regressed" else "may be below"
     reason = f"{finding.reason}; the accuracy, {rate}, {how} the floor of {least:g} %"
-    return replace(finding, floor=floor, verdict=verdict, reason=reason)
+    return replace(finding, floor=floor, verdict=verdict, reason=reason, tier="critical")
 
 
 def _new_flags(seeds: Mapping[int, Pair]) -> Iterable[str]:

@@ -9,6 +9,7 @@ from the paired test, which compares what was measured in the same way before an
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def gathered(store: Store, measurements: Measurements) -> dict[str, Replay]:
         measurements: Its conditions.
 
     Returns:
-        The images by the key of the run; none of runs in which nothing is attacked.
+        The images by the key of the run; none of runs in which nothing is attacked, or without a radius.
 
     Raises:
         InputError: Crafted images are not kept in the folder.
@@ -59,7 +60,8 @@ def gathered(store: Store, measurements: Measurements) -> dict[str, Replay]:
     found: dict[str, Replay] = {}
     for each in measurements.measured.values():
         key = each.condition.facts.attack_run
-        if not each.condition.facts.idle and key not in found:
+        # How far a stored image lies says nothing of the least distance today.
+        if not each.condition.facts.idle and each.condition.radius is not None and key not in found:
             found[key] = _of_run(store, store.job("evaluate", each.condition.job)["crafts"])
     return found
 
@@ -79,7 +81,7 @@ def _of_run(store: Store, crafts: Sequence[str]) -> Replay:
     return Replay(index, moved.astype(np.bool_), images.astype(np.float32))
 
 
-def sampled(runs: Mapping[str, Replay], limit: int) -> dict[str, Replay]:
+def sampled(runs: Mapping[str, Replay], limit: float) -> dict[str, Replay]:
     """Return as many of the first examples of every run as fit, equally many of each.
 
     Args:
@@ -153,6 +155,9 @@ def planned(baseline: Baseline, plan: Plan, now: Measurements) -> list[Shown]:
             place = place_of(before.condition)
             if place not in asked or asked[place][1] != before.question:
                 continue
+            if before.condition.radius is None:
+                # A run that is kept for a radius serves a condition without one, too.
+                continue
             job = today[place].job
             own = job.crafts[0].attack_run
             again = replace(
@@ -212,6 +217,10 @@ class Answers:
     """By worst case and seed, the examples that stored images, or attacks begun at them, break now."""
 
 
+_Seed: TypeAlias = Mapping[int, tuple[float, float]]
+"""By the index of an example, whether it was held before, and whether no stored image breaks it now."""
+
+
 @dataclass
 class _Row:
     """The stored images of one worst case and one seed."""
@@ -241,7 +250,7 @@ def answers(
     rows, missing = _rows(baseline, shown, store, warm=warm)
     flips: list[Flip] = []
     broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
-    values: dict[Subject, list[tuple[list[float], list[float]]]] = defaultdict(list)
+    values: dict[Subject, list[_Seed]] = defaultdict(list)
     still = mended = examples = 0
     for (subject, seed), row in rows.items():
         now = worst_of([_held(each) for _, each in row.again])
@@ -257,10 +266,7 @@ def answers(
             one = _held(each)
             by_warm |= set(one.index[one.values == 0].tolist())
         broken[subject][seed] = fallen | by_warm
-        order = sorted(kept)
-        values[subject].append(
-            ([kept[each] for each in order], [float(each not in fallen) for each in order])
-        )
+        values[subject].append({index: (value, float(index not in fallen)) for index, value in kept.items()})
     told = Replayed(
         images=sum(len(measured.rows["index"]) for row in rows.values() for _, measured in row.again),
         examples=examples,
@@ -321,9 +327,6 @@ def _rows(
     missing: dict[Subject, str] = {}
     for each in shown:
         condition = each.before.condition
-        if condition.radius is None:
-            # How far a stored image lies says nothing of the least distance today.
-            continue
         name = (worst_case_of(condition), condition.seed)
         held_before = before.get((row_of(condition), condition.seed))
         if held_before is None:
@@ -391,14 +394,14 @@ def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
     return found
 
 
-def _findings(
-    values: Mapping[Subject, Sequence[tuple[list[float], list[float]]]], policy: Policy
-) -> tuple[Finding, ...]:
+def _findings(values: Mapping[Subject, Sequence[_Seed]], policy: Policy) -> tuple[Finding, ...]:
     """Return what stored images alone say of each worst case: at best, of these examples, nothing."""
     losses = {}
     for subject, seeds in values.items():
-        before, now = (np.mean([each[side] for each in seeds], axis=0) for side in (0, 1))
-        if len(before):
+        shared = sorted(set.intersection(*map(set, seeds)))
+        if shared:
+            pairs = np.array([[each[index] for index in shared] for each in seeds])  # (seeds, N, 2)
+            before, now = pairs.mean(axis=0).T
             losses[subject] = statistics.paired_loss(before, now, alpha=policy.alpha)
     adjusted = statistics.holm([each.p for each in losses.values()])
     found = []

@@ -214,8 +214,40 @@ def test_a_floor_is_judged_by_the_bounds_of_the_worst_case() -> None:
     assert by_floor[50].floor.low < 0.6 < by_floor[50].floor.high
 
 
-def test_what_stored_images_break_counts_for_the_floor_alone() -> None:
+def test_a_floor_is_judged_on_the_one_attack_of_a_row() -> None:
+    alone = all_of([measured("pgd", held(1000, *range(400)))])
+    (found,) = findings(alone, alone, Policy(floors={"model": 70}))
+    assert found.floor is not None
+    assert (found.verdict, found.floor.verdict) == ("regressed", "regressed")
+    subject = worst_case_of(measured("pgd", [1]).condition)
+    (lower,) = findings(alone, alone, Policy(floors={"model": 50}), {subject: {0: set(range(600))}})
+    assert lower.floor is not None
+    assert lower.floor.verdict == "regressed"
+
+
+def test_a_floor_that_nothing_is_judged_on_is_never_green() -> None:
+    far = np.linspace(1, 2, 2001)
+    free = all_of([measured("cw", [0] * 2001, distances=far.tolist(), network="same")])
+    clean = all_of([measured("clean", held(2000), network="same")])
+    for each in (free, clean):
+        assert status(*findings(each, each, Policy())) == 0
+        found = findings(each, each, Policy(floors={"model": 20}))
+        assert status(*found) == 4
+        assert found[-1].reason.startswith("no accuracy within a radius")
+
+
+def test_a_floor_that_is_not_held_decides_in_any_tier() -> None:
     both = all_of([measured("clean", held(1000)), measured("pgd", held(1000, *range(400)))])
+    rules: dict[str, Any] = {"floors": {"model": 70}, "tiers": {"critical": [{"attack": "pgd"}]}}
+    found = judged(both, both, **rules)
+    assert (found["worst case"].tier, found["worst case"].verdict) == ("critical", "regressed")
+    assert judged(both, both, **{**rules, "floors": {"model": 50}})["worst case"].tier == "advisory"
+
+
+def test_what_stored_images_break_counts_for_the_floor_alone() -> None:
+    both = all_of(
+        [measured("pgd", held(1000, *range(400))), measured("clean", held(1000), norm="l2", radius=None)]
+    )
     subject = next(
         each.subject for each in findings(both, both, Policy()) if each.subject.kind == "worst case"
     )
