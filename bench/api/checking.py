@@ -121,13 +121,10 @@ def check(project: Project, root: Path, options: Options, *, replay_only: bool =
         InputError: The baseline cannot be used, or the rules of the task file speak of what there is not.
     """
     plan, store, policy = project.plan, project.store, project.plan.suite.model.check
-    before = baseline.read(root, replays=replay_only)
+    before = baseline.read(root, replays=replay_only or (root / baseline.REPLAY).is_file())
     now = from_plan(store.root, plan)
     judge.check_policy(policy, (condition for condition, _ in now.asked.values()), plan.suite.at)
-    shown: list[Shown] = []
-    if replay_only or before.images.is_file():
-        before = baseline.read(root, replays=True)
-        shown = replay.planned(before, plan, now)
+    shown = replay.planned(before, plan, now) if before.images.is_file() else []
     if replay_only and not before.runs:
         raise InputError(f"{before.images}: holds no image; check without --replay")
     _show(project, shown, options, warm=not replay_only)

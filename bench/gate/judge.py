@@ -7,7 +7,6 @@ never pooled as more examples. In a row's worst case an example is held if it is
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from operator import attrgetter
 from typing import Any
 
@@ -31,7 +30,7 @@ from bench.gate.verdicts import WORST_FIRST, Finding, Flip, Floor, Subject, Tier
 from bench.quantities import format_value
 from bench.report import checks
 from bench.results.conditions import QUESTION, Condition
-from bench.results.metrics import METRICS, PerExample, settle
+from bench.results.metrics import METRICS, PerExample, common, settle
 from bench.suite.layout import matches
 from bench.suite.policy import Policy
 
@@ -253,7 +252,7 @@ class Reader:
             ],
             [settle(_ACCURACY, [self.of(each, 1, radius) for each in pair.now]) for pair in seeds.values()],
         ]
-        index = reduce(np.intersect1d, [each.index for side in sides for each in side])
+        index = common([each.index for side in sides for each in side])
         before, now = ([each.values[np.searchsorted(each.index, index)] for each in side] for side in sides)
         return Values(index, np.mean(before, axis=0), dict(zip(seeds, now, strict=True)), radius)
 
@@ -488,8 +487,8 @@ def _flips(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> I
         left = was.index[was.values == 1]
         for one, other in zip(pair.before, pair.now, strict=True):
             values = reader.of(other, 1, radius)
-            broken = np.intersect1d(left, values.index[values.values == 0], assume_unique=True)
-            left = np.setdiff1d(left, broken, assume_unique=True)
+            fallen = np.isin(left, values.index[values.values == 0], assume_unique=True)
+            broken, left = left[fallen], left[~fallen]
             found += flips_of(broken, seed, one, other)
     return sorted(found, key=attrgetter("index", "seed"))
 

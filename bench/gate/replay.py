@@ -385,8 +385,8 @@ def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
     left = np.array(sorted(fallen), np.int64)
     for before, now in row.again:
         values = _held(now)
-        mine = np.intersect1d(left, values.index[values.values == 0], assume_unique=True)
-        left = np.setdiff1d(left, mine, assume_unique=True)
+        gone_now = np.isin(left, values.index[values.values == 0], assume_unique=True)
+        mine, left = left[gone_now], left[~gone_now]
         who = before.condition.coordinates
         # Flips of several defenses stand in one list.
         place = f" on {who['defense']}, {who['readout']}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -390,7 +391,7 @@ def detectable_loss(
     # A loss of nothing regresses in at most alpha; where that is more than `power`, nothing has to be lost.
     if missing(0) <= 0:
         return 0.0
-    return float(optimize.brentq(missing, 0, 1 - churn, xtol=1e-12))
+    return float(optimize.brentq(missing, 0, 1 - churn, xtol=1e-9))
 
 
 def _chance_of_regressed(n: int, lost: float, gained: float, *, tolerance: float, alpha: float) -> float:
@@ -401,13 +402,16 @@ def _chance_of_regressed(n: int, lost: float, gained: float, *, tolerance: float
     # Numbers of changed examples outside have a chance of 1e-13 together.
     number = np.arange(int(changed.ppf(5e-14)), int(changed.isf(5e-14)) + 1)
     net = math.floor(n * (tolerance + ROUNDING)) + 1
-    least = np.maximum(_least_significant(number, alpha), (number + net + 1) // 2)
+    least = np.maximum(_least_significant(n, alpha)[number], (number + net + 1) // 2)
     shown = stats.binom.sf(least - 1, number, lost / (lost + gained))
     return float(changed.pmf(number) @ shown)
 
 
-def _least_significant(changed: NDArray[np.int64], alpha: float) -> NDArray[np.int64]:
-    """Return for numbers of changed examples how many of them have to be lost for a mid-p below `alpha`."""
+@lru_cache(maxsize=8)
+def _least_significant(n: int, alpha: float) -> NDArray[np.int64]:
+    """Return for 0 to n changed examples how many of them have to be lost for a mid-p below `alpha`."""
+    # Of many subjects with equally many examples it is asked again and again.
+    changed = np.arange(n + 1)
     least = np.asarray(stats.binom.isf(alpha / 2, changed, 0.5), dtype=np.int64)
     # The mid-p value lies between two tails, so that the least number is this one or the next.
     for _ in range(2):

@@ -117,7 +117,7 @@ class Replayed:
     """What stored adversarial images say about the weights of today."""
 
     images: int
-    """How many images were shown again."""
+    """How many images were shown again, those that no attack had moved included."""
     examples: int
     """How many examples they are of, each of one defense and one threat."""
     still_broken: int

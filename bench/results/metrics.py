@@ -513,6 +513,20 @@ def score(chosen: Metric, rows: Rows, clean: Rows | None) -> PerExample:
     return PerExample(rows["index"][counted], values[counted])
 
 
+def common(indices: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the places that are in all of several sets.
+
+    Args:
+        indices: Sets of places, each (N,) and ascending; at least one.
+
+    Returns:
+        The places, ascending.
+    """
+    first, *others = indices
+    # As a rule every attack saw the same examples.
+    return first if all(np.array_equal(first, each) for each in others) else reduce(np.intersect1d, indices)
+
+
 def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
     """Return the worst value of each example over several attacks.
 
@@ -525,7 +539,7 @@ def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
     """
     if len(attacks) == 1:
         return attacks[0]
-    seen = reduce(np.intersect1d, [each.index for each in attacks])
+    seen = common([each.index for each in attacks])
     values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
     return PerExample(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
 

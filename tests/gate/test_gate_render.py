@@ -251,7 +251,7 @@ def test_the_text_shows_what_broke_up_to_a_limit():
 def test_the_text_says_everything_else_that_is_known():
     said = plain(printed(EVERYTHING))
     for each in (
-        "1024 stored adversarial images of 256 examples shown again: 201",
+        "1024 images of 256 examples, as the baseline's attacks left them, shown again: 201",
         "14 are not",
         "3 examples that the baseline held against everything are broken now",
         "break 2 examples that today's own attacks do not break",

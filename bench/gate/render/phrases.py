@@ -354,7 +354,8 @@ def replay(replayed: Replayed) -> list[str]:
         Sentences.
     """
     shown_again = (
-        f"{count(replayed.images, 'stored adversarial image')} of {count(replayed.examples, 'example')}"
+        f"{count(replayed.images, 'image')} of {count(replayed.examples, 'example')}, "
+        "as the baseline's attacks left them,"
     )
     said = [
         f"{shown_again} shown again: {replayed.still_broken} of the examples that were lost are still lost, "
