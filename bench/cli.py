@@ -316,12 +316,12 @@ def compare(  # noqa: PLR0913 - a command line's options
     badge: Badge = None,
 ) -> None:
     """Compare two results folders example by example, by the statistics of `bench check`."""
-    from bench.api import checking
+    from bench.gate.compare import compare as compared
     from bench.suite.policy import Policy
 
     written = Written(junit, json_, markdown, badge)
     written.refuse_nowhere()
-    found = checking.compare(before, after, Policy(tolerance=tolerance, alpha=alpha))
+    found = compared(before, after, Policy(tolerance=tolerance, alpha=alpha))
     _checked(found, None, written, fail_on_gain=fail_on_gain)
 
 

@@ -11,12 +11,11 @@ from bench.console import count, say
 from bench.errors import InputError
 from bench.gate import baseline, judge, replay
 from bench.gate.baseline import Accepted, Baseline
-from bench.gate.measurements import from_plan, from_results
+from bench.gate.measurements import from_plan
 from bench.gate.verdicts import Check
 from bench.results import fingerprint, replays
 from bench.runner import scheduler
 from bench.runner.context import versions
-from bench.suite.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -202,34 +201,3 @@ def _notes(before: Baseline, now: Measurements, answers: Answers | None) -> Iter
             yield f"{name} {version} in the baseline, {today.get(name)} now"
     if answers is None:
         yield "the baseline has no images to show again"
-
-
-def compare(before: Path, after: Path, policy: Policy) -> Check:
-    """Compare two results folders by the statistics of the gate.
-
-    Args:
-        before: The results folder that is compared with.
-        after: The other one.
-        policy: The rules.
-
-    Returns:
-        The report.
-
-    Raises:
-        InputError: One of them has no manifest.
-    """
-    one, other = (from_results(root, Path(f"{root.resolve().name}.yaml")) for root in (before, after))
-    findings = judge.findings(one, other, policy)
-    missing = [
-        f"{before}: {each.condition.attack} on {each.condition.coordinates['defense']}: {each.reason}"
-        for each in one.missing.values()
-    ]
-    return Check(
-        suite="",
-        before=str(before),
-        after=str(after),
-        tolerance=policy.tolerance / 100,
-        alpha=policy.alpha,
-        findings=findings,
-        notes=tuple(dict.fromkeys((*one.notes, *other.notes, *missing))),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from bench.results.conditions import Condition, Facts, conditions_of
 from bench.results.manifest import Outcomes, read, stale
 from bench.results.outcomes import Rows, arrays
 from bench.results.store import Store
-from bench.runner.worker import describe
-from bench.suite.planner import Plan, PlannedCondition
+
+if TYPE_CHECKING:
+    from bench.suite.planner import Plan, PlannedCondition
 
 Coordinates = tuple[tuple[str, Hashable], ...]
 """The coordinates of a condition as a value to look up by (`bench.report.checks.coordinates`)."""
@@ -204,7 +205,7 @@ def from_results(root: Path, suite: Path) -> Measurements:
     return replace(found, notes=(*found.notes, *stale(manifest, suite)))
 
 
-def from_plan(root: Path, plan: Plan) -> Measurements:
+def from_plan(root: Path, plan: "Plan") -> Measurements:
     """Read the outcomes of a plan's conditions.
 
     Args:
@@ -214,6 +215,9 @@ def from_plan(root: Path, plan: Plan) -> Measurements:
     Returns:
         Every condition of the plan.
     """
+    # What a results folder says is read without torch.
+    from bench.runner.worker import describe
+
     jobs = {each.job.key: each.job for each in plan.conditions}
     known = cache(describe)
 
@@ -223,7 +227,7 @@ def from_plan(root: Path, plan: Plan) -> Measurements:
     return _read(root, [condition_of(each) for each in plan.conditions], described)
 
 
-def condition_of(planned: PlannedCondition) -> Condition:
+def condition_of(planned: "PlannedCondition") -> Condition:
     """Return a condition of a plan as a manifest has it."""
     return Condition(planned.coordinates, Facts.read(planned.facts), planned.job.key)
 

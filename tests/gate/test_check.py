@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -18,6 +20,7 @@ from bench.api import checking, running
 from bench.api.running import Options, Project
 from bench.errors import InputError
 from bench.gate import baseline
+from bench.gate.compare import compare
 from bench.gate.measurements import from_results
 from bench.gate.replay import sampled
 from bench.gate.verdicts import Check
@@ -218,13 +221,18 @@ def test_compare_says_the_same_of_two_folders(home: Path) -> None:
     other = running.Project(worse.plan, type(worse.store)(home / "worse"), worse.manifest)
     other.store.open()
     run(other)
-    found = checking.compare(home / "results", home / "worse", Policy())
+    found = compare(home / "results", home / "worse", Policy())
     assert found.status() == 1
     assert found.lines is None
-    same = checking.compare(home / "results", home / "results", Policy())
+    same = compare(home / "results", home / "results", Policy())
     assert same.verdict == "held"
     numbers = {each.subject.name: each.loss for each in check(worse).findings}
     assert numbers == {each.subject.name: each.loss for each in found.findings}
+
+
+def test_two_folders_are_compared_without_torch() -> None:
+    code = "import sys, bench.gate.compare, bench.gate.render; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_accepting_keeps_the_history_and_asks_for_a_reason(home: Path) -> None:
