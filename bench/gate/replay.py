@@ -217,7 +217,7 @@ class Answers:
     """By worst case and seed, the examples that stored images, or attacks begun at them, break now."""
 
 
-_Seed: TypeAlias = Mapping[int, tuple[float, float]]
+ImageValues: TypeAlias = Mapping[int, tuple[float, float]]
 """By the index of an example, whether it was held before, and whether no stored image breaks it now."""
 
 
@@ -250,7 +250,7 @@ def answers(
     rows, missing = _rows(baseline, shown, store, warm=warm)
     flips: list[Flip] = []
     broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
-    values: dict[Subject, list[_Seed]] = defaultdict(list)
+    values: dict[Subject, list[ImageValues]] = defaultdict(list)
     still = mended = examples = 0
     for (subject, seed), row in rows.items():
         now = worst_of([_held(each) for _, each in row.again])
@@ -279,7 +279,7 @@ def answers(
         for subject, reason in missing.items()
     )
     values = {subject: seeds for subject, seeds in values.items() if subject not in missing}
-    return Answers(told, (*_findings(values, policy), *incomplete), broken)
+    return Answers(told, (*image_findings(values, policy), *incomplete), broken)
 
 
 def with_unasked(
@@ -394,8 +394,17 @@ def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
     return found
 
 
-def _findings(values: Mapping[Subject, Sequence[_Seed]], policy: Policy) -> tuple[Finding, ...]:
-    """Return what stored images alone say of each worst case: at best, of these examples, nothing."""
+def image_findings(values: Mapping[Subject, Sequence[ImageValues]], policy: Policy) -> tuple[Finding, ...]:
+    """Return what stored images alone say of each worst case.
+
+    Args:
+        values: By worst case, the values of each seed.
+        policy: The rules.
+
+    Returns:
+        ``held`` where no example flipped; ``regressed`` where so many did that those which no image breaks
+        any more cannot make up for them; else ``undecided``.
+    """
     losses = {}
     for subject, seeds in values.items():
         shared = sorted(set.intersection(*map(set, seeds)))

@@ -38,6 +38,7 @@ ATTACKS = {
     "pgd": {"use": "pgd", "steps": 3},
     "square": {"use": "square", "queries": 5},
 }
+FURTHER = {"norm": "linf", "radius": 0.2}
 LONGER = {"use": "pgd", "steps": 4}
 LINEAR = {"use": "toy/linear", "epochs": 3}
 VIEWED = {**TASK, "views": ["logits"], "readouts": ["plain"]}
@@ -136,8 +137,12 @@ def test_attacks_that_can_begin_at_stored_images_do(home: Path) -> None:
     assert set(begun) == {"replay", "pgd"}
 
 
-def test_what_stored_images_break_beyond_today_s_attacks_is_counted(home: Path) -> None:
-    found = check(project(home)).replayed
+def test_what_stored_images_break_beyond_today_s_attacks_is_counted(tmp_path: Path) -> None:
+    home = tmp_path
+    # So short that going on from where it ended breaks more.
+    short = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 1, "step_size": 0.03}}
+    checking.save(run(project(home, attacks=short)), home / "robustness")
+    found = check(project(home, attacks=short)).replayed
     assert found is not None
     # Independently: an example is broken where any evaluation of it has another label.
     own, stored_too = set[int](), set[int]()
@@ -146,7 +151,7 @@ def test_what_stored_images_break_beyond_today_s_attacks_is_counted(home: Path) 
         rows = pd.read_parquet(path.parent / "outcomes.parquet")
         wrong = set(rows["index"][rows["label"] != rows["truth"]])
         (stored_too if begun else own).update(wrong)
-    assert found.beyond == len(stored_too - own)
+    assert found.beyond == len(stored_too - own) > 0
 
 
 def test_stored_images_are_shown_to_the_last_bit(home: Path) -> None:
@@ -171,18 +176,26 @@ def test_stored_images_are_shown_to_the_last_bit(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "unasked"),
     [
-        ({"attacks": {**ATTACKS, "pgd": LONGER}}, "attack.params.steps: 3 in the baseline, 4 now"),
-        ({"task": {"limit": 50}}, "n: 60 in the baseline, 50 now"),
-        ({"task": {"threat": {"norm": "linf", "radius": 0.2}}}, "radius: 0.1 in the baseline, 0.2 now"),
-        ({"task": {"attacks": ["clean", "square"]}}, "nothing asks for it any more"),
+        ({"attacks": {**ATTACKS, "pgd": LONGER}}, "attack.params.steps: 3 in the baseline, 4 now", {"pgd"}),
+        ({"task": {"limit": 50}}, "n: 60 in the baseline, 50 now", set(ATTACKS)),
+        ({"task": {"threat": FURTHER}}, "radius: 0.1 in the baseline, 0.2 now", set(ATTACKS)),
+        ({"task": {"attacks": ["clean", "square"]}}, "nothing asks for it any more", set()),
     ],
 )  # fmt: skip
-def test_another_question_is_not_comparable(home: Path, changes: dict[str, Any], said: str) -> None:
-    found = check(project(home, **changes))
+def test_another_question_is_not_comparable(
+    home: Path, changes: dict[str, Any], said: str, unasked: set[str]
+) -> None:
+    made = project(home, {**LINEAR, "lr": 0.4}, **changes)
+    found = check(made)
     assert found.status() == 3
     assert said in {each.reason for each in found.findings}
+    # Nothing is spent on what cannot be compared.
+    done = {path.name for path in (home / "results" / "evaluate").iterdir()}
+    asked = {each.job.key: each.coordinates["attack"] for each in made.plan.conditions}
+    undone = {attack for key, attack in asked.items() if key not in done}
+    assert undone == unasked
 
 
 def test_other_examples_are_not_comparable(home: Path) -> None:

@@ -8,7 +8,8 @@ from measures import all_of, held, measured
 
 from bench.errors import InputError
 from bench.gate.judge import check_policy, findings, rates, subject_of, tier_of, worst_case_of
-from bench.gate.measurements import Measurements
+from bench.gate.measurements import Measurements, network_of
+from bench.gate.replay import image_findings
 from bench.gate.verdicts import Check, Finding
 from bench.suite.policy import Policy, Tiers
 
@@ -302,6 +303,11 @@ def test_many_subjects_ask_for_more_certainty() -> None:
     assert judged(all_of([measured("pgd", held(400), defense="m0")]), alone)["pgd"].verdict == "regressed"
     found = [each for each in findings(suite(0), suite(8), Policy()) if each.flips]
     assert [each.verdict for each in found] == ["undecided"]
+    # What is printed of the examples knows of the others, too.
+    (one,) = findings(all_of([measured("pgd", held(400), defense="m0")]), alone, Policy())
+    assert found[0].detectable is not None
+    assert one.detectable is not None
+    assert found[0].detectable > one.detectable
 
 
 @pytest.mark.parametrize(
@@ -324,3 +330,44 @@ def test_rules_about_what_there_is_not_are_refused(rules: dict[str, Any], words:
         check_policy(Policy.model_validate(rules), [condition], lambda *place: ".".join(map(str, place)))
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_network_is_told_by_weights_code_and_settings_and_not_by_the_attack() -> None:
+    def told(
+        weights: str = "w", code: str = "c", inference: float = 1.0, attack: str = "a", build: str = "b"
+    ) -> str | None:
+        params = {"build": ["model:build", {"model": build}], "epochs": 3}
+        train = {"key": "train", "defense": {"use": "module", "params": params}}
+        described = {"victim": {"train": train, "inference": {"t": inference}}, "readout": "label"}
+        sources = {"defenses.module": code, "attacks.pgd": attack}
+        return network_of(described, {"inputs": {"train": weights, "craft": attack}, "sources": sources})
+
+    same = told()
+    assert same is not None
+    assert told(attack="other") == same
+    others = [told(weights="v"), told(code="d"), told(inference=2.0), told(build="e")]
+    assert len({same, *others}) == 5
+    assert network_of({"victim": {"train": {"key": "train"}}}, {"inputs": {}}) is None
+
+
+def test_images_alone_are_held_where_none_flips_and_regressed_where_they_cannot_be_made_up_for() -> None:
+    subject = worst_case_of(measured("pgd", [1]).condition)
+
+    def verdict(n: int, flipped: int, mended: int) -> str:
+        seed = {at: (1.0, float(at >= flipped)) for at in range(n - mended)}
+        seed |= {at: (0.0, 1.0) for at in range(n - mended, n)}
+        (found,) = image_findings({subject: [seed]}, Policy())
+        return found.verdict
+
+    assert verdict(60, 0, 0) == verdict(60, 0, 30) == "held"
+    assert verdict(60, 1, 0) == verdict(500, 30, 30) == "undecided"
+    assert verdict(500, 30, 2) == "regressed"
+
+
+def test_seeds_whose_images_are_of_other_examples_are_compared_where_they_agree() -> None:
+    subject = worst_case_of(measured("pgd", [1]).condition)
+    first = {at: (1.0, 1.0) for at in range(10)}
+    second = {at: (1.0, float(at != 9)) for at in range(5, 20)}
+    (found,) = image_findings({subject: [first, second]}, Policy())
+    assert found.loss is not None
+    assert (found.loss.n, found.loss.lost) == (5, 0.5)
