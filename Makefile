@@ -62,7 +62,7 @@ release: $(TOOLS)/installed schema
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
-# Two minutes on two cores, so that a change can be stopped by it.
+# Three minutes, so that a change can be stopped by it.
 ratios: $(VENV)/installed-dev
 	mkdir -p build
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q --benchmark-json=build/ratios.json \
