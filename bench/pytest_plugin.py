@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from bench.gate.baseline import Baseline
     from bench.gate.verdicts import Check, Finding
@@ -172,7 +172,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - whatever it is, every test has to say so
             story = "".join(traceback.format_exception(error))
             return Answers({}, [f"no check: {type(error).__name__}: {error}"], story)
-        return answers_of(check, fail_on_gain=self.fail_on_gain)
+        return heard(answers_of(check, fail_on_gain=self.fail_on_gain), self.names)
 
     def _check(self) -> Check:
         from bench.api import as_a_program, checking, running
@@ -339,7 +339,10 @@ def answers_of(check: Check, *, fail_on_gain: bool = False) -> Answers:
         reason = finding.reason if finding.verdict != "held" else "; ".join(finding.suspicious)
         head = f"{finding.verdict}: {phrases.brief(reason)}" if critical else f"incomplete: {phrases.NOTHING}"
         said = f"{head}\n{body(finding, phrases.facts(finding, check))}"
-        tests[finding.subject.name] = (outcome, said)
+        known = tests.get(finding.subject.name)
+        # Names in words may run together: then one test answers for both, by the worse.
+        if known is None or _WORST.index(outcome) < _WORST.index(known[0]):
+            tests[finding.subject.name] = (outcome, said)
     summary = [phrases.headline(check, fail_on_gain=fail_on_gain), phrases.setting(check)]
     summary += [phrases.REPLAY_ONLY] if check.replay_only else []
     if check.replayed is not None:
@@ -353,6 +356,30 @@ def answers_of(check: Check, *, fail_on_gain: bool = False) -> Answers:
     ]
     summary += [*map(phrases.brief, check.notes), phrases.next_step(check, fail_on_gain=fail_on_gain)]
     return Answers(tests, summary, None)
+
+
+def heard(found: Answers, names: Collection[str]) -> Answers:
+    """Return answers of which no bad one goes unheard, because no test has its name.
+
+    Args:
+        found: The answers.
+        names: The names of the tests.
+
+    Returns:
+        The answers; where a finding that no test stands for is not held, every test that would pass is an
+        error that says so.
+    """
+    bad = [
+        said for name, (outcome, said) in found.tests.items() if name not in names and outcome in _WORST[:2]
+    ]
+    if not bad:
+        return found
+    error: tuple[Outcome, str] = ("error", bad[0])
+    tests = {name: error if each[0] == "passed" else each for name, each in found.tests.items()}
+    return found._replace(tests=tests)
+
+
+_WORST: tuple[Outcome, ...] = ("failed", "error", "advisory", "passed")
 
 
 def _outcome(finding: Finding, *, fail_on_gain: bool) -> Outcome:

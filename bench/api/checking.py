@@ -1,4 +1,4 @@
-"""The gate from a task file to its verdict: what `bench baseline`, `bench check` and `bench compare` do."""
+"""The gate from a task file to its verdict: what `bench baseline` and `bench check` do."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ def _write(
             f"{store.shown}: {count(left or len(measurements.missing), 'job')} to do before a baseline can "
             f"be saved: bench run {plan.suite.path}"
         )
+    for each in measurements.measured.values():
+        if invalid := int(each.rows["invalid"].sum()):
+            name, moves = judge.subject_of(each.condition).name, count(invalid, "move")
+            raise InputError(
+                f"{store.shown}: {name}: {moves} could not be shown, since the attack left the box or the "
+                "budget; a check would stay incomplete: mend the attack, or leave it out"
+            )
     runs = replay.sampled(replay.gathered(store, measurements), limit * 2**20)
     first = next(iter(measurements.measured.values())).condition.job
     accepted = Accepted(

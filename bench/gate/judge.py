@@ -4,6 +4,7 @@ An example's value is 1 where it is held and 0 where it is broken, and of severa
 never pooled as more examples. In a row's worst case an example is held if it is held against every attack.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from bench.gate.measurements import (
 )
 from bench.gate.statistics import Loss
 from bench.gate.verdicts import WORST_FIRST, Finding, Flip, Floor, Subject, Tier, Verdict
-from bench.quantities import format_value
+from bench.quantities import format_value, fraction
 from bench.report import checks
 from bench.results.conditions import QUESTION, Condition
 from bench.results.metrics import METRICS, PerExample, common, settle
@@ -201,8 +202,12 @@ def _who(condition: Condition) -> str:
 
 
 def _threat(condition: Condition) -> str:
-    radius = "" if condition.radius is None else f" {format_value(condition.radius)}"
-    return f"{condition.data}, {condition.norm}{radius}"
+    if condition.radius is None:
+        return f"{condition.data}, {condition.norm}"
+    said = format_value(condition.radius)
+    # No two subjects may share a name because a radius was rounded in it.
+    whole = math.isclose(float(str(fraction(said))), condition.radius, rel_tol=1e-9)
+    return f"{condition.data}, {condition.norm} {said if whole else repr(condition.radius)}"
 
 
 # --- values ------------------------------------------------------------------------------------------
@@ -346,8 +351,8 @@ def findings(
             finding = _floored(finding, read[subject], policy, (extra or {}).get(row, {}))
         made.append(finding)
     made += _floors_unjudged(made, policy)
-    order = {key: number for number, key in enumerate(_order(before))}
-    return tuple(sorted(made, key=lambda each: order.get(_key(each.subject), len(order))))
+    order = {subject: number for number, subject in enumerate(_order(before))}
+    return tuple(sorted(made, key=lambda each: order.get(each.subject, len(order))))
 
 
 def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
@@ -588,12 +593,8 @@ def _same_network(seeds: Mapping[int, Pair]) -> bool:
     )
 
 
-def _key(subject: Subject) -> tuple[str, str]:
-    return subject.kind, subject.name
-
-
-def _order(before: Measurements) -> list[tuple[str, str]]:
+def _order(before: Measurements) -> list[Subject]:
     keys = []
     for each in before.measured.values():
-        keys += [_key(worst_case_of(each.condition)), _key(subject_of(each.condition))]
+        keys += [worst_case_of(each.condition), subject_of(each.condition)]
     return list(dict.fromkeys(keys))

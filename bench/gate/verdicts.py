@@ -5,7 +5,7 @@ The statistics are in `statistics.py`, the rules in `judge.py`; what a report lo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from bench.gate.statistics import Loss
@@ -30,19 +30,30 @@ WORST_FIRST: Sequence[Verdict] = ("regressed", "not comparable", "incomplete", "
 """Of several verdicts the first of these is the whole's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """What is compared."""
+    """What is compared. Two are the same if and only if kind and coordinates are."""
 
     kind: Literal["condition", "worst case"]
     """A condition (defense, attack, view, read-out, threat), or the worst case of a row: all attacks on one
     defense under one threat, the clean images included, of the examples that all of them saw."""
-    coordinates: Mapping[str, Any] = field(compare=False)
+    coordinates: Mapping[str, Any]
     """The coordinates that tell it from others, without the seed (`bench.results.conditions.COORDINATES`)."""
     name: str
     """The same in words, such as ``cnnf, last, pgd (e2e_last), digits, linf 0.1``; no two share one."""
-    radius: float | None = field(default=None, compare=False)
+    radius: float | None = None
     """The radius at which distances of a minimum-norm attack are read; None for any other subject."""
+
+    @property
+    def _identity(self) -> tuple[str, frozenset[tuple[str, str]]]:
+        # By what is written: a name may be rounded, and 1, 1.0 and true are equal.
+        return self.kind, frozenset((name, repr(value)) for name, value in self.coordinates.items())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subject) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,13 @@ def test_two_folders_are_compared_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_an_attack_with_invalid_moves_makes_no_baseline(tmp_path: Path) -> None:
+    made = run(project(tmp_path, attacks={"clean": {"use": "none"}, "wild": {"use": "toy/invalid"}}))
+    with pytest.raises(InputError, match=r"linear, plain, wild.*: \d+ moves could not be shown"):
+        checking.save(made, tmp_path / "robustness")
+    assert not (tmp_path / "robustness").exists()
+
+
 def test_accepting_keeps_the_history_and_asks_for_a_reason(home: Path) -> None:
     made = project(home, {**LINEAR, "lr": 0.1})
     with pytest.raises(InputError, match="jobs to do before a baseline can be saved"):

@@ -160,6 +160,22 @@ def test_an_invalid_move_is_incomplete(side: str) -> None:
     assert found.reason.startswith("3 of 2000 moves of")
 
 
+def test_radii_that_print_alike_are_two_subjects() -> None:
+    near = [measured("pgd", held(50, 1), radius=0.12341), measured("pgd", held(50, 2, 3), radius=0.12342)]
+    found = findings(all_of(near), all_of(near), Policy())
+    assert [each.loss.before for each in found if each.loss] == [0.98, 0.96]
+    assert len({each.subject.name for each in found}) == 2
+
+
+def test_names_that_run_together_are_two_subjects() -> None:
+    pair = [
+        measured("pgd", held(50, 1), defense="a, b", readout="c"),
+        measured("pgd", held(50, 2, 3), defense="a", readout="b, c"),
+    ]
+    found = findings(all_of(pair), all_of(pair), Policy())
+    assert [each.loss.before for each in found if each.loss] == [0.98, 0.96]
+
+
 def test_clean_images_of_two_threats_are_two_subjects() -> None:
     many, few = measured("clean", held(100)), measured("clean", held(20), norm="l2", radius=None)
     found = findings(all_of([many, few]), all_of([many, few]), Policy())

@@ -19,7 +19,8 @@ from checks_made import (
 )
 
 from bench import pytest_plugin
-from bench.pytest_plugin import answers_of
+from bench.gate.verdicts import Subject
+from bench.pytest_plugin import answers_of, heard
 
 TEST = "def test_one():\n    pass\n"
 LOOKS = """
@@ -117,3 +118,20 @@ def test_an_option_that_would_check_nothing_is_a_usage_error(tmp_path: Path, opt
     found = ran(tmp_path, option)
     assert found.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"{option.partition('=')[0]}: checks nothing without a baseline" in found.stderr
+
+
+def test_a_finding_that_no_test_stands_for_is_heard_by_all() -> None:
+    floor = replace(INCOMPLETE, subject=Subject("worst case", {"defense": "model"}, "model, floor of 20 %"))
+    found = answers_of(check(HELD, floor))
+    names = [HELD.subject.name]
+    outcome, said = heard(found, names).tests[HELD.subject.name]
+    assert outcome == "error"
+    assert said.startswith("incomplete: ")
+    assert heard(found, [*names, floor.subject.name]) == found
+    assert heard(answers_of(check(HELD)), names).tests[HELD.subject.name][0] == "passed"
+
+
+def test_subjects_of_one_name_are_answered_by_the_worse() -> None:
+    other = replace(REGRESSED, subject=replace(REGRESSED.subject, name=HELD.subject.name))
+    for pair in ((HELD, other), (other, HELD)):
+        assert answers_of(check(*pair)).tests[HELD.subject.name][0] == "failed"
