@@ -12,6 +12,7 @@ from pathlib import Path
 import junitparser
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ci"
 OUTPUTS = ("junit.xml", "report.md", "report.json", "badge.json")
@@ -104,6 +105,33 @@ def test_equal_weights_are_held_whatever_the_shards_and_threads(repository: Repo
     assert "5 passed" in ran.stdout
     assert "robustness/baseline.json::model, label, pgd (logits), digits, linf 0.1 PASSED" in ran.stdout
     assert "held: 3 of 3; advisory: 0 of 1 not held" in ran.stdout
+
+
+def rounded(weights: Path, bits: int) -> None:
+    """Round every matrix of a file of weights to so many bits."""
+    found = load_file(weights)
+    for name, values in found.items():
+        if values.dim() > 1:
+            scale = values.abs().max() / (2 ** (bits - 1) - 1)
+            found[name] = (values / scale).round() * scale
+    save_file(found, weights)
+
+
+@pytest.mark.parametrize("harm", ["half the epochs", "three bits"])
+def test_a_harm_that_nobody_meant_is_red(repository: Repository, harm: str) -> None:
+    weights = repository.root / "weights.safetensors"
+    good = weights.read_bytes()
+    try:
+        if harm == "three bits":
+            rounded(weights, 3)
+        else:
+            repository.done("train.py", "--epochs", "4")
+        ran = repository.check()
+    finally:
+        weights.write_bytes(good)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    worst = next(each for each in repository.report()["findings"] if each["subject"]["kind"] == "worst case")
+    assert worst["verdict"] == "regressed"
 
 
 def test_worse_weights_are_red_and_the_flipped_examples_are_named(worse: Repository) -> None:
