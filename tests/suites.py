@@ -10,7 +10,7 @@ import yaml
 
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.runner import scheduler
+from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.pools import Inline
@@ -39,7 +39,7 @@ class Ran:
         self.plan: Plan = planner.make(resolve.load(path))
         self.store = Store(store or path.parent / "results")
         self.store.open()
-        self.state = scheduler.examine(self.plan, self.store, **options)
+        self.state = outstanding.examine(self.plan, self.store, **options)
         context = WorkerContext(
             self.store.root, self.plan.suite.folder, None, "cpu", fingerprint.digests(self.plan.modules())
         )

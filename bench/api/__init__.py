@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.api.running import Executor
     from bench.api.stored import Shown
     from bench.report.table_frame import TableFrame
-    from bench.runner.scheduler import State
+    from bench.runner.outstanding import State
     from bench.suite.jobs import Evaluate
     from bench.suite.planner import Plan
 

@@ -14,7 +14,7 @@ from bench.gate.baseline import Accepted, Baseline
 from bench.gate.measurements import from_plan
 from bench.gate.verdicts import Check
 from bench.results import fingerprint, replays
-from bench.runner import scheduler
+from bench.runner import outstanding
 from bench.runner.context import versions
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _write(
     plan, store = project.plan, project.store
     if not plan.conditions:
         raise InputError(f"{plan.suite.path}: nothing is asked, so there is nothing to keep")
-    left = len(scheduler.examine(plan, store).todo)
+    left = len(outstanding.examine(plan, store).todo)
     measurements = from_plan(store.root, plan)
     if left or measurements.missing:
         raise InputError(

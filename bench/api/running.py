@@ -17,7 +17,7 @@ from bench.report import render, tables
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.store import Store
-from bench.runner import pools, scheduler
+from bench.runner import outstanding, pools, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bench.report.tables import RenderedTable
+    from bench.runner.outstanding import State
     from bench.runner.pools import Pool
-    from bench.runner.scheduler import Done, State
+    from bench.runner.scheduler import Done
 
 Executor = Literal["process", "inline"]
 """A process for each device slot, or everything in this one."""
@@ -95,7 +96,7 @@ def prospect(project: Project, asked: list[str] | None) -> Prospect:
     wanted = asked_jobs(project.manifest, asked)
     project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
     write(project.store, project.manifest)
-    state = scheduler.examine(project.plan, project.store, wanted, verify=False)
+    state = outstanding.examine(project.plan, project.store, wanted, verify=False)
     estimates = learned(project)
     seconds = sum(estimates.seconds(job) for job in state.todo) if estimates.informed else None
     return Prospect(state, estimates, seconds)
@@ -177,12 +178,12 @@ class Run:
             for reason, number in others.items():
                 say(self.console, f"again: {count(number, 'stored result')}: {reason}")
         for again in (False, True):
-            state = scheduler.examine(self.plan, self.store, self.wanted, trust=self.trust)
+            state = outstanding.examine(self.plan, self.store, self.wanted, trust=self.trust)
             if not again or state.todo:
                 say_state(self.console, self.project, state)
             if not state.todo:
                 return
-            scheduler.fetch(state, self.plan.suite.folder, self.data_root)
+            outstanding.fetch(state, self.plan.suite.folder, self.data_root)
             self._run(state)
             if self.failures:
                 return
@@ -203,7 +204,7 @@ class Run:
 
     def holes(self) -> int:
         """Return how many of the conditions that are asked for have no number."""
-        state = scheduler.examine(self.plan, self.store, self.wanted, trust=True, verify=False)
+        state = outstanding.examine(self.plan, self.store, self.wanted, trust=True, verify=False)
         return sum(
             (self.wanted is None or condition.job.key in self.wanted) and condition.job not in state.done
             for condition in self.plan.conditions
@@ -215,7 +216,7 @@ class Run:
         Args:
             command: The words of the command that was given.
         """
-        state = scheduler.examine(self.plan, self.store, self.wanted, verify=False)
+        state = outstanding.examine(self.plan, self.store, self.wanted, verify=False)
         every = len(self.plan.graph())
         kept = f"{every - len(state.todo)} of {count(every, 'job')}"
         epochs = sum(self.store.begun(job.key) for job in state.todo)

@@ -20,7 +20,7 @@ from bench.registry import DefenseEntry, discover
 from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import read
 from bench.results.store import ABSENT, Store
-from bench.runner import scheduler
+from bench.runner import outstanding
 from bench.runner.context import WorkerContext
 from bench.runner.evaluate import shown_images
 from bench.runner.train import restored
@@ -179,7 +179,7 @@ def loaded(root: Path, wish: Wish, suite: Path | None, data_root: Path | None) -
     train = _training(plan, wish)
     fitted_defense = _served(plan, train, wish)
     store = Store(root)
-    reason = scheduler.examine(plan, store, set()).fault(train)
+    reason = outstanding.examine(plan, store, set()).fault(train)
     if reason is not None:
         said = "it is not fitted there" if reason == ABSENT else reason
         raise InputError(f"{root}: {wish.defense}, seed {wish.seed}: {said}; bench run {path} makes it")
@@ -200,7 +200,7 @@ def _training(plan: Plan, wish: Wish) -> Train:
     meant: dict[Train, str] = {}
     for condition in plan.conditions:
         if wish.data in (None, condition.coordinates["data"]):
-            for train in scheduler.trainings(condition.job):
+            for train in outstanding.trainings(condition.job):
                 if train.defense == suite.defenses[wish.defense]:
                     meant.setdefault(train, condition.coordinates["data"])
     seeds = sorted({train.seed for train in meant})

@@ -15,7 +15,8 @@ from rich.text import Text
 from bench.errors import persons
 from bench.escaping import shown
 from bench.runner.estimates import Estimates
-from bench.runner.scheduler import Done, State
+from bench.runner.outstanding import State
+from bench.runner.scheduler import Done
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 
 SHOWN = 8

@@ -30,7 +30,7 @@ from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
 from bench.registry import ATTACKS, AttackEntry, bind
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.runner import scheduler
+from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.pools import Process
@@ -1226,7 +1226,7 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     pool = Process(context, ("cpu",), lambda slot, facts: None)
     monkeypatch.setattr(scheduler, "GRACE", 3.0)
     try:
-        done = list(scheduler.run(scheduler.examine(plan, store), store, pool, Estimates()))
+        done = list(scheduler.run(outstanding.examine(plan, store), store, pool, Estimates()))
     finally:
         pool.stop()
     (failed,) = [each for each in done if each.error is not None]

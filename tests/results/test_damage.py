@@ -24,7 +24,7 @@ from bench.results import durable
 from bench.results.manifest import _KINDS, Outcomes, read, stale, write
 from bench.results.seals import seal
 from bench.results.store import FOLDERS, Store
-from bench.runner import scheduler
+from bench.runner import outstanding
 from bench.suite.jobs import Train
 from suites import TASK, Ran, suite
 
@@ -519,12 +519,12 @@ def test_what_another_run_made_anew_meanwhile_is_left_alone(
         flip(place)
     plan = Ran(path, copied(whole, tmp_path / "other")).plan
     store = Store(root)
-    slow = scheduler.examine(plan, store)
+    slow = outstanding.examine(plan, store)
     assert slow.redo
     recovers(path, root, expected)
     before = {name: (root / name).stat().st_ino for name in files(root)}
     for job in slow.redo:
-        scheduler.make_way(job, slow, store)
+        outstanding.make_way(job, slow, store)
     assert {name: (root / name).stat().st_ino for name in files(root)} == before
 
 

@@ -13,7 +13,7 @@ from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 from bench.results import durable, fingerprint
 from bench.results.manifest import write
 from bench.results.store import Store
-from bench.runner import scheduler
+from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.pools import Inline
@@ -40,7 +40,7 @@ def interrupted(path: Path, root: Path, jobs: int) -> None:
         store.root, crossed.suite.folder, None, "cpu", fingerprint.digests(crossed.modules())
     )
     pool = Inline(context, ("cpu",), lambda slot, facts: None)
-    running = scheduler.run(scheduler.examine(crossed, store), store, pool, Estimates())
+    running = scheduler.run(outstanding.examine(crossed, store), store, pool, Estimates())
     for _, done in zip(range(jobs), running, strict=False):
         assert done.error is None, done.error
 

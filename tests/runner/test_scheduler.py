@@ -19,8 +19,9 @@ from bench.errors import InputError
 from bench.results import store
 from bench.runner import progress, scheduler
 from bench.runner.estimates import Estimates
+from bench.runner.outstanding import State
 from bench.runner.progress import Display
-from bench.runner.scheduler import Done, State, _Queue
+from bench.runner.scheduler import Done, _Queue
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 from suites import TASK, Ran, suite
