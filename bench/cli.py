@@ -19,6 +19,7 @@ from bench.escaping import readable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from bench.api.running import Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
     from bench.results.store import Store
@@ -67,7 +68,7 @@ Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png"]
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     device: DeviceOption = None,
@@ -75,10 +76,13 @@ def run(
     executor: ExecutorOption = "process",
     data_root: DataRoot = None,
     trust_cache: Trust = False,
+    detached: Annotated[
+        bool, typer.Option("--detach", help="Run in the background; see bench status and bench stop.")
+    ] = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench.api import running
-    from bench.console import console, count, duration, say
+    from bench.console import console
     from bench.report import render, reports
     from bench.runner import pools
 
@@ -87,20 +91,39 @@ def run(
     reports.asked_tables(project.manifest, table)
     devices = pools.slots(device, executor)
     _open(project.store)
+    if detached:
+        _detach(project.store)
+        return
     work = running.Run(project, running.Options(devices, executor, data_root, trust_cache, screen), table)
-    try:
-        with _terminable():
-            work.do()
-    except KeyboardInterrupt as stop:
-        say(screen, work.stopped(["bench", *sys.argv[1:]]))
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    _work(work)
     cut, notes = work.tables()
     for each in cut:
         screen.print(render.to_text(each))
     _note(notes)
-    shown = project.store.shown
-    done = f"{count(len(work.ended), 'job')} done in {duration(time.monotonic() - work.begun)}"
-    say(screen, f"{done}; tables in {shown / 'tables'}")
+    _ended(work, f"; tables in {project.store.shown / 'tables'}")
+
+
+def _work(work: Run) -> None:
+    """Do the jobs of a run; Ctrl-C, SIGTERM and `bench stop` end it with a word."""
+    from bench.console import say
+    from bench.runner.scheduler import Stopped
+
+    try:
+        with _terminable():
+            work.do()
+    except KeyboardInterrupt as stop:
+        say(work.console, work.stopped(["bench", *sys.argv[1:]]))
+        raise typer.Exit(143 if isinstance(stop, _Terminated | Stopped) else 130) from None
+
+
+def _ended(work: Run, more: str = "") -> None:
+    """Say what was done and what failed; end with 2 or 4 where something is missing."""
+    from bench.console import count, duration, say
+
+    screen, shown = work.console, work.store.shown
+    others = len(work.ended) - work.here
+    done = f"{count(work.here, 'job')} done in {duration(time.monotonic() - work.begun)}"
+    say(screen, done + (f", and {others} by other workers" if others else "") + more)
     if work.failures:
         failed = count(len(work.failures), "job")
         say(screen, f'{failed} failed: what needs them reads "not run"; tracebacks in {shown / "failed"}')
@@ -108,6 +131,78 @@ def run(
     if holes := work.holes():
         say(screen, f"{count(holes, 'cell')} of those that were asked for have no number")
         raise typer.Exit(4)
+
+
+def _detach(store: Store) -> None:
+    """Start the same command in the background."""
+    from bench.api import working
+    from bench.console import console, say
+
+    words = [each for each in sys.argv[1:] if each != "--detach"]
+    process, log = working.detach(words, store.root)
+    say(console(), f"runs in the background as process {process}; it prints to {log}")
+    say(console(), f"see bench status {store.shown} --watch; end it with bench stop {store.shown}")
+
+
+ResultsPath = Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")]
+
+
+@app.command()
+def worker(
+    results: ResultsPath,
+    device: DeviceOption = None,
+    executor: ExecutorOption = "process",
+    data_root: DataRoot = None,
+) -> None:
+    """Help with the run that was started in a results folder, until nothing is left to do."""
+    from bench.api import running, working
+    from bench.console import console
+    from bench.runner import pools
+
+    options = running.Options(pools.slots(device, executor), executor, data_root, console=console())
+    work = working.helper(results, options)
+    _work(work)
+    _ended(work)
+
+
+@app.command()
+def status(
+    results: ResultsPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Show who is at work in a results folder, on this machine and others, and what is left."""
+    from bench.api import working
+    from bench.console import console
+
+    _refuse_no_folder(results)
+    if as_json:
+        sys.stdout.write(json.dumps(working.status(results), indent=1) + "\n")
+    elif watch:
+        working.watch(console(), results)
+    else:
+        working.show_status(console(), working.status(results))
+
+
+@app.command()
+def stop(
+    results: ResultsPath,
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for them to stop.", min=0)] = 60,
+) -> None:
+    """Ask every run and worker at a results folder to stop; what is finished is kept."""
+    from bench.api import working
+    from bench.console import console, say
+
+    _refuse_no_folder(results)
+    if left := working.stop(results, wait):
+        say(console(), f"asked to stop, and not yet stopped: {', '.join(left)}")
+        raise typer.Exit(4)
+    say(console(), "stopped; the same command goes on")
+
+
+def _refuse_no_folder(results: Path) -> None:
+    if not results.is_dir():
+        raise InputError(f"{results}: there is no such results folder")
 
 
 class _Terminated(KeyboardInterrupt):

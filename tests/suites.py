@@ -1,8 +1,10 @@
 """Small suites for the tests: written, planned, run in this process, and read back."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,8 +15,9 @@ from bench.results.store import Store
 from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
-from bench.runner.pools import Inline
-from bench.runner.scheduler import Done
+from bench.runner.outstanding import State
+from bench.runner.pools import Inline, Pool
+from bench.runner.scheduler import Done, Scheduler
 from bench.suite import planner, resolve
 from bench.suite.planner import Plan
 
@@ -32,6 +35,15 @@ def suite(
     return path
 
 
+def scheduled(
+    state: State, store: Store, pool: Pool, estimates: Estimates | None = None, limit: float | None = None
+) -> Iterator[Done]:
+    """Do what is to do, as one worker at the folder."""
+    with scheduler.sharing(store.root, uuid4().hex) as share:
+        jobs = Scheduler(state, store, pool, estimates or Estimates(), share, limit=limit)
+        yield from jobs.run()
+
+
 class Ran:
     """A plan and what a run of it left."""
 
@@ -45,8 +57,7 @@ class Ran:
         )
         self.said: list[dict[str, Any]] = []
         self.pool = Inline(context, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
-        todo = replace(self.state)
-        self.done: list[Done] = list(scheduler.run(todo, self.store, self.pool, Estimates()))
+        self.done: list[Done] = list(scheduled(replace(self.state), self.store, self.pool))
 
     @property
     def failed(self) -> list[Done]:

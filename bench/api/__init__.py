@@ -113,7 +113,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     return Finished(
         results=project.store.shown,
         tables={each.key: TableFrame(each) for each in cut},
-        jobs=len(work.ended),
+        jobs=work.here,
         failed=tuple(f"{type(done.error).__name__}: {done.error}" for done in work.failures),
         holes=work.holes(),
         notes=(*notes, *old),

@@ -15,12 +15,17 @@ from bench.console import condition_name, count, duration, say
 from bench.errors import InputError, persons
 from bench.report import render, tables
 from bench.report.reports import asked_jobs, asked_tables
+from bench.results import leases as leasing
+from bench.results import request as requests
+from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
+from bench.results.request import Request
 from bench.results.store import Store
 from bench.runner import outstanding, pools, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
+from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
 from bench.suite.jobs import Job, Train
 from bench.suite.layout import columns_read
@@ -136,6 +141,10 @@ class Run:
         asked: Keys of tables; None or none: every table, and conditions that no table reads.
         wanted: Keys of the evaluations to make; None: those that the tables read.
         record: Whether the results folder becomes one of this project.
+        request: The request that this run helps with; None: it makes one of its own.
+
+    Raises:
+        InputError: A run with other code is at work in the results folder.
     """
 
     def __init__(
@@ -146,6 +155,7 @@ class Run:
         *,
         wanted: set[str] | None = None,
         record: bool = True,
+        request: Request | None = None,
     ) -> None:
         self.project, self.plan, self.store = project, project.plan, project.store
         self.keys = asked_tables(project.manifest, asked)
@@ -167,8 +177,20 @@ class Run:
             self.limit,
         )
         self._display: Display | None = None
+        sources = project.manifest["sources"]
+        refuse_other_code(self.store, sources)
+        suite = self.plan.suite
+        self.request = request or Request(
+            suite=suite.path.resolve(),
+            digest=suite.digest,
+            sources=sources,
+            tables=asked or None,
+            data_root=self.data_root.resolve() if self.data_root else None,
+            trust=self.trust,
+        )
         if record:
             write(self.store, project.manifest)
+            requests.write(self.store.root, self.request)
 
     def do(self) -> None:
         """Do what is to do, twice where weights came out other than those that results were made from."""
@@ -224,6 +246,11 @@ class Run:
             kept += f" and the last epoch of {count(epochs, 'training')}"
         return f"stopped; {kept} kept in {self.store.shown}. Go on with: {join(command)}"
 
+    @property
+    def here(self) -> int:
+        """How many jobs were done here, and not by other workers."""
+        return sum(done.slot is not None for done in self.ended)
+
     def mendable(self) -> list[str]:
         """Return what to mend, if every failure is of a kind that the user can mend; else nothing."""
         said = [persons(done.error) for done in self.failures if done.error is not None]
@@ -238,9 +265,12 @@ class Run:
         display = Display(self.console, state, estimates, self.devices, conditions, names)
         with display, self._pool() as pool:
             self._display = display
-            for done in scheduler.run(state, self.store, pool, estimates, display.started, self.limit):
-                display.ended(done)
-                (self.ended if done.error is None else self.failures).append(done)
+            leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
+            with scheduler.sharing(self.store.root, self.request.id, leases) as share:
+                jobs = Scheduler(state, self.store, pool, estimates, share, display, self.limit)
+                for done in jobs.run():
+                    display.ended(done)
+                    (self.ended if done.error is None else self.failures).append(done)
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[Pool]:
@@ -255,6 +285,27 @@ class Run:
     def _said(self, slot: int, facts: Mapping[str, Any]) -> None:
         if self._display is not None:
             self._display.said(slot, facts)
+
+
+def refuse_other_code(store: Store, sources: Mapping[str, str]) -> None:
+    """Refuse to share a results folder with a run of other code: each would discard what the other makes.
+
+    Args:
+        store: The results folder.
+        sources: Digests of the code of the plan, by module.
+
+    Raises:
+        InputError: A living worker there has other code.
+    """
+    for worker in leasing.workers(store.root):
+        theirs = worker.said.get("sources")
+        if worker.dead or not isinstance(theirs, dict):
+            continue
+        if other := requests.changed(theirs, dict(sources)):
+            raise InputError(
+                f"{store.shown}: {worker.shown} is at work there with another {other[0]}; wait for it, "
+                f"stop it (bench stop {store.shown}), or name another folder with --results"
+            )
 
 
 def commit_of(folder: Path) -> str | None:

@@ -24,6 +24,9 @@ FORGOTTEN = 7 * 24 * 3600.0
 _OLDER = re.compile(r"\.\w+\.json\.(\d+)|draft-(\d+)\.safetensors")
 """Drafts of earlier versions, which named the number of the process alone."""
 
+_MARKED = re.compile(r".*@.*@\d{1,10}@.*", re.DOTALL)
+"""A name with the ending of `mark`."""
+
 
 def mark() -> str:
     """Return the end of a draft's name, which tells this process from any other.
@@ -33,6 +36,27 @@ def mark() -> str:
     """
     host, place, draw = _host(), _place(), uuid4().hex[:12]
     return f"@{host}@{os.getpid()}@{place}-{_start(os.getpid())}-{draw}"
+
+
+def ended(name: str) -> bool | None:
+    """Return whether the process that a name is marked with has ended.
+
+    Args:
+        name: A name with the ending of `mark`.
+
+    Returns:
+        True or False for a process of this machine and container; None for one that cannot be asked, and for
+        a name without a mark.
+    """
+    parts = name.rsplit("@", 3)
+    if len(parts) != 4 or not parts[2].isdecimal() or len(parts[2]) > 10:
+        return None
+    _, host, pid, tail = parts
+    place, _, rest = tail.partition("-")
+    if host != _host() or (rest and place != _place()):
+        return None
+    # An earlier version wrote neither place nor start.
+    return not _alive(int(pid)) or (bool(rest) and rest.partition("-")[0] != str(_start(int(pid))))
 
 
 def abandoned(path: Path) -> bool:
@@ -46,18 +70,10 @@ def abandoned(path: Path) -> bool:
     """
     if (older := _OLDER.fullmatch(path.name)) is not None:
         return not _alive(int(older[1] or older[2]))
-    parts = path.name.rsplit("@", 3)
-    if len(parts) != 4 or not parts[2].isdecimal() or len(parts[2]) > 10:
-        return False
-    _, host, pid, tail = parts
-    place, _, rest = tail.partition("-")
-    if host == _host() and not rest:
-        # An earlier version wrote neither place nor start.
-        return not _alive(int(pid))
-    if host == _host() and place == _place():
-        return not _alive(int(pid)) or rest.partition("-")[0] != str(_start(int(pid)))
+    if (gone := ended(path.name)) is not None:
+        return gone
     try:
-        return time.time() - path.lstat().st_mtime > FORGOTTEN
+        return _MARKED.fullmatch(path.name) is not None and time.time() - path.lstat().st_mtime > FORGOTTEN
     except OSError:
         return False
 

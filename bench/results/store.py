@@ -9,8 +9,6 @@ import json
 import math
 import os
 import shutil
-import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, TypeGuard
 
 from bench.errors import DamagedError, InputError
 from bench.results import durable, fingerprint, pack
+from bench.results.leases import LEASES, WORKERS
 from bench.results.outcomes import Stored
 from bench.results.pack import Pack
 from bench.results.seals import seal
@@ -34,7 +33,7 @@ NEEDED = {"train": ("answers", "as_built"), "craft": (), "evaluate": ()}
 ABSENT = "absent"
 """The reason why a result does not count where there is none."""
 
-FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables")
+FOLDERS = (*ARTEFACTS, "scratch", "partial", "failed", "tables", LEASES, WORKERS)
 """The folders of a results folder."""
 
 
@@ -318,7 +317,7 @@ class Store:
         return any(self.partial(key).glob("epoch*.safetensors"))
 
     def failure_file(self, key: str) -> Path:
-        """Return the file of the traceback of a failed job.
+        """Return the file of the history of a failed job (`bench.results.failures`).
 
         Args:
             key: Key of the job.
@@ -327,24 +326,6 @@ class Store:
             The path, whether it exists or not.
         """
         return self.root / "failed" / f"{key}.json"
-
-    def fail(self, kind: str, key: str, job: Mapping[str, Any], error: BaseException) -> None:
-        """Keep the traceback of a job that failed.
-
-        Args:
-            kind: Kind of the job.
-            key: Key of the job.
-            job: Description of the job.
-            error: What the job raised.
-        """
-        record = {
-            "kind": kind,
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)),
-            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "job": job,
-        }
-        self.write_text(self.failure_file(key), json.dumps(record, indent=1) + "\n")
 
     @staticmethod
     def write_text(path: Path, text: str) -> None:

@@ -80,6 +80,7 @@ class Display:
         self._lock = threading.Lock()
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
         self._ended: set[Job] = set()
+        self._here = self._failed = 0
         self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
         self._begun = time.monotonic()
         self._spoken = 0.0
@@ -124,6 +125,31 @@ class Display:
         if not self._live and isinstance(job, Train):
             self._line(f"{self._devices[slot]}: {self._title(job)}")
 
+    def noted(self, sentence: str) -> None:
+        """Show what happened to workers and their jobs.
+
+        Args:
+            sentence: A sentence for people.
+        """
+        self._line(f"note: {sentence}")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the run does now, for other terminals and machines (`bench status`)."""
+        with self._lock:
+            now = [
+                {"device": self._devices[slot], "job": self._title(job), "seconds": time.monotonic() - begun}
+                for slot, (job, begun, _) in sorted(self._now.items())
+            ]
+            return {
+                "devices": list(self._devices),
+                "now": now,
+                "done": self._here,
+                "elsewhere": len(self._ended) - self._here - self._failed,
+                "failed": self._failed,
+                "jobs": len(self._state.todo),
+                "left": self._left(),
+            }
+
     def said(self, slot: int, facts: Mapping[str, Any]) -> None:
         """Note how far a slot's job says it is, or what should be known of it.
 
@@ -152,8 +178,11 @@ class Display:
             done: The job, with its error if it failed.
         """
         with self._lock:
-            self._now.pop(done.slot, None)
+            if done.slot is not None:
+                self._now.pop(done.slot, None)
             self._ended.add(done.job)
+            self._failed += done.error is not None
+            self._here += done.error is None and done.slot is not None
             self._progress.advance(self._bar)
             if isinstance(done.job, Evaluate) and done.error is None:
                 self._finished.append(

@@ -1,21 +1,26 @@
 """The scheduler: a job starts when everything it needs is done, the longest remaining path first.
 
-A job that failed never counts as done, so that jobs which need it do not start; the others continue.
+A job that failed never counts as done, so that jobs which need it do not start; the others continue. What
+another worker at the same results folder is doing is left to it (`bench.results.leases`).
 """
 
 import math
 import time
 import traceback
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from bench.errors import OvertimeError, disk_full
+from bench.errors import InputError, OvertimeError, disk_full
+from bench.results.failures import TRIES, Failures
+from bench.results.leases import Leases
 from bench.results.store import Store
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State, make_way, trainings
@@ -28,6 +33,14 @@ GRACE = 60.0
 """Seconds beyond its limit after which the process of a job is killed: time to start, and to report."""
 
 
+POLL = 0.5
+"""Seconds between two looks at what other workers do, and at requests to stop."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked every worker at the results folder to stop."""
+
+
 @dataclass(frozen=True)
 class Done:
     """A job that ended."""
@@ -38,82 +51,243 @@ class Done:
     """Its receipt; None where it failed."""
     error: BaseException | None = None
     """What it raised; None where it succeeded."""
-    slot: int = 0
-    """Number of the slot in which it ran, from 0."""
+    slot: int | None = 0
+    """Number of the slot in which it ran, from 0; None where another worker did it."""
 
 
-def run(
-    state: State,
-    store: Store,
-    pool: Pool,
-    estimates: Estimates,
-    started: Callable[[Job, int], None] | None = None,
-    limit: float | None = None,
-) -> Iterator[Done]:
-    """Do the jobs that are to do.
+class Watcher(Protocol):
+    """Is told what a run does."""
 
-    A full disk ends the run, since no other job could keep its result. A job whose process died is tried a
-    second time.
+    def started(self, job: Job, slot: int) -> None:
+        """Note that a job starts.
+
+        Args:
+            job: The job.
+            slot: Number of its slot, from 0.
+        """
+        ...
+
+    def noted(self, sentence: str) -> None:
+        """Note what happened to workers and their jobs.
+
+        Args:
+            sentence: A sentence for people.
+        """
+        ...
+
+
+class Unwatched:
+    """Hears nothing."""
+
+    def started(self, job: Job, slot: int) -> None:
+        """Do nothing.
+
+        Args:
+            job: The job.
+            slot: Number of its slot, from 0.
+        """
+
+    def noted(self, sentence: str) -> None:
+        """Do nothing.
+
+        Args:
+            sentence: A sentence for people.
+        """
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the workers at one results folder share: who does what, and what failed."""
+
+    leases: Leases
+    """Of this worker."""
+    failures: Failures
+    """Of the folder, as this worker sees them."""
+
+
+@contextmanager
+def sharing(root: Path, request: str, leases: Leases | None = None) -> Iterator[Share]:
+    """Be a worker at a results folder in the block.
+
+    Args:
+        root: The results folder.
+        request: Names what was asked for; workers that serve one request share it.
+        leases: The leases, not yet open; None: with the usual times.
+
+    Yields:
+        What is shared. After the block no lease is held.
+    """
+    with leases or Leases(root) as own:
+        yield Share(own, Failures(root, request, own.name))
+
+
+class Scheduler:
+    """Does the jobs that are to do, together with other workers at the folder.
+
+    A full disk ends the run, since no other job could keep its result. A job whose process died is tried
+    again, if possible elsewhere, `TRIES` times in all.
 
     Args:
         state: The state of the plan.
         store: The results folder.
         pool: The slots to run in.
         estimates: Estimates of the time of each job; they learn from each job that ends.
-        started: Called with each job and the number of its slot when it starts.
+        share: What is shared with other workers.
+        watcher: Is told what happens.
         limit: Limit of each job in seconds, above 0; None for no limit.
-
-    Yields:
-        Each job as it ends, with its error if it failed.
     """
-    sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
-    sorter.prepare()
-    queue = _Queue(estimates.paths(state.todo), pool)
-    running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
-    deadlines = _Deadlines(limit)
-    tried: set[Job] = set()
-    full = False
-    while sorter.is_active():
-        for job in sorter.get_ready():
-            queue.push(job)
-        while not full and (chosen := queue.pop()) is not None:
+
+    def __init__(
+        self,
+        state: State,
+        store: Store,
+        pool: Pool,
+        estimates: Estimates,
+        share: Share,
+        watcher: Watcher | None = None,
+        limit: float | None = None,
+    ) -> None:
+        self._state, self._store, self._pool, self._estimates = state, store, pool, estimates
+        self._leases, self._failures = share.leases, share.failures
+        self._watcher = watcher or Unwatched()
+        self._sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
+        self._queue = _Queue(estimates.paths(state.todo), pool)
+        self._running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
+        self._elsewhere: set[Job] = set()
+        self._deadlines = _Deadlines(limit)
+        self._full = False
+        self._looked = -math.inf
+
+    def run(self) -> Iterator[Done]:
+        """Do the jobs.
+
+        Yields:
+            Each job as it ends, here or elsewhere, with its error if it failed.
+
+        Raises:
+            Stopped: Somebody asked for it.
+        """
+        self._sorter.prepare()
+        while self._sorter.is_active():
+            for job in self._sorter.get_ready():
+                self._queue.push(job)
+            ended = False
+            for done in self._begin():
+                ended = True
+                yield done
+            if ended:
+                # Others may be ready by it.
+                continue
+            if not self._running and not self._elsewhere:
+                return
+            yield from self._wait()
+            yield from self._look()
+
+    def _begin(self) -> Iterator[Done]:
+        """Start jobs in the free slots; yield those that others have ended meanwhile."""
+        while not self._full and (chosen := self._queue.pop()) is not None:
             job, slot = chosen
-            if started is not None:
-                started(job, slot)
-            # Not earlier, so that the old result stays until its successor begins.
-            make_way(job, state, store)
-            future = pool.submit(slot, job)
-            running[future] = job, slot
-            deadlines.begin(future, job)
-        if not running:
-            return
-        for future in deadlines.wait(running):
+            if not self._leases.take(job.key):
+                self._elsewhere.add(job)
+                self._queue.free.append(slot)
+            elif (done := self._ended(job)) is not None:
+                self._leases.free(job.key)
+                self._queue.free.append(slot)
+                yield done
+            else:
+                self._watcher.started(job, slot)
+                # Not earlier, so that the old result stays until its successor begins.
+                make_way(job, self._state, self._store)
+                future = self._pool.submit(slot, job)
+                self._running[future] = job, slot
+                self._deadlines.begin(future, job)
+
+    def _ended(self, job: Job) -> Done | None:
+        """Return how a job ended, if this or another worker has ended it since it was found to be to do."""
+        if (owner := self._leases.inherited.pop(job.key, None)) is not None:
+            why = f"{owner} died while it did this job"
+            self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
+            if self._failures.died(job.key, describe(job), why, owner) >= TRIES:
+                error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
+                return self._failed(job, error)
+        if self._state.fault(job) is None:
+            self._sorter.done(job)
+            return Done(job, self._store.receipt(job.kind, job.key), slot=None)
+        if (record := self._failures.final(job.key)) is not None:
+            return Done(job, None, _told(record), slot=None)
+        return None
+
+    def _wait(self) -> Iterator[Done]:
+        """Wait a while; yield the jobs that ended."""
+        for future in self._deadlines.wait(self._running, POLL):
             # Its own alarm did not end it: it runs code that no signal interrupts.
-            pool.kill(running[future][1])
-        for future in [each for each in running if each.done()]:
-            job, slot = running.pop(future)
-            queue.free.append(slot)
-            deadlines.end(future)
+            self._pool.kill(self._running[future][1])
+        for future in [each for each in self._running if each.done()]:
+            job, slot = self._running.pop(future)
+            self._queue.free.append(slot)
+            self._deadlines.end(future)
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
-                pool.restart(slot)
-                if (late := deadlines.overdue(future, job)) is not None:
-                    error = late
-                elif job not in tried:
-                    # Killed from outside, perhaps for memory: a second try, in a new process.
-                    tried.add(job)
-                    queue.push(job)
+                self._pool.restart(slot)
+                error = self._died(job, self._deadlines.overdue(future, job))
+                if error is None:
+                    self._leases.free(job.key)
+                    self._queue.push(job)
                     continue
-                else:
-                    error = RuntimeError("its process ended twice without a word (killed? out of memory?)")
             if error is None:
-                estimates.learn(job, future.result())
-                sorter.done(job)
-                yield Done(job, future.result(), slot=slot)
+                self._estimates.learn(job, future.result())
+                self._sorter.done(job)
+                done = Done(job, future.result(), slot=slot)
             else:
-                full = full or disk_full(error)
-                _note(store, job, error)
-                yield Done(job, None, error, slot)
+                done = self._failed(job, error, slot)
+            self._leases.free(job.key)
+            yield done
+
+    def _died(self, job: Job, late: OvertimeError | None) -> BaseException | None:
+        """Note that the process of a job died; return the error if it has died often enough."""
+        error = late or RuntimeError("its process ended without a word (killed? out of memory?)")
+        try:
+            count = self._failures.died(job.key, describe(job), str(error))
+        except OSError as full:
+            return full
+        if count < TRIES:
+            self._watcher.noted(f"{job.kind} {job.key[:8]}: {error}; it is tried again")
+            return None
+        return late or RuntimeError(
+            f"its process ended {count} times without a word (killed? out of memory?)"
+        )
+
+    def _failed(self, job: Job, error: BaseException, slot: int | None = None) -> Done:
+        self._full = self._full or disk_full(error)
+        try:
+            self._failures.fail(job.key, describe(job), error)
+        except OSError:
+            # A full disk cannot hold the note either; the last lines of the run say what happened.
+            traceback.clear_frames(error.__traceback__)
+        return Done(job, None, error, slot)
+
+    def _look(self) -> Iterator[Done]:
+        """See what became of jobs that others took, and whether somebody asked to stop."""
+        if time.monotonic() - self._looked < POLL:
+            return
+        self._looked = time.monotonic()
+        if self._leases.stopping:
+            raise Stopped
+        for job in list(self._elsewhere):
+            if (done := self._ended(job)) is not None:
+                self._elsewhere.remove(job)
+                yield done
+            elif not self._leases.held(job.key):
+                self._elsewhere.remove(job)
+                self._queue.push(job)
+
+
+def _told(record: Mapping[str, Any]) -> BaseException:
+    """Return the error of a job that failed for another worker, as far as it can be told."""
+    message = str(record.get("message", record.get("error")))
+    if record.get("type") == InputError.__name__:
+        return InputError(message)
+    return RuntimeError(f"{record.get('error')} (another worker's; its traceback is kept)")
 
 
 SWITCH = 10.0
@@ -170,10 +344,18 @@ class _Deadlines:
         """Forget a job that ended."""
         self._ends.pop(future, None)
 
-    def wait(self, running: Iterable[Future[dict[str, Any]]]) -> list[Future[dict[str, Any]]]:
-        """Wait until a job ends or is overdue; return the futures of those that are overdue."""
+    def wait(self, running: Iterable[Future[dict[str, Any]]], most: float) -> list[Future[dict[str, Any]]]:
+        """Wait until a job ends or is overdue; return the futures of those that are overdue.
+
+        Args:
+            running: The futures of the jobs that run.
+            most: The most seconds to wait.
+        """
         left = min(self._ends.values(), default=math.inf) - time.monotonic()
-        wait(running, timeout=None if math.isinf(left) else max(left, 0.0), return_when=FIRST_COMPLETED)
+        if every := list(running):
+            wait(every, timeout=max(min(left, most), 0.0), return_when=FIRST_COMPLETED)
+        else:
+            time.sleep(most)
         late = [each for each, end in self._ends.items() if end <= time.monotonic() and not each.done()]
         for each in late:
             self._killed.add(each)
@@ -232,11 +414,3 @@ def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
         how = "does not end" if isinstance(error, TimeoutError) else "ends its process"
         return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"
     return None if said is None else str(said)
-
-
-def _note(store: Store, job: Job, error: BaseException) -> None:
-    try:
-        store.fail(job.kind, job.key, describe(job), error)
-    except OSError:
-        # A full disk cannot hold the note either; the last lines of the run say what happened.
-        traceback.clear_frames(error.__traceback__)

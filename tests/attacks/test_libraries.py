@@ -32,11 +32,10 @@ from bench.results import fingerprint
 from bench.results.store import Store
 from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
-from bench.runner.estimates import Estimates
 from bench.runner.pools import Process
 from bench.runner.referee import QueryCounter, answers_only, frozen, instrument, validate
 from bench.suite import listing, planner, resolve
-from suites import TASK, Ran, suite
+from suites import TASK, Ran, scheduled, suite
 
 torchattacks = pytest.importorskip("torchattacks")
 foolbox = pytest.importorskip("foolbox")
@@ -1226,7 +1225,7 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     pool = Process(context, ("cpu",), lambda slot, facts: None)
     monkeypatch.setattr(scheduler, "GRACE", 3.0)
     try:
-        done = list(scheduler.run(outstanding.examine(plan, store), store, pool, Estimates()))
+        done = list(scheduled(outstanding.examine(plan, store), store, pool))
     finally:
         pool.stop()
     (failed,) = [each for each in done if each.error is not None]

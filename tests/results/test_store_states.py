@@ -13,12 +13,11 @@ from test_damage import EDITS, HARMS, copied, flip, half_trained, small, table
 from bench.results import durable, fingerprint
 from bench.results.manifest import write
 from bench.results.store import Store
-from bench.runner import outstanding, scheduler
+from bench.runner import outstanding
 from bench.runner.context import WorkerContext
-from bench.runner.estimates import Estimates
 from bench.runner.pools import Inline
 from bench.suite import planner, resolve
-from suites import Ran
+from suites import Ran, scheduled
 
 SEEN: dict[str, int] = {}
 """How often there was something to be harmed."""
@@ -40,7 +39,7 @@ def interrupted(path: Path, root: Path, jobs: int) -> None:
         store.root, crossed.suite.folder, None, "cpu", fingerprint.digests(crossed.modules())
     )
     pool = Inline(context, ("cpu",), lambda slot, facts: None)
-    running = scheduler.run(outstanding.examine(crossed, store), store, pool, Estimates())
+    running = scheduled(outstanding.examine(crossed, store), store, pool)
     for _, done in zip(range(jobs), running, strict=False):
         assert done.error is None, done.error
 

@@ -23,14 +23,14 @@ from torch import nn
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.runner import child_processes, outstanding, process_state, scheduler
+from bench.runner import child_processes, outstanding, process_state
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.isolation import building, isolated
 from bench.runner.pools import Inline, Pool, Process
 from bench.suite import planner, resolve
 from bench.suite.jobs import Evaluate, Job, Train
-from suites import TASK, Ran, suite
+from suites import TASK, Ran, scheduled, suite
 
 CLEAN = {"clean": {"use": "none"}}
 
@@ -342,7 +342,7 @@ def outcomes(
     pool: Pool = executor(context, ("cpu", "cpu"), lambda *_: None)
     with own_stdout():
         try:
-            done = list(scheduler.run(outstanding.examine(made, store), store, pool, costs))
+            done = list(scheduled(outstanding.examine(made, store), store, pool, costs))
         finally:
             pool.stop()
     return good_rows(made, store), sum(each.error is not None for each in done)
@@ -425,7 +425,7 @@ def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
     context = WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
     begun = time.monotonic()
     pool = Inline(context, ("cpu",), lambda *_: None)
-    done = list(scheduler.run(outstanding.examine(made, store), store, pool, Estimates()))
+    done = list(scheduled(outstanding.examine(made, store), store, pool))
     (failed,) = [each for each in done if each.error is not None]
     assert isinstance(failed.job, Train if where == "build" else Evaluate)
     assert isinstance(failed.error, OvertimeError)
@@ -505,7 +505,7 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
             lambda *_: None,
         )
         pool.order = []
-        done = list(scheduler.run(outstanding.examine(made, store), store, pool, costs))
+        done = list(scheduled(outstanding.examine(made, store), store, pool, costs))
         assert not [each.error for each in done if each.error]
         orders.append(pool.order)
         found.append(
