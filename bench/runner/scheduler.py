@@ -6,22 +6,22 @@ A job that failed never counts as done, so that jobs which need it do not start;
 import math
 import time
 import traceback
-from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from itertools import takewhile
 from typing import Any
 
 from bench.errors import OvertimeError, disk_full
 from bench.results.store import Store
+from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State, make_way, trainings
+from bench.runner.placement import Placement
 from bench.runner.pools import Pool
 from bench.runner.worker import Recheck, describe
-from bench.suite.jobs import Craft, Job, Train
+from bench.suite.jobs import Craft, Evaluate, Job, Train, foreign
 from bench.suite.planner import Plan
 
 GRACE = 60.0
@@ -68,15 +68,22 @@ def run(
     """
     sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
     sorter.prepare()
-    queue = _Queue(estimates.paths(state.todo), pool)
+    placement = Placement(
+        state.todo,
+        estimates,
+        [device_name(device) for device in pool.devices],
+        warm=pool.warm,
+        network=_network,
+        process=foreign,
+    )
     running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
     deadlines = _Deadlines(limit)
     tried: set[Job] = set()
     full = False
     while sorter.is_active():
         for job in sorter.get_ready():
-            queue.push(job)
-        while not full and (chosen := queue.pop()) is not None:
+            placement.push(job)
+        while not full and (chosen := placement.pop()) is not None:
             job, slot = chosen
             if started is not None:
                 started(job, slot)
@@ -87,14 +94,16 @@ def run(
             deadlines.begin(future, job)
         if not running:
             return
-        for future in deadlines.wait(running):
+        for future in deadlines.wait(running, placement.wait()):
             # Its own alarm did not end it: it runs code that no signal interrupts.
             pool.kill(running[future][1])
         for future in [each for each in running if each.done()]:
             job, slot = running.pop(future)
-            queue.free.append(slot)
             deadlines.end(future)
             error = future.exception()
+            if error is None:
+                estimates.learn(job, future.result())
+            placement.free(slot)
             if isinstance(error, BrokenProcessPool):
                 pool.restart(slot)
                 if (late := deadlines.overdue(future, job)) is not None:
@@ -102,50 +111,17 @@ def run(
                 elif job not in tried:
                     # Killed from outside, perhaps for memory: a second try, in a new process.
                     tried.add(job)
-                    queue.push(job)
+                    placement.push(job)
                     continue
                 else:
                     error = RuntimeError("its process ended twice without a word (killed? out of memory?)")
             if error is None:
-                estimates.learn(job, future.result())
                 sorter.done(job)
                 yield Done(job, future.result(), slot=slot)
             else:
                 full = full or disk_full(error)
                 _note(store, job, error)
                 yield Done(job, None, error, slot)
-
-
-SWITCH = 10.0
-"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
-
-
-class _Queue:
-    """The jobs that may begin, and the free slots."""
-
-    def __init__(self, ways: Mapping[Job, float], pool: Pool) -> None:
-        self._ways, self._pool = ways, pool
-        self._ready: list[Job] = []
-        self.free = list(range(len(pool.devices)))
-
-    def push(self, job: Job) -> None:
-        """Add a job that may begin."""
-        insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
-
-    def pop(self) -> tuple[Job, int] | None:
-        """Remove and return the job with the longest remaining path, and a slot; None if either is missing.
-
-        Among jobs whose paths are about equal (`SWITCH`), one for which a slot has a process comes first.
-        """
-        if not self._ready or not self.free:
-            return None
-        longest = self._ways[self._ready[0]]
-        near = takewhile(lambda job: self._ways[job] >= longest - SWITCH, self._ready)
-        warm = ((job, slot) for job in near for slot in self.free if self._pool.warm(slot, job))
-        job, slot = next(warm, (self._ready[0], self.free[0]))
-        self._ready.remove(job)
-        self.free.remove(slot)
-        return job, slot
 
 
 class _Deadlines:
@@ -170,9 +146,12 @@ class _Deadlines:
         """Forget a job that ended."""
         self._ends.pop(future, None)
 
-    def wait(self, running: Iterable[Future[dict[str, Any]]]) -> list[Future[dict[str, Any]]]:
-        """Wait until a job ends or is overdue; return the futures of those that are overdue."""
+    def wait(
+        self, running: Iterable[Future[dict[str, Any]]], longest: float | None = None
+    ) -> list[Future[dict[str, Any]]]:
+        """Wait until a job ends or is overdue, or so many seconds; return the futures that are overdue."""
         left = min(self._ends.values(), default=math.inf) - time.monotonic()
+        left = min(left, math.inf if longest is None else longest)
         wait(running, timeout=None if math.isinf(left) else max(left, 0.0), return_when=FIRST_COMPLETED)
         late = [each for each, end in self._ends.items() if end <= time.monotonic() and not each.done()]
         for each in late:
@@ -185,6 +164,17 @@ class _Deadlines:
         if future not in self._killed:
             return None
         return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
+
+
+def _network(job: Job) -> str | None:
+    """Return the key of the network that the process of a job has loaded after it; None: it has none."""
+    match job:
+        case Train():
+            return job.key
+        case Craft():
+            return job.attack_run.source.train.key if job.attack_run.source else None
+        case Evaluate():
+            return job.victim.train.key
 
 
 def ask_again(
