@@ -101,17 +101,17 @@ def keep_buffers() -> bool:
     )
 
 
-def device_name(context: WorkerContext) -> str:
-    """Return the name of the device, as receipts record it.
+def device_name(device: str) -> str:
+    """Return the name of a device, as receipts record it.
 
     Args:
-        context: The surroundings of the job.
+        device: The device, as torch names it.
 
     Returns:
         The model of the GPU or of the processor.
     """
-    device = torch.device(context.device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    is_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else processor()
 
 
 @cache

@@ -5,7 +5,7 @@ most like it that were measured.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,8 @@ class Estimates:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        self.learned = 0
+        """How many receipts they are made from."""
 
     @property
     def informed(self) -> bool:
@@ -34,15 +36,17 @@ class Estimates:
             job: what was done.
             receipt: what it left; its ``seconds`` count.
         """
+        self.learned += 1
         each = float(receipt.get("seconds") or 0) / max(examples(job) * passes(job), 1)
         for name in _names(job):
             self._seen[name].append(each)
 
-    def seconds(self, job: Job) -> float:
+    def seconds(self, job: Job, device: str | None = None) -> float:
         """Return how long a job will take.
 
         Args:
             job: what is to be done.
+            device: the name of the device; None: any.
 
         Returns:
             Seconds: the median of the jobs most like it, for its examples and the passes it makes. Before
@@ -53,31 +57,6 @@ class Estimates:
             if name in self._seen:
                 return median(self._seen[name]) * work
         return _GUESS[job.kind] * work
-
-    def paths(self, graph: Mapping[Job, Iterable[Job]]) -> dict[Job, float]:
-        """Return the longest way from each job to the end, itself included.
-
-        Args:
-            graph: every job with those that it needs.
-
-        Returns:
-            Seconds for each job of the graph.
-        """
-        behind: dict[Job, list[Job]] = {job: [] for job in graph}
-        for job, needs in graph.items():
-            for need in needs:
-                if need in behind:
-                    behind[need].append(job)
-        found: dict[Job, float] = {}
-
-        def longest(job: Job) -> float:
-            if job not in found:
-                found[job] = self.seconds(job) + max((longest(each) for each in behind[job]), default=0.0)
-            return found[job]
-
-        for job in graph:
-            longest(job)
-        return found
 
 
 def examples(job: Job) -> int:

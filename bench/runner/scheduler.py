@@ -7,14 +7,12 @@ another worker at the same results folder is doing is left to it (`bench.results
 import math
 import time
 import traceback
-from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +20,13 @@ from bench.errors import InputError, OvertimeError, disk_full
 from bench.results.failures import TRIES, Failures
 from bench.results.leases import Leases
 from bench.results.store import Store
+from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State, make_way, trainings
+from bench.runner.placement import Placement
 from bench.runner.pools import Pool
 from bench.runner.worker import Recheck, describe
-from bench.suite.jobs import Craft, Job, Train
+from bench.suite.jobs import Craft, Evaluate, Job, Train, foreign
 from bench.suite.planner import Plan
 
 GRACE = 60.0
@@ -151,7 +151,14 @@ class Scheduler:
         self._leases, self._failures = share.leases, share.failures
         self._watcher = watcher or Unwatched()
         self._sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
-        self._queue = _Queue(estimates.paths(state.todo), pool)
+        self._placement: Placement[Job] = Placement(
+            state.todo,
+            estimates,
+            [device_name(device) for device in pool.devices],
+            warm=pool.warm,
+            network=_network,
+            process=foreign,
+        )
         self._running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
         self._elsewhere: set[Job] = set()
         self._deadlines = _Deadlines(limit)
@@ -170,7 +177,7 @@ class Scheduler:
         self._sorter.prepare()
         while self._sorter.is_active():
             for job in self._sorter.get_ready():
-                self._queue.push(job)
+                self._placement.push(job)
             ended = False
             for done in self._begin():
                 ended = True
@@ -185,14 +192,14 @@ class Scheduler:
 
     def _begin(self) -> Iterator[Done]:
         """Start jobs in the free slots; yield those that others have ended meanwhile."""
-        while not self._full and (chosen := self._queue.pop()) is not None:
+        while not self._full and (chosen := self._placement.pop()) is not None:
             job, slot = chosen
             if not self._leases.take(job.key):
                 self._elsewhere.add(job)
-                self._queue.free.append(slot)
+                self._placement.free(slot)
             elif (done := self._ended(job)) is not None:
                 self._leases.free(job.key)
-                self._queue.free.append(slot)
+                self._placement.free(slot)
                 yield done
             else:
                 self._watcher.started(job, slot)
@@ -219,23 +226,25 @@ class Scheduler:
 
     def _wait(self) -> Iterator[Done]:
         """Wait a while; yield the jobs that ended."""
-        for future in self._deadlines.wait(self._running, POLL):
+        asked = self._placement.wait()
+        for future in self._deadlines.wait(self._running, POLL if asked is None else min(asked, POLL)):
             # Its own alarm did not end it: it runs code that no signal interrupts.
             self._pool.kill(self._running[future][1])
         for future in [each for each in self._running if each.done()]:
             job, slot = self._running.pop(future)
-            self._queue.free.append(slot)
             self._deadlines.end(future)
             error = future.exception()
+            if error is None:
+                self._estimates.learn(job, future.result())
+            self._placement.free(slot)
             if isinstance(error, BrokenProcessPool):
                 self._pool.restart(slot)
                 error = self._died(job, self._deadlines.overdue(future, job))
                 if error is None:
                     self._leases.free(job.key)
-                    self._queue.push(job)
+                    self._placement.push(job)
                     continue
             if error is None:
-                self._estimates.learn(job, future.result())
                 self._sorter.done(job)
                 done = Done(job, future.result(), slot=slot)
             else:
@@ -279,7 +288,7 @@ class Scheduler:
                 yield done
             elif not self._leases.held(job.key):
                 self._elsewhere.remove(job)
-                self._queue.push(job)
+                self._placement.push(job)
 
 
 def _told(record: Mapping[str, Any]) -> BaseException:
@@ -288,38 +297,6 @@ def _told(record: Mapping[str, Any]) -> BaseException:
     if record.get("type") == InputError.__name__:
         return InputError(message)
     return RuntimeError(f"{record.get('error')} (another worker's; its traceback is kept)")
-
-
-SWITCH = 10.0
-"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
-
-
-class _Queue:
-    """The jobs that may begin, and the free slots."""
-
-    def __init__(self, ways: Mapping[Job, float], pool: Pool) -> None:
-        self._ways, self._pool = ways, pool
-        self._ready: list[Job] = []
-        self.free = list(range(len(pool.devices)))
-
-    def push(self, job: Job) -> None:
-        """Add a job that may begin."""
-        insort(self._ready, job, key=lambda each: (-self._ways[each], each.key))
-
-    def pop(self) -> tuple[Job, int] | None:
-        """Remove and return the job with the longest remaining path, and a slot; None if either is missing.
-
-        Among jobs whose paths are about equal (`SWITCH`), one for which a slot has a process comes first.
-        """
-        if not self._ready or not self.free:
-            return None
-        longest = self._ways[self._ready[0]]
-        near = takewhile(lambda job: self._ways[job] >= longest - SWITCH, self._ready)
-        warm = ((job, slot) for job in near for slot in self.free if self._pool.warm(slot, job))
-        job, slot = next(warm, (self._ready[0], self.free[0]))
-        self._ready.remove(job)
-        self.free.remove(slot)
-        return job, slot
 
 
 class _Deadlines:
@@ -367,6 +344,17 @@ class _Deadlines:
         if future not in self._killed:
             return None
         return OvertimeError(f"it took longer than its limit of {self.of(job):g} s; its process was killed")
+
+
+def _network(job: Job) -> str | None:
+    """Return the key of the network that the process of a job has loaded after it; None: it has none."""
+    match job:
+        case Train():
+            return job.key
+        case Craft():
+            return job.attack_run.source.train.key if job.attack_run.source else None
+        case Evaluate():
+            return job.victim.train.key
 
 
 def ask_again(

@@ -159,7 +159,7 @@ def restored(fitted_defense: FittedDefense, context: WorkerContext) -> Any:
     store, train, plain = Store(context.store), fitted_defense.train, FittedDefense(fitted_defense.train)
     weights = load_file(store.artefact("train", train.key), device=context.device)
     receipt = store.receipt("train", train.key) or {}
-    here = receipt.get("device") == device_name(context) and receipt.get("versions") == versions()
+    here = receipt.get("device") == device_name(context.device) and receipt.get("versions") == versions()
     model = _built(plain, context)
 
     def compare(when: str) -> None:

@@ -81,7 +81,7 @@ def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = N
             progress({"note": note})
     receipt = {
         "seconds": round(time.perf_counter() - begun, 3),
-        "device": device_name(context),
+        "device": device_name(context.device),
         "threads": torch.get_num_threads() if torch.device(context.device).type == "cpu" else None,
         **facts,
         "notes": [*facts.get("notes", []), *state.notes],

@@ -7,7 +7,7 @@ import pytest
 
 from bench.runner.estimates import Estimates, examples, passes
 from bench.suite import planner, resolve
-from bench.suite.jobs import Craft, Evaluate, Train
+from bench.suite.jobs import Craft, Train
 from bench.suite.planner import Plan
 from suites import TASK, suite
 
@@ -83,15 +83,3 @@ def test_another_attack_on_the_same_defense_tells_more_than_the_same_one_elsewhe
         costs.learn(job, {"seconds": 1.0 if name == cw.attack_run.source.train.defense.name else 99.0})
     seen = on[cw.attack_run.source.train.defense.name]
     assert costs.seconds(cw) == 6.7 * examples(cw) / examples(seen)
-
-
-def test_the_longest_way_goes_through_what_comes_after(tmp_path: Path) -> None:
-    graph = planned(tmp_path).graph()
-    costs = Estimates()
-    ways = costs.paths(graph)
-    for job, needs in graph.items():
-        for need in needs:
-            assert ways[need] >= costs.seconds(need) + ways[job]
-    training = next(job for job in graph if isinstance(job, Train))
-    assert ways[training] == max(ways.values())
-    assert all(ways[job] == costs.seconds(job) for job in graph if isinstance(job, Evaluate))

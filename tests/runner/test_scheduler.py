@@ -21,7 +21,7 @@ from bench.runner import progress, scheduler
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.progress import Display
-from bench.runner.scheduler import Done, _Queue
+from bench.runner.scheduler import Done
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 from suites import TASK, Ran, suite
@@ -86,45 +86,6 @@ def test_a_full_disk_ends_the_run_at_once(
     assert len(ran.done) == 3
     monkeypatch.undo()
     assert not Ran(path).failed
-
-
-class Slots:
-    """Slots, of which some hold a process for some jobs."""
-
-    def __init__(self, warm: dict[int, str]) -> None:
-        self.devices = ("cpu", "cpu")
-        self._warm = warm
-
-    def warm(self, slot: int, job: Any) -> bool:
-        return self._warm.get(slot) == job.home
-
-
-class Small:
-    def __init__(self, key: str, home: str) -> None:
-        self.key, self.home = key, home
-
-
-def queue(ways: dict[str, float], homes: dict[str, str], warm: dict[int, str]) -> Any:
-    jobs = {name: Small(name, homes[name]) for name in ways}
-    found: Any = _Queue({jobs[name]: way for name, way in ways.items()}, Slots(warm))  # type: ignore[arg-type, misc]
-    for job in jobs.values():
-        found.push(job)
-    return found
-
-
-def test_the_longest_way_goes_first_and_a_process_that_is_there_among_equals() -> None:
-    homes = {"a": "x", "b": "y", "c": "y"}
-    long_first = queue({"a": 500.0, "b": 5.0, "c": 4.0}, homes, {1: "y"})
-    (first, slot), (second, other) = long_first.pop(), long_first.pop()
-    assert (first.key, slot) == ("a", 0)
-    assert (second.key, other) == ("b", 1)
-    assert long_first.pop() is None
-    about_equal = queue({"a": 12.0, "b": 5.0, "c": 4.0}, homes, {1: "y"})
-    job, slot = about_equal.pop()
-    assert (job.key, slot) == ("b", 1)
-    about_equal.free.append(slot)
-    job, slot = about_equal.pop()
-    assert (job.key, slot) == ("c", 1)
 
 
 def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path: Path) -> None:

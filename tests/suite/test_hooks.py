@@ -85,7 +85,7 @@ def test_a_cost_that_is_a_whole_number_is_taken(
 ) -> None:
     declared(monkeypatch, cost=lambda **_: told)
     graph = planned(tmp_path).graph()
-    assert all(seconds > 0 for seconds in Estimates().paths(graph).values())
+    assert all(Estimates().seconds(job) > 0 for job in graph)
 
 
 def test_counts_of_any_size_make_an_estimate() -> None:

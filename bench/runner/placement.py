@@ -1,0 +1,386 @@
+"""Which ready job a free slot takes: the longest remaining path first, where it is finished earliest.
+
+Nothing here waits, reads or starts anything. A run asks with its clock; a plan and the tests turn one of
+their own (`simulate`).
+
+Source: the order and the choice of the device are those of HEFT (Topcuoglu, Hariri, Wu 2002, "Performance-
+effective and low-complexity task scheduling for heterogeneous computing", section 4), decided when a slot
+becomes free and not beforehand, since times are estimates and the jobs of another driver come and go.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+SWITCH = 10.0
+"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
+
+DEPTH = 256
+"""How many ready jobs a free slot looks at. One that is slower than the others together by more than this
+factor does nothing while they are busy, and loses less than a 256th of the throughput.
+"""
+
+AGAIN = 1.5
+"""By how much the number of measured jobs grows before priorities are computed again, so that all that is
+computed grows with n log n.
+"""
+
+
+class Named(Hashable, Protocol):
+    """What is placed: a job, or what stands for one."""
+
+    @property
+    def key(self) -> str:
+        """A name; decides between equal jobs, so that the order is one in every process."""
+        ...
+
+
+T = TypeVar("T", bound=Hashable)
+J = TypeVar("J", bound=Named)
+C = TypeVar("C", bound=Named, contravariant=True)
+
+
+class Costs(Protocol[C]):
+    """Estimates of the time of jobs."""
+
+    @property
+    def learned(self) -> int:
+        """How many measurements they are made from."""
+        ...
+
+    def seconds(self, job: C, device: str | None = None) -> float:
+        """Return the seconds that a job takes.
+
+        Args:
+            job: The job.
+            device: The name of the device; None: the device about which most is known.
+        """
+        ...
+
+
+def ordered(graph: Mapping[T, Iterable[T]]) -> dict[T, tuple[T, ...]]:
+    """Return a graph whose jobs come after all that they need.
+
+    Args:
+        graph: Every job with those that it needs; needs that are no job of the graph are left out.
+
+    Returns:
+        The same jobs, in time and memory that grow with their number and that of the needs.
+
+    Raises:
+        graphlib.CycleError: A job needs itself.
+    """
+    sorter = TopologicalSorter(graph)
+    return {
+        job: tuple(need for need in graph[job] if need in graph)
+        for job in sorter.static_order()
+        if job in graph
+    }
+
+
+def paths(graph: Mapping[T, Sequence[T]], seconds: Callable[[T], float]) -> dict[T, float]:
+    """Return the longest way from each job to the end, itself included.
+
+    Args:
+        graph: Every job with those that it needs, which come before it (`ordered`).
+        seconds: The time of a job, 0 or more.
+
+    Returns:
+        Seconds for each job of the graph.
+    """
+    found = dict.fromkeys(graph, 0.0)
+    for job in reversed(found):
+        found[job] += seconds(job)
+        for need in graph[job]:
+            found[need] = max(found[need], found[job])
+    return found
+
+
+class _Busy(NamedTuple):
+    """A job at work."""
+
+    begun: float
+    expected: float
+
+    def end(self, now: float) -> float:
+        """Return when it may end, later than `now`: what exceeds its estimate takes twice as long again.
+
+        A slot that waits for this one to end would wait for ever if the end were always about to come.
+        """
+        took = max(self.expected, 1e-3)
+        if now - self.begun >= took:
+            took *= 2.0 ** (math.floor(math.log2((now - self.begun) / took)) + 1)
+        end = self.begun + took
+        return end if end > now else math.nextafter(now, math.inf)
+
+
+class _Heap:
+    """Ready jobs with the longest remaining path first; those that were taken are passed over.
+
+    Args:
+        tickets: The ticket of each job that is ready; one with another ticket was taken since.
+    """
+
+    def __init__(self, tickets: dict[int, int]) -> None:
+        self._tickets = tickets
+        self.entries: list[tuple[float, str, int, int]] = []
+
+    def top(self) -> tuple[float, str, int, int] | None:
+        """Return the first job without removing it; None where there is none."""
+        while self.entries and self._tickets.get(self.entries[0][2]) != self.entries[0][3]:
+            heappop(self.entries)
+        return self.entries[0] if self.entries else None
+
+
+class Placement(Generic[J]):
+    """The jobs that may begin, and the slots; decides which job begins where.
+
+    The loop of a run: `push` each job whose needs are done; `pop` until it returns None, and start each job
+    in the slot that comes with it; wait for a job to end, no longer than `wait` says; `free` its slot, after
+    the costs have learned from its receipt. A job that has failed may be pushed again; one that turns out to
+    be done by somebody else only needs its slot freed.
+
+    Jobs are looked at in the order of their longest remaining path. Each is thought to go where it would end
+    first, were it on a slot that is still busy; the first that would end first on a free slot begins there.
+    Thus a slow slot leaves the long jobs to a fast one, and takes the first short one that the fast ones
+    would come to later. Where all are free the first job begins, so that a graph without cycles is always
+    done; and a slot that is thought to end soon, but does not, is waited for only until it has taken about as
+    long as the job would on the free slot (`_Busy.end`).
+
+    Among jobs whose remaining paths are about equal (`SWITCH`), a slot prefers one on the network that it had
+    last, then one for which it has a process. It never waits for such a job: shards of one condition go to
+    every slot that is free.
+
+    Args:
+        graph: Every job to do with those that it needs.
+        costs: Estimates of the time of each job; they may learn meanwhile.
+        devices: The name of the device of each slot, as `costs` know it.
+        warm: Returns whether a slot, by its number, can begin a job without a new process.
+        network: Returns what the process of a job has loaded after it; None: nothing worth keeping.
+        process: Returns the kind of process that a job needs; `warm` depends on it alone.
+        clock: Returns the time in seconds, never less than before.
+    """
+
+    def __init__(
+        self,
+        graph: Mapping[J, Iterable[J]],
+        costs: Costs[J],
+        devices: Sequence[str],
+        *,
+        warm: Callable[[int, J], bool] = lambda slot, job: True,
+        network: Callable[[J], Hashable] = lambda job: None,
+        process: Callable[[J], Hashable] = lambda job: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._costs, self._warm, self._clock = costs, warm, clock
+        self._network, self._process = network, process
+        within = ordered(graph)
+        self._jobs = tuple(within)
+        self._numbers = {job: number for number, job in enumerate(self._jobs)}
+        self._graph = {
+            number: tuple(self._numbers[need] for need in needs)
+            for number, needs in enumerate(within.values())
+        }
+        self._kinds = tuple(dict.fromkeys(devices))
+        self._kind_of = tuple(self._kinds.index(name) for name in devices)
+        self._free: list[list[int]] = [[] for _ in self._kinds]
+        for slot, kind in enumerate(self._kind_of):
+            self._free[kind].append(slot)
+        self._busy: dict[int, _Busy] = {}
+        self._loaded: dict[int, Hashable] = {}
+        self._tickets: dict[int, int] = {}
+        self._issued = 0
+        self._declined = False
+        self._rank()
+
+    def push(self, job: J) -> None:
+        """Add a job that may begin.
+
+        Args:
+            job: A job of the graph, none that is ready already.
+        """
+        number = self._numbers[job]
+        self._issued += 1
+        self._tickets[number] = self._issued
+        self._enter(number)
+
+    def pop(self) -> tuple[J, int] | None:
+        """Remove and return a job that begins now, and the number of its slot, which is busy from now on.
+
+        Returns:
+            None where no job is ready, no slot is free, or each job would end earlier on a slot that is busy.
+        """
+        self._declined = False
+        if not self._tickets or not any(self._free):
+            return None
+        now = self._clock()
+        ends = self._ends(now)
+        seen: list[tuple[float, str, int, int]] = []
+        chosen: tuple[int, int] | None = None
+        while chosen is None and len(seen) < DEPTH and (entry := self._all.top()) is not None:
+            seen.append(heappop(self._all.entries))
+            kind = self._best(entry[2], ends)
+            if ends[kind][0] <= now:
+                chosen = self._preferred(entry[2], kind, ends)
+            else:
+                heapreplace(ends[kind], ends[kind][0] + self._seconds(entry[2], kind))
+        for entry in seen:
+            heappush(self._all.entries, entry)
+        if chosen is None:
+            self._declined = True
+            return None
+        number, slot = chosen
+        del self._tickets[number]
+        job, kind = self._jobs[number], self._kind_of[slot]
+        self._free[kind].remove(slot)
+        self._busy[slot] = _Busy(now, self._seconds(number, kind))
+        self._loaded[slot] = self._network(job)
+        return job, slot
+
+    def wait(self) -> float | None:
+        """Return after how many seconds to ask `pop` again, even if no job has ended by then.
+
+        Returns:
+            None where only the end of a job can change the answer.
+        """
+        if not self._declined:
+            return None
+        now = self._clock()
+        return min((busy.end(now) for busy in self._busy.values()), default=now) - now
+
+    def free(self, slot: int) -> None:
+        """Note that the job in a slot ended, or did not begin after all.
+
+        Args:
+            slot: Number of the slot.
+        """
+        del self._busy[slot]
+        self._free[self._kind_of[slot]].append(slot)
+        if self._costs.learned >= AGAIN * self._ranked + 1:
+            self._rank()
+
+    def _rank(self) -> None:
+        """Compute all priorities anew, by what the costs know by now."""
+        self._ranked = self._costs.learned
+        jobs, seconds = self._jobs, self._costs.seconds
+        self._ways = paths(self._graph, lambda number: seconds(jobs[number]))
+        self._took: list[dict[int, float]] = [{} for _ in self._kinds]
+        self._all = _Heap(self._tickets)
+        self._by_network: dict[Hashable, _Heap] = defaultdict(lambda: _Heap(self._tickets))
+        self._by_process: dict[Hashable, _Heap] = defaultdict(lambda: _Heap(self._tickets))
+        for number in self._tickets:
+            self._enter(number)
+
+    def _enter(self, number: int) -> None:
+        job = self._jobs[number]
+        entry = -self._ways[number], job.key, number, self._tickets[number]
+        heappush(self._all.entries, entry)
+        heappush(self._by_process[self._process(job)].entries, entry)
+        if (network := self._network(job)) is not None:
+            heappush(self._by_network[network].entries, entry)
+
+    def _seconds(self, number: int, kind: int) -> float:
+        took = self._took[kind]
+        if number not in took:
+            took[number] = self._costs.seconds(self._jobs[number], self._kinds[kind])
+        return took[number]
+
+    def _ends(self, now: float) -> list[list[float]]:
+        """Return when slots are free, for each kind of device; `now` for those that are."""
+        ends = [[now] * len(free) for free in self._free]
+        for slot, busy in self._busy.items():
+            ends[self._kind_of[slot]].append(busy.end(now))
+        for each in ends:
+            heapify(each)
+        return ends
+
+    def _best(self, number: int, ends: list[list[float]]) -> int:
+        """Return the kind of device on which a job would end first; of several, one that is free earlier."""
+        return min(
+            range(len(ends)), key=lambda kind: (ends[kind][0] + self._seconds(number, kind), ends[kind][0])
+        )
+
+    def _preferred(self, number: int, kind: int, ends: list[list[float]]) -> tuple[int, int]:
+        """Return the job that begins in place of the first one, and its slot, among those about equal."""
+        least = self._ways[number] - SWITCH
+        slots = self._free[kind]
+
+        def near(heaps: Iterable[tuple[_Heap, int]]) -> Iterator[tuple[float, str, int, int]]:
+            for heap, slot in heaps:
+                top = heap.top()
+                if (
+                    top is not None
+                    and -top[0] >= least
+                    and self._warm(slot, self._jobs[top[2]])
+                    and (top[2] == number or self._best(top[2], ends) == kind)
+                ):
+                    yield top[0], top[1], top[2], slot
+
+        same = near(
+            (self._by_network[loaded], slot)
+            for slot in slots
+            if (loaded := self._loaded.get(slot)) in self._by_network
+        )
+        begun = near((heap, slot) for heap in self._by_process.values() for slot in slots)
+        found = min(same, default=None) or min(begun, default=None)
+        return (number, slots[0]) if found is None else (found[2], found[3])
+
+
+class Step(NamedTuple, Generic[J]):
+    """A job of a simulation, which ended."""
+
+    job: J
+    """The job."""
+    slot: int
+    """The number of its slot."""
+    begun: float
+    """When it began, in seconds."""
+    ended: float
+    """When it ended, in seconds."""
+
+
+def simulate(
+    graph: Mapping[J, Iterable[J]],
+    costs: Costs[J],
+    devices: Sequence[str],
+    took: Callable[[J, str], float] | None = None,
+) -> Iterator[Step[J]]:
+    """Place the jobs of a graph on slots by a clock that jumps from one event to the next.
+
+    Args:
+        graph: Every job with those that it needs.
+        costs: What the placement believes.
+        devices: The name of the device of each slot, at least one.
+        took: Returns the seconds that a job in truth takes on a device; None: what the costs say.
+
+    Yields:
+        Each job as it ends. The costs may learn before the next one is asked for.
+
+    Raises:
+        graphlib.CycleError: A job needs itself.
+    """
+    now = 0.0
+    truth = costs.seconds if took is None else took
+    placement = Placement(graph, costs, devices, clock=lambda: now)
+    sorter: TopologicalSorter[J] = TopologicalSorter(ordered(graph))
+    sorter.prepare()
+    running: list[tuple[float, int, float, J]] = []
+    while sorter.is_active():
+        for job in sorter.get_ready():
+            placement.push(job)
+        while (chosen := placement.pop()) is not None:
+            job, slot = chosen
+            heappush(running, (now + truth(job, devices[slot]), slot, now, job))
+        wait = placement.wait()
+        if wait is not None and now + wait < running[0][0]:
+            now += wait
+            continue
+        ended, slot, begun, job = heappop(running)
+        now = ended
+        yield Step(job, slot, begun, ended)
+        placement.free(slot)
+        sorter.done(job)
