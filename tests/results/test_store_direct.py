@@ -539,7 +539,7 @@ def test_a_failure_has_its_time_in_utc(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_files_are_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    place = keep(store, about="größer als ε")
+    place = keep(store, about="ε größer 0")
     # JSON may be spelled otherwise, by an editor say, and is the same.
     for path in (place / "receipt.json", tmp_path / "store.json"):
         told = json.loads(path.read_text())

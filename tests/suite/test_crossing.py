@@ -126,6 +126,9 @@ def test_where_a_task_names_no_view_an_attack_looks_through_all_of_its_space(tmp
     # A task's views may be for attacks by answers alone: then they are what this one is refused for.
     plan = crossed(tmp_path, LINEAR, PGD, views=["decision:plain"])
     assert [skip.coordinates["view"] for skip in plan.skips] == ["decision:plain"]
+    plan = crossed(tmp_path, LINEAR, PGD, views=["decision:plain", "scaled"])
+    assert only(plan).coordinates["view"] == "scaled"
+    assert not plan.skips
 
 
 def test_an_attack_by_decisions_looks_at_the_answers_of_the_read_out_unless_the_task_says_which(
