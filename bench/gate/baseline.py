@@ -1,9 +1,9 @@
 """The baseline: a folder for git with the outcomes that today's are compared with, and images to show again.
 
 ``baseline.json`` says what was asked, under which versions, and which changes were accepted; a line is a
-condition, so that a change can be read. ``outcomes.parquet`` has a row for each example and condition, and by
-what the worst case was found; ``replay.safetensors`` adversarial images (`bench.gate.replay`). Digests tell
-where any of it was edited.
+condition, so that a change can be read. ``outcomes.parquet`` has a row for each example and condition, with
+what the worst case was found by; ``replay.safetensors`` has adversarial images (`bench.gate.replay`).
+Digests tell where any of it was edited.
 """
 
 import getpass
