@@ -121,9 +121,9 @@ def _denominator(values: NDArray[np.float64]) -> int:
     for value in values.tolist():
         near = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
         # Two such fractions are at least 2.5e-9 apart; a mean in double precision is off by far less.
-        if abs(value - float(near)) <= 1e-9:
+        if abs(value - float(near)) <= 1e-12:
             common = math.lcm(common, near.denominator)
-        if abs(value - float(near)) > 1e-9 or common > LARGEST_DENOMINATOR:
+        if abs(value - float(near)) > 1e-12 or common > LARGEST_DENOMINATOR:
             raise ValueError(
                 f"expected values that are multiples of 1/S for one S up to {LARGEST_DENOMINATOR} (means "
                 f"over S seeds or draws, in double precision), found {value!r}"

@@ -124,8 +124,8 @@ def test_a_flip_is_told_by_shares_and_by_the_attack_that_breaks_it_most() -> Non
         ]
     )
     found = judged(before, now)["worst case"]
-    # The first fell from all to a tenth. The third was held in most draws and is in half of them, even unmoved,
-    # so that no attack found it. The fourth was broken in most draws before.
+    # The first fell from all to a tenth. The third was held in most draws, and is in half of them unmoved: no
+    # attack found it. The fourth was broken in most draws before.
     told = [(each.index, each.attack, each.shares) for each in found.flips]
     assert told == [(0, "square (logits)", pytest.approx((1.0, 0.1))), (2, "clean", (0.55, 0.5))]
     assert phrases.FLIP_HEADS[2] == "found by"
