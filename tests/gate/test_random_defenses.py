@@ -29,6 +29,7 @@ from bench.suite.policy import Policy
 from suites import TASK, suite
 
 ALPHA, TOLERANCE = 0.01, 0.01
+PAGE = Path(__file__).parents[2] / "docs" / "ci.md"
 INLINE = Options(("cpu",), "inline")
 
 
@@ -226,7 +227,7 @@ def test_a_baseline_from_before_there_were_draws_is_read() -> None:
 def noisy_pair(noise: np.random.Generator, n: int, loss: float, draws: int) -> tuple[Measured, Measured]:
     """A random defense twice, each time by other draws; `loss` is what it truly lost, a share.
 
-    Some examples are easy, some hard, and many between: without a change a single draw flips one of six.
+    Some examples are easy, some hard, and many between: 27 of 100 change between one draw and the next.
     """
     chance = noise.beta(0.8, 0.5, n)
     worse = chance * (1 - loss / (0.8 / 1.3))
@@ -264,18 +265,35 @@ def test_the_gate_itself_raises_no_alarm_over_worst_cases() -> None:
     assert alarms <= stats.binom.ppf(1 - 1e-4, runs, ALPHA)
 
 
-def test_five_points_are_found_and_draws_are_what_finds_them() -> None:
-    noise, runs, n = np.random.default_rng(11), 200, 1000
-    power = {}
-    for draws in (1, 20):
+FOUND = {
+    (300, 0.05): {1: 0.145, 5: 0.815, 20: 1.0},
+    (1000, 0.02): {1: 0.092, 5: 0.527, 20: 0.999},
+}
+"""How often a loss is called regressed, of 1,000 runs, as the page has it."""
+
+
+@pytest.mark.parametrize(("n", "loss"), FOUND)
+def test_losses_are_found_and_draws_are_what_finds_them(n: int, loss: float) -> None:
+    noise, runs, cells = np.random.default_rng(n), 200, FOUND[n, loss]
+    for draws, recorded in cells.items():
         said = 0
         for _ in range(runs):
-            one, other = noisy_pair(noise, n, 0.05, draws)
-            loss = paired_loss(1 - one.rows["broken_share"], 1 - other.rows["broken_share"], alpha=ALPHA)
-            said += verdict_of(loss, loss.p, tolerance=TOLERANCE, alpha=ALPHA) == "regressed"
-        power[draws] = said / runs
-    assert power[20] > 0.99
-    assert power[1] < 0.8
+            one, other = noisy_pair(noise, n, loss, draws)
+            found = paired_loss(1 - one.rows["broken_share"], 1 - other.rows["broken_share"], alpha=ALPHA)
+            said += verdict_of(found, found.p, tolerance=TOLERANCE, alpha=ALPHA) == "regressed"
+        # Both are counts: their difference has the variances of both.
+        spread = np.sqrt(recorded * (1 - recorded) * (1 / runs + 1 / 1000))
+        assert abs(said / runs - recorded) <= 4 * spread + 1 / runs
+    row = " | ".join(f"{100 * share:.0f} %" for share in cells.values())
+    assert f"| {n:,}, {100 * loss:g} | {row} |" in PAGE.read_text()
+
+
+def test_five_points_are_found_at_a_thousand_examples() -> None:
+    noise, runs = np.random.default_rng(11), 100
+    for _ in range(runs):
+        one, other = noisy_pair(noise, 1000, 0.05, 20)
+        loss = paired_loss(1 - one.rows["broken_share"], 1 - other.rows["broken_share"], alpha=ALPHA)
+        assert verdict_of(loss, loss.p, tolerance=TOLERANCE, alpha=ALPHA) == "regressed"
 
 
 @pytest.mark.parametrize("draws", [5, 20])
