@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import toys  # noqa: F401 - registers them
 from measures import all_of, held, measured
 from rich.console import Console
 from scipy import stats
