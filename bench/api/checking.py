@@ -168,10 +168,10 @@ def _report(
         assert answers is not None
         findings = replay.with_unasked(answers.findings, before, now, policy)
     else:
-        findings = judge.findings(before.measurements, now, policy, answers.broken if answers else None)
+        findings = judge.findings(before.measurements, now, policy, answers.held if answers else None)
     replayed = answers.replayed if answers else None
     if replayed is not None and answers is not None and not replay_only:
-        replayed = replace(replayed, beyond=judge.beyond(now, answers.broken))
+        replayed = replace(replayed, beyond=judge.beyond(now, answers.held))
     document = project.plan.suite.document
     lines = {}
     for finding in findings:

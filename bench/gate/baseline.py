@@ -1,8 +1,9 @@
 """The baseline: a folder for git with the outcomes that today's are compared with, and images to show again.
 
 ``baseline.json`` says what was asked, under which versions, and which changes were accepted; a line is a
-condition, so that a change can be read. ``outcomes.parquet`` has a row for each example and condition,
-``replay.safetensors`` adversarial images (`bench.gate.replay`). Digests tell where any of it was edited.
+condition, so that a change can be read. ``outcomes.parquet`` has a row for each example and condition, with
+what the worst case was found by; ``replay.safetensors`` has adversarial images (`bench.gate.replay`).
+Digests tell where any of it was edited.
 """
 
 import getpass
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.errors import InputError
-from bench.gate.measurements import Measured, Measurements, Question, place_of
+from bench.gate.judge import Reader, subjects_of
+from bench.gate.measurements import Measured, Measurements, Question, found_by, place_of
 from bench.results import durable, fingerprint
 from bench.results.conditions import Condition, Facts
-from bench.results.outcomes import NOTES, Rows
+from bench.results.outcomes import WHERE_THERE
 from bench.results.seals import seal
 
 FORMAT = 1
@@ -30,7 +33,7 @@ INDEX, OUTCOMES, REPLAY = "baseline.json", "outcomes.parquet", "replay.safetenso
 """The files of a baseline."""
 
 _COLUMNS = ("index", "target", "truth", "label", "rejected", "distance", "invalid", "score", "differs")
-"""What is kept of each example; the notes of attacks follow, where there are any."""
+"""What is kept of each example; notes of attacks and shares of draws follow, where there are any."""
 
 _LISTS = ("conditions", "runs", "history")
 """Entries of the index that have a line for each item."""
@@ -116,7 +119,7 @@ def write(
     root.mkdir(parents=True, exist_ok=True)
     every = list(measurements.measured.values())
     with durable.drafted(root / OUTCOMES) as draft:
-        _write_outcomes(draft, [each.rows for each in every])
+        _write_outcomes(draft, measurements)
     with durable.drafted(root / REPLAY) as draft:
         draft.write_bytes(images)
     attacks = _numbered(each.question.attack for each in every)
@@ -168,17 +171,40 @@ def _spelled(told: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _write_outcomes(path: Path, every: Sequence[Rows]) -> None:
+def _found_by(measurements: Measurements) -> list[NDArray[np.int16]]:
+    """Return for each condition and example which condition the failure of the worst case was found by.
+
+    -1 where no attack of the row breaks the example, and in conditions that are part of no worst case, or, as
+    unmoved images, of several. Nothing reads it back: a check finds it in the outcomes, as this does.
+    """
+    numbers = {place: number for number, place in enumerate(measurements.measured)}
+    found = [np.full(len(each.rows["index"]), -1, np.int16) for each in measurements.measured.values()]
+    reader = Reader(measurements, measurements)
+    for subject, seeds in subjects_of(measurements, measurements).pairs.items():
+        radius = reader.radius(seeds) if subject.kind == "worst case" else None
+        for row in (pair.before for pair in seeds.values() if subject.kind == "worst case"):
+            finders = found_by(row, [reader.of(each, 0, radius) for each in row])
+            members = np.array([numbers[place_of(each.condition)] for each in row])
+            told = np.where(finders.number < 0, -1, members[finders.number])
+            for number, each in zip(members.tolist(), row, strict=True):
+                if not each.condition.facts.idle:
+                    found[number][:] = told[np.searchsorted(finders.index, each.rows["index"])]
+    return found
+
+
+def _write_outcomes(path: Path, measurements: Measurements) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    notes = [name for name in NOTES if any(name in rows for rows in every)]
+    every = [each.rows for each in measurements.measured.values()]
+    further = [name for name in WHERE_THERE if any(name in rows for rows in every)]
     columns: dict[str, Any] = {
         "condition": np.concatenate([np.full(len(rows["index"]), at) for at, rows in enumerate(every)])
     }
-    for name in (*_COLUMNS, *notes):
+    for name in (*_COLUMNS, *further):
         parts = [rows[name] if name in rows else np.full(len(rows["index"]), np.nan) for rows in every]
         columns[name] = np.concatenate(parts)
+    columns["found_by"] = np.concatenate(_found_by(measurements))
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
@@ -288,12 +314,12 @@ def _measured(told: Mapping[str, Any], path: Path) -> list[Measured]:
     order = np.argsort(columns["condition"], kind="stable")
     cuts = np.searchsorted(columns["condition"][order], np.arange(1, len(told["conditions"])))
     parts = {name: np.split(values[order], cuts) for name, values in columns.items() if name != "condition"}
-    notes = [name for name in parts if name in NOTES]
+    further = [name for name in parts if name in WHERE_THERE]
     found = []
     for number, each in enumerate(told["conditions"]):
         rows: dict[str, Any] = {name: parts[name][number] for name in _COLUMNS}
-        # A note that another attack has is NaN throughout.
-        rows |= {name: parts[name][number] for name in notes if not np.isnan(parts[name][number]).all()}
+        # What another condition alone has is NaN throughout.
+        rows |= {name: parts[name][number] for name in further if not np.isnan(parts[name][number]).all()}
         question = {**each["question"], "data": told["data"][each["question"]["data"]]}
         question["attack"] = told["attacks"][each["question"]["attack"]]
         condition = Condition(each["coordinates"], Facts.read(each["facts"]), each["job"])

@@ -1,11 +1,12 @@
 """From two sets of measurements to findings: subjects are paired example by example, tested and judged.
 
-An example's value is 1 where it is held and 0 where it is broken, and of several seeds their mean: seeds are
-never pooled as more examples. In a row's worst case an example is held if it is held against every attack.
+An example's value is 1 where it is held and 0 where it is broken, and of several seeds, or draws of a random
+defense, their mean: they are never pooled as more examples. In a row's worst case an example is held if it is
+held against every attack; of several draws it is held as often as against the attack that breaks it most.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -17,11 +18,13 @@ from bench.console import count
 from bench.errors import InputError, did_you_mean
 from bench.gate import statistics
 from bench.gate.measurements import (
+    MAJORITY,
     Coordinates,
     Measured,
     Measurements,
     clean_rows,
     distances,
+    found_by,
     held,
     place_of,
     row_of,
@@ -32,6 +35,7 @@ from bench.quantities import format_value, fraction
 from bench.report import checks
 from bench.results.conditions import QUESTION, Condition
 from bench.results.metrics import METRICS, PerExample, common, settle
+from bench.results.outcomes import BROKEN_SHARE
 from bench.suite.layout import matches
 from bench.suite.policy import Policy
 
@@ -298,7 +302,7 @@ def findings(
     before: Measurements,
     now: Measurements,
     policy: Policy,
-    extra: Mapping[Subject, Mapping[int, Any]] | None = None,
+    extra: Mapping[Subject, Mapping[int, Mapping[int, float]]] | None = None,
 ) -> tuple[Finding, ...]:
     """Return what is known of every subject of the baseline.
 
@@ -306,8 +310,9 @@ def findings(
         before: The baseline.
         now: The measurements of today.
         policy: The rules.
-        extra: By subject and seed, examples that stored images or attacks begun at them break now: a set of
-            indices. Floors are judged with them; the paired test is not, since the baseline has no such.
+        extra: By subject, seed and index, how often an example is held now against stored images and attacks
+            begun at them, in [0, 1]. Floors are judged with them; the paired test is not, since the baseline
+            has no such.
 
     Returns:
         The findings: conditions and worst cases in the order of the baseline.
@@ -339,11 +344,12 @@ def findings(
             # Nothing is left to chance: one network, and every answer is what it was.
             reason = f"the network is the baseline's to the last bit, and so are all {loss.n} outcomes"
             finding = replace(finding, verdict="held", reason=reason, needed=None)
+        gained = _gained(seeds, reader, read[subject].radius) if finding.suspicious else ()
         finding = replace(
             finding,
             subject=replace(subject, radius=read[subject].radius),
             flips=tuple(_flips(seeds, reader, read[subject].radius)),
-            suspicious=(*finding.suspicious, *_new_flags(seeds)),
+            suspicious=(*finding.suspicious, *gained, *_new_flags(seeds)),
         )
         if _bears_floor(subject, seeds, found):
             alone = subject.kind == "condition"
@@ -375,19 +381,25 @@ def rates(measurements: Measurements) -> dict[str, tuple[float, int]]:
     return numbers
 
 
-def beyond(measurements: Measurements, broken: Mapping[Subject, Mapping[int, Any]]) -> int:
+def beyond(measurements: Measurements, extra: Mapping[Subject, Mapping[int, Mapping[int, float]]]) -> int:
     """Return how many examples are broken that a worst case holds, counted for each subject and seed.
 
     Args:
         measurements: What was measured.
-        broken: By worst case and seed, examples that something else breaks: a set of indices.
+        extra: By worst case, seed and index, how often an example is held against something else, in [0, 1].
     """
     reader, found = Reader(measurements, measurements), 0
     for subject, seeds in subjects_of(measurements, measurements).pairs.items():
-        if subject in broken and len((values := reader.values(seeds)).index):
+        if subject in extra and len((values := reader.values(seeds)).index):
             for seed, each in values.seeds.items():
-                found += int(np.isin(values.index[each == 1], list(broken[subject].get(seed, ()))).sum())
+                less = _lowered(values.index, each, extra[subject].get(seed, {}))
+                found += int(((each > MAJORITY) & (less <= MAJORITY)).sum())
     return found
+
+
+def _lowered(index: Any, values: Any, extra: Mapping[int, float]) -> Any:
+    """Return how often examples are held, where `extra` may hold some of them less often."""
+    return np.minimum(values, [extra.get(each, 1.0) for each in index.tolist()])
 
 
 def _judged(subject: Subject, loss: Loss, p: float, policy: Policy, subjects: int) -> Finding:
@@ -450,7 +462,9 @@ def _floors_unjudged(made: Sequence[Finding], policy: Policy) -> list[Finding]:
     ]
 
 
-def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[int, Any]) -> Finding:
+def _floored(
+    finding: Finding, values: Values, policy: Policy, extra: Mapping[int, Mapping[int, float]]
+) -> Finding:
     """Return a finding that knows of the floor of its defense, if there is one and it has an accuracy.
 
     A floor that is not held decides the status, whatever the tier: it was asked for by name.
@@ -458,10 +472,7 @@ def _floored(finding: Finding, values: Values, policy: Policy, extra: Mapping[in
     least = policy.floors.get(str(finding.subject.coordinates["defense"]))
     if least is None or values.radius is not None:
         return finding
-    now = [
-        np.where(np.isin(values.index, list(extra.get(seed, ()))), 0.0, each)
-        for seed, each in values.seeds.items()
-    ]
+    now = [_lowered(values.index, each, extra.get(seed, {})) for seed, each in values.seeds.items()]
     total, n = float(np.mean(now, axis=0).sum()), len(values.index)
     low, high = statistics.clopper_pearson(total, n, 1 - policy.alpha)
     floor = Floor(least / 100, low, high)
@@ -484,32 +495,64 @@ def _new_flags(seeds: Mapping[int, Pair]) -> Iterable[str]:
             yield f"new flag {code}: {message}"
 
 
+def _gained(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> Iterable[str]:
+    """Yield a sentence about what the failures that are gone had been found by, where it was of several."""
+    told: Counter[str] = Counter()
+    for pair in seeds.values():
+        then, now = (
+            found_by(side, [reader.of(each, number, radius) for each in side])
+            for number, side in enumerate((pair.before, pair.now))
+        )
+        gone = then.number[np.isin(then.index, now.index[now.number < 0]) & (then.number >= 0)]
+        told.update(checks.title(pair.before[at].condition) for at in gone.tolist())
+    several = any(len(pair.before) > 1 for pair in seeds.values())
+    if several and told:
+        said = ", ".join(f"{attack} {number}" for attack, number in told.most_common())
+        yield f"what is held again had been found by: {said}"
+
+
 def _flips(seeds: Mapping[int, Pair], reader: Reader, radius: float | None) -> Iterable[Flip]:
     """Return the examples that were held and are broken now, in order, with the attack that breaks each."""
     found: list[Flip] = []
     for seed, pair in seeds.items():
         was = settle(_ACCURACY, [reader.of(each, 0, radius) for each in pair.before])
-        left = was.index[was.values == 1]
-        for one, other in zip(pair.before, pair.now, strict=True):
-            values = reader.of(other, 1, radius)
-            fallen = np.isin(left, values.index[values.values == 0], assume_unique=True)
-            broken, left = left[fallen], left[~fallen]
-            found += flips_of(broken, seed, one, other)
+        found += flips_of(was, seed, pair.before, pair.now, [reader.of(each, 1, radius) for each in pair.now])
     return sorted(found, key=attrgetter("index", "seed"))
 
 
-def flips_of(index: Any, seed: int, before: Measured, now: Measured) -> list[Flip]:
-    """Return what is told of examples that are broken now.
+def flips_of(
+    was: PerExample,
+    seed: int,
+    before: Sequence[Measured],
+    now: Sequence[Measured],
+    values: Sequence[PerExample],
+) -> list[Flip]:
+    """Return what is told of the examples that were held in a worst case and are broken now.
 
     Args:
-        index: Their places in the data set, int64 (N,).
+        was: How often each example was held in the baseline.
         seed: The seed.
-        before: The condition in the baseline.
-        now: The condition that breaks them.
+        before: The conditions in the baseline.
+        now: Those of today, in the same order.
+        values: How often each of them holds each example.
 
     Returns:
-        A flip for each, in their order.
+        A flip for each, attack by attack.
     """
+    finders, found = found_by(now, values), list[Flip]()
+    shared, here, there = np.intersect1d(was.index, finders.index, assume_unique=True, return_indices=True)
+    number = np.where(was.values[here] > MAJORITY, finders.number[there], -1)
+    for at, (one, other) in enumerate(zip(before, now, strict=True)):
+        mine = number == at
+        shares = was.values[here][mine], finders.held[there][mine]
+        found += _told_flips(shared[mine], seed, one, other, shares)
+    return found
+
+
+def _told_flips(
+    index: Any, seed: int, before: Measured, now: Measured, shares: tuple[Any, Any]
+) -> list[Flip]:
+    """Return a flip for each of the examples at `index`, which one condition breaks now."""
     old, new = (
         {name: each.rows[name][np.searchsorted(each.rows["index"], index)].tolist() for name in _TOLD}
         for each in (before, now)
@@ -517,9 +560,12 @@ def flips_of(index: Any, seed: int, before: Measured, now: Measured) -> list[Fli
     attack = checks.title(now.condition)
     answers = zip(index.tolist(), new["truth"], old["label"], new["label"], strict=True)
     refused = zip(old["rejected"], new["rejected"], strict=True)
+    # Without draws the answers say it all.
+    held_in = zip(*(each.tolist() for each in shares), strict=True)
+    often = held_in if BROKEN_SHARE in now.rows else [None] * len(index)
     return [
-        Flip(place, truth, attack, seed, label, after, both)
-        for (place, truth, label, after), both in zip(answers, refused, strict=True)
+        Flip(place, truth, attack, seed, label, after, both, share)
+        for (place, truth, label, after), both, share in zip(answers, refused, often, strict=True)
     ]
 
 

@@ -48,6 +48,8 @@ class Question:
     readout: str
     inference: Mapping[str, Any]
     """Parameters of the defense that are set at inference time."""
+    draws: int = 1
+    """How often a random defense was asked about each image."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any], facts: Facts) -> "Question":
@@ -70,6 +72,7 @@ class Question:
             target=attack_run["target"],
             readout=described["readout"],
             inference=described["victim"]["inference"],
+            draws=described.get("draws", 1),
         )
 
     def differences(self, other: "Question") -> list[str]:
@@ -347,6 +350,8 @@ def clean_rows(measurements: Iterable[Measured]) -> dict[Coordinates, Rows]:
 def held(measured: Measured, clean: Mapping[Coordinates, Rows], radius: float | None) -> metrics.PerExample:
     """Return 1 for each example that is held in a condition, and 0 for each that is broken.
 
+    Of a random defense with several draws it is the share of them in which the example is held.
+
     Args:
         measured: The condition.
         clean: The answers to unmoved images (`clean_rows`).
@@ -357,8 +362,10 @@ def held(measured: Measured, clean: Mapping[Coordinates, Rows], radius: float | 
     """
     if radius is None:
         return metrics.score(metrics.METRICS["accuracy"], measured.rows, None)
-    least = distances(measured, clean)
-    return metrics.PerExample(least.index, (least.values > radius + metrics.ROUNDING).astype(float))
+    rows, still = measured.rows, clean.get(victim_of(measured.condition))
+    if still is not None:
+        rows, still = metrics.shared(rows, still)
+    return metrics.PerExample(rows["index"], metrics.held_at(rows, still, radius))
 
 
 def distances(measured: Measured, clean: Mapping[Coordinates, Rows]) -> metrics.PerExample:
@@ -370,6 +377,44 @@ def distances(measured: Measured, clean: Mapping[Coordinates, Rows]) -> metrics.
     """
     still = clean.get(victim_of(measured.condition))
     return metrics.score(metrics.METRICS["distance"], measured.rows, still)
+
+
+MAJORITY = 0.5
+"""Where examples are named or counted, one is held if a random defense holds it in more draws than this."""
+
+
+@dataclass(frozen=True)
+class Finders:
+    """Which attack breaks each example of a worst case."""
+
+    index: Any
+    """Places in the data set (N,), ascending."""
+    number: Any
+    """The position of the attack among those of the worst case, int64 (N,); -1 where none breaks it."""
+    held: Any
+    """How often the example is held against that attack, or against the strongest, in [0, 1], (N,)."""
+
+
+def found_by(attacks: Sequence[Measured], values: Sequence[metrics.PerExample]) -> Finders:
+    """Return which of the attacks of a worst case finds a failure at each example.
+
+    It is the one that the example is held against least often: of several the first, and unmoved images
+    before all, since nothing has to be found where the defense is wrong without an attack.
+
+    Args:
+        attacks: The conditions of one worst case and one seed, at least one.
+        values: The values of each (`held`).
+
+    Returns:
+        The attacks, of the examples that any of them saw.
+    """
+    index = np.unique(np.concatenate([each.index for each in values]))
+    table = np.full((len(values), len(index)), np.inf)
+    for line, each in zip(table, values, strict=True):
+        line[np.searchsorted(index, each.index)] = each.values
+    order = np.array(sorted(range(len(attacks)), key=lambda at: not attacks[at].condition.facts.idle))
+    held = table.min(0)
+    return Finders(index, np.where(held > MAJORITY, -1, order[table[order].argmin(0)]), held)
 
 
 def worst_of(parts: Sequence[metrics.PerExample]) -> metrics.PerExample:

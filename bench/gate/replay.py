@@ -18,6 +18,7 @@ from bench.gate import statistics
 from bench.gate.baseline import Baseline, StoredRun
 from bench.gate.judge import Reader, flips_of, gone, subject_of, subjects_of, tier_of, worst_case_of
 from bench.gate.measurements import (
+    MAJORITY,
     Coordinates,
     Measured,
     Measurements,
@@ -28,7 +29,7 @@ from bench.gate.measurements import (
 )
 from bench.gate.verdicts import Finding, Flip, Replayed, Subject, Verdict
 from bench.registry import ATTACKS
-from bench.results.metrics import ROUNDING, PerExample, is_correct
+from bench.results.metrics import PerExample, held_at, held_share
 from bench.results.outcomes import arrays
 from bench.results.replays import Replay
 from bench.results.store import Store
@@ -181,7 +182,7 @@ def _evaluate(job: Evaluate, attack_run: AttackRun, stop: int) -> Evaluate:
     """Return an evaluation as another, of another attack on the first examples."""
     step = attack_run.data.spec.shard
     crafts = tuple(Craft(attack_run, start, min(start + step, stop)) for start in range(0, stop, step))
-    return Evaluate(job.victim, crafts, job.readout)
+    return Evaluate(job.victim, crafts, job.readout, job.draws)
 
 
 def plan_of(shown: Iterable[Shown], plan: Plan, *, warm: bool) -> Plan:
@@ -213,12 +214,14 @@ class Answers:
     replayed: Replayed
     findings: tuple[Finding, ...]
     """What the images alone say of each worst case, of the replayed examples."""
-    broken: Mapping[Subject, Mapping[int, set[int]]]
-    """By worst case and seed, the examples that stored images, or attacks begun at them, break now."""
+    held: Mapping[Subject, Mapping[int, Mapping[int, float]]]
+    """By worst case, seed and index, how often an example is held now against stored images and attacks begun
+    at them, in [0, 1]."""
 
 
 ImageValues: TypeAlias = Mapping[int, tuple[float, float]]
-"""By the index of an example, whether it was held before, and whether no stored image breaks it now."""
+"""By the index of an example, whether it was held before, and whether no stored image breaks it now: 1 or 0,
+of a random defense with several draws the share of them."""
 
 
 @dataclass
@@ -226,7 +229,7 @@ class _Row:
     """The stored images of one worst case and one seed."""
 
     before: dict[int, float]
-    """Whether the baseline held each example against everything."""
+    """How often the baseline held each example against everything."""
     again: list[tuple[Measured, Measured]]
     """Each condition before, and as its images are answered now."""
     warm: list[Measured]
@@ -249,24 +252,20 @@ def answers(
     """
     rows, missing = _rows(baseline, shown, store, warm=warm)
     flips: list[Flip] = []
-    broken: dict[Subject, dict[int, set[int]]] = defaultdict(dict)
+    held: dict[Subject, dict[int, dict[int, float]]] = defaultdict(dict)
     values: dict[Subject, list[ImageValues]] = defaultdict(list)
     still = mended = examples = 0
     for (subject, seed), row in rows.items():
-        now = worst_of([_held(each) for _, each in row.again])
-        fallen = set(now.index[now.values == 0].tolist())
-        kept = {index: value for index, value in row.before.items() if index in set(now.index.tolist())}
-        was = {index for index, value in kept.items() if value == 1}
+        now = _least([each for _, each in row.again])
+        fallen = {index for index, value in now.items() if value <= MAJORITY}
+        kept = {index: value for index, value in row.before.items() if index in now}
+        was = {index for index, value in kept.items() if value > MAJORITY}
         examples += len(kept)
         still += len(fallen - was)
         mended += len(kept.keys() - was - fallen)
-        flips += _flips(row, seed, was & fallen)
-        by_warm: set[int] = set()
-        for each in row.warm:
-            one = _held(each)
-            by_warm |= set(one.index[one.values == 0].tolist())
-        broken[subject][seed] = fallen | by_warm
-        values[subject].append({index: (value, float(index not in fallen)) for index, value in kept.items()})
+        flips += _flips(row, seed, kept)
+        held[subject][seed] = _least([*(each for _, each in row.again), *row.warm])
+        values[subject].append({index: (value, now[index]) for index, value in kept.items()})
     told = Replayed(
         images=sum(len(measured.rows["index"]) for row in rows.values() for _, measured in row.again),
         examples=examples,
@@ -279,7 +278,7 @@ def answers(
         for subject, reason in missing.items()
     )
     values = {subject: seeds for subject, seeds in values.items() if subject not in missing}
-    return Answers(told, (*image_findings(values, policy), *incomplete), broken)
+    return Answers(told, (*image_findings(values, policy), *incomplete), held)
 
 
 def with_unasked(
@@ -353,17 +352,22 @@ def _measured(before: Measured, job: Evaluate, store: Store) -> Measured:
 def _held(shown: Measured) -> PerExample:
     """Return 1 where an image does not break today's defense within the radius, and 0 where it does.
 
-    Whether the clean image is answered rightly today was not asked.
+    Of several draws it is the share of them. Whether the clean image is answered rightly today was not asked.
     """
-    right = is_correct(shown.rows)
     radius = shown.condition.radius
     if shown.condition.facts.kind == "minimum-norm" and radius is not None:
-        right |= shown.rows["distance"] > radius + ROUNDING
-    return PerExample(shown.rows["index"], right.astype(np.float64))
+        return PerExample(shown.rows["index"], held_at(shown.rows, None, radius))
+    return PerExample(shown.rows["index"], held_share(shown.rows))
+
+
+def _least(shown: Sequence[Measured]) -> dict[int, float]:
+    """Return by its index how often each example is held against the image that breaks it most."""
+    worst = worst_of([_held(each) for each in shown])
+    return dict(zip(worst.index.tolist(), worst.values.tolist(), strict=True))
 
 
 def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, float]]:
-    """Return whether the baseline held each example against all attacks of its row, and unmoved."""
+    """Return how often the baseline held each example against all attacks of its row, and unmoved."""
     reader = Reader(baseline.measurements, baseline.measurements)
     found: dict[tuple[Coordinates, int], dict[int, float]] = {}
     pairs = subjects_of(baseline.measurements, baseline.measurements).pairs
@@ -380,18 +384,15 @@ def _held_before(baseline: Baseline) -> dict[tuple[Coordinates, int], dict[int, 
     return found
 
 
-def _flips(row: _Row, seed: int, fallen: set[int]) -> list[Flip]:
-    found: list[Flip] = []
-    left = np.array(sorted(fallen), np.int64)
-    for before, now in row.again:
-        values = _held(now)
-        gone_now = np.isin(left, values.index[values.values == 0], assume_unique=True)
-        mine, left = left[gone_now], left[~gone_now]
-        who = before.condition.coordinates
-        # Flips of several defenses stand in one list.
-        place = f" on {who['defense']}, {who['readout']}"
-        found += [replace(flip, attack=flip.attack + place) for flip in flips_of(mine, seed, before, now)]
-    return found
+def _flips(row: _Row, seed: int, kept: Mapping[int, float]) -> list[Flip]:
+    before, now = zip(*row.again, strict=True)
+    index = np.array(sorted(kept), np.int64)
+    was = PerExample(index, np.array([kept[each] for each in index.tolist()]))
+    who = before[0].condition.coordinates
+    # Flips of several defenses stand in one list.
+    place = f" on {who['defense']}, {who['readout']}"
+    flips = flips_of(was, seed, before, now, [_held(each) for each in now])
+    return [replace(each, attack=each.attack + place) for each in flips]
 
 
 def image_findings(values: Mapping[Subject, Sequence[ImageValues]], policy: Policy) -> tuple[Finding, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-LARGEST_DENOMINATOR = 4096
+LARGEST_DENOMINATOR = 20_000
 """The most seeds times draws that a value may be the mean of."""
 
 MOST_EXAMPLES = 10_000_000
@@ -82,8 +82,8 @@ def paired_loss(before: NDArray[np.float64], after: NDArray[np.float64], *, alph
         The loss. Its p-value is never 0: what is smaller than the least float, 2e-308, is given as that.
 
     Raises:
-        ValueError: The arrays are of other shapes, empty, or not finite numbers in [0, 1]; no S up to 4096
-            fits; or `alpha` is not in (0, 1).
+        ValueError: The arrays are of other shapes, empty, or not finite numbers in [0, 1]; no S up to
+            20,000 fits; or `alpha` is not in (0, 1).
     """
     _check_share("alpha", alpha, above=True)
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
@@ -120,10 +120,10 @@ def _denominator(values: NDArray[np.float64]) -> int:
     common = 1
     for value in values.tolist():
         near = Fraction(value).limit_denominator(LARGEST_DENOMINATOR)
-        # Two such fractions are at least 6e-8 apart; a mean in double precision is off by far less than this.
-        if abs(value - float(near)) <= 1e-9:
+        # Two such fractions are at least 2.5e-9 apart; a mean in double precision is off by far less.
+        if abs(value - float(near)) <= 1e-12:
             common = math.lcm(common, near.denominator)
-        if abs(value - float(near)) > 1e-9 or common > LARGEST_DENOMINATOR:
+        if abs(value - float(near)) > 1e-12 or common > LARGEST_DENOMINATOR:
             raise ValueError(
                 f"expected values that are multiples of 1/S for one S up to {LARGEST_DENOMINATOR} (means "
                 f"over S seeds or draws, in double precision), found {value!r}"

@@ -58,22 +58,26 @@ class Subject:
 
 @dataclass(frozen=True)
 class Flip:
-    """An example that the baseline held and that is broken now."""
+    """An example that the baseline held and that is broken now; of several draws, in most of them each."""
 
     index: int
     """Its place in the data set."""
     truth: int
     """Its class."""
     attack: str
-    """The attack that breaks it, with its view."""
+    """The attack that it was found by, with its view."""
     seed: int
     """The seed of the training and of the attack."""
     before: int
-    """What the defense answered in the baseline; -1 for an answer that is not finite."""
+    """What the defense answered in the baseline; -1 for an answer that is not finite. Of several draws these
+    are the first one's."""
     after: int
     """What it answers now."""
     refused: tuple[bool, bool] = (False, False)
     """Whether it refused the image, before and now."""
+    shares: tuple[float, float] | None = None
+    """The share of the draws of a random defense in which the example was held in the baseline, and is held
+    against this attack now; None where there is one draw."""
 
 
 @dataclass(frozen=True)

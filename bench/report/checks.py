@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from bench.results.conditions import Condition
-from bench.results.metrics import Metric, PerExample, goal_reached, is_correct, mcnemar_p
+from bench.results.metrics import Metric, PerExample, goal_reached, held_share, is_correct, mcnemar_p
 from bench.results.outcomes import Rows
 
 CHANCE = 0.01
@@ -234,10 +234,12 @@ def union_flags(unions: Sequence[Sequence[Evidence]], metric: Metric) -> Iterabl
     unasked = any(np.isnan(rows["differs"]).all() for rows in every)
     if most < 2 or not (differed or (declared and unasked)):
         return
-    said = f"an example counts by the unluckiest of {most} answers"
+    draws = min(each.condition.facts.draws for seen in unions for each in seen)
+    each_of = "answers" if draws == 1 else f"means over {draws} draws"
+    said = f"an example counts by the unluckiest of {most} {each_of}"
     said += f", and {differed} of {asked} differed when asked again" if asked else " of a random defense"
-    if metric.name in ("accuracy", "robust") and not unasked:
-        points = 100 * float(np.mean([_luck(answers) for answers in joined]))
+    if metric.name in ("accuracy", "robust") and (draws > 1 or not unasked):
+        points = 100 * float(np.mean([_luck(answers, draws) for answers in joined]))
         if points < 0.05:
             return
         said += f": chance alone may take up to {points:.1f} points"
@@ -254,19 +256,26 @@ def _answers(seen: Sequence[Evidence], metric: Metric) -> list[Rows]:
     return list(found.values())
 
 
-def _luck(answers: Sequence[Rows]) -> float:
+def _luck(answers: Sequence[Rows], draws: int) -> float:
     """Return an upper bound of the share of examples that the worst of several answers loses to chance.
 
     Let p_j be the probability that answer j is right. The loss is the mean over examples of
     min_j p_j - prod_j p_j. It is at most the mean of sum_j p_j (1 - p_j), which is estimated by how often a
     right answer was wrong when asked again, and at most the least mean less the mean of the worst.
+
+    Of means m_j over K draws the loss of an example is E max_j (p_j - m_j), and at most the root of the sum
+    of their variances; the mean of roots is at most the root of the mean. m_j (1 - m_j) / (K - 1) estimates
+    a variance without bias.
     """
     index = reduce(np.intersect1d, [rows["index"] for rows in answers])
-    held = np.stack([is_correct(rows)[np.searchsorted(rows["index"], index)] for rows in answers])
-    fell = sum(
-        float((is_correct(rows) * rows["differs"])[~np.isnan(rows["differs"])].mean()) for rows in answers
-    )
-    return min(fell, float(held.mean(1).min() - held.all(0).mean()))
+    held = np.stack([held_share(rows)[np.searchsorted(rows["index"], index)] for rows in answers])
+    if draws == 1:
+        fell = sum(
+            float((is_correct(rows) * rows["differs"])[~np.isnan(rows["differs"])].mean()) for rows in answers
+        )
+    else:
+        fell = float(np.sqrt((held * (1 - held)).sum(0).mean() / (draws - 1)))
+    return min(fell, float(held.mean(1).min() - held.min(0).mean()))
 
 
 # --- flags from comparing cells ----------------------------------------------------------------------
@@ -298,7 +307,7 @@ class _Attack:
         return declared or _differed([each.rows for each in self.seen])[0] > 0
 
     def broken(self, seeds: set[int]) -> PerExample:
-        """Return for each example whether any target broke it, averaged over seeds."""
+        """Return for each example whether any target broke it, averaged over seeds (and draws)."""
         by_seed = defaultdict(list)
         for each in self.seen:
             if each.condition.seed in seeds:
@@ -306,7 +315,7 @@ class _Attack:
         every = [rows for parts in by_seed.values() for rows in parts]
         index = reduce(np.intersect1d, [rows["index"] for rows in every])
         worst = [
-            np.max([~is_correct(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
+            np.max([1 - held_share(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
             for parts in by_seed.values()
         ]
         return PerExample(index, np.mean(worst, axis=0))

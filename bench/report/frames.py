@@ -103,8 +103,9 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
     Returns:
         The coordinates of the condition (``data`` ... ``seed``, ``inference.<name>``; its target as
         ``target_offset``), its ``job``, ``correct`` (whether the defense was right on the image that it was
-        shown), and the columns of its outcomes, which `docs/results.md` explains. A radius or a target
-        that there is not is a missing value. Conditions that share a job have the same rows.
+        shown; of a random defense with several draws, in the first of them), and the columns of its outcomes,
+        which `docs/results.md` explains. A radius or a target that there is not is a missing value.
+        Conditions that share a job have the same rows.
         ``attrs["notes"]`` says which outcomes are damaged or older than the code.
 
     Raises:

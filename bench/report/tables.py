@@ -344,6 +344,7 @@ def worst_case(
     if not complete:
         missing = distinct(name for seed in usable for name in looked[seed].lacking)
         notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
+    notes += _draws_note(seen, metric)
     if estimate is None:
         return TableCell(None, DASH, notes=(*notes, "no example counts")), seen
     if math.isinf(estimate.value):
@@ -352,6 +353,14 @@ def worst_case(
     bound: Bound = "" if complete else _bound(metric)
     flags = checks.union_flags([union for joined in unions.values() for union in joined], metric)
     return TableCell(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags)), seen
+
+
+def _draws_note(seen: Iterable[Evidence], metric: Metric) -> list[str]:
+    """Return what is said of a number that stands on several answers to each image."""
+    draws = max((each.condition.facts.draws for each in seen), default=1)
+    if draws == 1:
+        return []
+    return [f"mean over {draws} draws of a random defense" if metric.draws else f"the first of {draws} draws"]
 
 
 def _look(

@@ -5,7 +5,7 @@ what a report must know of it. Tables are cut along coordinates alone: a fact th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Facts:
     """Whether two answers of the defense to the same image may differ."""
     flags: tuple[str, ...]
     """Sentences of the attack and of the defense about their own settings."""
+    draws: int = 1
+    """How often the defense was asked about each image, where it is random."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -55,15 +57,15 @@ class Facts:
             The facts.
 
         Raises:
-            KeyError: A fact is missing.
+            KeyError: A fact is missing, other than `draws`.
         """
         # A suite may have ten thousand conditions, and each of its tables reads them.
         values = dict(zip(FACTS, _values(given), strict=True))
-        return cls(**{**values, "flags": tuple(values["flags"])})
+        return cls(**{**values, "flags": tuple(values["flags"]), "draws": given.get("draws", 1)})
 
 
-FACTS = tuple(field.name for field in fields(Facts))
-"""The names of all facts, in the order in which a manifest has them."""
+FACTS = tuple(field.name for field in fields(Facts) if field.default is MISSING)
+"""The names of the facts that every condition has, in the order in which a manifest has them."""
 
 _values = itemgetter(*FACTS)
 

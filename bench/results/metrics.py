@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InputError, did_you_mean
-from bench.results.outcomes import Frame, Rows, select
+from bench.results.outcomes import BROKEN_SHARE, Frame, Rows, select
 
 Values: TypeAlias = NDArray[np.float64]
 """Shape (N,): a value for each example; NaN where the example does not count."""
@@ -54,6 +54,18 @@ def is_correct(rows: Frame) -> Mask:
     return np.asarray(held & (label >= 0), np.bool_)
 
 
+def held_share(rows: Rows) -> Values:
+    """Return how often the defense was right on the image that it was shown.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        Shape (N,): of a random defense that was asked several times the share of its draws, else 1 or 0.
+    """
+    return 1 - rows[BROKEN_SHARE] if BROKEN_SHARE in rows else is_correct(rows).astype(np.float64)
+
+
 def goal_reached(rows: Rows) -> Mask:
     """Return whether the label is what the attacker wants, whether or not the defense refused.
 
@@ -87,6 +99,9 @@ def within(rows: Rows, clean: Rows, radius: float) -> Rows:
     """
     rows, clean = shared(rows, clean)
     near = rows["distance"] <= radius + ROUNDING
+    if BROKEN_SHARE in rows:
+        # A defense that was asked once about the clean image has an answer, and no share.
+        clean = {**clean, BROKEN_SHARE: 1 - held_share(clean)}
 
     def read(values: NDArray[Any], still: NDArray[Any]) -> NDArray[Any]:
         return np.where(near.reshape(-1, *[1] * (values.ndim - 1)), values, still)
@@ -122,6 +137,23 @@ def least_distance(rows: Rows, clean: Rows | None = None) -> Values:
     moved = np.where(rows["invalid"], 0.0, rows["distance"])
     least = np.where(is_correct(rows), math.inf, moved)
     return least if clean is None else np.where(is_correct(clean), least, 0.0)
+
+
+def held_at(rows: Rows, clean: Rows | None, radius: float) -> Values:
+    """Return how often the defense holds an image against an attack that moves as little as it can.
+
+    Args:
+        rows: Outcomes of N examples.
+        clean: Outcomes of the same defense on the same examples, unmoved; None where there are none.
+        radius: The radius that the attacker has, in the norm of ``distance``; may be infinite.
+
+    Returns:
+        Shape (N,): 0 or 1, of a random defense with several draws the share of them. An image that had to
+        be moved further than the radius is held; one that breaks unmoved is not.
+    """
+    moved = np.where(rows["invalid"], 0.0, rows["distance"])
+    held = np.where(moved > radius + ROUNDING, 1.0, held_share(rows))
+    return held if clean is None else np.minimum(held, held_share(clean))
 
 
 # --- metrics by name ---------------------------------------------------------------------------------
@@ -169,6 +201,8 @@ class Metric:
     """The columns of outcomes that it reads beside those that every table reads."""
     by_class: bool
     """Whether it is of one class, which the table names."""
+    draws: bool = False
+    """Whether an example's value is its mean over the draws of a random defense; else the first draw's."""
     label: int | None = None
     """That class."""
 
@@ -209,7 +243,7 @@ METRICS: dict[str, Metric] = {}
 """What a table's `metric` may name."""
 
 
-def metric(
+def metric(  # noqa: PLR0913 - all that tables and captions know of a metric
     name: str,
     says: str,
     *,
@@ -218,6 +252,7 @@ def metric(
     summary: Summary = "share",
     unit: Unit | None = None,
     reads: tuple[str, ...] = (),
+    draws: bool = False,
 ) -> Callable[[Score], Score]:
     """Register a function as a metric; tables and their captions need to know no more of it.
 
@@ -231,6 +266,8 @@ def metric(
         summary: How the values of examples become one number.
         unit: The unit in which the number is printed; None for the usual one of its summary.
         reads: Columns of outcomes that it reads beside those that every table reads.
+        draws: Whether an example's value is its mean over the draws of a random defense; else the first
+            draw's.
 
     Returns:
         A decorator that leaves the function as it is.
@@ -239,7 +276,7 @@ def metric(
     def register(score: Score) -> Score:
         by_class = "label" in signature(score).parameters
         METRICS[name] = Metric(
-            name, says, score, worst, clean, summary, unit or _UNITS[summary], reads, by_class
+            name, says, score, worst, clean, summary, unit or _UNITS[summary], reads, by_class, draws
         )
         return score
 
@@ -263,9 +300,11 @@ def named(name: str) -> Metric:
     return METRICS[name]
 
 
-@metric("accuracy", "right on the adversarial input alone, as the papers count", worst="least")
+@metric("accuracy", "right on the adversarial input alone, as the papers count", worst="least", draws=True)
 def accuracy(rows: Rows, clean: Rows | None) -> Values:
     """Return 1 where the defense is right under attack; its answer to the clean image does not matter.
+
+    Of a random defense with several draws it is the share of them in which it is right.
 
     Args:
         rows: Outcomes of N examples under attack.
@@ -274,12 +313,21 @@ def accuracy(rows: Rows, clean: Rows | None) -> Values:
     Returns:
         Shape (N,).
     """
-    return is_correct(rows).astype(np.float64)
+    return held_share(rows)
 
 
-@metric("robust", "right on the clean input and on the adversarial one", worst="least", clean="needed")
+@metric(
+    "robust",
+    "right on the clean input and on the adversarial one",
+    worst="least",
+    clean="needed",
+    draws=True,
+)
 def robust(rows: Rows, clean: Rows | None) -> Values:
     """Return 1 where the defense is right on the clean image and under attack.
+
+    Of a random defense with several draws it is the lesser of both shares: of two images, the attacker
+    submits the one that is right less often.
 
     Args:
         rows: Outcomes of N examples under attack.
@@ -289,7 +337,7 @@ def robust(rows: Rows, clean: Rows | None) -> Values:
         Shape (N,).
     """
     assert clean is not None
-    return (is_correct(rows) & is_correct(clean)).astype(np.float64)
+    return np.minimum(held_share(rows), held_share(clean))
 
 
 @metric(
@@ -588,7 +636,10 @@ def _interval(
     summary: Summary, pooled: Sequence[Values], single: Sequence[float], n: int
 ) -> tuple[float | None, float | None]:
     """Return the interval of the `n` examples of one seed; of several seeds, the mean of their ends."""
-    # An example with several targets is still one example.
+    # An example with several targets, or draws, is still one example. Values between 0 and 1 whose mean is p
+    # have a variance of at most p (1 - p), so that Wilson's interval is at least as wide as it has to be. One
+    # by their own variance, or a bootstrap of examples, is narrower where few examples differ from the
+    # others, and then misses those that are rare and always broken.
     match summary:
         case "share":
             return wilson(fmean(single), n)

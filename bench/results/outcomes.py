@@ -32,16 +32,22 @@ OUTCOME_COLUMNS: Mapping[str, tuple[str, bool]] = {
     "backwards": ("float64", False),
     "differs": ("bool", True),
     "parameters": ("int64", False),
+    "broken_share": ("float64", False),
 }
-"""The columns that every `outcomes.parquet` has: name, type, and whether it may be null.
+"""The columns of an `outcomes.parquet`: name, type, and whether it may be null.
 
-Files that are older than `thresholds` and `parameters` lack these two.
+Files that are older than `thresholds` and `parameters` lack these two. `broken_share` is there where a random
+defense was asked several times about each image.
 """
+
+BROKEN_SHARE = "broken_share"
+"""The share of the draws in which an example was broken."""
 
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
 """Outcomes of one evaluation as arrays of shape (N,), in ascending order of `index`.
 
 `index`, `truth` and `label` are int64, `rejected` and `invalid` bool, the others float64 with NaN for null.
+`broken_share` is there where a random defense was asked several times about each image.
 Where they are asked for, `logits` and `thresholds` have shape (N, K), and `parameters` (N,).
 """
 
@@ -51,6 +57,9 @@ _NUMBERS = ("target", "score", "distance", "differs")
 
 NOTES = ("flat", "nonfinite", "raised", "saturated")
 """The notes of attacks that tables know."""
+
+WHERE_THERE = (*NOTES, BROKEN_SHARE)
+"""The columns that tables read where outcomes have them."""
 
 LISTS = ("logits", "thresholds")
 """The columns that hold a list for each example."""
@@ -95,7 +104,7 @@ class Stored:
 
     def __init__(self, names: Sequence[str], read: "Callable[[Sequence[str]], pa.Table]") -> None:
         self._names, self._read = names, read
-        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *NOTES}
+        wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *WHERE_THERE}
         self._columns = read([name for name in names if name in wanted])
 
     @classmethod
@@ -188,7 +197,7 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
     rows |= {name: _numbers(frame[name]) for name in _NUMBERS}
-    for name in (*NOTES, *also):
+    for name in (*WHERE_THERE, *also):
         if (column := _optional(frame, name)) is not None:
             values = _lists(column) if name in LISTS else _numbers(column)
             if values is not None:

@@ -95,7 +95,7 @@ def passes(job: Job) -> int:
         case Craft():
             return job.attack_run.attack.entry.passes(job.attack_run.attack.params)
         case Evaluate():
-            return 1
+            return job.draws
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from bench.errors import OvertimeError
 from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
-from bench.results.outcomes import schema
+from bench.results.metrics import is_correct
+from bench.results.outcomes import BROKEN_SHARE, schema
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.limits import out_of_memory
-from bench.runner.referee import frozen
+from bench.runner.referee import frozen, reseed
 from bench.runner.train import fitted
 from bench.suite.jobs import Craft, Evaluate
 
@@ -61,6 +63,8 @@ def evaluate(
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
         "examples": table.num_rows,
+        # Of a defense that is asked once there is nothing to tell.
+        **({} if job.draws == 1 else {"queries_per_example": {"forwards": float(job.draws)}}),
         # Crafted images are not published with a table, but their cost is.
         "crafting": {
             "seconds": round(sum(each.get("seconds", 0.0) for each in receipts), 3),
@@ -124,8 +128,15 @@ def _outcomes(
     rows = slice(craft_job.start, craft_job.stop)
     x, truth, index = split.images[rows], split.labels[rows], split.index[rows]
     z = shown_images(rows, crafted, split)
-    answers = ask(model, z, job.readout, device)
     wide = x.double(), z.double()
+    far = distance(*wide, craft_job.attack_run.threat.norm)
+    if job.draws == 1:
+        answers, broken = ask(model, z, job.readout, device), {}
+    else:
+        draws = ask_often(model, z, index, job, device)
+        judged = {"truth": truth, "distance": far, "invalid": crafted["invalid"]}
+        answers = draws[0]
+        broken = {BROKEN_SHARE: np.mean([~is_correct({**each, **judged}) for each in draws], axis=0)}
     target = crafted["target"].tolist()
     return {
         "index": index,
@@ -139,12 +150,13 @@ def _outcomes(
         "l0": distance(*wide, "l0").long(),
         "l2": distance(*wide, "l2"),
         "linf": distance(*wide, "linf"),
-        "distance": distance(*wide, craft_job.attack_run.threat.norm),
+        "distance": far,
         "invalid": crafted["invalid"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
         "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
+        **broken,
         **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
     }
 
@@ -183,6 +195,35 @@ def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[
     if decision.thresholds is not None:
         found["thresholds"] = decision.thresholds.float()
     return {name: values.detach().cpu() for name, values in found.items()}
+
+
+def ask_often(
+    model: Any, images: Images, index: Tensor, job: Evaluate, device: torch.device
+) -> list[dict[str, Tensor]]:
+    """Return several answers of a random defense to each image, by independent draws.
+
+    An image is asked alone, each time after the global generators were seeded by the example, the seed of the
+    attack and the number of the draw: neither the shard nor its order nor other images decide what is drawn.
+    The attack decides nothing either. An image that it leaves as it is, or that is shown again later, gets
+    the same draws again, so that two conditions differ by their images and not by luck.
+
+    Args:
+        model: The fitted defense.
+        images: Images (N, C, H, W) on the CPU.
+        index: The places of the examples in the data set, int64 (N,).
+        job: The evaluation, which says how often (`draws`) and by which read-out.
+        device: The device of the defense.
+
+    Returns:
+        For each draw the columns of `ask`.
+    """
+    attack_run = job.crafts[0].attack_run
+    found: list[list[dict[str, Tensor]]] = [[] for _ in range(job.draws)]
+    for image, place in zip(images.split(1), index.tolist(), strict=True):
+        for draw, answers in enumerate(found):
+            reseed(seed_of("draw", attack_run.data.key, attack_run.seed, place, draw))
+            answers.append(ask(model, image, job.readout, device))
+    return [{name: torch.cat([each[name] for each in answers]) for name in answers[0]} for answers in found]
 
 
 def decided(model: Any, images: Images, readout: str, device: torch.device) -> Decision:

@@ -225,16 +225,19 @@ class Evaluate(Keyed):
     victim: FittedDefense
     crafts: tuple[Craft, ...]
     readout: str
+    draws: int = 1
+    """How often a random defense is asked about each image."""
 
     kind = "evaluate"
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Victim, crafts and read-out."""
+        """Victim, crafts and read-out, and the draws where there are several."""
         return {
             "victim": self.victim.key,
             "crafts": [craft.key for craft in self.crafts],
             "readout": self.readout,
+            **({} if self.draws == 1 else {"draws": self.draws}),
         }
 
     @property

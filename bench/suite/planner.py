@@ -617,8 +617,10 @@ class Planner:
         victim = self.fitted(request.victim, point.inference)
         shard, n, readout = request.data.spec.shard, request.n, point.readout
         crafts = self._once(("crafts", attack_run.key, shard, n), lambda: _shards(attack_run, n))
-        name = ("evaluate", victim.key, attack_run.key, shard, n, readout)
-        job = self._once(name, lambda: Evaluate(victim, crafts, readout))
+        random = _draws(request.victim, point.inference)
+        draws = self.suite.model.draws if random else 1
+        name = ("evaluate", victim.key, attack_run.key, shard, n, readout, draws)
+        job = self._once(name, lambda: Evaluate(victim, crafts, readout, draws))
         entry, origin = request.attack.entry, self.suite.model.attacks[point.attack].source
         facts = {
             "attack_run": attack_run.key,
@@ -629,8 +631,10 @@ class Planner:
             "source": origin.defense if origin else None,
             "exact": attacked.exact,
             "n": n,
-            "random": _draws(request.victim, point.inference),
+            "random": random,
             "flags": _flags(request, attack_run),
+            # One draw is no fact: manifests of defenses that are asked once stay as they are.
+            **({} if draws == 1 else {"draws": draws}),
         }
         return PlannedCondition(point.coordinates, job, facts)
 

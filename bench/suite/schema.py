@@ -147,6 +147,8 @@ class SuiteModel(Model):
     tables: dict[FileName, Table] = {}
     check: Policy = Policy()
     """The rules of `bench check`."""
+    draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
+    """How often a random defense is asked about each final image; others are asked once."""
     time_limit: Seconds | None = None
     """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
 

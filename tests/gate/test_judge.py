@@ -237,7 +237,9 @@ def test_a_floor_is_judged_on_the_one_attack_of_a_row() -> None:
     assert found.floor is not None
     assert (found.verdict, found.floor.verdict) == ("regressed", "regressed")
     subject = worst_case_of(measured("pgd", [1]).condition)
-    (lower,) = findings(alone, alone, Policy(floors={"model": 50}), {subject: {0: set(range(600))}})
+    (lower,) = findings(
+        alone, alone, Policy(floors={"model": 50}), {subject: {0: dict.fromkeys(range(600), 0.0)}}
+    )
     assert lower.floor is not None
     assert lower.floor.verdict == "regressed"
 
@@ -269,7 +271,7 @@ def test_what_stored_images_break_counts_for_the_floor_alone() -> None:
         each.subject for each in findings(both, both, Policy()) if each.subject.kind == "worst case"
     )
     # 200 of these are broken already.
-    extra = {subject: {0: set(range(200, 600))}}
+    extra = {subject: {0: dict.fromkeys(range(200, 600), 0.0)}}
     found = next(
         each
         for each in findings(both, both, Policy(floors={"model": 50}), extra)

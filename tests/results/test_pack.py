@@ -592,8 +592,11 @@ def test_a_large_folder_packs_to_less_than_a_quarter(tmp_path: Path) -> None:
         **{name: {} for name in ("sources", "files", "data", "defenses", "attacks")},
     }
     write(store, told)
+    known = schema()
+    # Of a defense that is asked once.
+    known = known.remove(known.get_field_index("broken_share"))
     for point in points:
-        rows = pa.table(outcome(draw, n), schema=schema())
+        rows = pa.table(outcome(draw, n), schema=known)
         store.keep(
             "evaluate",
             point["job"],

@@ -143,6 +143,7 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
         "victim": [lambda job: replace(job.victim, inference=(("threshold", 0.9),))],
         "crafts": [lambda job: job.crafts[:-1], lambda job: job.crafts[::-1]],
         "readout": [lambda job: "another"],
+        "draws": [lambda job: 2, lambda job: 20],
     },
 }
 """For each field of a job, other values that it may have."""

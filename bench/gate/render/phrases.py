@@ -14,7 +14,7 @@ from bench.report.render.words import MINUS
 MOST = 20
 """How many flips of one finding are listed for a reader; the JSON has all."""
 
-FLIP_HEADS = ("index", "class", "attack", "seed", "answer")
+FLIP_HEADS = ("index", "class", "found by", "seed", "answer")
 """The headings of `flip_cells`."""
 
 REPLAY_ONLY = "Only stored adversarial images were asked: this says nothing about a new search."
@@ -321,10 +321,14 @@ def flip_cells(flip: Flip) -> tuple[str, ...]:
         flip: The example.
 
     Returns:
-        Its index, class, attack, seed, and the old and the new answer.
+        Its index, class, attack, seed, and the old and the new answer; of several draws also how many of
+        them held it.
     """
     before, after = map(_answer, (flip.before, flip.after), flip.refused)
-    return str(flip.index), str(flip.truth), brief(flip.attack, 200), str(flip.seed), f"{before} -> {after}"
+    answer = f"{before} -> {after}"
+    if flip.shares is not None:
+        answer += f", held in {100 * flip.shares[0]:.4g} % -> {100 * flip.shares[1]:.4g} % of draws"
+    return str(flip.index), str(flip.truth), brief(flip.attack, 200), str(flip.seed), answer
 
 
 def _answer(label: int, refused: bool) -> str:
@@ -362,10 +366,11 @@ def replay(replayed: Replayed) -> list[str]:
         f"{replayed.mended} are not (a new search may break them again)."
     ]
     broken = len(replayed.flips)
+    drawn = any(each.shares is not None for each in replayed.flips)
+    certain = ", in most draws of a random defense." if drawn else ": exact evidence that needs no test."
     said.append(
         f"{count(broken, 'example')} that the baseline held against everything "
-        f"{'is' if broken == 1 else 'are'} broken now"
-        + (": exact evidence that needs no test." if broken else ".")
+        f"{'is' if broken == 1 else 'are'} broken now" + (certain if broken else ".")
     )
     if replayed.beyond is not None:
         said.append(

@@ -126,7 +126,7 @@ def _flips(flips: Sequence[Flip]) -> Iterator["RenderableType"]:
     some, more = phrases.first(flips)
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in phrases.FLIP_HEADS:
-        side = "left" if heading in {"attack", "answer"} else "right"
+        side = "left" if heading in {"found by", "answer"} else "right"
         grid.add_column(Text(heading, style="dim"), justify=side, overflow="fold")  # type: ignore[arg-type]
     for flip in some:
         grid.add_row(*map(Text, phrases.flip_cells(flip)))
