@@ -190,6 +190,7 @@ class Placement(Generic[J]):
         self._free: list[list[int]] = [[] for _ in self._kinds]
         for slot, kind in enumerate(self._kind_of):
             self._free[kind].append(slot)
+        self._closed: frozenset[int] = frozenset()
         self._busy: dict[int, _Busy] = {}
         self._loaded: dict[int, Hashable] = {}
         self._tickets: dict[int, int] = {}
@@ -259,9 +260,24 @@ class Placement(Generic[J]):
             slot: Number of the slot.
         """
         del self._busy[slot]
-        self._free[self._kind_of[slot]].append(slot)
+        if slot not in self._closed:
+            self._free[self._kind_of[slot]].append(slot)
         if self._costs.learned >= AGAIN * self._ranked + 1:
             self._rank()
+
+    def close(self, slots: Iterable[int]) -> None:
+        """Say which slots take no job from now on; every other one is open, and what is at work goes on.
+
+        Args:
+            slots: Numbers of slots; of each kind of device one at least is left out.
+        """
+        self._closed = frozenset(slots)
+        for kind, free in enumerate(self._free):
+            free[:] = [
+                slot
+                for slot, its in enumerate(self._kind_of)
+                if its == kind and slot not in self._busy and slot not in self._closed
+            ]
 
     def _rank(self) -> None:
         """Compute all priorities anew, by what the costs know by now."""
@@ -293,7 +309,8 @@ class Placement(Generic[J]):
         """Return when slots are free, for each kind of device; `now` for those that are."""
         ends = [[now] * len(free) for free in self._free]
         for slot, busy in self._busy.items():
-            ends[self._kind_of[slot]].append(busy.end(now))
+            if slot not in self._closed:
+                ends[self._kind_of[slot]].append(busy.end(now))
         for each in ends:
             heapify(each)
         return ends

@@ -22,6 +22,7 @@ from bench.results.leases import Leases
 from bench.results.store import Store
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
+from bench.runner.occupancy import Occupancy
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
 from bench.runner.pools import Pool
@@ -135,9 +136,10 @@ class Scheduler:
         share: What is shared with other workers.
         watcher: Is told what happens.
         limit: Limit of each job in seconds, above 0; None for no limit.
+        occupancy: Decides which slots are open; None: all are.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run is put together from
         self,
         state: State,
         store: Store,
@@ -146,7 +148,9 @@ class Scheduler:
         share: Share,
         watcher: Watcher | None = None,
         limit: float | None = None,
+        occupancy: Occupancy | None = None,
     ) -> None:
+        self._occupancy = occupancy
         self._state, self._store, self._pool, self._estimates = state, store, pool, estimates
         self._leases, self._failures = share.leases, share.failures
         self._watcher = watcher or Unwatched()
@@ -159,6 +163,8 @@ class Scheduler:
             network=_network,
             process=foreign,
         )
+        if occupancy is not None:
+            self._placement.close(occupancy.closed())
         self._running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
         self._elsewhere: set[Job] = set()
         self._deadlines = _Deadlines(limit)
@@ -237,6 +243,7 @@ class Scheduler:
             if error is None:
                 self._estimates.learn(job, future.result())
             self._placement.free(slot)
+            self._learn_occupancy(slot, None if error else future.result(), error)
             if isinstance(error, BrokenProcessPool):
                 self._pool.restart(slot)
                 error = self._died(job, self._deadlines.overdue(future, job))
@@ -251,6 +258,12 @@ class Scheduler:
                 done = self._failed(job, error, slot)
             self._leases.free(job.key)
             yield done
+
+    def _learn_occupancy(
+        self, slot: int, receipt: Mapping[str, Any] | None, error: BaseException | None
+    ) -> None:
+        if self._occupancy is not None and self._occupancy.ended(slot, receipt, error):
+            self._placement.close(self._occupancy.closed())
 
     def _died(self, job: Job, late: OvertimeError | None) -> BaseException | None:
         """Note that the process of a job died; return the error if it has died often enough."""
