@@ -17,6 +17,7 @@ from bench.report import render, tables
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.store import Store
+from bench.results.survey import survey
 from bench.runner import outstanding, pools, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
@@ -105,10 +106,10 @@ def prospect(project: Project, asked: list[str] | None) -> Prospect:
 def learned(project: Project) -> Estimates:
     """Return what jobs cost, judged by the receipts of those that are done."""
     estimates = Estimates()
-    for job in project.plan.graph():
-        receipt = project.store.receipt(job.kind, job.key)
-        if receipt:
-            estimates.learn(job, receipt)
+    with survey(project.store) as found:
+        for job in project.plan.graph():
+            if receipt := found.receipt(job.kind, job.key):
+                estimates.learn(job, receipt)
     return estimates
 
 
@@ -296,21 +297,23 @@ def described(project: Project, found: Prospect) -> dict[str, Any]:
     graph = project.plan.graph()
     todo = {job.key for job in found.state.todo}
 
-    def state(job: Job) -> str:
-        if job.key in todo:
-            return "to do"
-        return "done" if project.store.receipt(job.kind, job.key) else "not needed"
+    with survey(project.store) as stored:
 
-    jobs = [
-        {
-            "kind": job.kind,
-            "key": job.key,
-            "needs": [each.key for each in needs],
-            "state": state(job),
-            "seconds": round(found.estimates.seconds(job), 1),
-        }
-        for job, needs in graph.items()
-    ]
+        def state(job: Job) -> str:
+            if job.key in todo:
+                return "to do"
+            return "done" if stored.receipt(job.kind, job.key) else "not needed"
+
+        jobs = [
+            {
+                "kind": job.kind,
+                "key": job.key,
+                "needs": [each.key for each in needs],
+                "state": state(job),
+                "seconds": round(found.estimates.seconds(job), 1),
+            }
+            for job, needs in graph.items()
+        ]
     return {**project.manifest, "jobs": jobs}
 
 

@@ -159,7 +159,7 @@ class Index:
                 shutil.copyfile(self._path, draft)
             try:
                 self._fill(draft, there)
-            except sqlite3.Error:
+            except (sqlite3.Error, ValueError):
                 durable.remove(draft)
                 self._fill(draft, there)
 
@@ -243,7 +243,8 @@ def _opened(path: Path) -> sqlite3.Connection | None:
     try:
         if stored.execute("SELECT digest FROM judges").fetchall() == [(_judges(),)]:
             return stored
-    except sqlite3.Error:
+    except (sqlite3.Error, ValueError):
+        # Damaged; a digest that is no text is a ValueError.
         pass
     stored.close()
     return None
