@@ -1,7 +1,9 @@
 """What a plan costs grows with its jobs and no faster: counted in calls, which no busy machine changes."""
 
 import cProfile
+import math
 import pstats
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.results.conditions import COORDINATES, Skip
 from bench.results.manifest import write
 from bench.results.store import ARTEFACTS, Store
 from bench.runner import outstanding
 from bench.suite import planner, resolve
 from bench.suite.jobs import Evaluate, FittedDefense, Train, below, modules_of
-from bench.suite.layout import columns_read
+from bench.suite.layout import _Known, _Pool, columns_read, matches
 
 FASTER = 1.1
 """How much faster than the jobs the calls may grow: the logarithm in n log n, between these sizes."""
@@ -140,3 +143,34 @@ def test_a_way_down_may_be_longer_than_the_stack(tmp_path: Path) -> None:
     state = outstanding.examine(deep, Store(tmp_path / "results"))
     assert state.todo.keys() == set(deep.graph())
     assert all(set(state.todo[each]) == set(each.needs) for each in state.todo)
+
+
+TEXTS = ["1", "0.1", "1/10", "true", "None", "a", "b", None]
+NUMBERS = [*TEXTS, 0, 1, 0.1, 2, math.inf]
+FLAGS = [*TEXTS, True, False]
+
+
+def test_what_is_looked_up_is_what_a_comparison_of_all_finds() -> None:
+    draws = random.Random(0)
+    # No parameter is both a number and a flag.
+    values = {name: FLAGS if name == "view" else NUMBERS for name in COORDINATES}
+    points = [
+        Skip({name: draws.choice(some) for name, some in values.items()}, str(number))
+        for number in range(300)
+    ]
+    pool = _Pool("T", [], points, _Known(points))
+    found = 0
+    for _ in range(1000):
+        selection: dict[str, Any] = {}
+        for name in draws.sample(COORDINATES, draws.randrange(4)):
+            asked = [*values[name], "absent", 0.1 + 1e-12]
+            several = draws.random() < 0.3
+            selection[name] = draws.choices(asked, k=draws.randrange(4)) if several else draws.choice(asked)
+        expected = [
+            each
+            for each in points
+            if all(matches(chosen, each.coordinates[name]) for name, chosen in selection.items())
+        ]
+        assert pool.at(selection) == ((), tuple(expected)), selection
+        found += 0 < len(expected) < len(points)
+    assert found > 300
