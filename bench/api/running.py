@@ -21,6 +21,7 @@ from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.request import Request
 from bench.results.store import Store
+from bench.results.survey import survey
 from bench.runner import outstanding, pools, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
@@ -110,10 +111,10 @@ def prospect(project: Project, asked: list[str] | None) -> Prospect:
 def learned(project: Project) -> Estimates:
     """Return what jobs cost, judged by the receipts of those that are done."""
     estimates = Estimates()
-    for job in project.plan.graph():
-        receipt = project.store.receipt(job.kind, job.key)
-        if receipt:
-            estimates.learn(job, receipt)
+    with survey(project.store) as found:
+        for job in project.plan.graph():
+            if receipt := found.receipt(job.kind, job.key):
+                estimates.learn(job, receipt)
     return estimates
 
 
@@ -347,21 +348,23 @@ def described(project: Project, found: Prospect) -> dict[str, Any]:
     graph = project.plan.graph()
     todo = {job.key for job in found.state.todo}
 
-    def state(job: Job) -> str:
-        if job.key in todo:
-            return "to do"
-        return "done" if project.store.receipt(job.kind, job.key) else "not needed"
+    with survey(project.store) as stored:
 
-    jobs = [
-        {
-            "kind": job.kind,
-            "key": job.key,
-            "needs": [each.key for each in needs],
-            "state": state(job),
-            "seconds": round(found.estimates.seconds(job), 1),
-        }
-        for job, needs in graph.items()
-    ]
+        def state(job: Job) -> str:
+            if job.key in todo:
+                return "to do"
+            return "done" if stored.receipt(job.kind, job.key) else "not needed"
+
+        jobs = [
+            {
+                "kind": job.kind,
+                "key": job.key,
+                "needs": [each.key for each in needs],
+                "state": state(job),
+                "seconds": round(found.estimates.seconds(job), 1),
+            }
+            for job, needs in graph.items()
+        ]
     return {**project.manifest, "jobs": jobs}
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bench.errors import InputError
 from bench.results import fingerprint
 from bench.results.conditions import COORDINATES, FACTS
 from bench.results.outcomes import Frame
-from bench.results.seals import seal
+from bench.results.seals import seal, sealed_text
 from bench.results.store import ABSENT, ARTEFACTS, Store, check_layout, texts
 
 _KINDS = {
@@ -29,7 +30,7 @@ def write(store: Store, manifest: dict[str, Any]) -> None:
         store: The results folder.
         manifest: What the plan of the suite says (`Plan.manifest`).
     """
-    store.write_text(store.root / "manifest.json", json.dumps(seal(manifest), indent=1) + "\n")
+    store.write_text(store.root / "manifest.json", chain(sealed_text(manifest), "\n"))
 
 
 def read(root: Path, suite: Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from bench.errors import DamagedError, InputError
-from bench.results import durable, fingerprint, pack
+from bench.results import durable, fingerprint, index, pack
 from bench.results.leases import LEASES, WORKERS
 from bench.results.outcomes import Stored
 from bench.results.pack import Pack
@@ -223,11 +223,11 @@ class Store:
             path = place / name
             if not os.path.isfile(path):
                 return f"{name} is missing"
-            try:
-                if read and fingerprint.file_digest(path) != digest:
-                    return f"{name} is cut short or altered"
-            except OSError as error:
-                return f"{name} cannot be read ({error.strerror})"
+            if read and (reason := _altered(path, digest)) is not None:
+                if index.vouched(self.root, kind, key):
+                    # What tells files from others has failed here, as on a failing disk.
+                    index.distrust(self.root)
+                return reason
         return None
 
     def keep(
@@ -328,16 +328,16 @@ class Store:
         return self.root / "failed" / f"{key}.json"
 
     @staticmethod
-    def write_text(path: Path, text: str) -> None:
-        """Write a small file so that no reader ever sees a part of it.
+    def write_text(path: Path, text: str | Iterable[str]) -> None:
+        """Write a file so that no reader ever sees a part of it.
 
         Args:
             path: The file; its folder is created if necessary.
-            text: The content.
+            text: The content, whole or in pieces.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with durable.drafted(path) as draft:
-            draft.write_text(text, encoding="utf-8")
+        with durable.drafted(path) as draft, draft.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
 
     def _check_manifest(self) -> None:
         """Refuse another layout by the manifest: a folder that was committed may have no mark."""
@@ -420,6 +420,15 @@ def check_layout(place: Path, scheme: int) -> None:
             f"{place}: layout {scheme} is no longer read, whose files use other words; "
             "name another folder with --results"
         )
+
+
+def _altered(path: Path, digest: str) -> str | None:
+    """Return how a file differs from its digest, None where it does not."""
+    try:
+        same = fingerprint.file_digest(path) == digest
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return None if same else f"{path.name} is cut short or altered"
 
 
 def _plain(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ from bench.data import spec as datasets
 from bench.data.spec import DataSpec
 from bench.results import fingerprint
 from bench.results.store import ABSENT, ARTEFACTS, Store
-from bench.suite.jobs import Craft, Evaluate, Job, Train, modules_of
+from bench.results.survey import Survey, survey
+from bench.suite.jobs import Craft, Evaluate, Job, Train, below, modules_of
 from bench.suite.planner import Plan
 
 
@@ -35,12 +36,19 @@ class State:
 
 
 def examine(
-    plan: Plan, store: Store, wanted: set[str] | None = None, *, trust: bool = False, verify: bool = True
+    plan: Plan,
+    store: Store,
+    wanted: set[str] | None = None,
+    *,
+    trust: bool = False,
+    verify: bool = True,
+    afresh: bool = False,
 ) -> State:
     """Find out which jobs of a plan are done and which are to do.
 
     A stored result counts if its files agree with its receipt, if the code that made it is unchanged, and if
-    the results that it was made from are the same.
+    the results that it was made from are the same. What was read before is not read again while its files are
+    as they were (`bench.results.index`).
 
     Args:
         plan: The plan.
@@ -48,37 +56,57 @@ def examine(
         wanted: Keys of the evaluations to look at; None for all.
         trust: True accepts results of code that has changed.
         verify: False compares no file with its digest.
+        afresh: True reads every file that counts, whatever was read before.
 
     Returns:
         The jobs by their state.
     """
     state = State(fault=partial(_fault, store, trust=trust, verify=verify))
-    verdicts: dict[Job, str | None] = {}
-
-    def usable(job: Job) -> bool:
-        if job not in verdicts:
-            verdicts[job] = reason = state.fault(job)
-            if reason is not None and reason != ABSENT:
-                state.redo[job] = reason
-        return verdicts[job] is None
-
-    def need(job: Job) -> bool:
-        """Return whether a job is to do, having noted what it needs."""
-        if usable(job):
-            state.kept.add(job)
-            return False
-        if job not in state.todo:
-            state.todo[job] = ()
-            state.todo[job] = tuple(each for each in job.needs if need(each))
-        return True
-
-    for condition in plan.conditions:
-        if (wanted is None or condition.job.key in wanted) and not need(condition.job):
-            state.done.add(condition.job)
+    asked = [each.job for each in plan.conditions if wanted is None or each.job.key in wanted]
+    with survey(store, afresh=afresh) as found:
+        # Thousands of jobs are made of the same modules.
+        digests = cache(fingerprint.digests)
+        for each in asked:
+            _visit(each, state, partial(_fault, found, trust=trust, verify=verify, digests=digests))
+    for job in state.todo:
+        state.todo[job] = tuple(need for need in job.needs if need in state.todo)
+    state.done.update(each for each in asked if each in state.kept)
     return state
 
 
-@cache
+def _visit(asked: Evaluate, state: State, fault: Callable[[Job], str | None]) -> None:
+    """Note whether a job is done or to do, and below one that is to do the same of what it needs."""
+    stack: list[Job] = [asked]
+    while stack:
+        job = stack.pop()
+        if job in state.kept or job in state.todo:
+            continue
+        reason = fault(job)
+        if reason is None:
+            state.kept.add(job)
+            continue
+        if reason != ABSENT:
+            state.redo[job] = reason
+        state.todo[job] = ()
+        stack.extend(reversed(job.needs))
+
+
+def damages(plan: Plan, store: Store) -> dict[Job, str]:
+    """Read every stored result of a plan, whatever was read before, and return those that are damaged.
+
+    Args:
+        plan: The plan.
+        store: The results folder.
+
+    Returns:
+        The jobs whose stored result differs from its receipt, with the reason; those that have none are left
+        out.
+    """
+    with survey(store, afresh=True) as found:
+        said = {job: found.damage(job.kind, job.key) for job in plan.graph()}
+    return {job: reason for job, reason in said.items() if reason is not None and reason != ABSENT}
+
+
 def trainings(job: Job) -> frozenset[Train]:
     """Return the trainings that a job's result comes from.
 
@@ -88,8 +116,7 @@ def trainings(job: Job) -> frozenset[Train]:
     Returns:
         The trainings, the job itself included if it is one.
     """
-    own = frozenset({job}) if isinstance(job, Train) else frozenset()
-    return own.union(*(trainings(need) for need in job.needs))
+    return frozenset(each for each in below(job) if isinstance(each, Train))
 
 
 def make_way(job: Job, state: State, store: Store) -> None:
@@ -131,31 +158,39 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
         datasets.prepare(spec, data_root, folder)
 
 
-def _fault(store: Store, job: Job, *, trust: bool, verify: bool) -> str | None:
+def _fault(
+    found: Store | Survey,
+    job: Job,
+    *,
+    trust: bool,
+    verify: bool,
+    digests: Callable[[frozenset[str]], dict[str, str]] = fingerprint.digests,
+) -> str | None:
     """Return why the stored result of a job does not count, None where it does."""
-    reason = store.damage(job.kind, job.key, read=verify)
-    receipt = store.receipt(job.kind, job.key)
+    reason = found.damage(job.kind, job.key, read=verify)
+    if reason == ABSENT:
+        return reason
+    receipt = found.receipt(job.kind, job.key)
     if reason is None and not receipt:
         # Another run has just removed it.
         reason = ABSENT
     if reason is None and not trust:
-        reason = _changed(receipt or {}, job)
-    return reason or _other_inputs(receipt or {}, store)
+        reason = _changed(receipt or {}, digests(modules_of(job)))
+    return reason or _other_inputs(receipt or {}, found)
 
 
-def _changed(receipt: Mapping[str, Any], job: Job) -> str | None:
+def _changed(receipt: Mapping[str, Any], now: Mapping[str, str]) -> str | None:
     """Return which module has changed since a result was made, None where none has."""
     made = receipt.get("sources")
     if not isinstance(made, dict):
         return "its receipt names no sources"
-    now = fingerprint.digests(modules_of(job))
-    for name in sorted({*made, *now}):
+    for name in sorted({*made, *now}) if made != now else ():
         if made.get(name) != now.get(name):
             return f"{name} changed"
     return None
 
 
-def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
+def _other_inputs(receipt: Mapping[str, Any], found: Store | Survey) -> str | None:
     """Return which input of a stored result exists with other content now, None where none does.
 
     Weights that were trained again on another kind of machine are another network, and numbers of both must
@@ -163,7 +198,7 @@ def _other_inputs(receipt: Mapping[str, Any], store: Store) -> str | None:
     """
     for key, digest in receipt.get("inputs", {}).items():
         for kind, name in ARTEFACTS.items():
-            there = store.receipt(kind, key)
+            there = found.receipt(kind, key)
             if there and there.get("files", {}).get(name) != digest:
                 return f"what it was made from ({kind}) was made again, and is different"
     return None

@@ -8,7 +8,7 @@ no key.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -41,8 +41,7 @@ def key_of(identity: Mapping[str, Any]) -> str:
     Raises:
         TypeError: `identity` holds what is no JSON.
     """
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_CANONICAL.encode(identity).encode()).hexdigest()[:32]
 
 
 def _plain(value: Any) -> Any:
@@ -51,10 +50,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} in a key")
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)
+
+
 class Keyed:
     """A value that equals another one with the same key."""
 
-    @cached_property
+    # Not cached: a plan has a hundred thousand of them, and only their keys are asked for again.
+    @property
     def identity(self) -> dict[str, Any]:
         """What the key is made from; what the value depends on is in it by key."""
         raise NotImplementedError
@@ -82,7 +85,7 @@ class Data(Keyed):
     count: int
     """How many examples there are."""
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """The digest alone: it covers name, split, transform, order and content."""
         return {"digest": self.digest}
@@ -100,7 +103,7 @@ class Train(Keyed):
 
     kind = "train"
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """Defense, data, seed and the trainings it starts from."""
         return {
@@ -121,10 +124,8 @@ class Train(Keyed):
 
         What they keep in their process, and what they read beside their weights, nobody has looked at.
         """
-        entry = self.defense.entry
-        named = [self.defense.params[name] for name in entry.parameters("code")]
-        own = {str(path).partition(":")[0] for path in named if path is not None}
-        return frozenset(own).union(_foreign(entry), *(part.foreign for _, part in self.parts))
+        parts = (_foreign_code(each.defense) for each in below(self) if isinstance(each, Train))
+        return frozenset[str]().union(*parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ class FittedDefense(Keyed):
     inference: tuple[tuple[str, Any], ...] = ()
     """Parameters that were replaced after fitting, sorted by name."""
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """What was trained, and what was replaced after."""
         return {"train": self.train.key, "inference": dict(self.inference)}
@@ -172,7 +173,7 @@ class AttackRun(Keyed):
     starts: Starts | None = None
     """The stored images at which it begins; None: it chooses its own starts."""
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """All but the slice: draws are keyed by this, so that the cut does not matter."""
         return {
@@ -207,7 +208,7 @@ class Craft(Keyed):
 
     kind = "craft"
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """The attempt and the slice."""
         return {"attack_run": self.attack_run.key, "slice": [self.start, self.stop]}
@@ -230,7 +231,7 @@ class Evaluate(Keyed):
 
     kind = "evaluate"
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
         """Victim, crafts and read-out, and the draws where there are several."""
         return {
@@ -254,6 +255,12 @@ def _foreign(entry: Entry) -> frozenset[str]:
     return frozenset({entry.module.partition(".")[0]}) - OURS
 
 
+def _foreign_code(defense: Resolved[DefenseEntry]) -> frozenset[str]:
+    """Return the package of a defense, if it is not one of ours, and the modules that its parameters name."""
+    named = [defense.params[name] for name in defense.entry.parameters("code")]
+    return _foreign(defense.entry).union(str(path).partition(":")[0] for path in named if path is not None)
+
+
 def foreign(job: Job) -> frozenset[str]:
     """Return the packages and modules of other people that a job runs in its process.
 
@@ -274,6 +281,26 @@ def foreign(job: Job) -> frozenset[str]:
             return job.victim.train.foreign
 
 
+def below(job: Job) -> Iterator[Job]:
+    """Yield a job and all that it needs, directly or not, each once.
+
+    Args:
+        job: any job.
+
+    Yields:
+        The job, then the others; however long the way down is.
+    """
+    todo, seen = [job], {id(job)}
+    while todo:
+        each = todo.pop()
+        yield each
+        for need in each.needs:
+            # By object: a hash asks for the key, and a planner makes every job once.
+            if id(need) not in seen:
+                seen.add(id(need))
+                todo.append(need)
+
+
 def own_modules(job: Job | AttackRun) -> frozenset[str]:
     """Return the modules that decide a job's result beside those of the jobs it needs.
 
@@ -283,26 +310,9 @@ def own_modules(job: Job | AttackRun) -> frozenset[str]:
     Returns:
         Dotted names: the modules of what the job uses, all that they import, and the harness's own.
     """
-    used: list[Resolved[Entry]]
-    match job:
-        case Train():
-            used = [job.defense]
-        case AttackRun():
-            used = [job.attack, *([job.source.train.defense] if job.source else [])]
-        case Craft():
-            return own_modules(job.attack_run)
-        case Evaluate():
-            used = [job.victim.train.defense]
-    entries = [
-        each for resolved in used for each in (resolved.entry, *(entry for entry, _ in inner(resolved)))
-    ]
-    return (
-        frozenset(name for entry in entries for name in fingerprint.closure(entry.module))
-        | fingerprint.SHARED
-    )
+    return _joined(frozenset(each.modules for each in _used(job)))
 
 
-@cache
 def modules_of(job: Job | AttackRun) -> frozenset[str]:
     """Return the modules that decide a job's result, through all that it needs.
 
@@ -310,9 +320,30 @@ def modules_of(job: Job | AttackRun) -> frozenset[str]:
         job: any job, or an attempt.
 
     Returns:
-        Dotted names.
+        Dotted names, the same object for jobs of the same modules.
     """
-    if isinstance(job, Craft):
-        return modules_of(job.attack_run)
-    needs = ((job.source.train,) if job.source else ()) if isinstance(job, AttackRun) else job.needs
-    return own_modules(job).union(*(modules_of(each) for each in needs))
+    parts: tuple[Job | AttackRun, ...]
+    if isinstance(job, AttackRun):
+        parts = (job, *(below(job.source.train) if job.source else ()))
+    else:
+        parts = tuple(below(job))
+    return _joined(frozenset(used.modules for each in parts for used in _used(each)))
+
+
+def _used(job: Job | AttackRun) -> tuple[Resolved[Entry], ...]:
+    """Return the attacks and defenses that a job runs by itself."""
+    match job:
+        case Train():
+            return (job.defense,)
+        case AttackRun():
+            return (job.attack, job.source.train.defense) if job.source else (job.attack,)
+        case Craft():
+            return _used(job.attack_run)
+        case Evaluate():
+            return (job.victim.train.defense,)
+
+
+@cache
+def _joined(modules: frozenset[frozenset[str]]) -> frozenset[str]:
+    """Return the modules of several things together, with the harness's own."""
+    return fingerprint.SHARED.union(*modules)

@@ -8,7 +8,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from functools import cached_property
+from itertools import chain
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -186,7 +188,7 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
         raise InputError(f"table {key!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     conditions = _read_at(conditions_of(manifest), table.radii)
     skips = [replaced for each in skips_of(manifest) for replaced in _at_radii(each, table.radii)]
-    every = _Pool(f"table {key!r}", conditions, skips, _known([*conditions, *skips]))
+    every = _Pool(f"table {key!r}", conditions, skips, _Known([*conditions, *skips]))
     shown = every.where(table.where, "where")
     if not shown.conditions and not shown.skips:
         raise InputError(f"table {key!r}: where: no condition has all of {table.where}")
@@ -282,6 +284,71 @@ def _slot(
     return Slot(conditions, skips, metric)
 
 
+class _Known:
+    """The values of each coordinate, in the whole suite."""
+
+    def __init__(self, points: Sequence[Condition | Skip]) -> None:
+        names = dict.fromkeys([*COORDINATES, *(name for each in points for name in each.coordinates)])
+        self.values = {
+            name: list({_token(value := each.coordinates.get(name)): value for each in points}.values())
+            for name in names
+        }
+        self._meant: dict[tuple[str, str], frozenset[Any]] = {}
+        self._parts: dict[str, tuple[set[str], list[Any]]] = {}
+
+    def tokens(self, name: str, chosen: Any) -> frozenset[Any]:
+        """Return the values of a coordinate that a selection means; found once, for all rows and columns."""
+        # By what is written: 1, 1.0 and true are equal, and not the same.
+        asked = (name, repr(chosen))
+        if asked not in self._meant:
+            texts, others = self._split(name)
+            # A text is looked up: a table that names every defense would compare each with all others.
+            meant = {str(each) for each in _listing(chosen) if not isinstance(each, bool | None)} & texts
+            self._meant[asked] = frozenset(meant).union(
+                _token(each) for each in others if matches(chosen, each)
+            )
+        return self._meant[asked]
+
+    def _split(self, name: str) -> tuple[set[str], list[Any]]:
+        """Return the values of a coordinate that are texts, and the others."""
+        if name not in self._parts:
+            values = self.values.get(name, ())
+            others = [each for each in values if not isinstance(each, str)]
+            self._parts[name] = {each for each in values if isinstance(each, str)}, others
+        return self._parts[name]
+
+
+class _Points(Generic[_Point]):
+    """Conditions or skips, in their order, that are looked up by their coordinates."""
+
+    def __init__(self, points: Sequence[_Point]) -> None:
+        self.points: Sequence[_Point] = points
+        self._places: dict[str, dict[Any, list[int]]] = {}
+
+    def at(self, wanted: Sequence[tuple[str, frozenset[Any]]]) -> tuple[_Point, ...]:
+        """Return the points with one of the wanted values of each coordinate."""
+        if not wanted:
+            return tuple(self.points)
+        # A table has as many cells as points, or more: no cell may look at all of them.
+        some = [[self._with(name).get(token, ()) for token in tokens] for name, tokens in wanted]
+        fewest = min(some, key=lambda places: sum(map(len, places)))
+        candidates = (self.points[place] for place in sorted(chain.from_iterable(fewest)))
+        return tuple(
+            each
+            for each in candidates
+            if all(_token(each.coordinates.get(name)) in tokens for name, tokens in wanted)
+        )
+
+    def _with(self, name: str) -> Mapping[Any, list[int]]:
+        """Return the positions of the points with each value of a coordinate."""
+        if name not in self._places:
+            found: dict[Any, list[int]] = defaultdict(list)
+            for place, each in enumerate(self.points):
+                found[_token(each.coordinates.get(name))].append(place)
+            self._places[name] = dict(found)
+        return self._places[name]
+
+
 @dataclass(frozen=True)
 class _Pool:
     """Conditions and skips to choose from."""
@@ -289,19 +356,16 @@ class _Pool:
     table: str
     conditions: Sequence[Condition]
     skips: Sequence[Skip]
-    known: Mapping[str, Sequence[Any]]
-    """The values of each coordinate, in the whole suite."""
+    known: _Known
+
+    @cached_property
+    def _points(self) -> tuple[_Points[Condition], _Points[Skip]]:
+        return _Points(self.conditions), _Points(self.skips)
 
     def at(self, selection: Mapping[str, Any]) -> tuple[tuple[Condition, ...], tuple[Skip, ...]]:
-        wanted = [
-            (name, {_token(value) for value in self.known.get(name, ()) if matches(chosen, value)})
-            for name, chosen in selection.items()
-        ]
-
-        def fits(point: Condition | Skip) -> bool:
-            return all(_token(point.coordinates.get(name)) in tokens for name, tokens in wanted)
-
-        return tuple(filter(fits, self.conditions)), tuple(filter(fits, self.skips))
+        wanted = [(name, self.known.tokens(name, chosen)) for name, chosen in selection.items()]
+        conditions, skips = self._points
+        return conditions.at(wanted), skips.at(wanted)
 
     def where(self, selection: Mapping[str, Any], place: str) -> "_Pool":
         self.check([selection], place)
@@ -317,26 +381,17 @@ class _Pool:
         for name in distinct(name for selection in selections for name in selection):
             self.check_name(name, place)
             asked = [selection[name] for selection in selections if name in selection]
-            wanted = [each for value in asked for each in (value if isinstance(value, list) else [value])]
-            missing = [each for each in wanted if not any(_same(each, value) for value in self.known[name])]
+            wanted = [each for value in asked for each in _listing(value)]
+            missing = [each for each in wanted if not self.known.tokens(name, each)]
             if missing and (len(selections) == 1 or len(missing) == len(wanted)):
                 sought = format_value(missing[0])
-                options = did_you_mean(sought, map(format_value, self.known[name]))
+                options = did_you_mean(sought, map(format_value, self.known.values[name]))
                 raise InputError(f"{self.table}: {place}: {name}: no condition has {sought!r}{options}")
 
     def check_name(self, name: str, place: str) -> None:
-        if name not in self.known:
-            raise InputError(
-                f"{self.table}: {place}: unknown coordinate {name!r}{did_you_mean(name, self.known)}"
-            )
-
-
-def _known(points: Sequence[Condition | Skip]) -> dict[str, list[Any]]:
-    names = dict.fromkeys([*COORDINATES, *(name for each in points for name in each.coordinates)])
-    return {
-        name: list({_token(value := each.coordinates.get(name)): value for each in points}.values())
-        for name in names
-    }
+        if name not in self.known.values:
+            options = did_you_mean(name, self.known.values)
+            raise InputError(f"{self.table}: {place}: unknown coordinate {name!r}{options}")
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
@@ -358,7 +413,11 @@ def matches(chosen: Any, value: Any) -> bool:
         chosen: A value, or a list of which any will do; numbers may be written as fractions.
         value: The value of the coordinate; a radius of None is no limit.
     """
-    return any(_same(each, value) for each in chosen) if isinstance(chosen, list) else _same(chosen, value)
+    return any(_same(each, value) for each in _listing(chosen))
+
+
+def _listing(chosen: Any) -> list[Any]:
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 def _same(chosen: Any, value: Any) -> bool:

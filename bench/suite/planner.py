@@ -51,8 +51,8 @@ class Plan:
         while todo:
             job = todo.pop()
             if job not in graph:
-                graph[job] = job.needs
-                todo.extend(job.needs)
+                graph[job] = needs = job.needs
+                todo.extend(needs)
         return graph
 
     def _named(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -72,7 +72,8 @@ class Plan:
 
     def modules(self) -> set[str]:
         """Return the modules whose code decides this plan's numbers."""
-        return {name for condition in self.conditions for name in modules_of(condition.job)}
+        # Conditions by the thousand are made of the same few sets of modules.
+        return set[str]().union(*{modules_of(condition.job) for condition in self.conditions})
 
     def manifest(self) -> dict[str, Any]:
         """Return what `report` needs to know: conditions, skips, tables, digests of the sources."""
@@ -86,10 +87,10 @@ class Plan:
             "sources": {**fingerprint.digests(self.modules()), **named_code},
             "files": named_files,
             "conditions": [
-                {"coordinates": dict(each.coordinates), "facts": dict(each.facts), "job": each.job.key}
+                {"coordinates": each.coordinates, "facts": each.facts, "job": each.job.key}
                 for each in self.conditions
             ],
-            "skips": [{"coordinates": dict(skip.coordinates), "reason": skip.reason} for skip in self.skips],
+            "skips": [{"coordinates": skip.coordinates, "reason": skip.reason} for skip in self.skips],
             "tables": {name: table.model_dump(mode="json") for name, table in model.tables.items()},
             "data": {name: spec.model_dump(mode="json") for name, spec in self.suite.data.items()},
             "defenses": {name: resolved.identity for name, resolved in self.suite.defenses.items()},
@@ -544,7 +545,8 @@ class Planner:
                     )
 
     def _keep(self, position: int, point: Point, made: PlannedCondition | Skip) -> None:
-        name = tuple(made.coordinates.items())
+        # Which coordinates there are follows from the data and the defense, which are among them.
+        name = tuple(made.coordinates.values())
         if isinstance(made, Skip):
             self.skips[name] = made
             return

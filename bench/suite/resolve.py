@@ -52,6 +52,12 @@ class Resolved(Generic[E_co]):
         """The registered name."""
         return self.entry.name
 
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The modules that it and the attacks among its parameters consist of, with all that they import."""
+        entries: list[Entry] = [self.entry, *(entry for entry, _ in inner(self))]
+        return frozenset(name for each in entries for name in fingerprint.closure(each.module))
+
 
 @dataclass(frozen=True)
 class Planned:

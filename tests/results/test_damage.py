@@ -20,7 +20,7 @@ import yaml
 from bench.errors import InputError
 from bench.report import tables
 from bench.report.render import to_csv
-from bench.results import durable
+from bench.results import durable, index
 from bench.results.manifest import _KINDS, Outcomes, read, stale, write
 from bench.results.seals import seal
 from bench.results.store import FOLDERS, Store
@@ -672,6 +672,7 @@ def test_litter_is_swept_wherever_a_kill_leaves_it(finished: tuple[Path, Path, s
     living = root / f".manifest.json.{os.getpid()}"
     living.write_text("half")
     recovers(path, root, expected)
+    durable.remove(root / index.NAME)
     assert files(root) == sorted([*before, living.name])
     assert not (root / "partial" / done).exists()
 
