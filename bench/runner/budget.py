@@ -124,7 +124,11 @@ def within(
     cells = [Row(row.table, row.name, row.seed, (each,)) for row in left for each in row.evaluations]
     packing.take(cells)
     wanted = frozenset(each.key for row in packing.taken_rows for each in row.evaluations)
-    said = [_left(table, rows, left, wanted) for table in dict.fromkeys(row.table for row in left)]
+    said = [
+        _left(table, rows, left, wanted)
+        for table in sorted(dict.fromkeys(row.table for row in rows), key=lambda table: not table)
+        if any(row.table == table for row in left)
+    ]
     if not whole and left:
         cheapest = min(left, key=packing.alone)
         where = f" of table {cheapest.table}" if cheapest.table else ""
