@@ -252,7 +252,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())
     state = cast(Any, SimpleNamespace(todo=[job]))
-    costs = cast(Estimates, SimpleNamespace(seconds=lambda _: 1.0))
+    costs = cast(Estimates, SimpleNamespace(informed=False))
     display = Display(console, state, costs, ("cpu",), {"k": text}, {})
     display.started(job, 0)
     display._finished.append((text, "1 s"))

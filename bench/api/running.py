@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from operator import itemgetter
 from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from unicodedata import normalize
 
+import numpy as np
+
 from bench.console import condition_name, count, duration, say
 from bench.errors import InputError, persons
+from bench.escaping import shown
 from bench.report import render, tables
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results import leases as leasing
@@ -22,14 +26,16 @@ from bench.results.manifest import Outcomes, aged, write
 from bench.results.request import Request
 from bench.results.store import Store
 from bench.results.survey import survey
-from bench.runner import outstanding, pools, scheduler
-from bench.runner.context import WorkerContext
+from bench.runner import costing, outstanding, pools, scheduler
+from bench.runner.budget import Chosen, Row, within
+from bench.runner.context import WorkerContext, device_name
 from bench.runner.estimates import Estimates
+from bench.runner.placement import length
 from bench.runner.progress import Display
 from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
-from bench.suite.jobs import Job, Train
-from bench.suite.layout import columns_read
+from bench.suite.jobs import Craft, Evaluate, Job, Train
+from bench.suite.layout import arrange, columns_read
 from bench.suite.planner import Plan, make
 
 if TYPE_CHECKING:
@@ -94,18 +100,91 @@ class Prospect(NamedTuple):
     state: State
     estimates: Estimates
     seconds: float | None
-    """Seconds of work for one slot, judged by the receipts so far; None where there are none."""
+    """Device-seconds of work, by receipts and rehearsals; None where there are none."""
+    devices: tuple[str, ...] = ()
+    """The name of the device of each slot for which an end is expected."""
+    end: float | None = None
+    """In how many seconds everything is expected to be done on these devices; None where nobody knows."""
 
 
-def prospect(project: Project, asked: list[str] | None) -> Prospect:
-    """Return what is done and what is to do, and write the manifest; runs nothing."""
+def prospect(project: Project, asked: list[str] | None, options: Options | None = None) -> Prospect:
+    """Return what is done, what is to do and what that may cost, and write the manifest; does no job.
+
+    Args:
+        project: The project.
+        asked: Keys of tables; None or none: every table, and conditions that no table reads.
+        options: The devices on which an end is expected. What no receipt tells is rehearsed there, in the
+            processes that would do the jobs; None: no devices, no rehearsal.
+    """
     wanted = asked_jobs(project.manifest, asked)
     project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
     write(project.store, project.manifest)
     state = outstanding.examine(project.plan, project.store, wanted, verify=False)
     estimates = learned(project)
+    names: tuple[str, ...] = ()
+    end = None
+    if options is not None:
+        names = tuple(device_name(each) for each in options.devices)
+        if state.todo:
+            with _started(options, _context(project, options), lambda *_: None) as pool:
+                costing.rehearse(pool, state.todo, estimates)
+            if estimates.informed:
+                end = length(state.todo, estimates, names)
     seconds = sum(estimates.seconds(job) for job in state.todo) if estimates.informed else None
-    return Prospect(state, estimates, seconds)
+    return Prospect(state, estimates, seconds, names, end)
+
+
+REHEARSED = 60.0
+"""Seconds of work, as far as anybody can guess, from which on a run measures first what its jobs cost."""
+
+
+def _context(project: Project, options: Options) -> WorkerContext:
+    """Return the surroundings of the jobs of a project."""
+    return WorkerContext(
+        project.store.root,
+        project.plan.suite.folder,
+        options.data_root,
+        options.devices[0],
+        project.manifest["sources"],
+        commit_of(Path(__file__).parent),
+        project.plan.suite.model.time_limit,
+    )
+
+
+@contextlib.contextmanager
+def _started(options: Options, context: WorkerContext, listener: pools.Listener) -> Iterator[Pool]:
+    """Start what runs jobs; end it whatever happens."""
+    kind = pools.Inline if options.executor == "inline" else pools.Process
+    pool = kind(context, options.devices, listener)
+    try:
+        yield pool
+    finally:
+        pool.stop()
+
+
+def rows_of(project: Project, keys: list[str]) -> list[Row]:
+    """Return the rows of tables, one for each seed, and at last what no table reads, by defense.
+
+    Args:
+        project: The project.
+        keys: Keys of tables.
+    """
+    jobs = {each.job.key: each.job for each in project.plan.conditions}
+    found: dict[tuple[str, str, int], dict[str, Evaluate]] = {}
+    for key in keys:
+        layout = arrange(project.manifest, key)
+        for row in layout.rows:
+            name = ", ".join(row.label)
+            for condition in (each for slot in row.slots for each in slot.conditions):
+                cells = found.setdefault((key, name, condition.seed), {})
+                for each in (condition, *layout.unmoved(condition)[:1]):
+                    cells[each.job] = jobs[each.job]
+    read = {job for cells in found.values() for job in cells}
+    for planned in project.plan.conditions:
+        if planned.job.key not in read:
+            at = planned.coordinates
+            found.setdefault(("", str(at["defense"]), at["seed"]), {})[planned.job.key] = planned.job
+    return [Row(key, name, seed, tuple(cells.values())) for (key, name, seed), cells in found.items()]
 
 
 def learned(project: Project) -> Estimates:
@@ -168,15 +247,8 @@ class Run:
         self.ended: list[Done] = []
         self.failures: list[Done] = []
         self.begun = time.monotonic()
-        self._worker_context = WorkerContext(
-            self.store.root,
-            self.plan.suite.folder,
-            self.data_root,
-            self.devices[0],
-            project.manifest["sources"],
-            commit_of(Path(__file__).parent),
-            self.limit,
-        )
+        self._options = options
+        self._worker_context = _context(project, options)
         self._display: Display | None = None
         sources = project.manifest["sources"]
         refuse_other_code(self.store, sources)
@@ -264,7 +336,9 @@ class Run:
         conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
         names = {each.job.victim.train.key: each.coordinates["defense"] for each in planned}
         display = Display(self.console, state, estimates, self.devices, conditions, names)
-        with display, self._pool() as pool:
+        with self._pool() as pool, display:
+            if sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
+                costing.rehearse(pool, state.todo, estimates)
             self._display = display
             leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
             with scheduler.sharing(self.store.root, self.request.id, leases) as share:
@@ -273,15 +347,8 @@ class Run:
                     display.ended(done)
                     (self.ended if done.error is None else self.failures).append(done)
 
-    @contextlib.contextmanager
-    def _pool(self) -> Iterator[Pool]:
-        """Start what runs jobs; end it whatever happens."""
-        kind = pools.Inline if self.executor == "inline" else pools.Process
-        pool = kind(self._worker_context, self.devices, self._said)
-        try:
-            yield pool
-        finally:
-            pool.stop()
+    def _pool(self) -> contextlib.AbstractContextManager[Pool]:
+        return _started(self._options, self._worker_context, self._said)
 
     def _said(self, slot: int, facts: Mapping[str, Any]) -> None:
         if self._display is not None:
@@ -382,12 +449,113 @@ def show_plan(console: Any, project: Project, found: Prospect) -> None:
         table.add_row(kind, str(every[kind]), str(todo[kind]))
     console.print(table)
     if state.todo and found.seconds is not None:
-        took = duration(found.seconds)
-        say(console, f"about {took} of work for one slot, judged by the receipts so far")
+        say(console, f"about {duration(found.seconds)} of device time, by receipts and rehearsals")
+        if found.end is not None:
+            where = ", ".join(f"{n} x {name}" for name, n in Counter(found.devices).items())
+            say(console, f"done in about {duration(found.end)} on {where}")
+        for heading, seconds in costs(project, found).items():
+            _show_costs(console, heading, seconds)
     for reason, number in Counter(skip.reason for skip in plan.skips).items():
         say(console, f"skipped: {count(number, 'condition')}: {reason}")
     for flag in flags_of(plan):
         say(console, f"flag: {flag}")
+
+
+def costs(project: Project, found: Prospect) -> dict[str, dict[str, float]]:
+    """Return the device-seconds that are to do, by table, by defense and by attack.
+
+    What several tables read counts for each of them; a training counts for its defense, and for no attack.
+
+    Args:
+        project: The project.
+        found: What is to do.
+    """
+    todo, seconds = found.state.todo, found.estimates.seconds
+    keys = list(project.manifest["tables"])
+    below: dict[str, set[Job]] = {key: set() for key in keys}
+    for row in rows_of(project, keys):
+        waiting: list[Job] = list(row.evaluations)
+        while row.table and waiting:
+            job = waiting.pop()
+            if job in todo and job not in below[row.table]:
+                below[row.table].add(job)
+                waiting.extend(todo[job])
+    by_defense: dict[str, float] = defaultdict(float)
+    by_attack: dict[str, float] = defaultdict(float)
+    labels = {each.job.victim.train: str(each.coordinates["defense"]) for each in project.plan.conditions}
+    attacks = {
+        each.job.crafts[0].attack_run: str(each.coordinates["attack"]) for each in project.plan.conditions
+    }
+    for job in todo:
+        match job:
+            case Train():
+                network = job
+            case Craft():
+                by_attack[attacks[job.attack_run]] += seconds(job)
+                if job.attack_run.source is None:
+                    continue
+                network = job.attack_run.source.train
+            case Evaluate():
+                by_attack[attacks[job.crafts[0].attack_run]] += seconds(job)
+                network = job.victim.train
+        by_defense[labels.get(network, network.defense.name)] += seconds(job)
+    return {
+        "table": {key: sum(map(seconds, jobs)) for key, jobs in below.items() if jobs},
+        "defense": dict(sorted(by_defense.items(), key=itemgetter(1), reverse=True)),
+        "attack": dict(sorted(by_attack.items(), key=itemgetter(1), reverse=True)),
+    }
+
+
+def _show_costs(console: Any, heading: str, seconds: Mapping[str, float]) -> None:
+    from rich.table import Table
+
+    if not seconds:
+        return
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column(heading)
+    table.add_column("device-seconds", justify="right")
+    for name, each in seconds.items():
+        table.add_row(shown(name), f"{each:.0f}" if each >= 10 else f"{each:.1f}")
+    console.print(table)
+
+
+def affordable(project: Project, asked: list[str] | None, options: Options, budget: float) -> Chosen:
+    """Choose what a run does within a budget; its keys are what `Run` takes as `wanted`.
+
+    Args:
+        project: The project.
+        asked: Keys of tables; None or none: every table, and conditions that no table reads.
+        options: How jobs are run; what no receipt tells is rehearsed on its devices.
+        budget: Seconds, above 0.
+    """
+    found = prospect(project, asked, options)
+    rows = rows_of(project, asked_tables(project.manifest, asked))
+    rows = [row for row in rows if row.table or not asked]
+    return within(rows, found.state.todo, found.estimates, found.devices, budget, kills(project))
+
+
+def kills(project: Project) -> dict[str, float] | None:
+    """Return how many examples each evaluation may find broken, by what its attack broke elsewhere; or None.
+
+    Args:
+        project: The project, with what its results folder holds.
+    """
+    outcomes = Outcomes(project.store.root)
+    shares: dict[str, list[float]] = {}
+    for each in project.plan.conditions:
+        rows = outcomes(each.job.key) if project.store.receipt("evaluate", each.job.key) else None
+        if rows is not None:
+            label, truth, rejected = (np.asarray(rows[name]) for name in ("label", "truth", "rejected"))
+            broken = float(np.mean((label != truth) & ~rejected.astype(bool)))
+            shares.setdefault(str(each.coordinates["attack"]), []).append(broken)
+    if not shares:
+        return None
+    # An attack that never ran may break all.
+    mean = {attack: sum(each) / len(each) for attack, each in shares.items()}
+    return {
+        each.job.key: mean.get(str(each.coordinates["attack"]), 1.0) * each.facts["n"]
+        for each in project.plan.conditions
+    }
 
 
 def flags_of(plan: Plan) -> list[str]:

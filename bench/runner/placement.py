@@ -242,6 +242,16 @@ class Placement(Generic[J]):
         self._loaded[slot] = self._network(job)
         return job, slot
 
+    def occupy(self, slot: int, seconds: float) -> None:
+        """Note that a slot works at what was not placed here.
+
+        Args:
+            slot: Number of a free slot.
+            seconds: After how many seconds it may be free, 0 or more.
+        """
+        self._free[self._kind_of[slot]].remove(slot)
+        self._busy[slot] = _Busy(self._clock(), seconds)
+
     def wait(self) -> float | None:
         """Return after how many seconds to ask `pop` again, even if no job has ended by then.
 
@@ -365,6 +375,7 @@ def simulate(
     costs: Costs[J],
     devices: Sequence[str],
     took: Callable[[J, str], float] | None = None,
+    running: Mapping[int, tuple[J, float]] | None = None,
 ) -> Iterator[Step[J]]:
     """Place the jobs of a graph on slots by a clock that jumps from one event to the next.
 
@@ -373,6 +384,8 @@ def simulate(
         costs: What the placement believes.
         devices: The name of the device of each slot, at least one.
         took: Returns the seconds that a job in truth takes on a device; None: what the costs say.
+        running: Jobs of the graph that are at work already, by the number of their slot, each with the
+            seconds since it began.
 
     Yields:
         Each job as it ends. The costs may learn before the next one is asked for.
@@ -385,19 +398,44 @@ def simulate(
     placement = Placement(graph, costs, devices, clock=lambda: now)
     sorter: TopologicalSorter[J] = TopologicalSorter(ordered(graph))
     sorter.prepare()
-    running: list[tuple[float, int, float, J]] = []
+    events: list[tuple[float, int, float, J]] = []
+    for slot, (job, spent) in (running or {}).items():
+        end = _Busy(-spent, truth(job, devices[slot])).end(now)
+        placement.occupy(slot, end)
+        heappush(events, (end, slot, -spent, job))
+    begun = {job for _, _, _, job in events}
     while sorter.is_active():
         for job in sorter.get_ready():
-            placement.push(job)
+            if job not in begun:
+                placement.push(job)
         while (chosen := placement.pop()) is not None:
             job, slot = chosen
-            heappush(running, (now + truth(job, devices[slot]), slot, now, job))
+            heappush(events, (now + truth(job, devices[slot]), slot, now, job))
         wait = placement.wait()
-        if wait is not None and now + wait < running[0][0]:
+        if wait is not None and now + wait < events[0][0]:
             now += wait
             continue
-        ended, slot, begun, job = heappop(running)
-        now = ended
-        yield Step(job, slot, begun, ended)
+        now, slot, start, job = heappop(events)
+        yield Step(job, slot, start, now)
         placement.free(slot)
         sorter.done(job)
+
+
+def length(
+    graph: Mapping[J, Iterable[J]],
+    costs: Costs[J],
+    devices: Sequence[str],
+    running: Mapping[int, tuple[J, float]] | None = None,
+) -> float:
+    """Return in how many seconds all jobs of a graph are expected to be done.
+
+    Args:
+        graph: Every job that is not done with those that it needs.
+        costs: Estimates of the time of each job.
+        devices: The name of the device of each slot, at least one.
+        running: As for `simulate`.
+
+    Returns:
+        Seconds, 0 where there is nothing to do.
+    """
+    return max((step.ended for step in simulate(graph, costs, devices, running=running)), default=0.0)

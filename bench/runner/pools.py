@@ -22,7 +22,7 @@ from bench.registry import discover
 from bench.results import fingerprint
 from bench.runner import child_processes
 from bench.runner.context import WorkerContext, free_cores, prepare
-from bench.runner.worker import Recheck, do
+from bench.runner.worker import Question, do
 from bench.suite.jobs import Job, foreign
 
 Listener = Callable[[int, Mapping[str, Any]], None]
@@ -35,7 +35,7 @@ class Pool(Protocol):
     devices: tuple[str, ...]
     """The device of each slot."""
 
-    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
+    def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
         """Start a job in a free slot.
 
         Args:
@@ -95,7 +95,7 @@ class Inline:
         self._listener = listener
         prepare(self._worker_context)
 
-    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
+    def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
         """Run a job.
 
         Args:
@@ -172,7 +172,7 @@ class Process:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def submit(self, slot: int, job: Job | Recheck) -> "Future[dict[str, Any]]":
+    def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
         """Start a job in one of the workers of a slot.
 
         Args:
@@ -274,9 +274,9 @@ class Process:
                     self._listener(self._inboxes[ready], said)
 
 
-def _foreign(job: Job | Recheck) -> frozenset[str]:
+def _foreign(job: Job | Question) -> frozenset[str]:
     """Return the modules of other people that a job runs; each set of them has a worker."""
-    return foreign(job.train if isinstance(job, Recheck) else job)
+    return foreign(job.train if isinstance(job, Question) else job)
 
 
 @contextlib.contextmanager
@@ -335,7 +335,7 @@ def _die_with_parent(end: Callable[[int], None] = os._exit) -> None:
         end(1)
 
 
-def _work(job: Job | Recheck) -> dict[str, Any]:
+def _work(job: Job | Question) -> dict[str, Any]:
     assert _CONTEXT is not None
     assert _OUTBOX is not None
     if _CHANGED:

@@ -14,8 +14,10 @@ from rich.text import Text
 
 from bench.errors import persons
 from bench.escaping import shown
+from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
+from bench.runner.placement import length
 from bench.runner.scheduler import Done
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 
@@ -24,6 +26,9 @@ SHOWN = 8
 
 HEARTBEAT = 60.0
 """Seconds without a line after which one says what is at work."""
+
+PATIENCE = 50
+"""How many times as long as it took to work out the time left it is believed; at least a second."""
 
 QUIET = 15
 """Seconds without a line after which a shard of an attack is worth one."""
@@ -78,7 +83,9 @@ class Display:
         self._console, self._state, self._estimates, self._devices = console, state, estimates, devices
         self._conditions, self._names = conditions, names
         self._lock = threading.Lock()
+        self._names_of = [device_name(each) for each in devices]
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
+        self._end, self._again = 0.0, 0.0
         self._ended: set[Job] = set()
         self._here = self._failed = 0
         self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
@@ -165,8 +172,12 @@ class Display:
         with self._lock:
             if slot not in self._now:
                 return
-            job, begun, _ = self._now[slot]
+            job, begun, before = self._now[slot]
             self._now[slot] = job, begun, facts
+        if facts.get("done") and facts.get("of") == before.get("of", facts["of"]):
+            # A second phase of a training begins at 0 again, and nobody knows its share.
+            share = facts["done"] / facts["of"]
+            self._estimates.progress(job, self._names_of[slot], time.monotonic() - begun, share)
         done, of = facts.get("done", 0), facts.get("of", 0)
         if not self._live and of and (done == of or done % max(of // 5, 1) == 0):
             self._line(f"{self._title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
@@ -243,14 +254,16 @@ class Display:
 
     def _left(self) -> str:
         """Return the time left, by what jobs like those to come have taken."""
-        todo = sum(self._estimates.seconds(job) for job in self._state.todo if job not in self._ended)
-        for job, begun, facts in self._now.values():
-            spent = time.monotonic() - begun
-            if facts.get("of") and facts.get("done"):
-                todo += spent * (facts["of"] / facts["done"] - 1) - self._estimates.seconds(job)
-            else:
-                todo -= min(spent, self._estimates.seconds(job))
-        seconds = max(todo, 0) / len(self._devices)
+        if not self._estimates.informed:
+            return "time left unknown"
+        now = time.monotonic()
+        if now >= self._again:
+            running = {slot: (job, now - begun) for slot, (job, begun, _) in dict(self._now).items()}
+            todo = {job: needs for job, needs in self._state.todo.items() if job not in self._ended}
+            self._end = now + length(todo, self._estimates, self._names_of, running)
+            after = time.monotonic()
+            self._again = after + max(1.0, PATIENCE * (after - now))
+        seconds = max(self._end - now, 0.0)
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _picture(self) -> RenderableType:

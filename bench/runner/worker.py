@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, TypeAlias, assert_never
 
 import torch
 
@@ -16,6 +16,7 @@ from bench.runner.evaluate import evaluate
 from bench.runner.isolation import isolated
 from bench.runner.limits import limited
 from bench.runner.process_state import installed
+from bench.runner.rehearsal import Rehearsal, rehearse
 from bench.runner.train import restored, train, unchanged
 from bench.runner.training import Progress
 from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Train, own_modules
@@ -36,7 +37,11 @@ class Recheck:
         return self.train.key
 
 
-def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = None) -> dict[str, Any]:
+Question: TypeAlias = Recheck | Rehearsal
+"""What is asked of a worker beside jobs; it leaves no result."""
+
+
+def do(job: Job | Question, context: WorkerContext, progress: Progress | None = None) -> dict[str, Any]:
     """Do a job and store its result, unless another run has stored it already.
 
     Args:
@@ -45,7 +50,7 @@ def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = N
         progress: Called with facts while the job runs: how far it is, and notes.
 
     Returns:
-        The receipt of the result; for a `Recheck` what `recheck` returns.
+        The receipt of the result; for a question its answer.
 
     Raises:
         InputError: Something that the job reads changed since the run was planned.
@@ -55,6 +60,12 @@ def do(job: Job | Recheck, context: WorkerContext, progress: Progress | None = N
     """
     if isinstance(job, Recheck):
         return recheck(job, context)
+    if isinstance(job, Rehearsal):
+        settle(torch.device(context.device))
+        look_again(job.train, context)
+        forget_modules(job.train)
+        with isolated():
+            return rehearse(job, context)
     store = Store(context.store)
     if store.damage(job.kind, job.key) is None:
         # Another run was faster.
