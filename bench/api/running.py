@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from shlex import join
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
 from bench.console import condition_name, count, duration, say
@@ -21,7 +21,7 @@ from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.request import Request
 from bench.results.store import Store
-from bench.runner import outstanding, pools, scheduler
+from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
@@ -35,12 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bench.report.tables import RenderedTable
+    from bench.runner.executors.protocol import Pool, Start
     from bench.runner.outstanding import State
-    from bench.runner.pools import Pool
     from bench.runner.scheduler import Done
-
-Executor = Literal["process", "inline"]
-"""A process for each device slot, or everything in this one."""
 
 
 class Project(NamedTuple):
@@ -120,10 +117,8 @@ def learned(project: Project) -> Estimates:
 class Options(NamedTuple):
     """How jobs are run."""
 
-    devices: tuple[str, ...]
-    """The device of each slot."""
-    executor: Executor = "process"
-    """Where jobs run."""
+    start: Start
+    """Starts what jobs run in (`bench.runner.executors.ready`)."""
     data_root: Path | None = None
     """The folder of the data sets; None: ``BENCH_DATA``, else the user's cache."""
     trust: bool = False
@@ -161,7 +156,7 @@ class Run:
         self.keys = asked_tables(project.manifest, asked)
         self.store.reads = columns_read(project.manifest, self.keys)
         self.wanted = asked_jobs(project.manifest, asked) if wanted is None else wanted
-        self.devices, self.executor, self.console = options.devices, options.executor, options.console
+        self.start, self.console = options.start, options.console
         self.data_root, self.trust = options.data_root, options.trust
         self.limit = self.plan.suite.model.time_limit
         self.ended: list[Done] = []
@@ -171,7 +166,7 @@ class Run:
             self.store.root,
             self.plan.suite.folder,
             self.data_root,
-            self.devices[0],
+            "cpu",  # each slot has its own
             project.manifest["sources"],
             commit_of(Path(__file__).parent),
             self.limit,
@@ -262,8 +257,10 @@ class Run:
         planned = self.plan.conditions
         conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
         names = {each.job.victim.train.key: each.coordinates["defense"] for each in planned}
-        display = Display(self.console, state, estimates, self.devices, conditions, names)
-        with display, self._pool() as pool:
+        with (
+            self._pool() as pool,
+            Display(self.console, state, estimates, pool.devices, conditions, names) as display,
+        ):
             self._display = display
             leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
             with scheduler.sharing(self.store.root, self.request.id, leases) as share:
@@ -275,8 +272,7 @@ class Run:
     @contextlib.contextmanager
     def _pool(self) -> Iterator[Pool]:
         """Start what runs jobs; end it whatever happens."""
-        kind = pools.Inline if self.executor == "inline" else pools.Process
-        pool = kind(self._worker_context, self.devices, self._said)
+        pool = self.start(self._worker_context, self._said)
         try:
             yield pool
         finally:
