@@ -15,6 +15,7 @@ import typer
 
 from bench.errors import BenchError, InputError, persons
 from bench.escaping import readable
+from bench.runner.executors import Name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +52,7 @@ DeviceOption = Annotated[
     typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
 ]
 ExecutorOption = Annotated[
-    Literal["process", "inline"],
+    Name,
     typer.Option("--executor", help="A process for each device slot, or everything in this one."),
 ]
 Trust = Annotated[
@@ -84,17 +85,18 @@ def run(  # noqa: PLR0913 - a command line's options
     from bench.api import running
     from bench.console import console
     from bench.report import render, reports
-    from bench.runner import pools
+    from bench.runner import executors
+    from bench.runner.executors.protocol import Asked
 
     screen = console()
     project = running.planned(suite, results, data_root)
     reports.asked_tables(project.manifest, table)
-    devices = pools.slots(device, executor)
+    start = executors.ready(executor, Asked(device))
     _open(project.store)
     if detached:
         _detach(project.store)
         return
-    work = running.Run(project, running.Options(devices, executor, data_root, trust_cache, screen), table)
+    work = running.Run(project, running.Options(start, data_root, trust_cache, screen), table)
     _work(work)
     cut, notes = work.tables()
     for each in cut:
@@ -157,9 +159,10 @@ def worker(
     """Help with the run that was started in a results folder, until nothing is left to do."""
     from bench.api import running, working
     from bench.console import console
-    from bench.runner import pools
+    from bench.runner import executors
+    from bench.runner.executors.protocol import Asked
 
-    options = running.Options(pools.slots(device, executor), executor, data_root, console=console())
+    options = running.Options(executors.ready(executor, Asked(device)), data_root, console=console())
     work = working.helper(results, options)
     _work(work)
     _ended(work)
@@ -377,14 +380,15 @@ def check(  # noqa: PLR0913 - a command line's options
     """
     from bench.api import checking, running
     from bench.console import console, say
-    from bench.runner import pools
+    from bench.runner import executors
+    from bench.runner.executors.protocol import Asked
 
     screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
     written.refuse_nowhere()
     project = running.planned(suite, results, data_root)
-    devices = pools.slots(device, executor)
+    start = executors.ready(executor, Asked(device))
     _open(project.store)
-    options = running.Options(devices, executor, data_root, trust_cache, screen)
+    options = running.Options(start, data_root, trust_cache, screen)
     try:
         with _terminable():
             found = checking.check(project, baseline, options, replay_only=replay)

@@ -176,11 +176,12 @@ class Gate:
 
     def _check(self) -> Check:
         from bench.api import as_a_program, checking, running
-        from bench.runner import pools
+        from bench.runner import executors
+        from bench.runner.executors.protocol import Asked
 
         project = running.planned(_near(self.suite), _near(self.results), self.data_root)
         project.store.open()
-        options = running.Options(pools.slots(None, "process"), data_root=self.data_root)
+        options = running.Options(executors.ready("process", Asked()), data_root=self.data_root)
         with as_a_program():
             return checking.check(project, _near(self.root), options, replay_only=self.replay)
 

@@ -15,8 +15,9 @@ from bench.results.store import Store
 from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
+from bench.runner.executors.inline import Inline
+from bench.runner.executors.protocol import Pool
 from bench.runner.outstanding import State
-from bench.runner.pools import Inline, Pool
 from bench.runner.scheduler import Done, Scheduler
 from bench.suite import planner, resolve
 from bench.suite.planner import Plan
@@ -56,7 +57,7 @@ class Ran:
             self.store.root, self.plan.suite.folder, None, "cpu", fingerprint.digests(self.plan.modules())
         )
         self.said: list[dict[str, Any]] = []
-        self.pool = Inline(context, ("cpu",), lambda slot, facts: self.said.append(dict(facts)))
+        self.pool = Inline(context, lambda slot, facts: self.said.append(dict(facts)), "cpu")
         self.done: list[Done] = list(scheduled(replace(self.state), self.store, self.pool))
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.errors import InputError, did_you_mean
+from bench.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.api.direct import Loaded
-    from bench.api.running import Executor
     from bench.api.stored import Shown
     from bench.report.table_frame import TableFrame
+    from bench.runner.executors import Name as Executor
     from bench.runner.outstanding import State
     from bench.suite.jobs import Evaluate
     from bench.suite.planner import Plan
@@ -88,22 +88,20 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     from bench.console import console
     from bench.report import reports
     from bench.report.table_frame import TableFrame
-    from bench.runner import pools
+    from bench.runner import executors
+    from bench.runner.executors.protocol import Asked
 
-    if executor not in ("process", "inline"):
-        known = did_you_mean(executor, ("process", "inline"))
-        raise InputError(f"executor: unknown executor {executor!r}{known}")
+    start = executors.ready(executor, Asked(_several(device)))
     project = running.planned(
         _needed("suite", suite), _path("results", results), _path("data_root", data_root)
     )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
-    if executor == "process":
+    if executor != "inline":
         _refuse_unknown_there(project.plan)
-    devices = pools.slots(_several(device), executor)
     notes = project.store.open()
     screen = console() if progress else None
-    options = running.Options(devices, executor, _path("data_root", data_root), trust_cache, screen)
+    options = running.Options(start, _path("data_root", data_root), trust_cache, screen)
     work = running.Run(project, options, asked)
     with as_a_program():
         work.do()

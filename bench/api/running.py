@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from operator import itemgetter
 from pathlib import Path
 from shlex import join
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unicodedata import normalize
 
 import numpy as np
@@ -26,7 +26,7 @@ from bench.results.manifest import Outcomes, aged, write
 from bench.results.request import Request
 from bench.results.store import Store
 from bench.results.survey import survey
-from bench.runner import costing, outstanding, pools, scheduler
+from bench.runner import costing, outstanding, scheduler
 from bench.runner.budget import Chosen, Row, within
 from bench.runner.context import WorkerContext, device_name
 from bench.runner.estimates import Estimates
@@ -42,12 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bench.report.tables import RenderedTable
+    from bench.runner.executors.protocol import Listener, Pool, Start
     from bench.runner.outstanding import State
-    from bench.runner.pools import Pool
     from bench.runner.scheduler import Done
-
-Executor = Literal["process", "inline"]
-"""A process for each device slot, or everything in this one."""
 
 
 class Project(NamedTuple):
@@ -124,12 +121,11 @@ def prospect(project: Project, asked: list[str] | None, options: Options | None 
     names: tuple[str, ...] = ()
     end = None
     if options is not None:
-        names = tuple(device_name(each) for each in options.devices)
-        if state.todo:
-            with _started(options, _context(project, options), lambda *_: None) as pool:
-                costing.rehearse(pool, state.todo, estimates)
-            if estimates.informed:
-                end = length(state.todo, estimates, names)
+        with _started(options.start, _context(project, options), lambda *_: None) as pool:
+            names = tuple(device_name(each) for each in pool.devices)
+            costing.rehearse(pool, state.todo, estimates)
+        if state.todo and estimates.informed:
+            end = length(state.todo, estimates, names)
     seconds = sum(estimates.seconds(job) for job in state.todo) if estimates.informed else None
     return Prospect(state, estimates, seconds, names, end)
 
@@ -144,7 +140,7 @@ def _context(project: Project, options: Options) -> WorkerContext:
         project.store.root,
         project.plan.suite.folder,
         options.data_root,
-        options.devices[0],
+        "cpu",  # each slot has its own
         project.manifest["sources"],
         commit_of(Path(__file__).parent),
         project.plan.suite.model.time_limit,
@@ -152,10 +148,9 @@ def _context(project: Project, options: Options) -> WorkerContext:
 
 
 @contextlib.contextmanager
-def _started(options: Options, context: WorkerContext, listener: pools.Listener) -> Iterator[Pool]:
+def _started(start: Start, context: WorkerContext, listener: Listener) -> Iterator[Pool]:
     """Start what runs jobs; end it whatever happens."""
-    kind = pools.Inline if options.executor == "inline" else pools.Process
-    pool = kind(context, options.devices, listener)
+    pool = start(context, listener)
     try:
         yield pool
     finally:
@@ -200,10 +195,8 @@ def learned(project: Project) -> Estimates:
 class Options(NamedTuple):
     """How jobs are run."""
 
-    devices: tuple[str, ...]
-    """The device of each slot."""
-    executor: Executor = "process"
-    """Where jobs run."""
+    start: Start
+    """Starts what jobs run in (`bench.runner.executors.ready`)."""
     data_root: Path | None = None
     """The folder of the data sets; None: ``BENCH_DATA``, else the user's cache."""
     trust: bool = False
@@ -241,13 +234,12 @@ class Run:
         self.keys = asked_tables(project.manifest, asked)
         self.store.reads = columns_read(project.manifest, self.keys)
         self.wanted = asked_jobs(project.manifest, asked) if wanted is None else wanted
-        self.devices, self.executor, self.console = options.devices, options.executor, options.console
+        self.start, self.console = options.start, options.console
         self.data_root, self.trust = options.data_root, options.trust
         self.limit = self.plan.suite.model.time_limit
         self.ended: list[Done] = []
         self.failures: list[Done] = []
         self.begun = time.monotonic()
-        self._options = options
         self._worker_context = _context(project, options)
         self._display: Display | None = None
         sources = project.manifest["sources"]
@@ -335,9 +327,11 @@ class Run:
         planned = self.plan.conditions
         conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
         names = {each.job.victim.train.key: each.coordinates["defense"] for each in planned}
-        display = Display(self.console, state, estimates, self.devices, conditions, names)
-        with self._pool() as pool, display:
-            if sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
+        with (
+            self._pool() as pool,
+            Display(self.console, state, estimates, pool.devices, conditions, names) as display,
+        ):
+            if pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
                 costing.rehearse(pool, state.todo, estimates)
             self._display = display
             leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
@@ -348,7 +342,7 @@ class Run:
                     (self.ended if done.error is None else self.failures).append(done)
 
     def _pool(self) -> contextlib.AbstractContextManager[Pool]:
-        return _started(self._options, self._worker_context, self._said)
+        return _started(self.start, self._worker_context, self._said)
 
     def _said(self, slot: int, facts: Mapping[str, Any]) -> None:
         if self._display is not None:

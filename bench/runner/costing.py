@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
-from bench.runner.pools import Pool
+from bench.runner.executors.protocol import Pool
 from bench.runner.rehearsal import LIMIT, Rehearsal, rehearsals
 from bench.suite.jobs import Job
 

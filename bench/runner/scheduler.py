@@ -8,8 +8,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -22,10 +21,10 @@ from bench.results.leases import Leases
 from bench.results.store import Store
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
+from bench.runner.executors.protocol import Pool
 from bench.runner.occupancy import Occupancy
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
-from bench.runner.pools import Pool
 from bench.runner.worker import Recheck, describe
 from bench.suite.jobs import Craft, Evaluate, Job, Train, foreign
 from bench.suite.planner import Plan
@@ -179,11 +178,12 @@ class Scheduler:
 
         Raises:
             Stopped: Somebody asked for it.
+            InputError: Nothing is left that could do a job.
         """
         self._sorter.prepare()
         while self._sorter.is_active():
             for job in self._sorter.get_ready():
-                self._placement.push(job)
+                self._offer(job)
             ended = False
             for done in self._begin():
                 ended = True
@@ -195,6 +195,13 @@ class Scheduler:
                 return
             yield from self._wait()
             yield from self._look()
+
+    def _offer(self, job: Job) -> None:
+        """Let a job that may begin go to a slot, or to workers elsewhere where there is no slot here."""
+        if self._pool.devices:
+            self._placement.push(job)
+        else:
+            self._elsewhere.add(job)
 
     def _begin(self) -> Iterator[Done]:
         """Start jobs in the free slots; yield those that others have ended meanwhile."""
@@ -244,7 +251,7 @@ class Scheduler:
                 self._estimates.learn(job, future.result())
             self._placement.free(slot)
             self._learn_occupancy(slot, None if error else future.result(), error)
-            if isinstance(error, BrokenProcessPool):
+            if isinstance(error, BrokenExecutor):
                 self._pool.restart(slot)
                 error = self._died(job, self._deadlines.overdue(future, job))
                 if error is None:
@@ -295,11 +302,13 @@ class Scheduler:
         self._looked = time.monotonic()
         if self._leases.stopping:
             raise Stopped
+        for sentence in self._pool.watch():
+            self._watcher.noted(sentence)
         for job in list(self._elsewhere):
             if (done := self._ended(job)) is not None:
                 self._elsewhere.remove(job)
                 yield done
-            elif not self._leases.held(job.key):
+            elif self._pool.devices and not self._leases.held(job.key):
                 self._elsewhere.remove(job)
                 self._placement.push(job)
 
@@ -409,7 +418,7 @@ def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
     future = pool.submit(0, Recheck(job))
     try:
         said = future.result(None if limit is None else limit + GRACE)["different"]
-    except (TimeoutError, BrokenProcessPool) as error:
+    except (TimeoutError, BrokenExecutor) as error:
         pool.kill(0)
         pool.restart(0)
         how = "does not end" if isinstance(error, TimeoutError) else "ends its process"

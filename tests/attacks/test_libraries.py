@@ -32,7 +32,7 @@ from bench.results import fingerprint
 from bench.results.store import Store
 from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
-from bench.runner.pools import Process
+from bench.runner.executors.process import Process
 from bench.runner.referee import QueryCounter, answers_only, frozen, instrument, validate
 from bench.suite import listing, planner, resolve
 from suites import TASK, Ran, scheduled, suite
@@ -1222,7 +1222,7 @@ def test_an_attack_that_no_signal_wakes_is_killed_and_the_rest_goes_on(
     store = Store(tmp_path / "results")
     store.open()
     context = WorkerContext(store.root, plan.suite.folder, None, "cpu", fingerprint.digests(plan.modules()))
-    pool = Process(context, ("cpu",), lambda slot, facts: None)
+    pool = Process(context, lambda slot, facts: None, ("cpu",))
     monkeypatch.setattr(scheduler, "GRACE", 3.0)
     try:
         done = list(scheduled(outstanding.examine(plan, store), store, pool))

@@ -27,12 +27,14 @@ from bench.gate.verdicts import Check
 from bench.registry import ATTACKS as REGISTERED
 from bench.results import replays
 from bench.results.replays import Replay
+from bench.runner import executors
 from bench.runner.craft import stored
+from bench.runner.executors.protocol import Asked
 from bench.suite.jobs import Starts
 from bench.suite.policy import Policy
 from suites import TASK, suite
 
-INLINE = Options(("cpu",), "inline")
+INLINE = Options(executors.ready("inline", Asked(["cpu"])))
 ATTACKS = {
     "clean": {"use": "none"},
     "pgd": {"use": "pgd", "steps": 3},

@@ -34,6 +34,8 @@ from bench.results.manifest import read, write
 from bench.results.outcomes import schema
 from bench.results.pack import RECEIPTS, ROWS, Entry, Pack, digest_of
 from bench.results.store import ABSENT, SCHEME, Store
+from bench.runner import executors
+from bench.runner.executors.protocol import Asked
 from bench.suite.layout import columns_read
 from suites import TASK, Ran, suite
 
@@ -269,7 +271,7 @@ def test_a_table_that_reads_what_was_left_out_makes_it_again(
     assert packing.packed(root).notes[-1] == (
         "1 evaluation lack columns that a table reads; the next run makes them again"
     )
-    work = running.Run(project, running.Options(("cpu",), "inline"))
+    work = running.Run(project, running.Options(executors.ready("inline", Asked(["cpu"]))))
     work.do()
     assert [done.job.kind for done in work.ended] == ["evaluate"]
     assert said(root, path) == said_of_a_new_run(path, tmp_path)

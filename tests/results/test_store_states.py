@@ -15,7 +15,7 @@ from bench.results.manifest import write
 from bench.results.store import Store
 from bench.runner import outstanding
 from bench.runner.context import WorkerContext
-from bench.runner.pools import Inline
+from bench.runner.executors.inline import Inline
 from bench.suite import planner, resolve
 from suites import Ran, scheduled
 
@@ -38,7 +38,7 @@ def interrupted(path: Path, root: Path, jobs: int) -> None:
     context = WorkerContext(
         store.root, crossed.suite.folder, None, "cpu", fingerprint.digests(crossed.modules())
     )
-    pool = Inline(context, ("cpu",), lambda slot, facts: None)
+    pool = Inline(context, lambda slot, facts: None, "cpu")
     running = scheduled(outstanding.examine(crossed, store), store, pool)
     for _, done in zip(range(jobs), running, strict=False):
         assert done.error is None, done.error

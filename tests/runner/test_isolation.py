@@ -23,11 +23,12 @@ from torch import nn
 from bench.errors import DisturbedError, OtherNetworkError, OvertimeError
 from bench.results import fingerprint
 from bench.results.store import Store
-from bench.runner import child_processes, outstanding, process_state
+from bench.runner import child_processes, executors, outstanding, process_state
 from bench.runner.context import WorkerContext
 from bench.runner.estimates import Estimates
+from bench.runner.executors.inline import Inline
+from bench.runner.executors.protocol import Asked, Pool
 from bench.runner.isolation import building, isolated
-from bench.runner.pools import Inline, Pool, Process
 from bench.suite import planner, resolve
 from bench.suite.jobs import Evaluate, Job, Train
 from suites import TASK, Ran, scheduled, suite
@@ -330,16 +331,15 @@ class Backwards(Estimates):
         return 1e6 / (1 + super().seconds(job, device))
 
 
-def outcomes(
-    path: Path, executor: type[Inline] | type[Process], costs: Estimates
-) -> tuple[dict[str, Any], int]:
+def outcomes(path: Path, executor: str, costs: Estimates) -> tuple[dict[str, Any], int]:
     """Run a suite; return the rows of the good networks' cells, and how many jobs failed."""
     made = planner.make(resolve.load(path))
-    store = Store(path.parent / f"{executor.__name__}-{type(costs).__name__}")
+    store = Store(path.parent / f"{executor}-{type(costs).__name__}")
     store.open()
     code = {**fingerprint.digests(made.modules()), **made.manifest()["sources"]}
     context = WorkerContext(store.root, path.parent, None, "cpu", code)
-    pool: Pool = executor(context, ("cpu", "cpu"), lambda *_: None)
+    asked = Asked(["cpu"] if executor == "inline" else ["cpu", "cpu"])
+    pool: Pool = executors.ready(executor, asked)(context, lambda *_: None)
     with own_stdout():
         try:
             done = list(scheduled(outstanding.examine(made, store), store, pool, costs))
@@ -362,17 +362,17 @@ def good_rows(made: planner.Plan, store: Store) -> dict[str, Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the rows of the good networks where no hostile one is in the suite."""
     path = hostile(tmp_path_factory.mktemp("good") / "suite", with_them=False)
-    rows, failed = outcomes(path, Inline, Estimates())
+    rows, failed = outcomes(path, "inline", Estimates())
     assert failed == 0
     assert len(rows) == 6
     return rows
 
 
 @pytest.mark.parametrize(
-    ("executor", "costs"), [(Inline, Estimates()), (Inline, Backwards()), (Process, Backwards())]
+    ("executor", "costs"), [("inline", Estimates()), ("inline", Backwards()), ("process", Backwards())]
 )
 def test_hostile_networks_move_nobody_elses_number_in_any_order(
-    tmp_path: Path, alone: dict[str, Any], executor: type[Inline] | type[Process], costs: Estimates
+    tmp_path: Path, alone: dict[str, Any], executor: str, costs: Estimates
 ) -> None:
     here = os.getcwd()
     beside, failed = outcomes(hostile(tmp_path / "together", with_them=True), executor, costs)
@@ -424,7 +424,7 @@ def test_a_job_that_does_not_end_is_stopped_at_the_suites_limit(
     store.open()
     context = WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"], time_limit=2)
     begun = time.monotonic()
-    pool = Inline(context, ("cpu",), lambda *_: None)
+    pool = Inline(context, lambda *_: None, "cpu")
     done = list(scheduled(outstanding.examine(made, store), store, pool))
     (failed,) = [each for each in done if each.error is not None]
     assert isinstance(failed.job, Train if where == "build" else Evaluate)
@@ -501,8 +501,8 @@ def test_what_a_network_remembers_does_not_go_from_job_to_job(tmp_path: Path, wa
         store.open()
         pool = Recorded(
             WorkerContext(store.root, tmp_path, None, "cpu", made.manifest()["sources"]),
-            ("cpu",),
             lambda *_: None,
+            "cpu",
         )
         pool.order = []
         done = list(scheduled(outstanding.examine(made, store), store, pool, costs))

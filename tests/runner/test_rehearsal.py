@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from bench.api import running
-from bench.runner import rehearsal
+from bench.runner import executors, rehearsal
 from bench.runner.budget import Row
 from bench.runner.context import WorkerContext, device_name
 from bench.runner.estimates import Estimates
+from bench.runner.executors.protocol import Asked
 from bench.runner.rehearsal import Rehearsal, rehearsals, rehearse
 from bench.suite import planner, resolve
 from bench.suite.jobs import Craft, Evaluate, Train
@@ -84,9 +85,9 @@ def test_a_network_that_fails_is_left_to_its_jobs(tmp_path: Path) -> None:
 def test_a_plan_says_what_it_costs_and_when_it_ends(path: Path, executor: Any) -> None:
     project = running.planned(path, path.parent / "r", None)
     project.store.open()
-    options = running.Options(("cpu",), executor)
+    options = running.Options(executors.ready(executor, Asked(["cpu"])))
     found = running.prospect(project, None, options)
-    assert found.devices == (device_name("cpu"),)
+    assert set(found.devices) == {device_name("cpu")}
     assert found.seconds is not None
     # One slot does one job after the other.
     assert found.end == pytest.approx(found.seconds)
@@ -116,7 +117,7 @@ def test_a_budget_takes_the_first_seed_and_names_the_second(path: Path) -> None:
         ("t", "cnn", 0, 3),
         ("t", "cnn", 1, 3),
     ]
-    options = running.Options(("cpu",), "inline")
+    options = running.Options(executors.ready("inline", Asked(["cpu"])))
     whole = running.prospect(project, None, options)
     assert whole.seconds is not None
     assert running.affordable(project, None, options, 1e6).left == ()

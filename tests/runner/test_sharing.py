@@ -104,6 +104,9 @@ class Slots:
     def kill(self, slot: int) -> None:
         self.killed.append(slot)
 
+    def watch(self) -> list[str]:
+        return []
+
     def stop(self) -> None:
         pass
 

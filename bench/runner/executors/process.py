@@ -1,4 +1,4 @@
-"""Where a job runs: in this process, or in worker processes of the slots of the devices."""
+"""The executor that runs jobs in worker processes of this machine, one at a time in each slot."""
 
 import contextlib
 import os
@@ -6,140 +6,41 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
-import torch
 
-from bench.errors import InputError, did_you_mean
+from bench.errors import InputError
 from bench.registry import discover
 from bench.results import fingerprint
 from bench.runner import child_processes
-from bench.runner.context import WorkerContext, free_cores, prepare
+from bench.runner.context import WorkerContext, prepare
+from bench.runner.executors.devices import slots
+from bench.runner.executors.protocol import Asked, Listener, Start
 from bench.runner.worker import Question, do
 from bench.suite.jobs import Job, foreign
 
-Listener = Callable[[int, Mapping[str, Any]], None]
-"""Called with the number of a slot and the facts that the job in it reports."""
 
-
-class Pool(Protocol):
-    """Slots, each of which runs one job at a time."""
-
-    devices: tuple[str, ...]
-    """The device of each slot."""
-
-    def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
-        """Start a job in a free slot.
-
-        Args:
-            slot: Number of the slot, from 0.
-            job: The job.
-
-        Returns:
-            The future of the job's receipt.
-        """
-        ...
-
-    def warm(self, slot: int, job: Job) -> bool:
-        """Return whether a slot can begin a job at once, without a new process.
-
-        Args:
-            slot: Number of the slot, from 0.
-            job: The job.
-
-        Returns:
-            True where no process must be started.
-        """
-        ...
-
-    def restart(self, slot: int) -> None:
-        """Forget the process that died in a slot, so that the next job gets a new one.
-
-        Args:
-            slot: Number of the slot, from 0.
-        """
-        ...
-
-    def kill(self, slot: int) -> None:
-        """Kill the process that works in a slot; its future fails.
-
-        Args:
-            slot: Number of the slot, from 0.
-        """
-        ...
-
-    def stop(self) -> None:
-        """End everything at once, even what is running."""
-        ...
-
-
-class Inline:
-    """The pool with one slot, which runs each job in this process, at once.
+def ready(asked: Asked) -> Start:
+    """Check the devices that were asked for.
 
     Args:
-        context: The surroundings of the jobs.
-        devices: Devices; the first one is used.
-        listener: Called with slot 0 and the facts that a job reports.
+        asked: What the user asked for.
+
+    Returns:
+        What starts the executor.
+
+    Raises:
+        InputError: There is no such device here.
     """
-
-    def __init__(self, context: WorkerContext, devices: tuple[str, ...], listener: Listener) -> None:
-        self.devices = devices[:1]
-        self._worker_context = replace(context, device=devices[0])
-        self._listener = listener
-        prepare(self._worker_context)
-
-    def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
-        """Run a job.
-
-        Args:
-            slot: 0.
-            job: The job.
-
-        Returns:
-            A future that is done.
-        """
-        future: Future[dict[str, Any]] = Future()
-        try:
-            future.set_result(do(job, self._worker_context, lambda facts: self._listener(slot, facts)))
-        except Exception as error:  # noqa: BLE001 - a job's failure is its future's
-            future.set_exception(error)
-        return future
-
-    def warm(self, slot: int, job: Job) -> bool:
-        """Return True, since no process must be started.
-
-        Args:
-            slot: 0.
-            job: The job.
-
-        Returns:
-            True.
-        """
-        return True
-
-    def restart(self, slot: int) -> None:
-        """Do nothing: there is no other process.
-
-        Args:
-            slot: 0.
-        """
-
-    def kill(self, slot: int) -> None:
-        """Do nothing: a job that was submitted has ended.
-
-        Args:
-            slot: 0.
-        """
-
-    def stop(self) -> None:
-        """Do nothing: a job that was submitted has ended."""
+    return partial(Process, devices=slots(asked.devices, spread=True))
 
 
 HELD = 2
@@ -154,11 +55,11 @@ class Process:
 
     Args:
         context: The surroundings of the jobs; each worker gets the device of its slot.
-        devices: The device of each slot.
         listener: Called from a thread with the number of a slot and the facts that its job reports.
+        devices: The device of each slot.
     """
 
-    def __init__(self, context: WorkerContext, devices: tuple[str, ...], listener: Listener) -> None:
+    def __init__(self, context: WorkerContext, listener: Listener, devices: tuple[str, ...]) -> None:
         self.devices = devices
         self._worker_context = context
         self._listener = listener
@@ -230,6 +131,14 @@ class Process:
         modules = self._at_work[slot]
         if modules is not None and modules in self._held[slot]:
             _kill(self._held[slot][modules])
+
+    def watch(self) -> list[str]:
+        """Return nothing: a worker that dies is replaced when its slot gets the next job.
+
+        Returns:
+            Nothing.
+        """
+        return []
 
     def stop(self) -> None:
         """Kill all workers; what they had finished is stored."""
@@ -349,36 +258,3 @@ def _work(job: Job | Question) -> dict[str, Any]:
             story = "".join(traceback.format_exception(error))
             raise RuntimeError(f"{type(error).__name__}: {error}\n{story}") from None
         raise
-
-
-def slots(asked: list[str] | None, executor: str) -> tuple[str, ...]:
-    """Return the device of each slot.
-
-    Args:
-        asked: Names of devices that the user asked for (``cpu``, ``cuda``, ``cuda:1``), each as often as it
-            shall have slots; None or empty for every GPU, or the CPU where there is none.
-        executor: ``process`` or ``inline``. With ``process`` one ``cpu`` stands for a slot on each core.
-
-    Returns:
-        A device for each slot, at least one.
-
-    Raises:
-        InputError: There is no such device on this machine.
-    """
-    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if not asked:
-        asked = there or ["cpu"]
-    found: list[str] = []
-    for name in asked:
-        if name == "cuda" and there:
-            found.append("cuda:0")
-        elif name in there:
-            found.append(name)
-        elif name == "cpu":
-            # One slot for each core, unless the user gives their number by naming it several times.
-            found += ["cpu"] * (free_cores() if asked.count("cpu") == 1 and executor == "process" else 1)
-        else:
-            raise InputError(
-                f"--device {name}: there is no such device here{did_you_mean(name, [*there, 'cpu'])}"
-            )
-    return tuple(found)
