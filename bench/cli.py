@@ -49,7 +49,15 @@ Limit = Annotated[float, typer.Option("--limit", help="MiB that stored images ma
 ROBUSTNESS = Path("robustness")
 DeviceOption = Annotated[
     list[str] | None,
-    typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
+    typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else the CPU)."),
+]
+SlotsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--slots",
+        help="Jobs that share a device, or auto: as many on a GPU as it has time and memory for "
+        "(default: one on a GPU, else one a core).",
+    ),
 ]
 ExecutorOption = Annotated[
     Name,
@@ -73,6 +81,7 @@ def run(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     device: DeviceOption = None,
+    slots: SlotsOption = None,
     results: Results = None,
     executor: ExecutorOption = "process",
     data_root: DataRoot = None,
@@ -80,23 +89,28 @@ def run(  # noqa: PLR0913 - a command line's options
     detached: Annotated[
         bool, typer.Option("--detach", help="Run in the background; see bench status and bench stop.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Do what is worth most in this time (2h, 90min), whole rows first."),
+    ] = None,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench.api import running
     from bench.console import console
     from bench.report import render, reports
     from bench.runner import executors
-    from bench.runner.executors.protocol import Asked
+    from bench.runner.budget import parse_duration
+    from bench.runner.executors.protocol import Asked, slots_asked
 
-    screen = console()
+    screen, seconds = console(), None if budget is None else parse_duration(budget)
     project = running.planned(suite, results, data_root)
     reports.asked_tables(project.manifest, table)
-    start = executors.ready(executor, Asked(device))
+    start = executors.ready(executor, Asked(device, slots_asked(slots)))
     _open(project.store)
     if detached:
         _detach(project.store)
         return
-    work = running.Run(project, running.Options(start, data_root, trust_cache, screen), table)
+    work = running.chosen(project, running.Options(start, data_root, trust_cache, screen), table, seconds)
     _work(work)
     cut, notes = work.tables()
     for each in cut:
@@ -153,6 +167,7 @@ ResultsPath = Annotated[Path, typer.Argument(help="The results folder.", metavar
 def worker(
     results: ResultsPath,
     device: DeviceOption = None,
+    slots: SlotsOption = None,
     executor: ExecutorOption = "process",
     data_root: DataRoot = None,
 ) -> None:
@@ -160,9 +175,11 @@ def worker(
     from bench.api import running, working
     from bench.console import console
     from bench.runner import executors
-    from bench.runner.executors.protocol import Asked
+    from bench.runner.executors.protocol import Asked, slots_asked
 
-    options = running.Options(executors.ready(executor, Asked(device)), data_root, console=console())
+    options = running.Options(
+        executors.ready(executor, Asked(device, slots_asked(slots))), data_root, console=console()
+    )
     work = working.helper(results, options)
     _work(work)
     _ended(work)
@@ -230,19 +247,29 @@ def _terminable() -> Iterator[None]:
 def plan(
     suite: SuitePath = DEFAULT,
     table: Tables = None,
+    device: DeviceOption = None,
+    slots: SlotsOption = None,
     results: Results = None,
     data_root: DataRoot = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Show conditions and jobs: done, to do, and skipped with the reason. Runs nothing."""
+    """Show conditions and jobs: done, to do, skipped and why; and what they cost, as far as receipts say.
+
+    Runs nothing. With --device it asks each network a few times there (at most about 10 s), and says when
+    everything would be done.
+    """
     from bench.api import running
     from bench.console import console
     from bench.report import reports
+    from bench.runner import executors
+    from bench.runner.executors.protocol import Asked, slots_asked
 
+    asked = Asked(device, slots_asked(slots))
+    start = executors.ready("process", asked) if device or slots else None
     project = running.planned(suite, results, data_root)
     reports.asked_tables(project.manifest, table)
     _open(project.store)
-    found = running.prospect(project, table)
+    found = running.prospect(project, table, start and running.Options(start, data_root))
     if as_json:
         sys.stdout.write(json.dumps(running.described(project, found), indent=1) + "\n")
     else:
@@ -365,6 +392,7 @@ def check(  # noqa: PLR0913 - a command line's options
     ] = False,
     fail_on_gain: FailOnGain = False,
     device: DeviceOption = None,
+    slots: SlotsOption = None,
     results: Results = None,
     executor: ExecutorOption = "process",
     data_root: DataRoot = None,
@@ -381,12 +409,12 @@ def check(  # noqa: PLR0913 - a command line's options
     from bench.api import checking, running
     from bench.console import console, say
     from bench.runner import executors
-    from bench.runner.executors.protocol import Asked
+    from bench.runner.executors.protocol import Asked, slots_asked
 
     screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
     written.refuse_nowhere()
     project = running.planned(suite, results, data_root)
-    start = executors.ready(executor, Asked(device))
+    start = executors.ready(executor, Asked(device, slots_asked(slots)))
     _open(project.store)
     options = running.Options(start, data_root, trust_cache, screen)
     try:

@@ -361,7 +361,7 @@ def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Pa
     )
     suite(tmp_path, {"mine": {"use": "module", "build": "mine:Net"}}, ATTACKS, [TASK], tables={3: TABLE})
     done = subprocess.run(
-        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--device", "cpu"],
+        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--slots", "2"],
         cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120,
     )  # fmt: skip
     assert done.returncode == 4, done.stdout + done.stderr
@@ -374,7 +374,7 @@ def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Pa
 
 def started(folder: Path, **options: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--device", "cpu"],
+        [*BENCH, "run", "suite.yaml", "--device", "cpu", "--slots", "2"],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
         start_new_session=True, **options,
     )  # fmt: skip
@@ -448,7 +448,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in out
     assert "and the last epoch of" in out
     # The command that was given: another would start anew in another folder.
-    assert "kept in results/suite. Go on with: bench run suite.yaml --device cpu --device cpu" in out
+    assert "kept in results/suite. Go on with: bench run suite.yaml --device cpu --slots 2" in out
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bench.errors import InputError
 
@@ -57,6 +57,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     *,
     table: str | Sequence[str] | None = None,
     device: str | Sequence[str] | None = None,
+    slots: int | Literal["auto"] | None = None,
+    budget: str | float | None = None,
     results: StrPath | None = None,
     executor: Executor = "process",
     data_root: StrPath | None = None,
@@ -73,6 +75,10 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         table: The key of a table, or several; None: all tables, and conditions that no table reads.
         device: ``cpu``, ``cuda:0``, ...; or several. None: every GPU, else every core.
         results: The results folder; None: ``results/<suite>``.
+        slots: How many jobs share a device; ``auto``: as many on a GPU as it has time and memory for. None:
+            one on a GPU, else one a core.
+        budget: Seconds, or a text such as ``2h``: the run does what is worth most in it, whole rows of
+            tables first. None: no limit.
         executor: ``process``: a process for each device slot; ``inline``: everything in this one.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         trust_cache: Whether results count whose component's source has changed since.
@@ -89,9 +95,12 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     from bench.report import reports
     from bench.report.table_frame import TableFrame
     from bench.runner import executors
-    from bench.runner.executors.protocol import Asked
+    from bench.runner.budget import parse_duration
+    from bench.runner.executors.protocol import Asked, slots_asked
 
-    start = executors.ready(executor, Asked(_several(device)))
+    number = slots_asked(None if slots is None else str(slots))
+    seconds = parse_duration(budget) if isinstance(budget, str) else budget
+    start = executors.ready(executor, Asked(_several(device), number))
     project = running.planned(
         _needed("suite", suite), _path("results", results), _path("data_root", data_root)
     )
@@ -102,8 +111,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     notes = project.store.open()
     screen = console() if progress else None
     options = running.Options(start, _path("data_root", data_root), trust_cache, screen)
-    work = running.Run(project, options, asked)
     with as_a_program():
+        work = running.chosen(project, options, asked, seconds)
         work.do()
     cut, old = work.tables()
     if mendable := work.mendable():

@@ -250,6 +250,7 @@ class Run:
             digest=suite.digest,
             sources=sources,
             tables=asked or None,
+            wanted=None if wanted is None else sorted(wanted),
             data_root=self.data_root.resolve() if self.data_root else None,
             trust=self.trust,
         )
@@ -526,6 +527,23 @@ def affordable(project: Project, asked: list[str] | None, options: Options, budg
     rows = rows_of(project, asked_tables(project.manifest, asked))
     rows = [row for row in rows if row.table or not asked]
     return within(rows, found.state.todo, found.estimates, found.devices, budget, kills(project))
+
+
+def chosen(project: Project, options: Options, asked: list[str] | None, budget: float | None) -> Run:
+    """Return a run of what was asked for, or of what fits into a budget; says what is left.
+
+    Args:
+        project: The project.
+        options: How jobs are run.
+        asked: Keys of tables; None or none: every table, and conditions that no table reads.
+        budget: Seconds, above 0; None: no limit.
+    """
+    if budget is None:
+        return Run(project, options, asked)
+    found = affordable(project, asked, options, budget)
+    for sentence in found.left:
+        say(options.console, sentence)
+    return Run(project, options, asked, wanted=set(found.wanted))
 
 
 def kills(project: Project) -> dict[str, float] | None:

@@ -58,7 +58,8 @@ def helper(results: Path, options: Options) -> Run:
     trusting = options._replace(
         trust=options.trust or request.trust, data_root=options.data_root or request.data_root
     )
-    return running.Run(project, trusting, request.tables, record=False, request=request)
+    wanted = None if request.wanted is None else set(request.wanted)
+    return running.Run(project, trusting, request.tables, wanted=wanted, record=False, request=request)
 
 
 def detach(arguments: list[str], results: Path) -> tuple[int, Path]:

@@ -25,6 +25,8 @@ class Request(BaseModel):
     """Digests of the code of the plan, by module."""
     tables: list[str] | None = None
     """The tables that were asked for; None for all."""
+    wanted: list[str] | None = None
+    """Keys of the evaluations to make; None: those that the tables read."""
     data_root: Path | None = None
     """The folder of the data sets; None for the default of each machine."""
     trust: bool = False

@@ -52,8 +52,12 @@ class Meter(Protocol):
         """
         ...
 
+    def begin(self) -> None:
+        """Begin to measure."""
+        ...
+
     def close(self) -> None:
-        """End the measuring."""
+        """End the measuring; it may begin again."""
         ...
 
 
@@ -70,7 +74,8 @@ class Occupancy:
     """Decides which slots are open.
 
     Args:
-        devices: The device of each slot. All slots of a GPU but the first begin closed.
+        devices: The device of each slot. All slots of a GPU but the first begin closed; those of the CPU stay
+            open.
         meter: Measures the devices.
     """
 
@@ -80,6 +85,10 @@ class Occupancy:
         self._device_of = tuple(devices)
         for slot, device in enumerate(devices):
             self._devices.setdefault(device, _Device([])).slots.append(slot)
+        for name, found in self._devices.items():
+            if name == "cpu":
+                # The cores of a processor are counted, not measured.
+                found.open = found.limit = len(found.slots)
 
     def closed(self) -> list[int]:
         """Return the slots that are closed now."""
@@ -97,6 +106,8 @@ class Occupancy:
             Whether other slots are open than before.
         """
         device = self._devices[self._device_of[slot]]
+        if self._device_of[slot] == "cpu":
+            return False
         device.ended += 1
         if _short_of_memory(receipt, error):
             # It would have had the memory with fewer beside it.
@@ -110,8 +121,12 @@ class Occupancy:
         one = load.memory / device.open
         return load.memory + one <= FULL and self._set(slot, device.open + 1)
 
+    def begin(self) -> None:
+        """Begin to measure."""
+        self._meter.begin()
+
     def close(self) -> None:
-        """End the measuring."""
+        """End the measuring; it may begin again, and what was learned stays."""
         self._meter.close()
 
     def _set(self, slot: int, number: int, *, for_good: bool = False) -> bool:
@@ -161,9 +176,8 @@ class Nvml:
                 f"--slots auto: the GPU cannot be measured ({error}); give a number: --slots 4"
             ) from None
         self._seen: dict[str, list[Load]] = {name: [] for name in self._handles}
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._over: threading.Event | None = None
 
     def load(self, device: str) -> Load | None:
         """Return what was seen of a GPU since the last call.
@@ -180,14 +194,18 @@ class Nvml:
             return None
         return Load(sum(each.busy for each in seen) / len(seen), max(each.memory for each in seen))
 
-    def close(self) -> None:
-        """End the measuring."""
-        self._over.set()
-        self._thread.join()
-        self._nvml.nvmlShutdown()
+    def begin(self) -> None:
+        """Begin to measure."""
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, args=(self._over,), daemon=True).start()
 
-    def _watch(self) -> None:
-        while not self._over.wait(SAMPLE):
+    def close(self) -> None:
+        """End the measuring; it may begin again."""
+        if self._over is not None:
+            self._over.set()
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(SAMPLE):
             for name, handle in self._handles.items():
                 with suppress(self._nvml.NVMLError):
                     busy = self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100

@@ -22,7 +22,6 @@ from bench.results.store import Store
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.executors.protocol import Pool
-from bench.runner.occupancy import Occupancy
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
 from bench.runner.worker import Recheck, describe
@@ -135,10 +134,9 @@ class Scheduler:
         share: What is shared with other workers.
         watcher: Is told what happens.
         limit: Limit of each job in seconds, above 0; None for no limit.
-        occupancy: Decides which slots are open; None: all are.
     """
 
-    def __init__(  # noqa: PLR0913 - what a run is put together from
+    def __init__(
         self,
         state: State,
         store: Store,
@@ -147,9 +145,8 @@ class Scheduler:
         share: Share,
         watcher: Watcher | None = None,
         limit: float | None = None,
-        occupancy: Occupancy | None = None,
     ) -> None:
-        self._occupancy = occupancy
+        self._occupancy = pool.occupancy
         self._state, self._store, self._pool, self._estimates = state, store, pool, estimates
         self._leases, self._failures = share.leases, share.failures
         self._watcher = watcher or Unwatched()
@@ -162,8 +159,8 @@ class Scheduler:
             network=_network,
             process=foreign,
         )
-        if occupancy is not None:
-            self._placement.close(occupancy.closed())
+        if self._occupancy is not None:
+            self._placement.close(self._occupancy.closed())
         self._running: dict[Future[dict[str, Any]], tuple[Job, int]] = {}
         self._elsewhere: set[Job] = set()
         self._deadlines = _Deadlines(limit)

@@ -347,6 +347,7 @@ class Planner:
         self.suite = suite
         self.root = data_root
         self._made: dict[Hashable, Any] = {}
+        self._spellings: dict[int, tuple[ViewUse | None, str]] = {}
         self.conditions: dict[tuple[Any, ...], PlannedCondition] = {}
         self.skips: dict[tuple[Any, ...], Skip] = {}
 
@@ -361,6 +362,13 @@ class Planner:
             self._made[name] = make()
         made: T = self._made[name]
         return made
+
+    def _spelled(self, view: ViewUse | None) -> str:
+        """Return a view as text, spelled once: a plan has few views, and every condition asks for one."""
+        # The view is kept beside it, so that no other one can come to its place in memory.
+        if id(view) not in self._spellings:
+            self._spellings[id(view)] = view, repr(view)
+        return self._spellings[id(view)][1]
 
     def data(self, spec: DataSpec, where: str) -> Data:
         """Return a data set with its digest.
@@ -658,7 +666,7 @@ class Planner:
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
         # By what is written: 1, 1.0 and true are equal, and not the same parameter.
-        name = ("view", sight.defense.name, repr(sight.choice))
+        name = ("view", sight.defense.name, self._spelled(sight.choice))
         resolved = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
         return AttackedView(
             source=self.fitted(sight.train, sight.inference, view.ignores),
@@ -678,7 +686,7 @@ class Planner:
             request.data.key,
             point.seed,
             attacked.source.key if attacked.source else None,
-            repr(attacked.view),
+            self._spelled(attacked.view),
             attacked.exact,
             point.target,
         )

@@ -338,7 +338,7 @@ def outcomes(path: Path, executor: str, costs: Estimates) -> tuple[dict[str, Any
     store.open()
     code = {**fingerprint.digests(made.modules()), **made.manifest()["sources"]}
     context = WorkerContext(store.root, path.parent, None, "cpu", code)
-    asked = Asked(["cpu"] if executor == "inline" else ["cpu", "cpu"])
+    asked = Asked(["cpu"], None if executor == "inline" else 2)
     pool: Pool = executors.ready(executor, asked)(context, lambda *_: None)
     with own_stdout():
         try:

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
+from bench.errors import InputError
+from bench.runner.executors import devices
+from bench.runner.executors.protocol import Asked, slots_asked
 from bench.runner.occupancy import BUSY, FULL, MOST, Load, Occupancy
 from bench.runner.placement import Placement
 
@@ -49,6 +53,9 @@ class Meter:
         if not seen:
             return None
         return Load(sum(each.busy for each in seen) / len(seen), max(each.memory for each in seen))
+
+    def begin(self) -> None:
+        self.closed = False
 
     def close(self) -> None:
         self.closed = True
@@ -164,3 +171,38 @@ def test_nothing_is_decided_where_nothing_was_measured() -> None:
     for _ in range(10):
         assert not occupancy.ended(0, {}, None)
     assert opened(occupancy, MOST) == 1
+
+
+# --- what a user asks for ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "slots"), [(None, None), ("auto", "auto"), ("1", 1), ("256", 256)])
+def test_a_number_of_slots_is_read(text: str | None, slots: Any) -> None:
+    assert slots_asked(text) == slots
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "many", "", "257", "²", "1e2"])
+def test_what_is_no_number_of_slots_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="expected auto, or a whole number from 1 to 256"):
+        slots_asked(text)
+
+
+def test_each_device_has_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "free_cores", lambda: 3)
+    assert devices.slots(Asked()) == ("cuda:0", "cuda:1")
+    assert devices.slots(Asked(None, 2)) == ("cuda:0", "cuda:0", "cuda:1", "cuda:1")
+    assert devices.slots(Asked(["cuda:1", "cpu"])) == ("cuda:1", "cpu", "cpu", "cpu")
+    assert devices.slots(Asked(["cuda"], "auto")) == ("cuda:0",) * MOST
+    with pytest.raises(InputError, match="named before; --slots 2 lets two jobs share it"):
+        devices.slots(Asked(["cuda:0", "cuda"]))
+    with pytest.raises(InputError, match="did you mean 'cuda:0'"):
+        devices.slots(Asked(["cuda:9"]))
+
+
+def test_the_cores_of_a_processor_are_counted_and_not_measured() -> None:
+    gpu = Gpu(0.1, 0.01)
+    occupancy = Occupancy(["cpu", "cpu", *["cuda:0"] * MOST], Meter({"cuda:0": gpu}))
+    assert occupancy.closed() == list(range(3, 2 + MOST))
+    assert not occupancy.ended(0, None, MemoryError())
+    assert occupancy.closed() == list(range(3, 2 + MOST))

@@ -85,7 +85,7 @@ def test_a_network_that_fails_is_left_to_its_jobs(tmp_path: Path) -> None:
 def test_a_plan_says_what_it_costs_and_when_it_ends(path: Path, executor: Any) -> None:
     project = running.planned(path, path.parent / "r", None)
     project.store.open()
-    options = running.Options(executors.ready(executor, Asked(["cpu"])))
+    options = running.Options(executors.ready(executor, Asked(["cpu"], 1)))
     found = running.prospect(project, None, options)
     assert set(found.devices) == {device_name("cpu")}
     assert found.seconds is not None
@@ -117,7 +117,7 @@ def test_a_budget_takes_the_first_seed_and_names_the_second(path: Path) -> None:
         ("t", "cnn", 0, 3),
         ("t", "cnn", 1, 3),
     ]
-    options = running.Options(executors.ready("inline", Asked(["cpu"])))
+    options = running.Options(executors.ready("inline", Asked(["cpu"], 1)))
     whole = running.prospect(project, None, options)
     assert whole.seconds is not None
     assert running.affordable(project, None, options, 1e6).left == ()

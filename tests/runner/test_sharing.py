@@ -74,7 +74,7 @@ class Slots:
     """Slots that do a toy job in a thread; `dies` are keys that lose their process so many times."""
 
     def __init__(self, folder: Folder, name: str, slots: int = 2, dies: dict[str, int] | None = None) -> None:
-        self.devices = ("cpu",) * slots
+        self.devices, self.occupancy = ("cpu",) * slots, None
         self.folder, self.name, self.dies = folder, name, dies if dies is not None else {}
         self.killed: list[int] = []
 
@@ -325,7 +325,7 @@ def test_kills_of_drivers_and_workers_lose_nothing_and_change_no_number(
 ) -> None:
     """A storm: every second somebody is killed, and somebody else comes."""
     project(tmp_path)
-    run = ("run", "suite.yaml", "--device", "cpu", "--device", "cpu", "--results", "r")
+    run = ("run", "suite.yaml", "--device", "cpu", "--slots", "2", "--results", "r")
     draw, kills, every = random.Random(5), 0, [start(tmp_path, *run)]
     end = time.monotonic() + 60
     while kills < 6 and time.monotonic() < end:

@@ -4,36 +4,56 @@ import torch
 
 from bench.errors import InputError, did_you_mean
 from bench.runner.context import free_cores
+from bench.runner.executors.protocol import Asked
+from bench.runner.occupancy import MOST
 
 
-def slots(asked: list[str] | None, *, spread: bool) -> tuple[str, ...]:
+def devices(asked: Asked) -> tuple[str, ...]:
+    """Return the devices that were asked for.
+
+    Args:
+        asked: What the user asked for.
+
+    Returns:
+        Their names, as torch has them, at least one.
+
+    Raises:
+        InputError: There is no such device on this machine, or one was named twice.
+    """
+    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found: list[str] = []
+    for named in asked.devices or there or ["cpu"]:
+        name = "cuda:0" if named == "cuda" else named
+        if name not in (*there, "cpu"):
+            raise InputError(
+                f"--device {named}: there is no such device here{did_you_mean(named, [*there, 'cpu'])}"
+            )
+        if name in found:
+            raise InputError(f"--device {named}: it was named before; --slots 2 lets two jobs share it")
+        found.append(name)
+    return tuple(found)
+
+
+def slots(asked: Asked) -> tuple[str, ...]:
     """Return the device of each slot on this machine.
 
     Args:
-        asked: Names of devices that the user asked for (``cpu``, ``cuda``, ``cuda:1``), each as often as it
-            shall have slots; None or empty for every GPU, or the CPU where there is none.
-        spread: Whether one ``cpu`` stands for a slot on each core.
+        asked: What the user asked for.
 
     Returns:
-        A device for each slot, at least one.
+        A device for each slot, at least one. Where the slots of a GPU follow from measurements, the most that
+        it may get.
 
     Raises:
-        InputError: There is no such device on this machine.
+        InputError: There is no such device on this machine, or one was named twice.
     """
-    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if not asked:
-        asked = there or ["cpu"]
     found: list[str] = []
-    for name in asked:
-        if name == "cuda" and there:
-            found.append("cuda:0")
-        elif name in there:
-            found.append(name)
+    for name in devices(asked):
+        if isinstance(asked.slots, int):
+            number = asked.slots
         elif name == "cpu":
-            # One slot for each core, unless the user gives their number by naming it several times.
-            found += ["cpu"] * (free_cores() if asked.count("cpu") == 1 and spread else 1)
+            number = free_cores()
         else:
-            raise InputError(
-                f"--device {name}: there is no such device here{did_you_mean(name, [*there, 'cpu'])}"
-            )
+            number = MOST if asked.slots == "auto" else 1
+        found += [name] * number
     return tuple(found)

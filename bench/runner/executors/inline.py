@@ -7,8 +7,9 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.runner.context import WorkerContext, prepare
-from bench.runner.executors.devices import slots
+from bench.runner.executors.devices import devices
 from bench.runner.executors.protocol import Asked, Listener, Start
+from bench.runner.occupancy import Occupancy
 from bench.runner.worker import Question, do
 from bench.suite.jobs import Job
 
@@ -23,12 +24,15 @@ def ready(asked: Asked) -> Start:
         What starts the executor.
 
     Raises:
-        InputError: There is no such device here, or several were named.
+        InputError: There is no such device here, or several, or several slots, were asked for.
     """
-    if asked.devices and len(asked.devices) > 1:
+    every = devices(asked)
+    if asked.devices and len(every) > 1:
         named = " ".join(f"--device {name}" for name in asked.devices)
         raise InputError(f"{named}: inline has one slot; name one device, or use --executor process")
-    return partial(Inline, device=slots(asked.devices, spread=False)[0])
+    if asked.slots not in (None, 1):
+        raise InputError(f"--slots {asked.slots}: inline has one slot; use --executor process")
+    return partial(Inline, device=every[0])
 
 
 class Inline:
@@ -42,6 +46,7 @@ class Inline:
 
     def __init__(self, context: WorkerContext, listener: Listener, device: str) -> None:
         self.devices: tuple[str, ...] = (device,)
+        self.occupancy: Occupancy | None = None
         self._worker_context = replace(context, device=device)
         self._listener = listener
         prepare(self._worker_context)

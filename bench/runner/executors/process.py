@@ -24,6 +24,7 @@ from bench.runner import child_processes
 from bench.runner.context import WorkerContext, prepare
 from bench.runner.executors.devices import slots
 from bench.runner.executors.protocol import Asked, Listener, Start
+from bench.runner.occupancy import Nvml, Occupancy
 from bench.runner.worker import Question, do
 from bench.suite.jobs import Job, foreign
 
@@ -38,9 +39,14 @@ def ready(asked: Asked) -> Start:
         What starts the executor.
 
     Raises:
-        InputError: There is no such device here.
+        InputError: There is no such device here, one was named twice, or a GPU cannot be measured.
     """
-    return partial(Process, devices=slots(asked.devices, spread=True))
+    every = slots(asked)
+    gpus = sorted({name for name in every if name != "cpu"})
+    if asked.slots == "auto" and gpus:
+        # Here, and not when work begins, so that a GPU that cannot be measured is said at once.
+        return partial(Process, devices=every, occupancy=Occupancy(every, Nvml(gpus)))
+    return partial(Process, devices=every)
 
 
 HELD = 2
@@ -57,10 +63,17 @@ class Process:
         context: The surroundings of the jobs; each worker gets the device of its slot.
         listener: Called from a thread with the number of a slot and the facts that its job reports.
         devices: The device of each slot.
+        occupancy: Decides which slots are open; None: all are.
     """
 
-    def __init__(self, context: WorkerContext, listener: Listener, devices: tuple[str, ...]) -> None:
-        self.devices = devices
+    def __init__(
+        self,
+        context: WorkerContext,
+        listener: Listener,
+        devices: tuple[str, ...],
+        occupancy: Occupancy | None = None,
+    ) -> None:
+        self.devices, self.occupancy = devices, occupancy
         self._worker_context = context
         self._listener = listener
         self._context = get_context("spawn")
@@ -70,6 +83,8 @@ class Process:
         self._before = child_processes.running()
         child_processes.adopt_orphans(True)
         self._woken, self._wake = self._context.Pipe(duplex=False)
+        if occupancy is not None:
+            occupancy.begin()
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -142,6 +157,8 @@ class Process:
 
     def stop(self) -> None:
         """Kill all workers; what they had finished is stored."""
+        if self.occupancy is not None:
+            self.occupancy.close()
         for held in self._held:
             for executor in held.values():
                 _end(executor)

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from bench.errors import InputError
 from bench.runner.context import WorkerContext
+from bench.runner.occupancy import Occupancy
 from bench.runner.worker import Question
 from bench.suite.jobs import Job
+
+MOST_SLOTS = 256
+"""The most slots of a device that a user may ask for."""
 
 Listener: TypeAlias = Callable[[int, Mapping[str, Any]], None]
 """Called with the number of a slot and the facts that the job in it reports."""
@@ -17,6 +22,8 @@ class Pool(Protocol):
 
     devices: tuple[str, ...]
     """The device of each slot; none where workers elsewhere do everything."""
+    occupancy: Occupancy | None
+    """Decides which slots are open; None: all are."""
 
     def submit(self, slot: int, job: Job | Question) -> "Future[dict[str, Any]]":
         """Start a job in a free slot.
@@ -83,6 +90,31 @@ class Asked(NamedTuple):
     """What a user may ask of an executor."""
 
     devices: list[str] | None = None
-    """Names of devices (``cpu``, ``cuda``, ``cuda:1``), each as often as it shall have slots; None or empty
-    for every GPU, or the CPU where there is none.
+    """Names of devices (``cpu``, ``cuda``, ``cuda:1``), each once; None or empty for every GPU, or the CPU
+    where there is none.
     """
+    slots: int | Literal["auto"] | None = None
+    """How many jobs share a device, 1 or more; ``auto``: as many on a GPU as its load and memory say; None:
+    one on a GPU. On the CPU both of these mean one for each core.
+    """
+
+
+def slots_asked(text: str | None) -> int | Literal["auto"] | None:
+    """Read a number of slots.
+
+    Args:
+        text: What the user wrote.
+
+    Returns:
+        A number of 1 or more, ``auto``, or None where nothing was written.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST_SLOTS:
+        return int(text)
+    raise InputError(f"--slots {text}: expected auto, or a whole number from 1 to {MOST_SLOTS}")
