@@ -12,7 +12,7 @@ from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import published, render, tables
 from bench.results import metrics
-from bench.results.conditions import Facts, conditions_of
+from bench.results.conditions import FACTS, Facts, conditions_of
 from bench.suite import planner, resolve
 from bench.suite.layout import arrange
 from bench.suite.tables import Table
@@ -329,8 +329,7 @@ def test_every_plan_tells_the_facts_that_tables_need(tmp_path):
         tmp_path, {"net": {"use": "toy/linear"}}, {"clean": {"use": "none"}, "fgsm": {"use": "fgsm"}}, [TASK]
     )
     given = planner.make(resolve.load(path)).manifest()
-    names = [field.name for field in fields(Facts)]
-    assert {tuple(sorted(each["facts"])) for each in given["conditions"]} == {tuple(sorted(names))}
+    assert {tuple(sorted(each["facts"])) for each in given["conditions"]} == {tuple(sorted(FACTS))}
     assert {each.coordinates["attack"] for each in conditions_of(given) if each.facts.idle} == {"clean"}
 
 
