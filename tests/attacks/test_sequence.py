@@ -38,7 +38,7 @@ def smooth(classes: int = 5) -> nn.Module:
 SMOOTH = smooth()
 
 
-def NET(z: Images) -> Tensor:  # noqa: N802 - a network
+def NET(z: Images) -> Tensor:
     """Answer with many turns, so that each attack misses some that another one finds."""
     logits: Tensor = SMOOTH((9 * z).sin())
     return logits

@@ -1,4 +1,3 @@
-from dataclasses import fields
 from statistics import stdev
 
 import numpy as np
@@ -12,7 +11,7 @@ from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import published, render, tables
 from bench.results import metrics
-from bench.results.conditions import FACTS, Facts, conditions_of
+from bench.results.conditions import FACTS, conditions_of
 from bench.suite import planner, resolve
 from bench.suite.layout import arrange
 from bench.suite.tables import Table

@@ -1,4 +1,4 @@
-"""Worst mode from a task file to a table: fewer passes, the same worst case, and keys that no receipt moves."""
+"""Worst mode, from a task file to a table: fewer passes, the same worst case, keys that no receipt moves."""
 
 from pathlib import Path
 from typing import Any
