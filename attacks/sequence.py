@@ -6,16 +6,14 @@ draws where it is run alone, and an attack that is ``rng="example"`` gives an ex
 company.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Annotated, Any, TypeAlias
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from attacks.common.best_so_far import BestIterate, by_example
+from attacks.common.in_turn import Member, in_turn
 from bench import (
     BoundAttack,
     Crafted,
@@ -32,21 +30,13 @@ from bench import (
     attack,
     bound,
     labels_of,
-    objective,
-    succeeded,
 )
 
 Uses: TypeAlias = Sequence[Use | Mapping[str, Any]]
 """Attacks with their settings, as the attack is called with them or as a task file writes them."""
 
-ROUNDING = 1e-6
-"""How far a value may lie beyond ball and box, in units of [0, 1]: what the harness allows, too."""
-
 _SIGHT = ("none", "decision", "score", "gradient")
 """What attacks ask of a view, the least first."""
-
-_UNITED = ("flat", "nonfinite", "raised", "saturated")
-"""Notes that hold of an example if they hold of it in any member."""
 
 
 def cost(*, of: Uses, **_: object) -> int:
@@ -199,105 +189,15 @@ def sequence(
         did not see it. A question that a view answers several times counts once. ``flat``, ``nonfinite``,
         ``raised``, ``saturated``: as of any member. What else a member notes: ``NAME.note``.
     """
-    members = [_Member(label, bound(use), x) for label, use in zip(labels_of(of), of, strict=True)]
-    best = BestIterate(x)
-    found_by = torch.full((len(x),), -1, device=x.device)
-    notes: dict[str, Tensor] = {}
-    with torch.no_grad():
-        done = succeeded(view, view.logits(x), y) & view.exact
-    for place in range(len(of)) if order is None else order:
-        if len(rows := (~done).nonzero().squeeze(1)) == 0:
-            break
-        member, here, clean, labels = members[place], view.select(rows), x[rows], y[rows]
-        returned = member.run(here, rows, clean, labels, threat, noise.select(rows))
-        z = _lawful(clean, returned.images.detach(), threat)
-        member.forwards[rows] += 1
-        with torch.no_grad():
-            logits = here.logits(z)
-        won = succeeded(here, logits, labels) & view.exact
-        better = best.offer(rows, z, objective(here, logits, labels, "margin"), won)
-        found_by[rows] = torch.where(won if view.exact else better, place, found_by[rows])
-        done[rows] = won
-        _take(notes, returned.notes, member.label, rows, len(x))
-    spent: dict[str, Tensor] = {}
-    for member in members:
-        spent |= {f"forwards.{member.label}": member.forwards, f"backwards.{member.label}": member.backwards}
-    return Crafted(best.images, {"found_by": found_by, **notes, **spent})
+    members = [
+        Member(label, attack.stream, partial(_alone, attack))
+        for label, attack in zip(labels_of(of), map(bound, of), strict=True)
+    ]
+    return in_turn(members, range(len(of)) if order is None else order, view, x, y, threat, noise)
 
 
-@dataclass
-class _Member:
-    """One of the attacks, and what it spent on each example of the batch."""
-
-    label: str
-    attack: BoundAttack
-    x: Images
-
-    def __post_init__(self) -> None:
-        self.forwards, self.backwards = (
-            torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device) for _ in range(2)
-        )
-
-    def run(
-        self, view: View, rows: Tensor, x: Images, y: Labels, threat: Threat, noise: Randomness
-    ) -> Crafted:
-        """Attack the examples `rows`, whose view, images, labels and draws are given."""
-        returned = self.attack(
-            replace(view, logits=_Counted(view.logits, self, rows), starts=None),
-            x.clone(),
-            y.clone(),
-            self.attack.entry.given(threat),
-            noise.spawn(self.attack.stream),
-        )
-        crafted = returned if isinstance(returned, Crafted) else Crafted(returned, {})
-        if crafted.images.shape != x.shape:
-            found = tuple(crafted.images.shape)
-            raise ValueError(f"{self.label} returned images of the shape {found} for {tuple(x.shape)}")
-        return crafted
-
-
-class _Counted:
-    """A view's logits; counts the passes, forward and backward, that each example is asked for."""
-
-    def __init__(self, ask: Callable[[Tensor], Tensor], member: _Member, rows: Tensor) -> None:
-        self._ask, self._member, self._rows = ask, member, rows
-
-    def __call__(self, z: Tensor) -> Tensor:
-        answer = self._ask(z)
-        share = len(z) / len(self._rows)
-        self._member.forwards[self._rows] += share
-        if answer.requires_grad:
-            answer.register_hook(lambda _: self._backward(share))
-        return answer
-
-    def _backward(self, share: float) -> None:
-        self._member.backwards[self._rows] += share
-
-    def select(self, rows: Tensor) -> "_Counted":
-        """Return the callable for some of the examples."""
-        return _Counted(
-            getattr(self._ask, "select", lambda _: self._ask)(rows), self._member, self._rows[rows]
-        )
-
-
-def _lawful(x: Images, z: Images, threat: Threat) -> Images:
-    """Return images in ball and box, and the clean one where more than rounding was missing to that."""
-    finite = z.isfinite().flatten(1).all(1)
-    z = torch.where(by_example(finite, x), z.to(x.dtype), x)
-    if threat.norm in ("linf", "l2"):
-        near = threat.project(x, z)
-        inside = (z - near).flatten(1).abs().amax(1) <= ROUNDING
-    else:
-        near = z.clamp(0, 1)
-        room = ROUNDING * (x[0].numel() if threat.norm == "l1" else 0)
-        inside = (z - near).flatten(1).abs().amax(1) <= ROUNDING
-        inside &= threat.distance(x.double(), near.double()) <= threat.radius + room
-    return torch.where(by_example(finite & inside, x), near, x)
-
-
-def _take(notes: dict[str, Tensor], found: Mapping[str, Tensor], label: str, rows: Tensor, size: int) -> None:
-    """Keep what a member notes of the examples `rows` among the notes of a batch of a size."""
-    for name, values in found.items():
-        united = name in _UNITED
-        kept = notes.setdefault(name if united else f"{label}.{name}", values.new_zeros(size))
-        kept[rows] = kept[rows] | values if united else values
+def _alone(
+    attack: BoundAttack, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness
+) -> Images | Crafted:
+    """Run a member as where it is alone: from its own starts, no radius if it moves as little as it can."""
+    return attack(replace(view, starts=None), x, y, attack.entry.given(threat), noise)

@@ -46,7 +46,8 @@ SHORT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(
-    ("name", "norm"), [each for each in OWN if each[0] not in ("autoattack", "none", "sequence")]
+    ("name", "norm"),
+    [each for each in OWN if each[0] not in ("autoattack", "fast-worst", "none", "sequence")],
 )
 def test_no_attack_asks_for_more_than_it_declares(
     name: str, norm: Any, exact: bool, monkeypatch: pytest.MonkeyPatch

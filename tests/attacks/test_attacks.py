@@ -84,6 +84,8 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("sequence", "l2", {"of": [{"use": "pgd"}, {"use": "square", "queries": 20}]}),
     ("sequence", "l1", {"of": [{"use": "fab", "steps": 20}]}),
     ("sequence", "l0", {"of": [{"use": "jsma"}]}),
+    ("fast-worst", "linf", {}),
+    ("fast-worst", "l2", {}),
     ("autoattack", "linf", {}),
     ("autoattack", "l2", {"version": "rand"}),
 ]
