@@ -61,7 +61,7 @@ CLOSE = 0.1
 """The share of its clean margin that is left at most of what nearly fell."""
 
 BOUNDARY_STEPS, BOUNDARY_BACK, BOUNDARY_CLASSES = (20, 50), (0.5, 0.9), 4
-"""Of each search along the boundary, in l2: steps for each class, and how much of the way a success keeps; how
+"""Of each search along the boundary, in l2: steps for each class, what a success keeps of its way; how
 many classes are gone for."""
 
 QUERIES = 3000

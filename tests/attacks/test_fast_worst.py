@@ -34,7 +34,8 @@ class Linear(nn.Module):
         self.weight *= torch.linspace(0.3, 3, classes, dtype=torch.float64)[:, None]
 
     def forward(self, z: Images) -> Tensor:
-        return (z.flatten(1) - 0.5) @ self.weight.T
+        logits: Tensor = (z.flatten(1) - 0.5) @ self.weight.T
+        return logits
 
     def ways(self, x: Images, y: Labels, norm: Norm) -> Tensor:
         """Return how far each class's boundary is, infinite for the true one, (N, K)."""
@@ -157,13 +158,14 @@ def test_stored_images_are_shown_first_and_cost_a_look() -> None:
 def test_it_asks_for_no_more_than_it_declares() -> None:
     declared = ATTACKS["fast-worst"].passes({})
     flat = torch.linspace(0, 1, 6, dtype=torch.float64)
-    for norm in ("linf", "l2"):
+    norms: tuple[Norm, ...] = ("linf", "l2")
+    for norm in norms:
         counter = QueryCounter.of(2, torch.device("cpu"))
         view = instrument(
             View(lambda z: flat + 0 * z.flatten(1).sum(1, keepdim=True)),
             counter, "gradient", target=None, exact=True,
         )  # fmt: skip
-        fast_worst(view, X[:2], torch.full((2,), 5), Threat(norm, 0.1), draws(X[:2]))  # type: ignore[arg-type]
+        fast_worst(view, X[:2], torch.full((2,), 5), Threat(norm, 0.1), draws(X[:2]))
         assert counter.forwards.max() <= declared
 
 

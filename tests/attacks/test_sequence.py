@@ -16,7 +16,7 @@ from bench.testing import Halfspace
 
 discover()
 
-SEVERAL = [
+SEVERAL: list[dict[str, Any]] = [
     {"use": "fgsm"},
     {"use": "pgd", "steps": 2, "loss": "margin"},
     {"use": "square", "queries": 12},
@@ -64,7 +64,8 @@ def alone(use: dict[str, Any], threat: Threat, x: Images = X, y: Labels = Y, net
     noise = draws(x).spawn(attack.stream)
     returned = attack(View(net), x, y, attack.entry.given(threat), noise)
     z = returned.images if isinstance(returned, Crafted) else returned
-    return (net(z).argmax(1) != y) & (threat.distance(x, z) <= threat.radius + 1e-6)
+    broken: Tensor = (net(z).argmax(1) != y) & (threat.distance(x, z) <= threat.radius + 1e-6)
+    return broken
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
