@@ -7,13 +7,15 @@ installed plug-ins, then closes the registries.
 
 import importlib
 import inspect
+import json
 import math
 import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from importlib.metadata import entry_points
+from itertools import chain, count
 from numbers import Integral
 from types import ModuleType, UnionType
 from typing import (
@@ -33,7 +35,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bench import ours
 from bench.errors import InputError, did_you_mean
-from bench.protocols import Norm, Part, Shape, Use, View
+from bench.protocols import (
+    Crafted,
+    Images,
+    Labels,
+    Norm,
+    Part,
+    Randomness,
+    Shape,
+    Threat,
+    Use,
+    View,
+)
 from bench.quantities import fraction
 
 Access = Literal["gradient", "score", "decision", "none"]
@@ -384,6 +397,9 @@ class Needs:
     cost: Callable[..., int] | None = None
     """``cost(**params)``: how many forward passes the attack makes over each example, at most. None: the
     product of its steps, restarts, samples and searches, as far as it has such parameters."""
+    needs: Callable[..., "Needs"] | None = None
+    """``needs(**params)``: what it needs with these parameters, where that depends on them, as it does for an
+    attack made of attacks; raises `InputError` where no view could serve. None: what it declares."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norms", frozenset(self.norms))
@@ -415,6 +431,14 @@ def _is_huge(value: object) -> TypeGuard[int]:
 @dataclass(frozen=True, kw_only=True)
 class AttackEntry(Entry, Needs):
     """An attack, and what it needs."""
+
+    def given(self, threat: Threat) -> Threat:
+        """Return the threat model that it is handed: one without a radius where it moves as little as it can.
+
+        Args:
+            threat: The threat model that it is judged by.
+        """
+        return Threat(threat.norm) if self.kind == "minimum-norm" else threat
 
     def passes(self, params: Mapping[str, Any]) -> int:
         """Return how many forward passes it makes over each example with these parameters, at most.
@@ -882,8 +906,107 @@ def bind(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
     model = entry.schema.model_validate(dict(params))
     values: dict[str, Any] = {}
     for name, info in entry.schema.model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, UseModel):
-            value = Use(value.use, dict(value.model_extra or {}))
-        values[info.alias or name] = value
+        values[info.alias or name] = _used(getattr(model, name))
     return values
+
+
+def _used(value: Any) -> Any:
+    """Return a parameter's value with inner attacks as `Use`."""
+    if isinstance(value, UseModel):
+        return Use(value.use, dict(value.model_extra or {}))
+    return [_used(each) for each in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class BoundAttack:
+    """A registered attack with its settings: what an attack, or a defense, that uses another one calls."""
+
+    entry: AttackEntry
+    """What is registered under its name, with what it needs with these settings."""
+    params: Mapping[str, Any]
+    """A value for every parameter, as plain JSON."""
+
+    def __call__(
+        self, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, /
+    ) -> Images | Crafted:
+        """Run the attack (see `bench.Attack`)."""
+        found: Images | Crafted = self.entry.make(view, x, y, threat, noise, **self._arguments)
+        return found
+
+    @cached_property
+    def _arguments(self) -> dict[str, Any]:
+        return bind(self.entry, self.params)
+
+    @property
+    def stream(self) -> str:
+        """A name for its draws, which tells it from every other attack and from other settings of its own."""
+        return json.dumps([self.entry.name, self.params], sort_keys=True)
+
+
+def bound(use: Use | Mapping[str, Any]) -> BoundAttack:
+    """Return a registered attack with its settings.
+
+    Args:
+        use: The name and the settings: a parameter of type `Use`, or a mapping with ``use`` and the settings
+            beside it, as a task file writes them.
+
+    Returns:
+        The attack.
+
+    Raises:
+        InputError: There is no such attack.
+        pydantic.ValidationError: A setting does not fit its schema.
+    """
+    if isinstance(use, Use):
+        name, params = use.use, dict(use.params)
+    else:
+        params = dict(use)
+        name = params.pop("use")
+    entry = ATTACKS[name]
+    return BoundAttack(
+        needing(entry, params), entry.schema.model_validate(params).model_dump(mode="json", by_alias=True)
+    )
+
+
+def needing(entry: AttackEntry, params: Mapping[str, Any]) -> AttackEntry:
+    """Return an attack with what it needs with these parameters.
+
+    Args:
+        entry: The attack.
+        params: Its parameters.
+
+    Returns:
+        The entry itself where its needs depend on no parameter.
+
+    Raises:
+        InputError: No view could serve it.
+    """
+    if entry.needs is None:
+        return entry
+    told = entry.asked("needs", **params).declared()
+    # What it asks of a view and of the data; its hooks are its own.
+    return replace(entry, **{name: told[name] for name in _ASKED})
+
+
+_ASKED = (
+    *("norms", "access", "space", "rng", "kind", "least_classes", "channels", "square", "targeted", "starts"),
+    "time_limit",
+)
+"""The needs that may depend on parameters."""
+
+
+def labels_of(uses: Iterable[Use | Mapping[str, Any]]) -> list[str]:
+    """Return a name for each of several attacks: its registered one, numbered from its second use on.
+
+    Args:
+        uses: The attacks, in their order.
+
+    Returns:
+        Names of which no two are equal: ``pgd``, ``square``, ``pgd-2``.
+    """
+    found: list[str] = []
+    for use in uses:
+        name = use.use if isinstance(use, Use) else str(use["use"])
+        numbered = (f"{name}-{number}" for number in count(2))
+        found.append(next(each for each in chain([name], numbered) if each not in found))
+    return found

@@ -63,6 +63,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     executor: Executor = "process",
     data_root: StrPath | None = None,
     trust_cache: bool = False,
+    worst: bool = False,
     progress: bool = False,
 ) -> Finished:
     """Train, attack and judge what is not done yet, and write the tables: `bench run`.
@@ -82,6 +83,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         executor: ``process``: a process for each device slot; ``inline``: everything in this one.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         trust_cache: Whether results count whose component's source has changed since.
+        worst: Whether every task runs in worst mode: each attack sees only what stood against those before
+            it.
         progress: Whether to show on the terminal what happens, as the command line does.
 
     Returns:
@@ -102,7 +105,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     seconds = parse_duration(budget) if isinstance(budget, str) else budget
     start = executors.ready(executor, Asked(_several(device), number))
     project = running.planned(
-        _needed("suite", suite), _path("results", results), _path("data_root", data_root)
+        _needed("suite", suite), _path("results", results), _path("data_root", data_root), worst=worst
     )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
@@ -130,11 +133,13 @@ def run(  # noqa: PLR0913 - the options of `bench run`
 def _refuse_unknown_there(plan: Plan) -> None:
     """Raise where a plan needs what the calling script has registered: other processes do not know it."""
     from bench.registry import only_here
-    from bench.suite.resolve import Resolved
+    from bench.suite.resolve import Resolved, inner
 
     for kind, named in (("attack", plan.suite.attacks), ("defense", plan.suite.defenses)):
-        for resolved in named.values():
-            if isinstance(resolved, Resolved) and only_here(resolved.entry):
+        every = [each for each in named.values() if isinstance(each, Resolved)]
+        inside = [part for each in every for part in inner(each)]
+        for resolved in every + (inside if kind == "attack" else []):
+            if only_here(resolved.entry):
                 raise InputError(
                     f"{kind} {resolved.name!r} is registered in this process alone ({resolved.entry.place}), "
                     f'and jobs run in processes of their own: use executor="inline", or an installed package '
@@ -179,6 +184,7 @@ def plan(
     table: str | Sequence[str] | None = None,
     results: StrPath | None = None,
     data_root: StrPath | None = None,
+    worst: bool = False,
 ) -> Outlook:
     """Return conditions and jobs of a task file: done, to do, and skipped with the reason; runs nothing.
 
@@ -187,6 +193,8 @@ def plan(
         table: The key of a table, or several; None: all tables, and conditions that no table reads.
         results: The results folder; None: ``results/<suite>``.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
+        worst: Whether every task is planned in worst mode: each attack sees only what stood against those
+            before it.
 
     Raises:
         InputError: What was given cannot be used.
@@ -197,7 +205,7 @@ def plan(
     from bench.report import reports
 
     project = running.planned(
-        _needed("suite", suite), _path("results", results), _path("data_root", data_root)
+        _needed("suite", suite), _path("results", results), _path("data_root", data_root), worst=worst
     )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
@@ -274,7 +282,8 @@ def images(
             number or a fraction), ``seed``, ... As many as tell it from the others.
 
     Returns:
-        The images, the clean images, the labels and the answers, example by example.
+        The images, the clean images, the labels and the answers, example by example; of an attack in worst
+        mode, the examples that it broke.
 
     Raises:
         InputError: No condition or several are there, or its images are not kept there.

@@ -55,13 +55,14 @@ class Project(NamedTuple):
     manifest: dict[str, Any]
 
 
-def planned(path: Path, results: Path | None, data_root: Path | None) -> Project:
+def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: bool = False) -> Project:
     """Read and check a task file and its tables.
 
     Args:
         path: The task file.
         results: The results folder; None: ``results/<suite>``.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
+        worst: Whether every task is planned in worst mode, whatever the file says.
 
     Returns:
         The plan, the results folder (which need not be there) and the manifest.
@@ -70,7 +71,10 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> Project
         InputError: The file cannot be read, or something in it cannot be as asked.
     """
     suite = resolve.load(path)
-    crossed = make(suite, data_root)
+    if worst:
+        suite = resolve.in_worst_mode(suite)
+    store = Store(results or Path("results") / suite.name)
+    crossed = make(suite, data_root, store.receipt)
     manifest = crossed.manifest()
     names: dict[str, str] = {}
     for key in manifest["tables"]:
@@ -83,7 +87,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None) -> Project
             tables.check(manifest, key)
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
-    return Project(crossed, Store(results or Path("results") / suite.name), manifest)
+    return Project(crossed, store, manifest)
 
 
 def file_name(key: str) -> str:

@@ -19,6 +19,7 @@ from bench.quantities import format_value, fraction
 from bench.registry import DefenseEntry, discover
 from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import read
+from bench.results.standing import broke
 from bench.results.store import ABSENT, Store
 from bench.runner import outstanding
 from bench.runner.context import WorkerContext
@@ -79,17 +80,18 @@ def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: P
     images = [shown_images(part, each, split) for part, each in zip(rows, crafted, strict=True)]
     answers = store.outcomes(condition.job)
     n = len(answers["index"])
-    found = Shown(
-        images=torch.cat(images),
-        clean=split.images[:n],
-        truth=split.labels[:n],
-        label=torch.tensor(answers["label"].to_numpy()),
-        rejected=torch.tensor(answers["rejected"].to_numpy()),
-        index=split.index[:n],
-    )
-    if found.index.tolist() != answers["index"].to_pylist():
+    if split.index[:n].tolist() != answers["index"].to_pylist():
         raise InputError(f"{root}: evaluate {condition.job} is of other examples than its images")
-    return found
+    member = condition.facts.member
+    kept = torch.ones(n, dtype=torch.bool) if member is None else torch.from_numpy(broke(answers, member))
+    return Shown(
+        images=torch.cat(images)[kept],
+        clean=split.images[:n][kept],
+        truth=split.labels[:n][kept],
+        label=torch.tensor(answers["label"].to_numpy())[kept],
+        rejected=torch.tensor(answers["rejected"].to_numpy())[kept],
+        index=split.index[:n][kept],
+    )
 
 
 def _condition(conditions: list[Condition], where: Mapping[str, Any]) -> Condition:
@@ -106,7 +108,7 @@ def _condition(conditions: list[Condition], where: Mapping[str, Any]) -> Conditi
     found = [each for each in conditions if wanted.items() <= each.coordinates.items()]
     if not found:
         raise InputError(f"no condition has all of {dict(where)}")
-    if len({each.job for each in found}) > 1:
+    if len({(each.job, each.facts.member) for each in found}) > 1:
         differ = {
             name: dict.fromkeys(format_value(each.coordinates.get(name)) for each in found) for name in known
         }

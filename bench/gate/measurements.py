@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.errors import InputError
 from bench.report import checks
 from bench.report.checks import Evidence
 from bench.results import metrics
@@ -283,7 +284,16 @@ def _read(
         conditions: The conditions.
         described: Returns the description of a condition's evaluation, told whether it is whole; None where
             nobody can tell.
+
+    Raises:
+        InputError: Attacks were run as one.
     """
+    conditions = list(conditions)
+    if any(each.facts.member for each in conditions):
+        raise InputError(
+            f"{root}: in worst mode each attack sees only what stood against those before it, and a check "
+            "compares attacks one by one: leave out worst"
+        )
     outcomes, store = Outcomes(root), Store(root)
     measured: dict[Coordinates, Measured] = {}
     missing: dict[Coordinates, Missing] = {}

@@ -68,12 +68,13 @@ def spent(
         A cost for each attack that was run, data set by data set, the one with most forward passes first.
         What moves no image is left out.
     """
-    groups: dict[str, dict[str, Condition]] = defaultdict(dict)
+    groups: dict[str, dict[object, Condition]] = defaultdict(dict)
     for condition in conditions_of(manifest):
         if not condition.facts.idle and (jobs is None or condition.job in jobs):
             # One evaluation of each run of an attack: the others are asked about the same images.
             group = groups[json.dumps(_shared(condition), sort_keys=True)]
-            group.setdefault(condition.facts.attack_run, condition)
+            member = condition.facts.member
+            group.setdefault((condition.facts.attack_run, member and member.label), condition)
     found = [_cost(list(conditions.values()), outcomes, receipt) for conditions in groups.values()]
     order = {name: place for place, name in enumerate(manifest["data"])}
     return sorted(
@@ -92,10 +93,17 @@ def _cost(conditions: Sequence[Condition], outcomes: FrameOf, receipt: Receipt) 
         rows = outcomes(condition.job)
         if rows is None:
             continue
-        forwards.append(np.asarray(rows["forwards"], np.float64))
-        backwards.append(np.asarray(rows["backwards"], np.float64))
+        member = condition.facts.member
+        own = "" if member is None else f".{member.label}"
+        forwards.append(np.asarray(rows[f"forwards{own}"], np.float64))
+        backwards.append(np.asarray(rows[f"backwards{own}"], np.float64))
         crafting = (receipt(condition.job) or {}).get("crafting") or {}
-        seconds.append(crafting.get("seconds"))
+        took = crafting.get("seconds")
+        if member is not None and took is not None:
+            # Of several attacks that were run as one: by its share of the passes.
+            every = sum(float(np.asarray(rows[way], np.float64).sum()) for way in ("forwards", "backwards"))
+            took *= float(forwards[-1].sum() + backwards[-1].sum()) / max(every, 1)
+        seconds.append(took)
         devices += crafting.get("devices", [])
     if not forwards:
         return None

@@ -12,6 +12,7 @@ from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import Outcomes, aged, read
 from bench.results.metrics import is_correct
 from bench.results.outcomes import LISTS, Stored
+from bench.results.standing import broke, saw
 from bench.suite.layout import columns_read
 
 if TYPE_CHECKING:
@@ -142,7 +143,13 @@ def _rows(condition: Condition, stored: Stored, left_out: set[str]) -> "pd.DataF
         for name, value in condition.coordinates.items()
     }
     at["radius"] = float("nan") if condition.radius is None else condition.radius
-    told = {**at, "job": condition.job, "correct": is_correct(rows)}
+    correct = is_correct(rows)
+    if (member := condition.facts.member) is not None:
+        # Of those that stood before it; what another attack broke later it left standing.
+        seen = saw(rows, member)
+        correct = (correct | ~broke(rows, member))[seen]
+        rows = rows[seen].reset_index(drop=True)
+    told = {**at, "job": condition.job, "correct": correct}
     for place, (name, value) in enumerate(told.items()):
         rows.insert(place, name, value)
     return rows

@@ -17,7 +17,7 @@ from bench.quantities import DASH, format_value, fraction
 from bench.report import checks, published
 from bench.report.checks import Evidence, Flag
 from bench.report.published import Quote
-from bench.results import metrics
+from bench.results import metrics, standing
 from bench.results.conditions import Condition, Skip
 from bench.results.metrics import Estimate, Metric, PerExample, Unit
 from bench.results.outcomes import FrameOf, Rows, arrays
@@ -25,6 +25,9 @@ from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct
 from bench.suite.tables import Table
 
 NOT_RUN = "not run"
+
+OF_THOSE = ", of those that stood"
+"""What the heading of a column says where its attacks saw only what others had left."""
 
 Bound: TypeAlias = Literal["", "≤", "≥"]
 """Set where attacks are missing: they could only make the number worse for the defender."""
@@ -82,6 +85,8 @@ class RenderedTable:
     """Data, norm and radius, where they are the same for the whole table."""
     seeds: int
     """The largest number of seeds of a cell."""
+    worst: bool
+    """Whether attacks were run as one, each on what stood against those before it."""
     invalid: int
     """Moves that were invalid, over the whole table; a job that several cells share counts once."""
     flags: tuple[Flag, ...] = ()
@@ -140,7 +145,8 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
     reader = OutcomeReader(layout, outcomes)
     settled = [_row(layout, row, reader) for row in layout.rows]
     behind = [seen for row in settled for seen in row.seen]
-    flags = iter(checks.table_flags(behind))
+    compared = [[each for each in seen if each.condition.facts.member is None] for seen in behind]
+    flags = iter(checks.table_flags(compared))
     rows = []
     for row, made in zip(layout.rows, settled, strict=True):
         of_columns = made.cells[: len(layout.columns)]
@@ -154,16 +160,26 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         table=layout.table,
         metric=metric,
         heads=layout.heads,
-        columns=(*(column.heading for column in layout.columns), *extra),
+        columns=(*_headings(layout), *extra),
         at=(*(column.at for column in layout.columns), *({} for _ in extra)),
         units=(*layout.units, *(metric.unit for _ in extra)),
         rows=tuple(rows),
         question=_question(layout),
         seeds=max((each.estimate.seeds for row in rows for each in row.cells if each.estimate), default=0),
+        worst=any(each.facts.member for slot in layout.slots for each in slot.conditions),
         invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
+
+
+def _headings(layout: Layout) -> list[str]:
+    """Return the headings of the columns; some of several attacks that were run as one count what stood."""
+    found = []
+    for place, column in enumerate(layout.columns):
+        apart = any(row.slots[place].apart for row in layout.rows)
+        found.append(f"{column.heading}{OF_THOSE}" if apart else column.heading)
+    return found
 
 
 # --- cells -------------------------------------------------------------------------------------------
@@ -204,6 +220,8 @@ class OutcomeReader:
         rows = self.rows(condition.job)
         if rows is None:
             return NOT_RUN
+        if condition.facts.member is not None and metric.worst is None:
+            return f"worst mode keeps no {metric.name} of a single attack"
         if (lacking := metric.lacks(rows)) is not None:
             return lacking
         needed = self._layout.needs_unmoved(condition, metric)
@@ -240,14 +258,17 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
         cell, behind = _cell(slot, table, reader)
         cells.append(cell)
         seen.append(behind)
-    flagged = zip(cells, checks.row_flags(seen), strict=True)
+    # Of those that were run as one each saw what the others had left: there is nothing to compare.
+    compared = [[each for each in behind if each.condition.facts.member is None] for behind in seen]
+    flagged = zip(cells, checks.row_flags(compared), strict=True)
     cells = [replace(cell, flags=(*cell.flags, *flags)) for cell, flags in flagged]
     metric = metrics.METRICS[table.metric]
     attacked = [
         place for place, slot in enumerate(row.slots) if slot.attacks and slot.metric.name == table.metric
     ]
     named = {layout.columns[place].heading: cells[place] for place in attacked}
-    if table.bold == "weakest" and metric.worst is not None and merged(layout, row) is None:
+    apart = any(row.slots[place].apart for place in attacked)
+    if table.bold == "weakest" and not apart and metric.worst is not None and merged(layout, row) is None:
         weakest = _weakest(metric, list(named.values()))
         for place in attacked:
             estimate = cells[place].estimate
@@ -257,6 +278,8 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
         if heading == "Worst":
             parts = {layout.columns[place].heading: row.slots[place].attacks for place in attacked}
             cells.append(worst_case(parts, metric, (), reader)[0])
+        elif apart:
+            cells.append(_incomparable(heading))
         else:
             cells.append(_best(metric, named))
     return _SettledRow(tuple(cells), tuple(seen))
@@ -274,18 +297,55 @@ def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, t
         groups[tuple(each.coordinates[name] for name in table.min_over)][checks.title(each)].append(each)
     settled = [worst_case(parts, slot.metric, table.mean_over, reader) for parts in groups.values()]
     cell, seen = settled[0][0], tuple(each for _, behind in settled for each in behind)
-    if len(settled) > 1:
+    if len(settled) > 1 and any(
+        standing.apart(each for conditions in parts.values() for each in conditions)
+        for parts in groups.values()
+    ):
+        cell = _incomparable(f"least over {' and '.join(table.min_over)}")
+    elif len(settled) > 1:
         named = {", ".join(parts): each for parts, (each, _) in zip(groups.values(), settled, strict=True)}
         cell = _best(slot.metric, named)
     return (
         replace(
             cell,
-            invalid=checks.invalid_moves(seen),
+            invalid=checks.invalid_moves(_once(seen)),
             notes=(*cell.notes, *reasons),
-            flags=(*checks.cell_flags(seen), *cell.flags),
+            flags=(*checks.cell_flags(_once(seen)), *cell.flags),
         ),
         seen,
     )
+
+
+def _incomparable(what: str) -> TableCell:
+    """Return the cell of what compares attacks, where each saw only what the others had left."""
+    return TableCell(None, DASH, notes=(f"worst mode knows no {what}: each attack saw only what stood",))
+
+
+def _once(seen: Sequence[Evidence]) -> list[Evidence]:
+    """Return evidence with that of attacks that were run as one but once, under the flags of all of them."""
+    found: dict[object, Evidence] = {}
+    for place, each in enumerate(seen):
+        name: object = place if each.condition.facts.member is None else each.condition.job
+        if (known := found.setdefault(name, each)) is not each:
+            flags = dict.fromkeys((*known.condition.facts.flags, *each.condition.facts.flags))
+            facts = replace(known.condition.facts, flags=tuple(flags))
+            found[name] = replace(known, condition=replace(known.condition, facts=facts))
+    return list(found.values())
+
+
+def _together(union: Sequence[Evidence]) -> list[Evidence]:
+    """Return what is settled together, with attacks that were run as one as one: all, or what some left."""
+    found = [each for each in union if each.condition.facts.member is None]
+    runs: dict[str, dict[str, Evidence]] = defaultdict(dict)
+    for each in union:
+        if (member := each.condition.facts.member) is not None:
+            runs[each.condition.job][member.label] = each
+    for shown in runs.values():
+        first, members = next(iter(shown.values())), [each.condition.facts.member for each in shown.values()]
+        known = [each for each in members if each is not None]
+        whole = len(known) == len(known[0].of)
+        found.append(first if whole else replace(first, validated=standing.left(first.validated, known)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -337,7 +397,7 @@ def worst_case(
         reasons = distinct(reason for each in looked.values() for reason in each.reasons)
         hole = NOT_RUN if not reasons or any(each.startswith(NOT_RUN) for each in reasons) else DASH
         return TableCell(None, hole, notes=tuple(each for each in reasons if each != hole)), seen
-    unions = {seed: _unions(looked[seed].there, mean_over) for seed in usable}
+    unions = {seed: [_together(union) for union in _unions(looked[seed].there, mean_over)] for seed in usable}
     scored = {seed: [_scored(union, metric) for union in joined] for seed, joined in unions.items()}
     estimate = metrics.estimate(metric, scored)
     notes = [f"{len(usable)} of {len(looked)} seeds"] if len(usable) < len(looked) else []

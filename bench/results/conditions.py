@@ -20,6 +20,18 @@ COORDINATES = (*QUESTION, "defense", "attack", "view", "readout", "seed", "targe
 
 
 @dataclass(frozen=True)
+class Member:
+    """An attack that was run with others as one, each on what stood against those before it (worst mode)."""
+
+    label: str
+    """What its notes are called by: ``forwards.<label>`` are the passes that it spent on an example."""
+    place: int
+    """Its place among the others: what the note ``found_by`` says of the examples that it broke."""
+    of: tuple[str, ...]
+    """The labels of all, in the order of their places."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of a condition beside its coordinates."""
 
@@ -45,6 +57,8 @@ class Facts:
     """Sentences of the attack and of the defense about their own settings."""
     draws: int = 1
     """How often the defense was asked about each image, where it is random."""
+    member: Member | None = None
+    """Its part in what was run, where that is several attacks in one; None: it was run alone."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -61,7 +75,10 @@ class Facts:
         """
         # A suite may have ten thousand conditions, and each of its tables reads them.
         values = dict(zip(FACTS, _values(given), strict=True))
-        return cls(**{**values, "flags": tuple(values["flags"]), "draws": given.get("draws", 1)})
+        values |= {"flags": tuple(values["flags"]), "draws": given.get("draws", 1)}
+        if (member := given.get("member")) is not None:
+            values["member"] = Member(member["label"], member["place"], tuple(member["of"]))
+        return cls(**values)
 
 
 FACTS = tuple(field.name for field in fields(Facts) if field.default is MISSING)

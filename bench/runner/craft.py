@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +13,7 @@ from bench.errors import InputError
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
-from bench.registry import bind
+from bench.registry import bind, bound, needing
 from bench.results import replays
 from bench.results.outcomes import OUTCOME_COLUMNS
 from bench.results.store import Store
@@ -177,7 +177,8 @@ def _attack(
     job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
 ) -> Made:
     attack_run, index = job.attack_run, split.index[job.start : job.stop]
-    entry = attack_run.attack.entry
+    # In another process an entry is what is registered, whatever its parameters are.
+    entry = needing(attack_run.attack.entry, attack_run.attack.params)
     counter = QueryCounter.of(len(y), x.device)
     target = _targets(attack_run, y, index)
     modules = [model] if model is not None else []
@@ -202,12 +203,7 @@ def _attack(
                 recompute=recompute,
             )
             view = eot(view, attack_run.view.draws)
-        noise = Noise(
-            attack_run.key,
-            index,
-            device=x.device,
-            shard=job.key if entry.rng == "shard" else None,
-        )
+        noise = draws(job, index, x.device)
         with limited(attack_run.time_limit):
             returned = entry.make(
                 view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
@@ -218,6 +214,65 @@ def _attack(
     for name, note in notes.items():
         _check_note(name, note, len(y))
     return Made(returned, notes, target, counter, chunk if recompute else None)
+
+
+def draws(job: Craft, index: Tensor, device: torch.device) -> Noise:
+    """Return the draws of an attack on a shard.
+
+    Args:
+        job: The shard and the attack.
+        index: The index of each example in its data set: int64 (N,).
+        device: The device of the draws.
+
+    Returns:
+        Streams of N examples; of an attack made of attacks, each member's are those that it has alone.
+    """
+    run = job.attack_run
+    shard = job.key if run.attack.entry.rng == "shard" else None
+    noise = Noise(run.key, index, device=device, shard=shard)
+    if not run.members:
+        return noise
+    alone = {
+        bound({"use": member.attack.name, **member.attack.params}).stream: draws(
+            Craft(member, job.start, job.stop), index, device
+        )
+        for member in run.members
+    }
+    return MemberNoise(run.key, index, alone, device=device)
+
+
+class MemberNoise(Noise):
+    """The draws of an attack made of attacks, whose members draw what they draw where they are run alone.
+
+    So the examples that they break do not depend on their order, nor on what else is in the sequence.
+
+    Args:
+        key: What its own streams are seeded by.
+        index: Index of each example in its data set: int64 (N,).
+        alone: The streams of each member's own run, by the name that it is spawned under.
+        device: Device of the draws.
+    """
+
+    def __init__(
+        self, key: object, index: Tensor, alone: Mapping[str, Noise], *, device: torch.device
+    ) -> None:
+        super().__init__(key, index, device=device)
+        self._alone = alone
+
+    def spawn(self, name: str) -> Self:
+        """Return the streams of a member at their beginning; of any other name, streams of its own.
+
+        Args:
+            name: Name of the streams.
+
+        Returns:
+            Streams of N examples.
+        """
+        part = super().spawn(name)
+        if name in self._alone:
+            own = self._alone[name]
+            part._stream, part._shard = own._stream.clone(), own._shard
+        return part
 
 
 def stored(starts: Starts, x: Images, index: Tensor) -> Images:

@@ -325,7 +325,7 @@ def passes(job: Job) -> int:
     """
     match job:
         case Train():
-            within = sum(entry.passes(params) for entry, params in inner(job.defense))
+            within = sum(each.entry.passes(each.params) for each in inner(job.defense))
             return _count(job.defense.params, "epochs") * (1 + within)
         case Craft():
             return job.attack_run.attack.entry.passes(job.attack_run.attack.params)

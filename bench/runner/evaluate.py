@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.errors import OvertimeError
 from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
+from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
 from bench.results.outcomes import BROKEN_SHARE, schema
 from bench.results.store import Store
@@ -23,6 +24,7 @@ from bench.runner.limits import out_of_memory
 from bench.runner.referee import frozen, reseed
 from bench.runner.train import fitted
 from bench.suite.jobs import Craft, Evaluate
+from bench.suite.resolve import Resolved, inner
 
 ASKED_TWICE = 32
 """Number of examples of a shard that are asked a second time, in another order and in other batches."""
@@ -65,6 +67,7 @@ def evaluate(
         "examples": table.num_rows,
         # Of a defense that is asked once there is nothing to tell.
         **({} if job.draws == 1 else {"queries_per_example": {"forwards": float(job.draws)}}),
+        **killed(table, job.crafts[0].attack_run.attack),
         # Crafted images are not published with a table, but their cost is.
         "crafting": {
             "seconds": round(sum(each.get("seconds", 0.0) for each in receipts), 3),
@@ -72,6 +75,33 @@ def evaluate(
         },
     }
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
+
+
+def killed(table: pa.Table, attack: Resolved[AttackEntry]) -> dict[str, Any]:
+    """Return how many examples an attack broke, for the order of attacks in worst mode.
+
+    Args:
+        table: The outcomes.
+        attack: The attack.
+
+    Returns:
+        ``kills``: how many images were moved and are answered wrongly; of an attack made of attacks also
+        ``members``: the kills of each, and its passes, forward and backward, over all examples.
+    """
+    broken = ~is_correct(table) & (np.asarray(table["distance"]) > 0)
+    facts: dict[str, Any] = {"kills": int(broken.sum())}
+    if inner(attack):
+        found_by = np.asarray(table["found_by"])
+        facts["members"] = {
+            label: {
+                "kills": int((broken & (found_by == place)).sum()),
+                "passes": sum(
+                    float(np.asarray(table[f"{way}.{label}"]).sum()) for way in ("forwards", "backwards")
+                ),
+            }
+            for place, label in enumerate(labels_of(attack.params["of"]))
+        }
+    return facts
 
 
 def answers_to(

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from bench.errors import DamagedError, InputError, TrainingError
 from bench.noise import Noise, seed_of
 from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Stateful, Use
-from bench.registry import ATTACKS, bind
+from bench.registry import bound
 from bench.results import durable
 from bench.runner import states
 from bench.runner.referee import reseed
@@ -134,9 +133,7 @@ class Trainer:
         Args:
             use: the attack's name and parameters.
         """
-        entry = ATTACKS[use.use]
-        bound: Attack = partial(entry.make, **bind(entry, use.params))
-        return bound
+        return bound(use)
 
     def steps(self, size: int, *, drop_last: bool = False) -> int:
         """Return how many batches an epoch has; at least one, however small the split.

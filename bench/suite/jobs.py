@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -189,6 +189,14 @@ class AttackRun(Keyed):
             **({} if self.starts is None else {"starts": self.starts.digest}),
         }
 
+    @cached_property
+    def members(self) -> tuple["AttackRun", ...]:
+        """The runs of its attacks alone, where it is an attack made of attacks; none of any other."""
+        return tuple(
+            replace(self, attack=each, threat=each.entry.given(self.threat), starts=None)
+            for each in inner(self.attack)
+        )
+
     def _looked(self) -> list[Any] | None:
         if self.view is None:
             return None
@@ -272,11 +280,12 @@ def foreign(job: Job) -> frozenset[str]:
     """
     match job:
         case Train():
-            inside = (_foreign(entry) for entry, _ in inner(job.defense))
+            inside = (_foreign(each.entry) for each in inner(job.defense))
             return job.foreign.union(*inside)
         case Craft():
-            source = job.attack_run.source
-            return _foreign(job.attack_run.attack.entry) | (source.train.foreign if source else frozenset())
+            source, attack = job.attack_run.source, job.attack_run.attack
+            every = (_foreign(attack.entry), *(_foreign(each.entry) for each in inner(attack)))
+            return (source.train.foreign if source else frozenset()).union(*every)
         case Evaluate():
             return job.victim.train.foreign
 

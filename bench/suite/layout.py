@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from bench.errors import InputError, did_you_mean
 from bench.quantities import format_value, fraction
+from bench.results import standing
 from bench.results.conditions import CHOICE, COORDINATES, QUESTION, Condition, Skip, conditions_of, skips_of
 from bench.results.metrics import METRICS, Metric, Unit
 from bench.suite.tables import MEASURE, Table, names_of, placeholders, resolved, scalars
@@ -35,6 +36,11 @@ class Slot:
     def attacks(self) -> tuple[Condition, ...]:
         """The conditions in which something is attacked; unmoved images are a metric's business."""
         return tuple(each for each in self.conditions if not each.facts.idle)
+
+    @property
+    def apart(self) -> bool:
+        """Whether it shows some of the attacks that were run as one: of those examples that stood before."""
+        return standing.apart(self.conditions)
 
 
 @dataclass(frozen=True)
@@ -133,12 +139,15 @@ class Layout:
                 unmoved = self.unmoved(condition) if self._uses_unmoved(condition, slot.metric) else ()
                 for each in (condition, *unmoved):
                     found.setdefault(each.job, set()).update(slot.metric.reads)
+            for condition in slot.conditions if slot.apart else ():
+                if (member := condition.facts.member) is not None:
+                    found.setdefault(condition.job, set()).update(standing.columns([member]))
         return found
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns of outcomes that its metrics read beside those that every table reads."""
-        return tuple(dict.fromkeys(name for slot in self.slots for name in slot.metric.reads))
+        """The columns of outcomes that are read of any evaluation beside those that every table reads."""
+        return tuple(dict.fromkeys(name for names in self.reads_by_job().values() for name in sorted(names)))
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -4,12 +4,13 @@ A combination that cannot be is a skip with its reason: the first of `RULES` and
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bench.data import spec as datasets
 from bench.data.spec import DataSpec
@@ -22,8 +23,12 @@ from bench.results.store import SCHEME as STORE_SCHEME
 from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Target, Train, modules_of
 from bench.suite.resolve import Planned, Resolved, Suite, inner, named_files
 from bench.suite.schema import ANSWERS, Task, ViewUse, expanded
+from bench.suite.worst import Rates, Row, joins
 
 T = TypeVar("T")
+
+ReceiptOf: TypeAlias = Callable[[str, str], Mapping[str, Any] | None]
+"""Gives the receipt of a result by its kind and key, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -343,9 +348,11 @@ def refusal(rules: Iterable[Callable[[T], str | None]], asked: T) -> str | None:
 class Planner:
     """Crosses what a suite names. Every job is made once."""
 
-    def __init__(self, suite: Suite, data_root: Path | None) -> None:
+    def __init__(self, suite: Suite, data_root: Path | None, receipts: ReceiptOf | None = None) -> None:
         self.suite = suite
         self.root = data_root
+        self._receipts = receipts or (lambda kind, key: None)
+        self._worst: dict[tuple[Any, ...], bool] = {}
         self._made: dict[Hashable, Any] = {}
         self._spellings: dict[int, tuple[ViewUse | None, str]] = {}
         self.conditions: dict[tuple[Any, ...], PlannedCondition] = {}
@@ -355,6 +362,7 @@ class Planner:
         """Return all conditions of all tasks."""
         for position in range(len(self.suite.model.tasks)):
             self._task(position)
+        self._join()
         return Plan(self.suite, tuple(self.conditions.values()), tuple(self.skips.values()))
 
     def _once(self, name: tuple[Hashable, ...], make: Callable[[], T]) -> T:
@@ -456,10 +464,10 @@ class Planner:
             raise InputError(f"{error}{_other_side(resolved, shape)}") from None
         for inference in self.suite.inference_settings[name]:
             self._checked("defenses", name, replace(resolved, params={**resolved.params, **inference}), shape)
-        for attack, params in inner(resolved):
+        for attack in inner(resolved):
             try:
-                attack.check(params, shape)
-                attack.passes(params)
+                attack.entry.check(attack.params, shape)
+                attack.entry.passes(attack.params)
             except InputError as error:
                 where = self.suite.at("defenses", name)
                 raise InputError(f"{where}: inner attack {attack.name}: {error}") from None
@@ -558,7 +566,13 @@ class Planner:
         if isinstance(made, Skip):
             self.skips[name] = made
             return
-        other = self.conditions.get(name)
+        other, task = self.conditions.get(name), self.suite.model.tasks[position]
+        worst = self.suite.model.worst if task.worst is None else task.worst
+        if self._worst.setdefault(name, worst) != worst and _joins(made):
+            raise InputError(
+                f"{self.suite.at('tasks', position)}: asks {point.attack} on {point.defense} ({point.data}) "
+                "a second time, in worst mode and out of it; give one of them a name of its own"
+            )
         if other is not None and other.job != made.job:
             raise InputError(
                 f"{self.suite.at('tasks', position)}: asks {point.attack} on {point.defense} ({point.data}) "
@@ -566,6 +580,34 @@ class Planner:
                 "give one of them a name of its own"
             )
         self.conditions[name] = made
+
+    def _join(self) -> None:
+        """Make one of the attacks of each row that is planned in worst mode, in the order of their rates."""
+        rows: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
+        for name, each in self.conditions.items():
+            if self._worst[name] and _joins(each):
+                rest = {key: value for key, value in each.coordinates.items() if key != "attack"}
+                rows[(*rest.items(), each.facts["n"])].append(name)
+        rates, joined = Rates(), []
+        for names in rows.values():
+            planned = [self.conditions[name] for name in names]
+            row = Row.of((each.job.crafts[0].attack_run.attack for each in planned), self.suite.folder)
+            for each in planned:
+                rates.learn(each.job.crafts[0].attack_run, self._receipts("evaluate", each.job.key))
+            if len(row.places) > 1:
+                job = _in_one(planned, row.attack)
+                rates.learn(job.crafts[0].attack_run, self._receipts("evaluate", job.key))
+                joined.append((names, row, job))
+        for names, row, job in joined:
+            order = rates.order(job.crafts[0].attack_run.members)
+            planned = [self.conditions[name] for name in names]
+            whole = _in_one(planned, row.ordered(order))
+            run = whole.crafts[0].attack_run
+            for name, each in zip(names, planned, strict=True):
+                member = row.member(each.job.crafts[0].attack_run.attack)
+                # Within the radius, whatever it does alone.
+                facts = {"attack_run": run.key, "kind": "fixed-budget", "member": member}
+                self.conditions[name] = replace(each, job=whole, facts={**each.facts, **facts})
 
     def _targets(self, attack: str, classes: int) -> list[Target]:
         match self.suite.model.attacks[attack].targets:
@@ -676,7 +718,7 @@ class Planner:
 
     def _attack_run(self, request: Request, attacked: AttackedView) -> AttackRun:
         point, entry = request.point, request.attack.entry
-        threat = Threat(point.norm, math.inf if entry.kind == "minimum-norm" else point.radius)
+        threat = entry.given(Threat(point.norm, point.radius))
         limit = self.suite.model.attacks[point.attack].time_limit or entry.time_limit
         name = (
             "attack_run",
@@ -758,12 +800,32 @@ def _shards(attack_run: AttackRun, n: int) -> tuple[Craft, ...]:
     return tuple(Craft(attack_run, start, min(start + step, n)) for start in range(0, n, step))
 
 
-def make(suite: Suite, data_root: Path | None = None) -> Plan:
+def _joins(condition: PlannedCondition) -> bool:
+    """Return whether a condition's attack may be one of several on what stands."""
+    return joins(condition.job.crafts[0].attack_run, condition.coordinates["radius"])
+
+
+def _in_one(planned: Sequence[PlannedCondition], attack: Resolved[AttackEntry]) -> Evaluate:
+    """Return the evaluation of several attacks in one, where those alone are planned."""
+    job, runs = planned[0].job, [each.job.crafts[0].attack_run for each in planned]
+    limits = [each.time_limit for each in runs]
+    run = replace(
+        runs[0],
+        attack=attack,
+        threat=Threat(runs[0].threat.norm, planned[0].coordinates["radius"]),
+        time_limit=None if None in limits else sum(filter(None, limits)),
+    )
+    return replace(job, crafts=tuple(replace(each, attack_run=run) for each in job.crafts))
+
+
+def make(suite: Suite, data_root: Path | None = None, receipts: ReceiptOf | None = None) -> Plan:
     """Cross a suite into conditions and jobs.
 
     Args:
         suite: the checked suite.
         data_root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
+        receipts: gives the receipt of a result by its kind and key, None where there is none: by these,
+            attacks in worst mode are put in order. None: there are no receipts.
 
     Returns:
         The plan. Nothing was loaded.
@@ -771,7 +833,7 @@ def make(suite: Suite, data_root: Path | None = None) -> Plan:
     Raises:
         InputError: a parameter does not fit the data, or two tasks ask for one condition in two ways.
     """
-    return Planner(suite, data_root).plan()
+    return Planner(suite, data_root, receipts).plan()
 
 
 def _named(choices: Iterable[ViewUse], readout: str) -> list[tuple[ViewUse, str]]:

@@ -6,7 +6,7 @@ Every complaint names its line. What follows from a suite (conditions and jobs) 
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from bench.registry import (
     UseModel,
     ViewEntry,
     discover,
+    needing,
 )
 from bench.results import fingerprint
 from bench.suite import yaml_source
@@ -55,7 +56,7 @@ class Resolved(Generic[E_co]):
     @cached_property
     def modules(self) -> frozenset[str]:
         """The modules that it and the attacks among its parameters consist of, with all that they import."""
-        entries: list[Entry] = [self.entry, *(entry for entry, _ in inner(self))]
+        entries: list[Entry] = [self.entry, *(each.entry for each in inner(self))]
         return frozenset(name for each in entries for name in fingerprint.closure(each.module))
 
 
@@ -119,7 +120,8 @@ def resolve(entry: E, params: Mapping[str, Any], folder: Path) -> Resolved[E]:
         if name not in labelled and not (name in entry.neutral and entry.neutral[name] == value)
     }
     made_by = {"library": _installed(entry.library)} if entry.library else {}
-    return Resolved(entry, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
+    needed: Any = needing(entry, plain) if isinstance(entry, AttackEntry) else entry
+    return Resolved(needed, plain, {"use": entry.name, "version": entry.version, "params": kept, **made_by})
 
 
 def _installed(library: str) -> str:
@@ -166,7 +168,7 @@ def _holds_use(annotation: Any) -> bool:
     return annotation is UseModel or any(_holds_use(each) for each in get_args(annotation))
 
 
-def inner(resolved: Resolved[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any]]]:
+def inner(resolved: Resolved[Entry]) -> list[Resolved[AttackEntry]]:
     """Return the attacks among a thing's parameters.
 
     Args:
@@ -175,13 +177,15 @@ def inner(resolved: Resolved[Entry]) -> list[tuple[AttackEntry, Mapping[str, Any
     Returns:
         Each inner attack with its own parameters filled in, in the order of the signature.
     """
-    found: list[tuple[AttackEntry, Mapping[str, Any]]] = []
+    found: list[Resolved[AttackEntry]] = []
     for name in _inner_names(resolved.entry):
-        value = resolved.params[name]
-        for each in value if isinstance(value, list) else [value]:
+        value, identity = resolved.params[name], resolved.identity["params"].get(name)
+        several = isinstance(value, list)
+        for place, each in enumerate(value if several else [value]):
             if each is not None:
                 params = {key: value for key, value in each.items() if key != "use"}
-                found.append((ATTACKS[each["use"]], params))
+                own = identity[place] if several and identity is not None else identity
+                found.append(Resolved(needing(ATTACKS[each["use"]], params), params, own or {}))
     return found
 
 
@@ -258,6 +262,16 @@ def load(path: Path) -> Suite:
             inference_settings={name: _serves(doc, name, use) for name, use in model.defenses.items()},
         )
     )
+
+
+def in_worst_mode(suite: Suite) -> Suite:
+    """Return a suite all of whose tasks run in worst mode, whatever the file says.
+
+    Args:
+        suite: the checked suite.
+    """
+    tasks = [task.model_copy(update={"worst": True}) for task in suite.model.tasks]
+    return replace(suite, model=suite.model.model_copy(update={"tasks": tasks}))
 
 
 def checked(suite: Suite) -> Suite:

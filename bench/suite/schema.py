@@ -135,6 +135,8 @@ class Task(Model):
     readouts: Several[str] | None = None
     limit: Annotated[Count, WHOLE] | None = None
     seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
+    worst: bool | None = None
+    """Whether each attack sees only what stood against those before it; None: as the file says."""
 
 
 class SuiteModel(Model):
@@ -145,6 +147,8 @@ class SuiteModel(Model):
     attacks: dict[Name, AttackUse]
     tasks: list[Task] = Field(min_length=1)
     tables: dict[FileName, Table] = {}
+    worst: bool = False
+    """Whether tasks run in worst mode, unless they say otherwise."""
     check: Policy = Policy()
     """The rules of `bench check`."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1

@@ -80,6 +80,12 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("fab-t", "linf", {"steps": 20, "restarts": 2}),
     ("fab-t", "l2", {"steps": 20}),
     ("fab-t", "l1", {"steps": 20}),
+    ("sequence", "linf", {"of": [{"use": "fgsm"}, {"use": "fab", "steps": 20}, {"use": "pgd"}]}),
+    ("sequence", "l2", {"of": [{"use": "pgd"}, {"use": "square", "queries": 20}]}),
+    ("sequence", "l1", {"of": [{"use": "fab", "steps": 20}]}),
+    ("sequence", "l0", {"of": [{"use": "jsma"}]}),
+    ("fast-worst", "linf", {}),
+    ("fast-worst", "l2", {}),
     ("autoattack", "linf", {}),
     ("autoattack", "l2", {"version": "rand"}),
 ]

@@ -23,7 +23,8 @@ SEEING = [
     (entry.name, norm)
     for entry in map(ATTACKS.__getitem__, ATTACKS)
     if entry.module.startswith("attacks.") and entry.library is None
-    if entry.access == "gradient" and entry.space == "pixel"
+    # What is made of others finds what they find.
+    if entry.access == "gradient" and entry.space == "pixel" and entry.needs is None
     for norm in sorted(entry.norms)
 ]
 """Our attacks that see gradients of pixels, in each of their norms."""

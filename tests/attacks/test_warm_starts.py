@@ -128,4 +128,9 @@ def test_a_view_takes_starts_along_when_examples_are_chosen() -> None:
 
 def test_attacks_that_begin_at_stored_images_say_so() -> None:
     discover()
-    assert [name for name in ATTACKS if ATTACKS[name].starts == "any"] == ["apgd", "cw-linf", "pgd"]
+    assert [name for name in ATTACKS if ATTACKS[name].starts == "any"] == [
+        "apgd",
+        "cw-linf",
+        "fast-worst",
+        "pgd",
+    ]

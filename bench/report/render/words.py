@@ -184,6 +184,11 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
         else:
             superlative = "least" if heading == "Min" else "greatest"
             said.append(f"{heading}: the {superlative} of the attack columns, after averaging over seeds")
+    if table.worst:
+        said.append(
+            "worst mode: each attack saw only the examples that stood against those before it, so that a "
+            "column of some of them counts those examples alone"
+        )
     cells = [cell for row in table.rows for cell in row.cells]
     if any(cell.weakest for cell in cells):
         said.append("bold: the attack column that is worst for the defender")
