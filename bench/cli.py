@@ -52,7 +52,7 @@ DeviceOption = Annotated[
     typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else every core)."),
 ]
 ExecutorOption = Annotated[
-    Name,
+    Literal["process", "inline"],
     typer.Option("--executor", help="A process for each device slot, or everything in this one."),
 ]
 Trust = Annotated[
@@ -74,7 +74,24 @@ def run(  # noqa: PLR0913 - a command line's options
     table: Tables = None,
     device: DeviceOption = None,
     results: Results = None,
-    executor: ExecutorOption = "process",
+    executor: Annotated[
+        Name,
+        typer.Option("--executor", help="Processes here, everything in this one, or workers on a cluster."),
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="How many workers on the cluster.", min=1)
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="NAME=VALUE of Slurm, such as partition=gpu; may be repeated."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="HOST:PORT of a Ray cluster, or auto (default: one of its own)."),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option("--slots", help="How many workers share a GPU on Ray.", min=1)
+    ] = None,
     data_root: DataRoot = None,
     trust_cache: Trust = False,
     detached: Annotated[
@@ -91,7 +108,7 @@ def run(  # noqa: PLR0913 - a command line's options
     screen = console()
     project = running.planned(suite, results, data_root)
     reports.asked_tables(project.manifest, table)
-    start = executors.ready(executor, Asked(device))
+    start = executors.ready(executor, Asked(device, workers, tuple(slurm or ()), ray_address, slots))
     _open(project.store)
     if detached:
         _detach(project.store)
@@ -209,21 +226,22 @@ def _refuse_no_folder(results: Path) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM."""
+    """Somebody sent SIGTERM or USR2."""
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: processes ended, the terminal as it was."""
+    """End on SIGTERM, and on USR2 by which Slurm warns, as on Ctrl-C: processes ended, leases free."""
 
     def terminate(*_: object) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {each: signal.signal(each, terminate) for each in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @app.command()
@@ -539,7 +557,7 @@ def main() -> None:
 
 def entry() -> None:
     """Be the program `bench`: what users' code left running or registered decides neither end nor status."""
-    if sys.argv[1:2] in (["run"], ["check"]) and "PYTHONHASHSEED" not in os.environ:
+    if sys.argv[1:2] in (["run"], ["check"], ["worker"]) and "PYTHONHASHSEED" not in os.environ:
         # The order of sets must not differ from process to process; it is set before Python starts.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

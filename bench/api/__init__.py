@@ -73,7 +73,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         table: The key of a table, or several; None: all tables, and conditions that no table reads.
         device: ``cpu``, ``cuda:0``, ...; or several. None: every GPU, else every core.
         results: The results folder; None: ``results/<suite>``.
-        executor: ``process``: a process for each device slot; ``inline``: everything in this one.
+        executor: ``process``: a process for each device slot; ``inline``: everything in this one; ``slurm``,
+            ``ray``: workers on a cluster, as `bench run` has them without further options.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         trust_cache: Whether results count whose component's source has changed since.
         progress: Whether to show on the terminal what happens, as the command line does.

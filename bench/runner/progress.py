@@ -250,7 +250,7 @@ class Display:
                 todo += spent * (facts["of"] / facts["done"] - 1) - self._estimates.seconds(job)
             else:
                 todo -= min(spent, self._estimates.seconds(job))
-        seconds = max(todo, 0) / len(self._devices)
+        seconds = max(todo, 0) / max(len(self._devices), 1)
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
     def _picture(self) -> RenderableType:

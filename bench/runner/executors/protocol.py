@@ -86,3 +86,11 @@ class Asked(NamedTuple):
     """Names of devices (``cpu``, ``cuda``, ``cuda:1``), each as often as it shall have slots; None or empty
     for every GPU, or the CPU where there is none.
     """
+    workers: int | None = None
+    """How many workers on a cluster, 1 or more; None: one on Slurm, and all that there is room for on Ray."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of the workers on Slurm, each ``name=value``."""
+    ray_address: str | None = None
+    """Address of a Ray cluster, ``host:port`` or ``auto``; None for one of this machine's own."""
+    slots: int | None = None
+    """How many workers share a GPU on Ray, 1 or more; None: one."""
