@@ -51,6 +51,10 @@ DeviceOption = Annotated[
     list[str] | None,
     typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else the CPU)."),
 ]
+Worst = Annotated[
+    bool,
+    typer.Option("--worst", help="Every attack of a row sees only what stood against those before it."),
+]
 SlotsOption = Annotated[
     str | None,
     typer.Option(
@@ -60,7 +64,7 @@ SlotsOption = Annotated[
     ),
 ]
 ExecutorOption = Annotated[
-    Name,
+    Literal["process", "inline"],
     typer.Option("--executor", help="A process for each device slot, or everything in this one."),
 ]
 Trust = Annotated[
@@ -83,12 +87,27 @@ def run(  # noqa: PLR0913 - a command line's options
     device: DeviceOption = None,
     slots: SlotsOption = None,
     results: Results = None,
-    executor: ExecutorOption = "process",
+    executor: Annotated[
+        Name,
+        typer.Option("--executor", help="Processes here, everything in this one, or workers on a cluster."),
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="How many workers on the cluster.", min=1)
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="NAME=VALUE of Slurm, such as partition=gpu; may be repeated."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="HOST:PORT of a Ray cluster, or auto (default: one of its own)."),
+    ] = None,
     data_root: DataRoot = None,
     trust_cache: Trust = False,
     detached: Annotated[
         bool, typer.Option("--detach", help="Run in the background; see bench status and bench stop.")
     ] = False,
+    worst: Worst = False,
     budget: Annotated[
         str | None,
         typer.Option("--budget", help="Do what is worth most in this time (2h, 90min), whole rows first."),
@@ -103,9 +122,11 @@ def run(  # noqa: PLR0913 - a command line's options
     from bench.runner.executors.protocol import Asked, slots_asked
 
     screen, seconds = console(), None if budget is None else parse_duration(budget)
-    project = running.planned(suite, results, data_root)
+    project = running.planned(suite, results, data_root, worst=worst)
     reports.asked_tables(project.manifest, table)
-    start = executors.ready(executor, Asked(device, slots_asked(slots)))
+    start = executors.ready(
+        executor, Asked(device, slots_asked(slots), workers, tuple(slurm or ()), ray_address)
+    )
     _open(project.store)
     if detached:
         _detach(project.store)
@@ -226,31 +247,33 @@ def _refuse_no_folder(results: Path) -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM."""
+    """Somebody sent SIGTERM or USR2."""
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: processes ended, the terminal as it was."""
+    """End on SIGTERM, and on USR2 by which Slurm warns, as on Ctrl-C: processes ended, leases free."""
 
     def terminate(*_: object) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {each: signal.signal(each, terminate) for each in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     device: DeviceOption = None,
     slots: SlotsOption = None,
     results: Results = None,
     data_root: DataRoot = None,
+    worst: Worst = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Show conditions and jobs: done, to do, skipped and why; and what they cost, as far as receipts say.
@@ -266,7 +289,7 @@ def plan(
 
     asked = Asked(device, slots_asked(slots))
     start = executors.ready("process", asked) if device or slots else None
-    project = running.planned(suite, results, data_root)
+    project = running.planned(suite, results, data_root, worst=worst)
     reports.asked_tables(project.manifest, table)
     _open(project.store)
     found = running.prospect(project, table, start and running.Options(start, data_root))
@@ -567,7 +590,7 @@ def main() -> None:
 
 def entry() -> None:
     """Be the program `bench`: what users' code left running or registered decides neither end nor status."""
-    if sys.argv[1:2] in (["run"], ["check"]) and "PYTHONHASHSEED" not in os.environ:
+    if sys.argv[1:2] in (["run"], ["check"], ["worker"]) and "PYTHONHASHSEED" not in os.environ:
         # The order of sets must not differ from process to process; it is set before Python starts.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -80,7 +80,8 @@ def run(  # noqa: PLR0913 - the options of `bench run`
             one on a GPU, else one a core.
         budget: Seconds, or a text such as ``2h``: the run does what is worth most in it, whole rows of
             tables first. None: no limit.
-        executor: ``process``: a process for each device slot; ``inline``: everything in this one.
+        executor: ``process``: a process for each device slot; ``inline``: everything in this one; ``slurm``,
+            ``ray``: workers on a cluster, as `bench run` has them without further options.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         trust_cache: Whether results count whose component's source has changed since.
         worst: Whether every task runs in worst mode: each attack sees only what stood against those before

@@ -53,6 +53,8 @@ class Project(NamedTuple):
     plan: Plan
     store: Store
     manifest: dict[str, Any]
+    worst: bool = False
+    """Whether every task is planned in worst mode, whatever the file says."""
 
 
 def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: bool = False) -> Project:
@@ -87,7 +89,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
             tables.check(manifest, key)
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
-    return Project(crossed, store, manifest)
+    return Project(crossed, store, manifest, worst)
 
 
 def file_name(key: str) -> str:
@@ -257,6 +259,7 @@ class Run:
             wanted=None if wanted is None else sorted(wanted),
             data_root=self.data_root.resolve() if self.data_root else None,
             trust=self.trust,
+            worst=project.worst,
         )
         if record:
             write(self.store, project.manifest)

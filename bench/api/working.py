@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from bench.api.running import Options, Run
 
-LOGS = "logs"
-"""The folder, in a results folder, of what runs in the background print."""
-
 STARTING = 120.0
 """Seconds that a run in the background may take until it works; importing torch may take a minute on NFS."""
 
@@ -45,7 +42,9 @@ def helper(results: Path, options: Options) -> Run:
         InputError: Nothing was asked of the folder, or the task file or the code is other than the run's.
     """
     request = requests.read(results)
-    project = running.planned(request.suite, results, options.data_root or request.data_root)
+    project = running.planned(
+        request.suite, results, options.data_root or request.data_root, worst=request.worst
+    )
     if project.plan.suite.digest != request.digest:
         raise InputError(
             f"{request.suite}: it changed since the run in {results} was started; start that run again"
@@ -75,7 +74,7 @@ def detach(arguments: list[str], results: Path) -> tuple[int, Path]:
     Raises:
         InputError: It ended before it began to work; its last words are in the message.
     """
-    folder = results / LOGS
+    folder = results / leases.LOGS
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"run-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06}.log"
     before = {each.name for each in leases.workers(results)}
@@ -192,6 +191,8 @@ def status_table(found: dict[str, Any]) -> Table:
         for device in devices[len(now) :]:
             table.add_row(head, device, Text("idle", style="dim"), "")
             head = Text("")
+        if not devices:
+            table.add_row(head, "", Text("watches workers elsewhere", style="dim"), "")
         done = f"{worker.get('done', 0)} here, {worker.get('elsewhere', 0)} by others"
         failed = f", {worker['failed']} failed" if worker.get("failed") else ""
         rest = f"{done}{failed} of {count(worker.get('jobs', 0), 'job')}; {worker.get('left', '')}"

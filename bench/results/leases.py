@@ -35,6 +35,9 @@ _NAME = re.compile(r"worker@[\w.-]+@\d+@[\w-]+")
 LEASES, WORKERS, STOP = "leases", "workers", "stop.json"
 """The folders of leases and of workers' files, and the file that asks all workers to stop."""
 
+LOGS = "logs"
+"""The folder of what workers print that have no terminal."""
+
 
 class Leases:
     """The leases of one worker, which is a process that takes jobs, and what it sees of others'.

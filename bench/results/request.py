@@ -29,6 +29,8 @@ class Request(BaseModel):
     """Keys of the evaluations to make; None: those that the tables read."""
     data_root: Path | None = None
     """The folder of the data sets; None for the default of each machine."""
+    worst: bool = False
+    """Whether every task is planned in worst mode."""
     trust: bool = False
     """Whether results of code that has changed count."""
     id: str = Field(default_factory=lambda: uuid4().hex)

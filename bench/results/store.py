@@ -263,6 +263,25 @@ class Store:
         durable.remove(self.failure_file(key))
         durable.remove(self.partial(key))
 
+    def adopt(self, kind: str, key: str, write: Callable[[Path], None]) -> None:
+        """Store a result that was made elsewhere, with its own receipt.
+
+        Args:
+            kind: Kind of the job.
+            key: Key of the job.
+            write: Writes the files of the result into the folder that it is given.
+
+        Raises:
+            DamagedError: The files differ from their receipt, or are of another job.
+        """
+        with self._scratch(kind, key) as scratch:
+            write(scratch)
+            durable.flush([*scratch.iterdir(), scratch])
+            self._put(scratch, kind, key)
+        if (reason := self.damage(kind, key)) is not None:
+            self.clear(kind, key)
+            raise DamagedError(f"{kind} {key}: it arrived damaged: {reason}")
+
     def discard(self, kind: str, key: str) -> None:
         """Remove a result, also a packed one; seen from outside it disappears at once.
 

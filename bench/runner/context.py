@@ -108,10 +108,12 @@ def device_name(device: str) -> str:
         device: The device, as torch names it.
 
     Returns:
-        The model of the GPU or of the processor.
+        The model of the GPU or of the processor; of a GPU where this machine has none, as torch names it.
     """
-    is_gpu = torch.device(device).type == "cuda"
-    return torch.cuda.get_device_name(device) if is_gpu else processor()
+    if torch.device(device).type != "cuda":
+        return processor()
+    # A driver without a GPU may have workers on machines with some.
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device
 
 
 @cache

@@ -109,12 +109,12 @@ def random_states(devices: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Tell an interrupt (SIGINT, SIGTERM) that was sent to the process from one that its code raised."""
+    """Tell an interrupt (SIGINT, SIGTERM, USR2) that was sent from one that the code of the block raised."""
     sent = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield sent
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
 
     def interrupt(number: int, frame: Any) -> None:
         sent.set()

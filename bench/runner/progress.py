@@ -260,7 +260,9 @@ class Display:
         if now >= self._again:
             running = {slot: (job, now - begun) for slot, (job, begun, _) in dict(self._now).items()}
             todo = {job: needs for job, needs in self._state.todo.items() if job not in self._ended}
-            self._end = now + length(todo, self._estimates, self._names_of, running)
+            # With workers elsewhere alone nobody knows here how many there will be: what one would take.
+            where = self._names_of or [""]
+            self._end = now + length(todo, self._estimates, where, running)
             after = time.monotonic()
             self._again = after + max(1.0, PATIENCE * (after - now))
         seconds = max(self._end - now, 0.0)

@@ -387,13 +387,15 @@ def ask_again(
     Args:
         plan: The plan.
         store: The results folder.
-        pool: The slots; the first one asks.
+        pool: The slots; the first one asks. Where there is none, each worker elsewhere asks for itself.
         wanted: Keys of the evaluations to look at; None for all.
         limit: Limit of each question in seconds, above 0; None for no limit.
 
     Returns:
         The number of discarded results for each reason.
     """
+    if not pool.devices:
+        return {}
     graph = plan.graph(wanted)
     others: dict[Train, str] = {}
     for job in [each for each in graph if isinstance(each, Train)]:

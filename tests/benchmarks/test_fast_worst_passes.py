@@ -1,7 +1,7 @@
 """`fast-worst` and `autoattack` against the official AutoAttack: accuracy, passes, and which examples break.
 
-The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``); ``BENCH_N`` images from ``BENCH_FIRST``
-on, 200 from 0 unless it is said. Prints the rows of the table in docs/performance.md.
+The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``); ``BENCH_N`` images from
+``BENCH_FIRST`` on, 200 from 0 unless it is said. Prints the rows of the table in docs/performance.md.
 """
 
 import os

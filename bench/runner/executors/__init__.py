@@ -11,11 +11,14 @@ from bench.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from bench.runner.executors.protocol import Asked, Start
 
-Name = Literal["process", "inline"]
-"""A process for each slot, or everything in this one."""
+Name = Literal["process", "inline", "slurm", "ray"]
+"""A process for each slot, everything in this one, or workers on a cluster."""
 
-EXTRAS: dict[str, str] = {}
+EXTRAS = {"slurm": "submitit", "ray": "ray"}
 """For each executor that needs a library of an extra, that library; the extra has the executor's name."""
+
+OPTIONS = {"workers": ("slurm", "ray"), "slurm": ("slurm",), "ray_address": ("ray",), "slots": ("ray",)}
+"""The executors for which a part of `Asked` means something; the others mean something for all."""
 
 
 def ready(name: str, asked: "Asked") -> "Start":
@@ -33,6 +36,10 @@ def ready(name: str, asked: "Asked") -> "Start":
     """
     if name not in get_args(Name):
         raise InputError(f"executor: unknown executor {name!r}{did_you_mean(name, get_args(Name))}")
+    for part, known in OPTIONS.items():
+        if getattr(asked, part) and name not in known:
+            option = part.replace("_", "-")
+            raise InputError(f"--{option} goes with --executor {' or '.join(known)}, not with {name}")
     try:
         module = import_module(f"bench.runner.executors.{name}")
     except ModuleNotFoundError as error:

@@ -101,7 +101,7 @@ class Process:
         Raises:
             BrokenProcessPool: No process can be started.
         """
-        modules = _foreign(job)
+        modules = modules_of(job)
         self._at_work[slot] = modules
         for _ in range(2):
             executor = self._held[slot].pop(modules, None) or self._start(slot)
@@ -125,7 +125,7 @@ class Process:
         Returns:
             True where no process must be started.
         """
-        return _foreign(job) in self._held[slot]
+        return modules_of(job) in self._held[slot]
 
     def restart(self, slot: int) -> None:
         """Forget the worker that is at work in a slot; the next job gets a new one.
@@ -200,8 +200,15 @@ class Process:
                     self._listener(self._inboxes[ready], said)
 
 
-def _foreign(job: Job | Question) -> frozenset[str]:
-    """Return the modules of other people that a job runs; each set of them has a worker."""
+def modules_of(job: Job | Question) -> frozenset[str]:
+    """Return the modules of other people that a job runs; each set of them has a worker.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Their names.
+    """
     return foreign(job.train if isinstance(job, Question) else job)
 
 

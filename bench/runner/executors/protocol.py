@@ -97,6 +97,12 @@ class Asked(NamedTuple):
     """How many jobs share a device, 1 or more; ``auto``: as many on a GPU as its load and memory say; None:
     one on a GPU. On the CPU both of these mean one for each core.
     """
+    workers: int | None = None
+    """How many workers on a cluster, 1 or more; None: one on Slurm, and all that there is room for on Ray."""
+    slurm: tuple[str, ...] = ()
+    """Parameters of the workers on Slurm, each ``name=value``."""
+    ray_address: str | None = None
+    """Address of a Ray cluster, ``host:port`` or ``auto``; None for one of this machine's own."""
 
 
 def slots_asked(text: str | None) -> int | Literal["auto"] | None:
