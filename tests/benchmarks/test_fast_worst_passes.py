@@ -1,7 +1,7 @@
 """`fast-worst` and `autoattack` against the official AutoAttack: accuracy, passes, and which examples break.
 
-The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``); ``BENCH_N`` images from ``BENCH_FIRST``
-on (200 from 0). Prints the rows of the table in docs/performance.md.
+The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``): ``BENCH_N`` images (200) from
+``BENCH_FIRST`` (0) on. Prints the rows of the table in docs/performance.md.
 """
 
 import os
