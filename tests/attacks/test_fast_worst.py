@@ -39,9 +39,9 @@ class Linear(nn.Module):
 
     def ways(self, x: Images, y: Labels, norm: Norm) -> Tensor:
         """Return how far each class's boundary is, infinite for the true one, (N, K)."""
-        logits = self(x)
+        logits: Tensor = self(x)
         gap = logits.gather(1, y[:, None]) - logits
-        length = (self.weight[y][:, None] - self.weight).norm(p=DUAL[norm], dim=2)
+        length: Tensor = (self.weight[y][:, None] - self.weight).norm(p=DUAL[norm], dim=2)
         return (gap / length).scatter(1, y[:, None], torch.inf)
 
 

@@ -1,10 +1,11 @@
 """`fast-worst` and `autoattack` against the official AutoAttack: accuracy, passes, and which examples break.
 
-The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``); ``BENCH_N`` images from
-``BENCH_FIRST`` on, 200 from 0 unless it is said. Prints the rows of the table in docs/performance.md.
+The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``): ``BENCH_N`` images (200) from
+``BENCH_FIRST`` (0) on. Prints the rows of the table in docs/performance.md.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,10 +101,8 @@ def test_the_verdict_is_near_at_a_fraction_of_the_passes(name: str, norm: Norm, 
     robust = [100 * float(each.stands.double().mean()) for each in (reference, whole, fast)]
     alike = [100 * float((fast.stands == each.stands).double().mean()) for each in (reference, whole)]
     passes = [f"{each.forwards:.0f}, {each.backwards:.0f}" for each in (reference, whole, fast)]
-    print(
-        f"\n| {name}, {norm} {radius}, n = {len(x)} |", " | ".join(f"{each:.1f}" for each in robust), end=""
-    )
-    print(" |", " | ".join(passes), "|", " | ".join(f"{each:.1f}" for each in alike), "|")
+    columns = [*(f"{each:.1f}" for each in robust), *passes, *(f"{each:.1f}" for each in alike)]
+    sys.stdout.write(f"\n| {name}, {norm} {radius}, n = {len(x)} | {' | '.join(columns)} |\n")
     # The goals of linf; what l2 misses stands in docs/performance.md.
     if norm == "linf":
         assert robust[2] <= robust[0] + 0.5 + 1e-9

@@ -5,15 +5,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import bench
 from bench.api import running
 from bench.errors import InputError
+from bench.noise import Noise
+from bench.registry import bound
 from bench.results.manifest import Outcomes
 from bench.results.metrics import is_correct
 from bench.results.outcomes import Stored
+from bench.runner.craft import draws
 from bench.suite import planner, resolve
-from bench.suite.jobs import Craft
+from bench.suite.jobs import Craft, modules_of
 from bench.suite.planner import Plan
 from bench.suite.worst import Rates
 from suites import TASK, suite
@@ -195,6 +199,25 @@ def test_a_second_run_with_other_receipts_has_nothing_to_do(both: Any) -> None:
         if "members" in each.read_text()
     ]
     assert len(rates) == 1
+
+
+def test_members_draw_what_they_draw_alone_and_their_code_counts(tmp_path: Path) -> None:
+    alone = {each.attack_run.key for each in planned(written(tmp_path)).graph() if isinstance(each, Craft)}
+    graph = planned(written(tmp_path, worst=True)).graph()
+    job = next(each for each in graph if isinstance(each, Craft) and each.attack_run.members)
+    index, cpu = torch.tensor([7, 3, 40]), torch.device("cpu")
+    noise = draws(job, index, cpu)
+    noise.uniform((5,))
+    for member in job.attack_run.members:
+        assert member.key in alone
+        stream = bound({"use": member.attack.name, **member.attack.params}).stream
+        rows = torch.tensor([2, 0])
+        own = Noise(member.key, index)
+        assert torch.equal(noise.spawn(stream).uniform((4,)), own.uniform((4,)))
+        assert torch.equal(
+            noise.select(rows).spawn(stream).normal((2, 2)), Noise(member.key, index[rows]).normal((2, 2))
+        )
+    assert {"attacks.sequence", "attacks.square", "attacks.fab", "attacks.pgd"} <= modules_of(job)
 
 
 def test_draws_from_a_shard_come_last(tmp_path: Path) -> None:
