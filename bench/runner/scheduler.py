@@ -228,8 +228,11 @@ class Scheduler:
                 error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
                 return self._failed(job, error)
         if self._state.fault(job) is None:
+            receipt = self._store.receipt(job.kind, job.key)
+            if receipt:
+                self._estimates.learn(job, receipt)
             self._sorter.done(job)
-            return Done(job, self._store.receipt(job.kind, job.key), slot=None)
+            return Done(job, receipt, slot=None)
         if (record := self._failures.final(job.key)) is not None:
             return Done(job, None, _told(record), slot=None)
         return None

@@ -19,7 +19,7 @@ from bench.runner.executors.protocol import Asked
 
 submitit = pytest.importorskip("submitit")
 RUN = ("run", "suite.yaml", "--results", "r", "--executor", "slurm", "--slurm", "cluster=local")
-ONE = ("--device", "cpu", "--device", "cpu")
+ONE = ("--device", "cpu", "--slots", "2")
 
 
 @pytest.fixture(scope="module")

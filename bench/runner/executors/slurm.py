@@ -79,6 +79,8 @@ def ready(asked: Asked) -> Start:
             "try it on this machine with --slurm cluster=local"
         )
     words = [word for name in asked.devices or () for word in ("--device", name)]
+    if asked.slots is not None:
+        words += ["--slots", str(asked.slots)]
     return partial(Slurm, cluster=cluster, settings=settings, workers=asked.workers or 1, words=tuple(words))
 
 
