@@ -11,6 +11,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
     from bench.runner.executors.protocol import Asked, Listener, Start
     from bench.suite.jobs import Job
 
-ANSWER = 10.0
-"""Seconds that an address has to answer."""
+CONNECT, ANSWER = 10.0, 30.0
+"""Seconds that an address has to take a connection, and to answer as a cluster does."""
 
 ROOM = 120.0
 """Seconds until the first actor must have started."""
@@ -137,7 +139,9 @@ class Ray:
         there = cluster.cluster_resources()
         gpus = int(there.get("GPU", 0))
         if device == "cuda" and not gpus:
-            raise InputError(f"--device cuda: no node of the Ray cluster at {_where()} has a GPU")
+            where = _where()
+            self._leave()
+            raise InputError(f"--device cuda: no node of the Ray cluster at {where} has a GPU")
         on_gpus = device != "cpu" and gpus > 0
         number = workers or (gpus * per_gpu if on_gpus else int(there.get("CPU", 0))) or 1
         self.devices: tuple[str, ...] = ("cuda:0" if on_gpus else "cpu",) * number
@@ -239,6 +243,9 @@ class Ray:
                 ray.kill(each.handle)
         self._keeper.join(timeout=5)
         durable.remove(self._probe)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._ours:
             ray.shutdown()
 
@@ -331,7 +338,7 @@ class Ray:
             actor = self._take(slot)
             try:
                 # One that went while it was idle costs the job no try.
-                ray.get(actor.handle.awake.remote(), timeout=ANSWER * 3)
+                ray.get(actor.handle.awake.remote(), timeout=ANSWER)
             except (RayActorError, GetTimeoutError):
                 with suppress(RayError):
                     ray.kill(actor.handle)
@@ -515,7 +522,8 @@ def _connect(address: str | None, workers: int | None) -> None:
     try:
         host, _, port = place.rpartition(":")
         if port.isdecimal():
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+            _ask(place)
         ray.init(address=place, **settings)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -523,3 +531,14 @@ def _connect(address: str | None, workers: int | None) -> None:
             f"--ray-address {place}: no Ray cluster answered there in {time.monotonic() - begun:.1f} s "
             f"({reason[0]})"
         ) from None
+
+
+def _ask(place: str) -> None:
+    """Raise where something else than a cluster listens: Ray would wait for minutes, and end the process."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", place]
+    try:
+        found = subprocess.run(command, capture_output=True, timeout=ANSWER, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("something listens there, and does not speak as Ray does") from None
+    if found.returncode:
+        raise ConnectionError("what listens there is no Ray cluster")
