@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from test_sharing import ended, outcomes, project, start
+from test_sharing import OWN, ended, outcomes, project, start
 
 from bench.api import running
 from bench.errors import InputError
@@ -23,6 +24,7 @@ from bench.results.store import Store
 from bench.runner import executors
 from bench.runner.context import WorkerContext
 from bench.runner.executors.protocol import Asked
+from bench.suite.jobs import Train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -102,8 +104,8 @@ def test_results_travel_where_no_disk_is_shared(
     assert all(made.store.damage(job.kind, job.key) is None for job in made.plan.graph())
 
 
-def context(folder: Path, **changes: Any) -> WorkerContext:
-    return replace(WorkerContext(folder, folder, None, "cpu", {}), **changes)
+def context(root: Path, **changes: Any) -> WorkerContext:
+    return replace(WorkerContext(root, root, None, "cpu", {}), **changes)
 
 
 def test_slots_share_gpus_by_fractions(tmp_path: Path, cluster: Any) -> None:
@@ -118,6 +120,44 @@ def test_slots_share_gpus_by_fractions(tmp_path: Path, cluster: Any) -> None:
             assert time.monotonic() < end, "four halves of a GPU each are two GPUs"
             time.sleep(0.1)
         assert ray.available_resources()["CPU"] == 1, "they need no core"
+    finally:
+        pool.stop()
+        cluster.remove_node(there)
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path, cluster: Any) -> None:
+    waits = "\n    import os, pathlib, time\n    flag = pathlib.Path(__file__).with_name('flag')\n"
+    waits += "    pathlib.Path(__file__).with_name('begun').touch()\n"
+    waits += "    if flag.exists():\n        while True:\n            time.sleep(1)\n"
+    own = OWN.replace("def build():", "def build():" + waits)
+    made = running.planned(project(tmp_path, own), tmp_path / "r", None)
+    made.store.open()
+    (job, *_) = [each for each in made.plan.graph() if isinstance(each, Train)]
+    there = node(cluster)
+    pool = executors.ready("ray", Asked(ray_address=cluster.address))(
+        context(tmp_path / "r", folder=tmp_path, sources=made.manifest["sources"]), lambda *_: None
+    )
+
+    def begun() -> "Future[dict[str, Any]]":
+        (tmp_path / "begun").unlink(missing_ok=True)
+        (tmp_path / "flag").touch()
+        future = pool.submit(0, job)
+        end = time.monotonic() + 50
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        (tmp_path / "flag").unlink()
+        return future
+
+    try:
+        hung = begun()
+        assert pool.warm(0, job)
+        pool.kill(0)
+        with pytest.raises(BrokenExecutor, match="went"):
+            hung.result(50)
+        assert not pool.warm(0, job)
+        assert any("is gone; another takes its place" in each for each in pool.watch())
+        assert pool.submit(0, job).result(50)["answers"]
     finally:
         pool.stop()
         cluster.remove_node(there)

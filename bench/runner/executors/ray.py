@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from bench.errors import InputError
 from bench.results import durable, travel
@@ -339,7 +339,7 @@ class Ray:
             try:
                 # One that went while it was idle costs the job no try.
                 ray.get(actor.handle.awake.remote(), timeout=ANSWER)
-            except (RayActorError, GetTimeoutError):
+            except RayError:
                 with suppress(RayError):
                     ray.kill(actor.handle)
                 self._lost(actor)
@@ -352,7 +352,11 @@ class Ray:
             modules = modules_of(job)
             actor.held = [*(each for each in actor.held if each != modules), modules][-2:]
             return self._heard(slot, job, actor.handle.do.options(num_returns="streaming").remote(job))
-        except RayActorError:
+        except RayTaskError:
+            # Of our own code in the actor, which lives.
+            raise
+        except RayError:
+            # The actor is gone, or what it said last went with its node.
             self._lost(actor)
             raise BrokenExecutor(f"the worker on {actor.node} went") from None
         finally:
