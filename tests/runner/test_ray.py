@@ -220,7 +220,7 @@ def test_a_run_on_a_cluster_of_its_own_stops_at_sigterm_and_goes_on(
     run.send_signal(signal.SIGTERM)
     assert "Go on with" in ended(run, 143)
     assert not list((tmp_path / "r" / "leases").iterdir())
-    ended(start(tmp_path, *words))
+    ended(start(tmp_path, *words[:4], "--executor", "inline"))
     assert outcomes(tmp_path / "r") == undisturbed
 
 
