@@ -15,7 +15,7 @@ from bench.runner.executors.protocol import Asked
 @pytest.mark.parametrize(
     ("name", "given", "part"),
     [
-        ("proces", Asked(), "unknown executor 'proces'; did you mean 'process'"),
+        ("rays", Asked(), "unknown executor 'rays'; did you mean 'ray'"),
         ("process", Asked(workers=2), "--workers goes with --executor slurm or ray, not with process"),
         ("process", Asked(slots=2), "--slots goes with --executor ray, not with process"),
         ("inline", Asked(ray_address="auto"), "--ray-address goes with --executor ray, not with inline"),
