@@ -19,10 +19,15 @@ JOBS, WARM = 1000, 20
 """Jobs that are counted, and jobs before them that start what the executor needs."""
 
 SUITE: dict[str, Any] = {
-    "data": {"digits": {"name": "digits", "split": "test", "size": 255, "shard": 1}},
+    "data": {
+        f"digits{width}": {"name": "digits", "split": "test", "size": 255, "shard": 1, "resize": width}
+        for width in (8, 12, 16, 20)
+    },
     "defenses": {"cnn": {"use": "cnn", "training": "standard", "epochs": 1, "batch": 32}},
     "attacks": {"none": {"use": "none"}},
-    "tasks": [{"data": "digits", "threat": {"norm": "linf", "radius": [0.1, 0.2, 0.3, 0.4]}}],
+    "tasks": [
+        {"data": f"digits{width}", "threat": {"norm": "linf", "radius": 0.1}} for width in (8, 12, 16, 20)
+    ],
 }
 
 

@@ -1,24 +1,30 @@
 """Workers on Ray: a node that goes, a disk that is not shared, and what is said where nothing can be done."""
 
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from test_sharing import ended, outcomes, project, start
+from test_sharing import OWN, ended, outcomes, project, start
 
 from bench.api import running
 from bench.errors import InputError
 from bench.results import travel
 from bench.results.store import Store
 from bench.runner import executors
+from bench.runner.context import WorkerContext
 from bench.runner.executors.protocol import Asked
+from bench.suite.jobs import Train
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -98,6 +104,88 @@ def test_results_travel_where_no_disk_is_shared(
     assert all(made.store.damage(job.kind, job.key) is None for job in made.plan.graph())
 
 
+def context(root: Path, **changes: Any) -> WorkerContext:
+    return replace(WorkerContext(root, root, None, "cpu", {}), **changes)
+
+
+def test_slots_share_gpus_by_fractions(tmp_path: Path, cluster: Any) -> None:
+    """Ray counts GPUs that it is told of; none is used."""
+    there = cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=MEMORY)
+    start_pool = executors.ready("ray", Asked(ray_address=cluster.address, slots=2))
+    pool = start_pool(context(tmp_path), lambda *_: None)
+    try:
+        assert pool.devices == ("cuda:0",) * 4
+        end = time.monotonic() + 50
+        while ray.available_resources().get("GPU", 0) > 0:
+            assert time.monotonic() < end, "four halves of a GPU each are two GPUs"
+            time.sleep(0.1)
+        assert ray.available_resources()["CPU"] == 1, "they need no core"
+    finally:
+        pool.stop()
+        cluster.remove_node(there)
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path, cluster: Any) -> None:
+    waits = "\n    import os, pathlib, time\n    flag = pathlib.Path(__file__).with_name('flag')\n"
+    waits += "    pathlib.Path(__file__).with_name('begun').touch()\n"
+    waits += "    if flag.exists():\n        while True:\n            time.sleep(1)\n"
+    own = OWN.replace("def build():", "def build():" + waits)
+    made = running.planned(project(tmp_path, own), tmp_path / "r", None)
+    made.store.open()
+    (job, *_) = [each for each in made.plan.graph() if isinstance(each, Train)]
+    there = node(cluster)
+    pool = executors.ready("ray", Asked(ray_address=cluster.address))(
+        context(tmp_path / "r", folder=tmp_path, sources=made.manifest["sources"]), lambda *_: None
+    )
+
+    def begun() -> "Future[dict[str, Any]]":
+        (tmp_path / "begun").unlink(missing_ok=True)
+        (tmp_path / "flag").touch()
+        future = pool.submit(0, job)
+        end = time.monotonic() + 50
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        (tmp_path / "flag").unlink()
+        return future
+
+    try:
+        hung = begun()
+        assert pool.warm(0, job)
+        pool.kill(0)
+        with pytest.raises(BrokenExecutor, match="went"):
+            hung.result(50)
+        assert not pool.warm(0, job)
+        assert any("is gone; another takes its place" in each for each in pool.watch())
+        assert pool.submit(0, job).result(50)["answers"]
+    finally:
+        pool.stop()
+        cluster.remove_node(there)
+
+
+def test_a_cluster_on_which_nothing_can_start_is_said(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.runner.executors import ray as executor
+
+    here = ModuleType("only_here")
+    here.Own = type("Own", (), {"__module__": "only_here", "__qualname__": "Own"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    there = node(cluster)
+    try:
+        with pytest.raises(InputError, match=r"a node of the Ray cluster cannot work: .*only_here"):
+            executor.Ray(context(tmp_path, data_root=here.Own()), lambda *_: None, address=cluster.address)
+    finally:
+        cluster.remove_node(there)
+    monkeypatch.setattr(executor, "ROOM", 1.0)
+    with pytest.raises(InputError, match=r"started no worker in 1 s; each needs 1 cpu"):
+        executor.Ray(context(tmp_path), lambda *_: None, address=cluster.address)
+    with pytest.raises(InputError, match=r"no node of the Ray cluster at .* has a GPU"):
+        executor.Ray(context(tmp_path), lambda *_: None, address=cluster.address, device="cuda")
+    assert not ray.is_initialized()
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_travels_is_checked_where_it_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(travel, "PIECE", 1000)
     here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
@@ -132,18 +220,30 @@ def test_a_run_on_a_cluster_of_its_own_stops_at_sigterm_and_goes_on(
     run.send_signal(signal.SIGTERM)
     assert "Go on with" in ended(run, 143)
     assert not list((tmp_path / "r" / "leases").iterdir())
-    ended(start(tmp_path, *words))
+    ended(start(tmp_path, *words[:4], "--executor", "inline"))
     assert outcomes(tmp_path / "r") == undisturbed
 
 
-def test_an_address_where_no_cluster_answers_is_named_with_the_seconds(tmp_path: Path) -> None:
-    project(tmp_path)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-        out = ended(start(tmp_path, "run", "suite.yaml", "--executor", "ray", "--ray-address", address), 2)
-    assert f"--ray-address {address}: no Ray cluster answered there in " in " ".join(out.split())
-    assert "Traceback" not in out
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_address_where_no_cluster_answers_is_named_with_the_seconds(
+    silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing listens there, or something that never says a word."""
+    from bench.runner.executors import ray as executor
+
+    monkeypatch.setattr(executor, "ANSWER", 2.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if silent:
+            other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(InputError) as raised:
+            executor._connect(address, None)
+    found = re.fullmatch(
+        rf"--ray-address {address}: no Ray cluster answered there in ([\d.]+) s \(.+\)", str(raised.value)
+    )
+    assert found is not None
+    assert float(found[1]) >= (2.0 if silent else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_workers_do_everything_and_one_that_is_killed_is_replaced(
     project(tmp_path)
     run = start(tmp_path, *RUN, "--workers", "2", *ONE)
     victim = psutil.Process(pid_of(workers(tmp_path / "r", 2)[0]))
+    assert "watches workers elsewhere" in ended(start(tmp_path, "status", "r"))
     for each in [*victim.children(recursive=True), victim]:
         each.kill()
     out = ended(run)

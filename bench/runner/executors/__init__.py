@@ -17,7 +17,7 @@ Name = Literal["process", "inline", "slurm", "ray"]
 EXTRAS = {"slurm": "submitit", "ray": "ray"}
 """For each executor that needs a library of an extra, that library; the extra has the executor's name."""
 
-OPTIONS = {"workers": ("slurm", "ray"), "slurm": ("slurm",), "ray_address": ("ray",), "slots": ("ray",)}
+OPTIONS = {"workers": ("slurm", "ray"), "slurm": ("slurm",), "ray_address": ("ray",)}
 """The executors for which a part of `Asked` means something; the others mean something for all."""
 
 

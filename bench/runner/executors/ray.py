@@ -11,6 +11,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from bench.errors import InputError
 from bench.results import durable, travel
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from bench.runner.executors.protocol import Asked, Listener, Start
     from bench.suite.jobs import Job
 
-ANSWER = 10.0
-"""Seconds that an address has to answer."""
+CONNECT, ANSWER = 10.0, 30.0
+"""Seconds that an address has to take a connection, and to answer as a cluster does."""
 
 ROOM = 120.0
 """Seconds until the first actor must have started."""
@@ -60,7 +62,7 @@ def ready(asked: Asked) -> Start:
         What starts the executor.
 
     Raises:
-        InputError: A device is not one of a cluster, or the address is none.
+        InputError: A device or a number of slots is not one of a cluster, or the address is none.
     """
     devices = asked.devices or []
     if len(devices) > 1:
@@ -75,12 +77,16 @@ def ready(asked: Asked) -> Start:
             f"--ray-address {asked.ray_address}: expected HOST:PORT of the head node (6379 where none was "
             "chosen); a run is no client of ray://"
         )
+    if asked.slots == "auto":
+        raise InputError(
+            "--slots auto: on Ray expected a number, such as --slots 4; Ray does not measure GPUs"
+        )
     return partial(
         Ray,
         address=asked.ray_address,
         device=devices[0] if devices else None,
         workers=asked.workers,
-        per_gpu=asked.slots if isinstance(asked.slots, int) else 1,
+        per_gpu=asked.slots or 1,
     )
 
 
@@ -139,7 +145,9 @@ class Ray:
         there = cluster.cluster_resources()
         gpus = int(there.get("GPU", 0))
         if device == "cuda" and not gpus:
-            raise InputError(f"--device cuda: no node of the Ray cluster at {_where()} has a GPU")
+            where = _where()
+            self._leave()
+            raise InputError(f"--device cuda: no node of the Ray cluster at {where} has a GPU")
         on_gpus = device != "cpu" and gpus > 0
         number = workers or (gpus * per_gpu if on_gpus else int(there.get("CPU", 0))) or 1
         self.occupancy: Occupancy | None = None
@@ -242,6 +250,9 @@ class Ray:
                 ray.kill(each.handle)
         self._keeper.join(timeout=5)
         durable.remove(self._probe)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._ours:
             ray.shutdown()
 
@@ -334,8 +345,8 @@ class Ray:
             actor = self._take(slot)
             try:
                 # One that went while it was idle costs the job no try.
-                ray.get(actor.handle.awake.remote(), timeout=ANSWER * 3)
-            except (RayActorError, GetTimeoutError):
+                ray.get(actor.handle.awake.remote(), timeout=ANSWER)
+            except RayError:
                 with suppress(RayError):
                     ray.kill(actor.handle)
                 self._lost(actor)
@@ -348,7 +359,11 @@ class Ray:
             modules = modules_of(job)
             actor.held = [*(each for each in actor.held if each != modules), modules][-2:]
             return self._heard(slot, job, actor.handle.do.options(num_returns="streaming").remote(job))
-        except RayActorError:
+        except RayTaskError:
+            # Of our own code in the actor, which lives.
+            raise
+        except RayError:
+            # The actor is gone, or what it said last went with its node.
             self._lost(actor)
             raise BrokenExecutor(f"the worker on {actor.node} went") from None
         finally:
@@ -520,7 +535,8 @@ def _connect(address: str | None, workers: int | None) -> None:
     try:
         host, _, port = place.rpartition(":")
         if port.isdecimal():
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+            _ask(place)
         ray.init(address=place, **settings)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -528,3 +544,14 @@ def _connect(address: str | None, workers: int | None) -> None:
             f"--ray-address {place}: no Ray cluster answered there in {time.monotonic() - begun:.1f} s "
             f"({reason[0]})"
         ) from None
+
+
+def _ask(place: str) -> None:
+    """Raise where something else than a cluster listens: Ray would wait for minutes, and end the process."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", place]
+    try:
+        found = subprocess.run(command, capture_output=True, timeout=ANSWER, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("something listens there, and does not speak as Ray does") from None
+    if found.returncode:
+        raise ConnectionError("what listens there is no Ray cluster")

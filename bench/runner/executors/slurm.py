@@ -47,6 +47,9 @@ REQUEUES = 1000
 HOUR = 60
 """Minutes of a worker where the user gives none; after them it is queued again, and goes on."""
 
+LAST = 3.0
+"""Seconds that workers have to see that nothing is left to do; a cancelled one holds its GPU for longer."""
+
 LOOK = 2.0
 """Seconds between two looks at the workers."""
 
@@ -207,7 +210,10 @@ class Slurm:
         return said
 
     def stop(self) -> None:
-        """Cancel the workers that have not ended, queued ones too."""
+        """Cancel the workers that have not ended after a moment, queued ones too."""
+        end = time.monotonic() + LAST
+        while time.monotonic() < end and not all(job.done() for job in self._jobs):
+            time.sleep(0.1)
         for job in self._jobs:
             if not job.done():
                 with suppress(OSError, subprocess.SubprocessError):
