@@ -21,7 +21,7 @@ from bench.runner.executors.protocol import Asked
         ("ray", Asked(slots="auto"), "on Ray expected a number"),
         ("inline", Asked(ray_address="auto"), "--ray-address goes with --executor ray, not with inline"),
         ("ray", Asked(slurm=("partition=gpu",)), "--slurm goes with --executor slurm, not with ray"),
-        ("inline", Asked(["cpu", "cpu"]), "--device cpu --device cpu: inline has one slot"),
+        ("inline", Asked(["cpu", "cpu"]), "--device cpu: it was named before"),
         ("inline", Asked(["cuda:77"]), "--device cuda:77: there is no such device here"),
         ("process", Asked(["cpu", "tpu"]), "--device tpu: there is no such device here"),
     ],
