@@ -343,6 +343,31 @@ def report(
 
 
 @app.command()
+def verify(
+    suite: SuitePath = DEFAULT,
+    results: Results = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Read every stored result of a task file, whatever was read before; ends with 4 if one is damaged."""
+    from bench.api import running
+    from bench.console import console, count, say
+    from bench.runner import outstanding
+    from bench.runner.progress import title
+
+    project = running.planned(suite, results, data_root)
+    _refuse_no_folder(project.store.shown)
+    names = running.defense_names(project)
+    damaged = outstanding.damages(project.plan, project.store)
+    for job, reason in damaged.items():
+        say(console(), f"{title(job, names)} ({job.kind} {job.key[:8]}): {reason}", "red")
+    every = len(project.plan.graph())
+    if damaged:
+        say(console(), f"{len(damaged)} of {count(every, 'job')} damaged; bench run makes them again")
+        raise typer.Exit(4)
+    say(console(), f"no stored result of {count(every, 'job')} is damaged")
+
+
+@app.command()
 def pack(
     results: Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")],
 ) -> None:

@@ -334,7 +334,7 @@ class Run:
         estimates = learned(self.project)
         planned = self.plan.conditions
         conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
-        names = {each.job.victim.train.key: each.coordinates["defense"] for each in planned}
+        names = defense_names(self.project)
         with (
             self._pool() as pool,
             Display(self.console, state, estimates, pool.devices, conditions, names) as display,
@@ -376,6 +376,15 @@ def refuse_other_code(store: Store, sources: Mapping[str, str]) -> None:
                 f"{store.shown}: {worker.shown} is at work there with another {other[0]}; wait for it, "
                 f"stop it (bench stop {store.shown}), or name another folder with --results"
             )
+
+
+def defense_names(project: Project) -> dict[str, str]:
+    """Return what the suite calls its defenses, by the keys of their trainings.
+
+    Args:
+        project: The project.
+    """
+    return {each.job.victim.train.key: each.coordinates["defense"] for each in project.plan.conditions}
 
 
 def commit_of(folder: Path) -> str | None:

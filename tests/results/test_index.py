@@ -23,7 +23,7 @@ from bench.results.survey import survey
 from bench.runner import outstanding
 from bench.suite import planner, resolve
 from bench.suite.planner import Plan
-from suites import Ran
+from suites import TASK, Ran, suite
 
 AT_ONCE = -(10**18)
 """In place of `SETTLED`: what was written just now is recorded, too."""
@@ -486,3 +486,25 @@ def test_an_index_that_cannot_be_written_stops_nothing(
 )
 def test_a_sealed_text_is_that_of_the_sealed_mapping(told: dict[str, Any]) -> None:
     assert "".join(seals.sealed_text(told)) == json.dumps(seals.seal(told), indent=1)
+
+
+def test_verify_reads_everything_and_names_what_is_damaged(tmp_path: Path) -> None:
+    path = suite(tmp_path, {"linear": {"use": "standard", "epochs": 1}}, {"clean": {"use": "none"}}, [TASK])
+    ran = Ran(path)
+    command = [sys.executable, "-m", "bench", "verify", path.name, "--results", str(ran.store.root)]
+
+    def verify(code: int) -> str:
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert found.returncode == code, found.stderr
+        return found.stdout
+
+    assert "no stored result of 5 jobs is damaged" in verify(0)
+    (file,) = ran.store.root.glob("train/*/weights.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = verify(4)
+    assert "train linear, seed 0" in said
+    assert "weights.safetensors is cut short or altered" in said
+    assert "1 of 5 jobs damaged" in said
+    file.write_bytes(whole)
+    assert "no stored result" in verify(0)
