@@ -210,12 +210,12 @@ def test_task_files_name_the_schema_that_make_writes() -> None:
 def test_the_suites_are_plans_without_their_data(path: Path, tmp_path: Path, schema: dict[str, Any]) -> None:
     import yaml
 
-    crossed, _, manifest = running.planned(path, tmp_path, tmp_path / "no data here")
-    assert crossed.conditions
+    project = running.planned(path, tmp_path, tmp_path / "no data here")
+    assert project.plan.conditions
     document = yaml.safe_load(path.read_text())
     document["tables"] = {str(key): table for key, table in document["tables"].items()}
     jsonschema.validate(document, schema)
-    assert not [each for each in manifest["conditions"] if each["facts"]["n"] < 1]
+    assert not [each for each in project.manifest["conditions"] if each["facts"]["n"] < 1]
 
 
 def test_committed_tables_are_current() -> None:
