@@ -93,7 +93,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_of_a_paper_is_planned_without_its_data(name: str, planned: dict[str, Any]) -> None:
-    plan, _, manifest = planned[name]
+    plan, manifest = planned[name].plan, planned[name].manifest
     keys = {
         "sdim": {"1", "2", "3", "4", "5", "6", "7", "9", "fig4", "fig5"},
         "apinet": {"1", "2", "3", "4", "5", "fig2-cifar", "fig2-svhn", "fig3-cifar", "fig3-svhn"},
@@ -110,7 +110,7 @@ def test_every_table_of_a_paper_is_planned_without_its_data(name: str, planned: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_skipped_says_why(name: str, planned: dict[str, Any]) -> None:
-    _, _, manifest = planned[name]
+    manifest = planned[name].manifest
     reasons = {skip["reason"] for skip in manifest["skips"]}
     missing = {attack: given["use"] for attack, given in manifest["attacks"].items() if given.get("planned")}
     for attack, use in missing.items():
@@ -125,7 +125,7 @@ def test_what_is_skipped_says_why(name: str, planned: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_numbers_stand_where_the_paper_has_the_row(name: str, planned: dict[str, Any]) -> None:
-    _, _, manifest = planned[name]
+    manifest = planned[name].manifest
     compared = {key for key, table in manifest["tables"].items() if table["published"]}
     expected = {"sdim": set("12345679"), "apinet": set("12345"), "breakdgm": set()}
     assert compared == expected[name]
@@ -140,7 +140,7 @@ def test_published_numbers_stand_where_the_paper_has_the_row(name: str, planned:
 
 
 def test_the_first_image_shares_the_training_of_its_data_set(planned: dict[str, Any]) -> None:
-    plan, _, _ = planned["sdim"]
+    plan = planned["sdim"].plan
     trainings = {
         cell.job.victim.train.key
         for cell in plan.conditions
