@@ -473,7 +473,7 @@ def test_a_script_without_a_guard_runs_in_processes_of_its_own(tmp_path: Path) -
     suite(tmp_path, defenses, {"clean": {"use": "none"}}, [TASK], tables={"1": table})
     (tmp_path / "script.py").write_text(
         "import bench\nprint('once')\n"
-        "done = bench.run('suite.yaml', device=['cpu'] * 2)\n"
+        "done = bench.run('suite.yaml', device='cpu', slots=2)\n"
         "print(done.holes, done.tables['1'].shape, __name__)\n"
     )
     done = subprocess.run(

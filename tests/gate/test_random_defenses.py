@@ -24,12 +24,14 @@ from bench.gate.render import phrases, records, text
 from bench.gate.replay import image_findings
 from bench.gate.statistics import paired_loss, verdict_of
 from bench.gate.verdicts import Check, Finding
+from bench.runner import executors
+from bench.runner.executors.protocol import Asked
 from bench.suite.policy import Policy
 from suites import TASK, suite
 
 ALPHA, TOLERANCE = 0.01, 0.01
 PAGE = Path(__file__).parents[2] / "docs" / "ci.md"
-INLINE = Options(("cpu",), "inline")
+INLINE = Options(executors.ready("inline", Asked(["cpu"])))
 
 
 def drawn(attack: str, shares: Sequence[float], draws: int = 20, **changes: Any) -> Measured:

@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from bench.errors import DamagedError, InputError, persons
 from bench.results import durable, fingerprint, pack
+from bench.results.failures import Failures
 from bench.results.manifest import read
 from bench.results.seals import seal
 from bench.results.store import ABSENT, FOLDERS, SCHEME, Store, check_layout, texts
@@ -102,7 +103,7 @@ def test_a_result_has_its_artefact_its_description_and_a_receipt_bound_to_it(
 def test_a_result_ends_the_failure_and_the_kept_epochs_of_its_key_alone(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for key in (KEY, "other"):
-        store.fail("train", key, {}, ValueError("no"))
+        Failures(tmp_path, "request", "worker").fail(key, {}, ValueError("no"))
         store.partial(key).mkdir(parents=True)
         (store.partial(key) / "epoch.safetensors").write_text("half")
     keep(store, "train")
@@ -507,13 +508,14 @@ def test_a_failure_keeps_what_was_raised_and_where_and_when(tmp_path: Path) -> N
         except ValueError as error:
             raise RuntimeError("no plan") from error
     except RuntimeError as error:
-        store.fail("craft", KEY, {"seed": 3}, error)
+        Failures(tmp_path, "request", "worker").fail(KEY, {"seed": 3}, error)
     assert store.failure_file(KEY) == tmp_path / "failed" / f"{KEY}.json"
     text = store.failure_file(KEY).read_text()
     record = json.loads(text)
     assert text == json.dumps(record, indent=1) + "\n"
-    assert list(record) == ["kind", "error", "traceback", "when", "job"]
-    assert (record["kind"], record["error"], record["job"]) == ("craft", "RuntimeError: no plan", {"seed": 3})
+    assert (record["type"], record["message"], record["job"]) == ("RuntimeError", "no plan", {"seed": 3})
+    assert (record["error"], record["final"], record["tries"]) == ("RuntimeError: no plan", True, [])
+    assert (record["request"], record["worker"]) == ("request", "worker")
     lines = record["traceback"].splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == "RuntimeError: no plan"
@@ -529,7 +531,7 @@ def test_a_failure_has_its_time_in_utc(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv("TZ", "FAR-9")
         time.tzset()
         begun = time.time()
-        store.fail("craft", KEY, {}, ValueError("no"))
+        Failures(tmp_path, "request", "worker").fail(KEY, {}, ValueError("no"))
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -690,7 +692,7 @@ def test_whatever_lies_in_the_place_of_ours_is_moved_and_said_one_by_one(tmp_pat
     (tmp_path / "manifest.json").mkdir()
     (tmp_path / "manifest.json" / "mine").write_text("my manifest")
     said = store.open()
-    assert len(said) == len(FOLDERS) + 1 == 8
+    assert len(said) == len(FOLDERS) + 1 == 10
     for number, name in enumerate([*FOLDERS, "manifest.json"]):
         (aside,) = tmp_path.glob(f"{name}.aside-*")
         assert re.fullmatch(rf"{re.escape(name)}\.aside-[0-9a-f]{{6}}", aside.name)
