@@ -18,7 +18,7 @@ from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.placement import length
-from bench.runner.scheduler import Done
+from bench.runner.scheduler import Done, Watcher
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 
 SHOWN = 8
@@ -57,7 +57,7 @@ def title(job: Job, names: Mapping[str, str]) -> str:
             return f"ask {called(job.victim.train)}/{job.readout}"
 
 
-class Display:
+class Display(Watcher):
     """A live picture of a run; a context manager.
 
     Args:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bench.errors import InputError, OvertimeError, disk_full
 from bench.results.failures import TRIES, Failures
@@ -54,8 +54,8 @@ class Done:
     """Number of the slot in which it ran, from 0; None where another worker did it."""
 
 
-class Watcher(Protocol):
-    """Is told what a run does."""
+class Watcher:
+    """Is told what a run does; this one does nothing about it."""
 
     def started(self, job: Job, slot: int) -> None:
         """Note that a job starts.
@@ -64,30 +64,9 @@ class Watcher(Protocol):
             job: The job.
             slot: Number of its slot, from 0.
         """
-        ...
 
     def noted(self, sentence: str) -> None:
         """Note what happened to workers and their jobs.
-
-        Args:
-            sentence: A sentence for people.
-        """
-        ...
-
-
-class Unwatched:
-    """Hears nothing."""
-
-    def started(self, job: Job, slot: int) -> None:
-        """Do nothing.
-
-        Args:
-            job: The job.
-            slot: Number of its slot, from 0.
-        """
-
-    def noted(self, sentence: str) -> None:
-        """Do nothing.
 
         Args:
             sentence: A sentence for people.
@@ -149,7 +128,7 @@ class Scheduler:
         self._occupancy = pool.occupancy
         self._state, self._store, self._pool, self._estimates = state, store, pool, estimates
         self._leases, self._failures = share.leases, share.failures
-        self._watcher = watcher or Unwatched()
+        self._watcher = watcher or Watcher()
         self._sorter: TopologicalSorter[Job] = TopologicalSorter(state.todo)
         self._placement: Placement[Job] = Placement(
             state.todo,
@@ -224,7 +203,11 @@ class Scheduler:
         if (owner := self._leases.inherited.pop(job.key, None)) is not None:
             why = f"{owner} died while it did this job"
             self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
-            if self._failures.died(job.key, describe(job), why, owner) >= TRIES:
+            try:
+                count = self._failures.died(job.key, describe(job), why, owner)
+            except OSError as full:
+                return self._failed(job, full)
+            if count >= TRIES:
                 error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
                 return self._failed(job, error)
         if self._state.fault(job) is None:

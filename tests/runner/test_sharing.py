@@ -1,5 +1,6 @@
 """Several workers at one results folder: every job is done once, whatever dies."""
 
+import errno
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from bench.errors import InputError
-from bench.results import leases
+from bench.results import durable, leases
 from bench.results.failures import TRIES, Failures
 from bench.results.leases import Leases
 from bench.results.store import ABSENT
@@ -214,6 +215,25 @@ def test_a_failure_of_one_is_the_failure_of_all(tmp_path: Path) -> None:
     assert isinstance(failed.error, InputError)
     assert str(failed.error) == "epochs: too many"
     assert sorted(key for key, _ in folder.log) == ["c0-1", "t0"]
+
+
+def test_a_disk_that_is_full_when_a_dead_worker_s_job_is_taken_over_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
+    folder = Folder(tmp_path)
+    (tmp_path / leases.LEASES).mkdir()
+    dead = f"worker{durable.mark()}".replace(f"@{os.getpid()}@", "@999999999@")
+    (tmp_path / leases.LEASES / "t0").write_text(dead)
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Failures, "died", full)
+    monkeypatch.setattr(Failures, "fail", full)
+    (failed,) = drive(folder, tree(1, 1), Slots(folder, "here"))
+    assert isinstance(failed.error, OSError)
+    assert not folder.log
 
 
 def test_a_request_to_stop_ends_a_run(tmp_path: Path) -> None:
