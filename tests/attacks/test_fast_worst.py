@@ -1,12 +1,8 @@
 """The quick worst case: closed forms, the order of a linear network, directed starts, what is suspicious."""
 
-import os
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from published_nets import published
 from torch import Tensor, nn
 
 from attacks import fast_worst as parts
@@ -172,25 +168,9 @@ def test_it_asks_for_no_more_than_it_declares() -> None:
 # --- networks of other people ---------------------------------------------------------------------------
 
 
-def published(name: str) -> tuple[nn.Module, Images, Labels]:
-    """Return a network of `BENCH_DATA`/nets and the first images of MNIST's test split; else skip."""
-    root = Path(os.environ.get("BENCH_DATA", ""))
-    path = root / "nets" / f"{name}.safetensors"
-    if not os.environ.get("BENCH_DATA") or not path.is_file():
-        pytest.skip(f"no network {name} below BENCH_DATA")
-    datasets: Any = pytest.importorskip("torchvision.datasets")
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.ReLU(), nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
-    net.load_state_dict(load_file(path))
-    mnist = datasets.MNIST(root / "mnist", train=False)
-    return net.eval().requires_grad_(False), (mnist.data[:400].float() / 255)[:, None], mnist.targets[:400]
-
-
 def test_no_certified_network_falls_below_its_certificate() -> None:
     """At most 5.8 % of all images can be wrong; of 400 at most 40 are, but for a chance below 1 in 1,000."""
-    net, x, y = published("mnist-certified-0.1")
+    net, x, y = published("mnist-certified-0.1", slice(400))
     crafted = fast_worst(View(net), x, y, Threat("linf", 0.1), draws(x))
     wrong = int((net(crafted.images).argmax(1) != y).sum())
     clean = int((net(x).argmax(1) != y).sum())

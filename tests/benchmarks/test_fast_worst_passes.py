@@ -6,12 +6,11 @@ The networks and images are those of `BENCH_DATA` (``nets/``, ``mnist/``): ``BEN
 
 import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from published_nets import published
 from torch import Tensor, nn
 
 from attacks.autoattack import autoattack
@@ -20,7 +19,6 @@ from bench.noise import Noise
 from bench.protocols import Images, Labels, Norm, Threat, View
 from bench.runner.referee import QueryCounter, instrument
 
-ROOT = Path(os.environ.get("BENCH_DATA", ""))
 NETS: list[tuple[str, Norm, float]] = [
     ("mnist-certified-0.1", "linf", 0.1),
     ("mnist-adv-a", "linf", 0.3),
@@ -56,19 +54,8 @@ class Counted(nn.Module):
 
 
 def loaded(name: str) -> tuple[nn.Module, Images, Labels]:
-    path = ROOT / "nets" / f"{name}.safetensors"
-    if not os.environ.get("BENCH_DATA") or not path.is_file():
-        pytest.skip(f"no network {name} below BENCH_DATA")
-    datasets: Any = pytest.importorskip("torchvision.datasets")
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.ReLU(), nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
-    net.load_state_dict(load_file(path))
-    mnist = datasets.MNIST(ROOT / "mnist", train=False)
     first, n = int(os.environ.get("BENCH_FIRST", "0")), int(os.environ.get("BENCH_N", "200"))
-    rows = slice(first, first + n)
-    return net.eval().requires_grad_(False), (mnist.data[rows].float() / 255)[:, None], mnist.targets[rows]
+    return published(name, slice(first, first + n))
 
 
 def official(net: nn.Module, x: Images, y: Labels, norm: Norm, radius: float) -> Verdict:
