@@ -246,10 +246,10 @@ def _from_start(
 
 
 def directed_start(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
-    """Return points of the ball in random directions of the logits (A3, arXiv:2203.05154).
+    """Return points of the ball in random directions of the logits (the idea is A3's, arXiv:2203.05154).
 
-    They are where a few steps lead that raise a weighted sum of the logits (section 3.2): weights from
-    [-1, 1], but for the true class from [-0.5, 0.1], and for one wrong class 0.8.
+    They are where a few steps lead that raise a weighted sum of the logits: weights from [-1, 1], but for the
+    true class from [-0.5, 0.1], and for one wrong class 0.8. These figures were not checked against the paper.
 
     Args:
         view: The view, with gradients.
