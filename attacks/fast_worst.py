@@ -249,7 +249,7 @@ def directed_start(view: View, x: Images, y: Labels, threat: Threat, noise: Rand
     """Return points of the ball in random directions of the logits (the idea is A3's, arXiv:2203.05154).
 
     They are where a few steps lead that raise a weighted sum of the logits: weights from [-1, 1], but for the
-    true class from [-0.5, 0.1], and for one wrong class 0.8. These figures were not checked against the paper.
+    true class from [-0.5, 0.1], and for one wrong class 0.8. The figures were not checked with the paper.
 
     Args:
         view: The view, with gradients.
