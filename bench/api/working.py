@@ -182,7 +182,7 @@ def status_table(found: dict[str, Any]) -> Table:
     for worker in found["workers"]:
         head = Text(shown(worker["shown"]))
         if worker["dead"]:
-            table.add_row(head, "", Text("dead; its jobs are taken over", style="red"), "")
+            table.add_row(head, "", Text("dead; others, or the next run, take over its jobs", style="red"), "")
             continue
         devices, now = worker.get("devices", []), worker.get("now", [])
         for each in now:
