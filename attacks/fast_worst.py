@@ -18,8 +18,8 @@ from attacks.common.candidates import candidate_labels, mean_logits
 from attacks.common.in_turn import Member, Run, in_turn, narrowed
 from attacks.common.projected_ascent import steepest
 from attacks.common.starts import surface
+from attacks.fab import DUAL, fab_t
 from attacks.fab import cost as boundary_cost
-from attacks.fab import fab_t
 from attacks.square import square
 from bench import (
     Crafted,
@@ -69,8 +69,6 @@ QUERIES = 3000
 
 SPREAD = 1e-3
 """Difference between the largest logit and the mean of all, below which a network tells nothing apart."""
-
-DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2"}
 
 
 def cost() -> int:
@@ -207,14 +205,22 @@ def _directed(view: View, x: Images, y: Labels, threat: Threat, noise: Randomnes
     There Square is asked, too: an image whose margin is all but gone is the likeliest to be robust by luck.
     """
     record, notes = BestIterate(x), GradientNotes(x)
+
+    def walk(rows: Tensor) -> None:
+        if len(rows) == 0:
+            return
+        walks = _from_start(view.select(rows), x[rows], y[rows], threat, noise.select(rows))
+        record.offer(rows, walks.record.images, walks.record.losses, walks.record.won)
+        notes.flat[rows] |= walks.notes.flat
+        notes.nonfinite[rows] |= walks.notes.nonfinite
+
     for _ in range(STARTS):
-        _from_start(record, view, x, y, threat, noise, record.standing)
+        walk(record.standing)
     with torch.no_grad():
         clean = objective(view, view.logits(x), y, "margin").double()
     close = record.losses > CLOSE * clean
     for _ in range(MORE_STARTS):
-        rows = (close & ~record.won).nonzero().squeeze(1)
-        _from_start(record, view, x, y, threat, noise, rows)
+        walk((close & ~record.won).nonzero().squeeze(1))
     rows = (close & ~record.won).nonzero().squeeze(1)
     if len(rows):
         here, draws = view.select(rows), noise.select(rows)
@@ -226,23 +232,12 @@ def _directed(view: View, x: Images, y: Labels, threat: Threat, noise: Randomnes
     return Crafted(record.images, notes.columns())
 
 
-def _from_start(
-    record: BestIterate,
-    view: View,
-    x: Images,
-    y: Labels,
-    threat: Threat,
-    noise: Randomness,
-    rows: Tensor,
-) -> None:
-    """Walk up the margin of some examples from a directed start, and record what is found."""
-    if len(rows) == 0:
-        return
-    view, x, y, noise = view.select(rows), x[rows], y[rows], noise.select(rows)
+def _from_start(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Walks:
+    """Walk up the margin from a directed start."""
     seen = replace(view, starts=directed_start(view, x, y, threat, noise))
     walks = Walks(seen, x, y, threat, noise, Settings(DIRECTED_STEPS, "margin", RHO))
     walks.climb()
-    record.offer(rows, walks.record.images, walks.record.losses, walks.record.won)
+    return walks
 
 
 def directed_start(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:

@@ -177,6 +177,9 @@ def _detach(store: Store) -> None:
 
     words = [each for each in sys.argv[1:] if each != "--detach"]
     process, log = working.detach(words, store.root)
+    if process is None:
+        say(console(), f"it has ended already; what it printed: {log}")
+        return
     say(console(), f"runs in the background as process {process}; it prints to {log}")
     say(console(), f"see bench status {store.shown} --watch; end it with bench stop {store.shown}")
 
@@ -458,6 +461,7 @@ def check(  # noqa: PLR0913 - a command line's options
     from bench.console import console, say
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
+    from bench.runner.scheduler import Stopped
 
     screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
     written.refuse_nowhere()
@@ -470,7 +474,7 @@ def check(  # noqa: PLR0913 - a command line's options
             found = checking.check(project, baseline, options, replay_only=replay)
     except KeyboardInterrupt as stop:
         say(screen, "stopped; what was done is kept, and the same command goes on")
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+        raise typer.Exit(143 if isinstance(stop, _Terminated | Stopped) else 130) from None
     _checked(found, suite, written, fail_on_gain=fail_on_gain)
 
 

@@ -122,15 +122,17 @@ def prospect(project: Project, asked: list[str] | None, options: Options | None 
     wanted = asked_jobs(project.manifest, asked)
     project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
     write(project.store, project.manifest)
-    state = outstanding.examine(project.plan, project.store, wanted, verify=False)
+    trust = options is not None and options.trust
+    state = outstanding.examine(project.plan, project.store, wanted, trust=trust, verify=False)
     estimates = learned(project)
     names: tuple[str, ...] = ()
     end = None
-    if options is not None:
+    if options is not None and state.todo:
         with _started(options.start, _context(project, options), lambda *_: None) as pool:
-            names = tuple(device_name(each) for each in pool.devices)
+            closed = pool.occupancy.closed() if pool.occupancy is not None else ()
+            names = tuple(device_name(each) for slot, each in enumerate(pool.devices) if slot not in closed)
             costing.rehearse(pool, state.todo, estimates)
-        if state.todo and estimates.informed:
+        if names and estimates.informed:
             end = length(state.todo, estimates, names)
     seconds = sum(estimates.seconds(job) for job in state.todo) if estimates.informed else None
     return Prospect(state, estimates, seconds, names, end)
@@ -248,6 +250,8 @@ class Run:
         self.begun = time.monotonic()
         self._worker_context = _context(project, options)
         self._display: Display | None = None
+        self.estimates: Estimates | None = None
+        """What jobs cost, where it was found out before; None: receipts and a rehearsal say it."""
         sources = project.manifest["sources"]
         refuse_other_code(self.store, sources)
         suite = self.plan.suite
@@ -312,7 +316,7 @@ class Run:
             command: The words of the command that was given.
         """
         state = outstanding.examine(self.plan, self.store, self.wanted, verify=False)
-        every = len(self.plan.graph())
+        every = len(self.plan.graph(self.wanted))
         kept = f"{every - len(state.todo)} of {count(every, 'job')}"
         epochs = sum(self.store.begun(job.key) for job in state.todo)
         if epochs:
@@ -331,15 +335,18 @@ class Run:
         return sentences if len(sentences) == len(said) else []
 
     def _run(self, state: State) -> None:
-        estimates = learned(self.project)
+        known = self.estimates is not None
+        estimates = self.estimates or learned(self.project)
         planned = self.plan.conditions
         conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
         names = defense_names(self.project)
-        with (
-            self._pool() as pool,
-            Display(self.console, state, estimates, pool.devices, conditions, names) as display,
-        ):
-            if pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(self._pool())
+            closed = tuple if pool.occupancy is None else pool.occupancy.closed
+            devices = pool.devices
+            display = Display(self.console, state, estimates, devices, conditions, names, closed)
+            stack.enter_context(display)
+            if not known and pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
                 costing.rehearse(pool, state.todo, estimates)
             self._display = display
             leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
@@ -530,19 +537,23 @@ def _show_costs(console: Any, heading: str, seconds: Mapping[str, float]) -> Non
     console.print(table)
 
 
-def affordable(project: Project, asked: list[str] | None, options: Options, budget: float) -> Chosen:
+def affordable(project: Project, asked: list[str] | None, found: Prospect, budget: float) -> Chosen:
     """Choose what a run does within a budget; its keys are what `Run` takes as `wanted`.
 
     Args:
         project: The project.
         asked: Keys of tables; None or none: every table, and conditions that no table reads.
-        options: How jobs are run; what no receipt tells is rehearsed on its devices.
+        found: What is to do, and the devices.
         budget: Seconds, above 0.
+
+    Raises:
+        InputError: Nobody knows on which devices, and how fast.
     """
-    found = prospect(project, asked, options)
+    if found.state.todo and not found.devices:
+        raise InputError("--budget goes with --executor process, inline or ray: elsewhere slots come and go")
     rows = rows_of(project, asked_tables(project.manifest, asked))
     rows = [row for row in rows if row.table or not asked]
-    return within(rows, found.state.todo, found.estimates, found.devices, budget, kills(project))
+    return within(rows, found.state.todo, found.estimates, found.devices or ("",), budget, kills(project))
 
 
 def chosen(project: Project, options: Options, asked: list[str] | None, budget: float | None) -> Run:
@@ -553,13 +564,21 @@ def chosen(project: Project, options: Options, asked: list[str] | None, budget: 
         options: How jobs are run.
         asked: Keys of tables; None or none: every table, and conditions that no table reads.
         budget: Seconds, above 0; None: no limit.
+
+    Raises:
+        InputError: A run with other code is at work in the results folder, or nobody knows how fast the
+            devices are.
     """
     if budget is None:
         return Run(project, options, asked)
-    found = affordable(project, asked, options, budget)
+    there = prospect(project, asked, options)
+    found = affordable(project, asked, there, budget)
     for sentence in found.left:
         say(options.console, sentence)
-    return Run(project, options, asked, wanted=set(found.wanted))
+    say(options.console, f"what fits into {duration(budget)} takes about {duration(found.seconds)}")
+    run = Run(project, options, asked, wanted=set(found.wanted))
+    run.estimates = there.estimates
+    return run
 
 
 def kills(project: Project) -> dict[str, float] | None:

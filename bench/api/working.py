@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def helper(results: Path, options: Options) -> Run:
     return running.Run(project, trusting, request.tables, wanted=wanted, record=False, request=request)
 
 
-def detach(arguments: list[str], results: Path) -> tuple[int, Path]:
+def detach(arguments: list[str], results: Path) -> tuple[int | None, Path]:
     """Start a run that outlives this terminal.
 
     Args:
@@ -69,7 +70,8 @@ def detach(arguments: list[str], results: Path) -> tuple[int, Path]:
         results: The results folder, which is there.
 
     Returns:
-        The number of its process, and the file that it prints to.
+        The number of its process (None where it has ended, since nothing was to do), and the file that it
+        prints to.
 
     Raises:
         InputError: It ended before it began to work; its last words are in the message.
@@ -94,7 +96,7 @@ def detach(arguments: list[str], results: Path) -> tuple[int, Path]:
     if process.poll():
         words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         raise InputError(f"the run ended with {process.returncode}: {words[-1]} (all of it in {log})")
-    return process.pid, log
+    return None if process.returncode == 0 else process.pid, log
 
 
 def stop(results: Path, patience: float) -> list[str]:
@@ -182,13 +184,14 @@ def status_table(found: dict[str, Any]) -> Table:
     for worker in found["workers"]:
         head = Text(shown(worker["shown"]))
         if worker["dead"]:
-            table.add_row(head, "", Text("dead; others, or the next run, take over its jobs", style="red"), "")
+            table.add_row(head, "", Text("dead; others or the next run do its jobs", style="red"), "")
             continue
         devices, now = worker.get("devices", []), worker.get("now", [])
         for each in now:
             table.add_row(head, each["device"], Text(shown(each["job"])), duration(each["seconds"]))
             head = Text("")
-        for device in devices[len(now) :]:
+        busy = Counter(each["device"] for each in now)
+        for device in (Counter(devices) - busy).elements():
             table.add_row(head, device, Text("idle", style="dim"), "")
             head = Text("")
         if not devices:

@@ -45,7 +45,7 @@ class Failures:
             key: The job's key.
 
         Returns:
-            The record, with ``error``, ``kind`` of the error and ``tries``; None where there is none.
+            The record, with ``error``, its ``type`` and ``message``, and ``tries``; None where there is none.
         """
         found = self._now(key)
         return found if found.get("final") else None

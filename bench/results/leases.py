@@ -173,7 +173,10 @@ class Leases:
 
     def _write(self) -> None:
         self._count += 1
-        said = {"beat": self._count, **self._about()}
+        said: dict[str, Any] = {"beat": self._count}
+        # Whatever cannot be told, the heart beats.
+        with suppress(Exception):
+            said |= self._about()
         # A full disk ends the run elsewhere, with a reason.
         with suppress(OSError):
             place = worker_file(self._root, self.name)
@@ -281,6 +284,10 @@ def _create(place: Path, owner: str) -> bool:
         return False
     try:
         os.write(handle, owner.encode())
+    except OSError:
+        # On a full disk; a lease without a name would keep everybody waiting.
+        durable.remove(place)
+        raise
     finally:
         os.close(handle)
     return True

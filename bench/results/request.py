@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.errors import InputError
 from bench.results import durable
@@ -66,7 +66,7 @@ def read(root: Path) -> Request:
         raise InputError(
             f"{root}: no run was started in this folder; start one: bench run SUITE --results {root}"
         ) from None
-    except (ValueError, ValidationError):
+    except ValueError:
         raise InputError(
             f"{root / FILE}: not a request of this version; start the run again: "
             f"bench run SUITE --results {root}"

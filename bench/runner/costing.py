@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,9 @@ def rehearse(pool: Pool, jobs: Iterable[Job], estimates: Estimates) -> int:
     names = [device_name(device) for device in pool.devices]
     waiting = {name: rehearsals(unknown if estimates.knows(name) else todo) for name in dict.fromkeys(names)}
     running: dict[Future[dict[str, Any]], tuple[int, Rehearsal]] = {}
-    free = list(range(len(names)))
+    # A rehearsal beside others on one device would measure all of them.
+    closed = pool.occupancy.closed() if pool.occupancy is not None else ()
+    free = [slot for slot in range(len(names)) if slot not in closed]
     held, end = 0, time.monotonic() + TOTAL
     while True:
         for slot in list(free):
@@ -54,12 +56,13 @@ def rehearse(pool: Pool, jobs: Iterable[Job], estimates: Estimates) -> int:
         for future in [each for each in running if each.done()] or list(running):
             slot, question = running.pop(future)
             free.append(slot)
-            if not future.done():
+            killed = not future.done()
+            if killed:
                 pool.kill(slot)
-            if future.done() and future.exception() is None:
+            if not killed and future.exception() is None:
                 if not held:
                     end = max(end, time.monotonic() + TOTAL - LIMIT)
                 held += 1
                 estimates.rehearse(question, future.result())
-            else:
+            elif killed or isinstance(future.exception(), BrokenExecutor):
                 pool.restart(slot)

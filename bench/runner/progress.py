@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -67,6 +67,7 @@ class Display(Watcher):
         devices: The device of each slot.
         conditions: The names of conditions, by the keys of their evaluations.
         names: What the suite calls its defenses, by the keys of their trainings.
+        closed: Returns the slots that take no job at the moment.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Display(Watcher):
         devices: tuple[str, ...],
         conditions: Mapping[str, str],
         names: Mapping[str, str],
+        closed: Callable[[], Collection[int]] = tuple,
     ) -> None:
+        self._closed = closed
         if console is None:
             console = Console(quiet=True)
         self._console, self._state, self._estimates, self._devices = console, state, estimates, devices
@@ -128,9 +131,14 @@ class Display(Watcher):
             slot: The slot's position among `devices`.
         """
         with self._lock:
+            self._forget(job)
             self._now[slot] = job, time.monotonic(), {}
         if not self._live and isinstance(job, Train):
             self._line(f"{self._devices[slot]}: {self._title(job)}")
+
+    def _forget(self, job: Job) -> None:
+        """Note that a job is in no slot: it ended, or its process died, and then nobody said so."""
+        self._now = {slot: each for slot, each in self._now.items() if each[0] != job}
 
     def noted(self, sentence: str) -> None:
         """Show what happened to workers and their jobs.
@@ -189,8 +197,7 @@ class Display(Watcher):
             done: The job, with its error if it failed.
         """
         with self._lock:
-            if done.slot is not None:
-                self._now.pop(done.slot, None)
+            self._forget(done.job)
             self._ended.add(done.job)
             self._failed += done.error is not None
             self._here += done.error is None and done.slot is not None
@@ -260,8 +267,11 @@ class Display(Watcher):
         if now >= self._again:
             running = {slot: (job, now - begun) for slot, (job, begun, _) in dict(self._now).items()}
             todo = {job: needs for job, needs in self._state.todo.items() if job not in self._ended}
+            closed = self._closed()
+            open_ = [slot for slot in range(len(self._devices)) if slot in running or slot not in closed]
+            running = {open_.index(slot): each for slot, each in running.items()}
             # With workers elsewhere alone nobody knows here how many there will be: what one would take.
-            where = self._names_of or [""]
+            where = [self._names_of[slot] for slot in open_] or [""]
             self._end = now + length(todo, self._estimates, where, running)
             after = time.monotonic()
             self._again = after + max(1.0, PATIENCE * (after - now))

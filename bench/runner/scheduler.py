@@ -183,7 +183,13 @@ class Scheduler:
         """Start jobs in the free slots; yield those that others have ended meanwhile."""
         while not self._full and (chosen := self._placement.pop()) is not None:
             job, slot = chosen
-            if not self._leases.take(job.key):
+            try:
+                mine = self._leases.take(job.key)
+            except OSError as error:
+                self._placement.free(slot)
+                yield self._failed(job, error)
+                continue
+            if not mine:
                 self._elsewhere.add(job)
                 self._placement.free(slot)
             elif (done := self._ended(job)) is not None:

@@ -58,11 +58,6 @@ class Row:
         attack = resolve(ATTACKS[SEQUENCE], {"of": of}, folder)
         return cls(attack, {name: place for place, name in enumerate(names)})
 
-    @property
-    def members(self) -> list[Resolved[AttackEntry]]:
-        """Its attacks, in the order of their places."""
-        return inner(self.attack)
-
     def member(self, attack: Resolved[AttackEntry]) -> dict[str, Any]:
         """Return what a manifest says of one of its attacks (`bench.results.conditions.Member`)."""
         place, labels = self.places[_told(attack)], labels_of(self.attack.params["of"])

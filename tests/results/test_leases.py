@@ -1,5 +1,6 @@
 """Leases: one worker a job, nothing locked, no clock compared."""
 
+import errno
 import json
 import os
 import subprocess
@@ -237,3 +238,33 @@ def test_a_damaged_history_counts_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "failed" / "job.json").write_text(content)
     assert there.final("job") is None
     assert there.died("job", {}, "gone") == 1
+
+
+# --- when something goes wrong -------------------------------------------------------------------------
+
+
+def test_a_lease_that_a_full_disk_cannot_name_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Leases(tmp_path) as own:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", full)
+            with pytest.raises(OSError, match="No space left"):
+                own.take("job")
+        assert not (tmp_path / LEASES / "job").exists()
+        assert own.take("job")
+
+
+def test_the_heart_beats_whatever_cannot_be_told(tmp_path: Path) -> None:
+    def broken() -> dict[str, str]:
+        raise ValueError("no way")
+
+    with Leases(tmp_path, broken, beat=0.01):
+        seen, end = set(), time.monotonic() + 30
+        while len(seen) < 3 and time.monotonic() < end:
+            (worker,) = leases.workers(tmp_path)
+            seen.add(worker.said.get("beat"))
+        assert len(seen) == 3

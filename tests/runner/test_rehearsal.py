@@ -120,8 +120,8 @@ def test_a_budget_takes_the_first_seed_and_names_the_second(path: Path) -> None:
     options = running.Options(executors.ready("inline", Asked(["cpu"], 1)))
     whole = running.prospect(project, None, options)
     assert whole.seconds is not None
-    assert running.affordable(project, None, options, 1e6).left == ()
-    nothing = running.affordable(project, None, options, 1e-6)
+    assert running.affordable(project, None, running.prospect(project, None, options), 1e6).left == ()
+    nothing = running.affordable(project, None, running.prospect(project, None, options), 1e-6)
     assert not nothing.wanted
     assert "no row fits" in nothing.left[-1]
     first: Row = rows[0]

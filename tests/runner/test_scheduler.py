@@ -18,6 +18,7 @@ from rich.console import Console
 from bench.errors import InputError
 from bench.results import store
 from bench.runner import progress, scheduler
+from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.progress import Display
@@ -166,6 +167,41 @@ def test_one_reason_is_said_once_and_a_note_with_its_job(
     assert "in detail" not in said
     assert "weights converted" in said
     assert capsys.readouterr().err.count("images are damaged") == 1
+
+
+@pytest.mark.parametrize("where", [1, None], ids=["in another slot", "elsewhere"])
+def test_the_time_left_is_told_of_a_job_that_lost_its_process(tmp_path: Path, where: int | None) -> None:
+    ran = Ran(simple(tmp_path))
+    costs = Estimates()
+    for job in ran.plan.graph():
+        costs.learn(job, {"seconds": 3.0, "device": device_name("cpu")})
+    todo: Any = {job: needs for job, needs in ran.plan.graph().items()}
+    shown = Display(None, State(todo=todo), costs, ("cpu", "cpu"), {}, {})
+    job = next(job for job, needs in todo.items() if not needs)
+    shown.started(job, 0)
+    # Its process dies, of which nobody tells the display, and it is done in another place.
+    if where is not None:
+        shown.started(job, where)
+        assert [each["device"] for each in shown.facts()["now"]] == ["cpu"]
+    shown.ended(Done(job, {"seconds": 3.0}, slot=where))
+    facts = shown.facts()
+    assert facts["now"] == []
+    assert "left" in facts["left"]
+
+
+def test_closed_slots_are_no_help_in_the_time_left(tmp_path: Path) -> None:
+    ran = Ran(simple(tmp_path))
+    costs = Estimates()
+    for job in ran.plan.graph():
+        costs.learn(job, {"seconds": 100.0, "device": device_name("cpu")})
+    todo: Any = dict(ran.plan.graph())
+
+    def left(slots: int, closed: tuple[int, ...]) -> str:
+        shown = Display(None, State(todo=todo), costs, ("cpu",) * slots, {}, {}, lambda: closed)
+        return str(shown.facts()["left"])
+
+    assert left(8, tuple(range(1, 8))) == left(1, ())
+    assert left(8, ()) != left(1, ())
 
 
 # --- exit statuses -----------------------------------------------------------------------------------

@@ -288,8 +288,9 @@ class Ray:
                 continue
             try:
                 begun, _ = ray.wait(list(waiting), timeout=0.2)
-            except (RayError, RuntimeError, ValueError):
-                # Ray was shut down meanwhile.
+            except (RayError, RuntimeError, ValueError) as error:
+                # Ray was shut down meanwhile, by this process or by another.
+                self._give_up(error)
                 return
             for each in begun:
                 self._begun(waiting[each])
@@ -306,8 +307,20 @@ class Ray:
                     self._changed.notify_all()
             self._lost(actor)
             return
+        except RayError as error:
+            # It can be placed nowhere, or its environment cannot be made.
+            self._give_up(error)
+            return
         with self._changed:
             actor.began, actor.node, actor.shared, actor.free = None, node, shared, True
+            self._changed.notify_all()
+
+    def _give_up(self, error: Exception) -> None:
+        """Say to whoever waits for an actor that none will come, unless the run ends anyway."""
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        with self._changed:
+            if not self._over and self._fault is None:
+                self._fault = InputError(f"the Ray cluster cannot work: {last}")
             self._changed.notify_all()
 
     def _lost(self, actor: _Actor) -> None:
@@ -458,9 +471,9 @@ class Slot:
             job: The job; everything that it needs is here.
 
         Yields:
-            ``("said", facts)`` while it runs. Then ``("failed", error)``, or ``("done", receipt)``, before
-            which come ``("result", None)`` and the pieces of the result where the run does not see it, with
-            ``("", b"")`` after the last.
+            ``("said", facts)`` while it runs. Then ``("failed", (pickled error, text))``, or
+            ``("done", receipt)``, before which come ``("result", None)`` and the pieces of the result where
+            the run does not see it, with ``("", b"")`` after the last.
         """
         self._facts = SimpleQueue()
         future = self._pool.submit(0, job)
@@ -472,7 +485,7 @@ class Slot:
                 self._pool.restart(0)
             yield "failed", (pickle.dumps(error), f"{type(error).__name__}: {error}")
             return
-        if not self._shared and job.kind != "recheck":
+        if not self._shared and not isinstance(job, Question):
             yield "result", None
             yield from travel.pieces(self._store, job.kind, job.key)
             yield "", b""
