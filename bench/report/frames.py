@@ -8,7 +8,7 @@ from bench.errors import InputError, did_you_mean
 from bench.report import tables
 from bench.report.render.records import numbers, records
 from bench.report.tables import RenderedTable
-from bench.results.conditions import Condition, conditions_of
+from bench.results.conditions import Condition, Member, conditions_of
 from bench.results.manifest import Outcomes, aged, read
 from bench.results.metrics import is_correct
 from bench.results.outcomes import LISTS, Stored
@@ -143,13 +143,32 @@ def _rows(condition: Condition, stored: Stored, left_out: set[str]) -> "pd.DataF
         for name, value in condition.coordinates.items()
     }
     at["radius"] = float("nan") if condition.radius is None else condition.radius
-    correct = is_correct(rows)
     if (member := condition.facts.member) is not None:
-        # Of those that stood before it; what another attack broke later it left standing.
-        seen = saw(rows, member)
-        correct = (correct | ~broke(rows, member))[seen]
-        rows = rows[seen].reset_index(drop=True)
-    told = {**at, "job": condition.job, "correct": correct}
+        rows = _own_rows(rows, member)
+    told = {**at, "job": condition.job, "correct": is_correct(rows)}
     for place, (name, value) in enumerate(told.items()):
         rows.insert(place, name, value)
     return rows
+
+
+_OF_THE_IMAGE = ("score", "l0", "l2", "linf", "distance")
+"""Columns of outcomes that describe the image that the defense was shown."""
+
+
+def _own_rows(rows: "pd.DataFrame", member: Member) -> "pd.DataFrame":
+    """Return what one of several attacks that were run as one did: of the examples that stood when it came.
+
+    An example that it did not break it left standing, whatever another attack did later; nobody has looked at
+    the image that it left there.
+    """
+    own = broke(rows, member)
+    rows = rows.assign(
+        label=rows["label"].where(own, rows["truth"]),
+        rejected=rows["rejected"] & own,
+        invalid=rows["invalid"] & own,
+        forwards=rows[f"forwards.{member.label}"],
+        backwards=rows[f"backwards.{member.label}"],
+    )
+    for name in _OF_THE_IMAGE:
+        rows[name] = rows[name].astype(float).where(own)
+    return rows[saw(rows, member)].reset_index(drop=True)

@@ -49,6 +49,8 @@ class TableCell:
     notes: tuple[str, ...] = ()
     """Remarks such as ``2 of 3 seeds``."""
     flags: tuple[Flag, ...] = ()
+    lacking: tuple[int, ...] = ()
+    """The seeds that were asked for and not run."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,9 @@ class OutcomeReader:
         rows = self.rows(condition.job)
         if rows is None:
             return NOT_RUN
-        if condition.facts.member is not None and metric.worst is None:
-            return f"worst mode keeps no {metric.name} of a single attack"
+        # An attack that breaks an example ends its search, so that nobody has looked for the least distance.
+        if condition.facts.member is not None and (metric.worst is None or metric.summary == "median"):
+            return f"worst mode knows no {metric.name}: an attack sees only what stands"
         if (lacking := metric.lacks(rows)) is not None:
             return lacking
         needed = self._layout.needs_unmoved(condition, metric)
@@ -240,6 +243,11 @@ class OutcomeReader:
         if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
             validated = metrics.within(rows, clean, condition.radius)
         return Evidence(condition, rows, validated, clean)
+
+
+SOME = (
+    "worst mode knows no worst case over some of a row's attacks: what these would have broken is not known"
+)
 
 
 @dataclass(frozen=True)
@@ -277,7 +285,10 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
     for heading in table.extra:
         if heading == "Worst":
             parts = {layout.columns[place].heading: row.slots[place].attacks for place in attacked}
-            cells.append(worst_case(parts, metric, (), reader)[0])
+            if standing.apart(each for conditions in parts.values() for each in conditions):
+                cells.append(TableCell(None, DASH, notes=(SOME,)))
+            else:
+                cells.append(worst_case(parts, metric, (), reader)[0])
         elif apart:
             cells.append(_incomparable(heading))
         else:
@@ -412,7 +423,8 @@ def worst_case(
         notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")
     bound: Bound = "" if complete else _bound(metric)
     flags = checks.union_flags([union for joined in unions.values() for union in joined], metric)
-    return TableCell(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags)), seen
+    lacking = tuple(seed for seed in looked if seed not in usable)
+    return TableCell(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags), lacking=lacking), seen
 
 
 def _draws_note(seen: Iterable[Evidence], metric: Metric) -> list[str]:
@@ -432,7 +444,10 @@ def _look(
     for seed in seeds:
         found: dict[str, list[Evidence | str]] = {}
         for name, conditions in parts.items():
-            same = {(each.job, each.radius): each for each in conditions if each.seed == seed}
+            # Attacks that were run as one share a job, and each is a part of it.
+            same = {
+                (each.job, each.radius, each.facts.member): each for each in conditions if each.seed == seed
+            }
             found[name] = [reader.look(each, metric) for each in same.values()] or [NOT_RUN]
         looked[seed] = _Looked(found)
     return looked
@@ -457,10 +472,15 @@ def _scored(union: Iterable[Evidence], metric: Metric) -> PerExample:
 def _weakest(metric: Metric, cells: Sequence[TableCell]) -> float:
     """Return the value that an attacker likes best; NaN where that is not known, or there is no choice."""
     values = [each.estimate.value for each in cells if each.estimate is not None]
-    unknown = any(each.hole == NOT_RUN or each.bound for each in cells)
+    unknown = any(each.hole == NOT_RUN or each.bound for each in cells) or _of_other_seeds(cells)
     if unknown or len(values) < 2:
         return math.nan
     return max(values) if metric.worst == "greatest" else min(values)
+
+
+def _of_other_seeds(cells: Iterable[TableCell]) -> bool:
+    """Return whether numbers are means over different seeds, of which none can be called the least."""
+    return len({each.lacking for each in cells if each.estimate is not None}) > 1
 
 
 def _best(metric: Metric, columns: Mapping[str, TableCell]) -> TableCell:
@@ -474,6 +494,11 @@ def _best(metric: Metric, columns: Mapping[str, TableCell]) -> TableCell:
         assert cell.estimate is not None
         return -cell.estimate.value if metric.worst == "greatest" else cell.estimate.value
 
+    if _of_other_seeds(there):
+        short = ", ".join(heading for heading, cell in columns.items() if cell.lacking)
+        return TableCell(
+            None, DASH, notes=(f"not all seeds of {short} were run, and others have other seeds",)
+        )
     best = min(there, key=value)
     notes = [*best.notes, *([f"without {', '.join(missing)} ({NOT_RUN})"] if missing else [])]
     bound = _bound(metric) if missing or any(cell.bound for cell in there) else ""

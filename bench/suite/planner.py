@@ -802,7 +802,9 @@ def _shards(attack_run: AttackRun, n: int) -> tuple[Craft, ...]:
 
 def _joins(condition: PlannedCondition) -> bool:
     """Return whether a condition's attack may be one of several on what stands."""
-    return joins(condition.job.crafts[0].attack_run, condition.coordinates["radius"])
+    # One lucky answer of a random defense would end an example for all attacks that come later.
+    certain = not condition.facts["random"]
+    return certain and joins(condition.job.crafts[0].attack_run, condition.coordinates["radius"])
 
 
 def _in_one(planned: Sequence[PlannedCondition], attack: Resolved[AttackEntry]) -> Evaluate:

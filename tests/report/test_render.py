@@ -297,7 +297,12 @@ def test_csv_has_a_line_for_each_cell_and_documented_columns(rendered):
             assert int(line["n"]) == cell.estimate.n
             assert float(line["low"]) <= float(line["value"]) <= float(line["high"])
     holes = {(line["readout"], line["column"]): line["note"] for line in lines if not line["value"]}
-    assert holes == {("last", "Transfer"): "the source is its own victim", ("avg", "Transfer"): "not run"}
+    assert holes == {
+        ("last", "Transfer"): "the source is its own victim",
+        ("avg", "Transfer"): "not run",
+        # SPSA lacks a seed, and the least of means over different seeds is none.
+        ("last", "Min"): "not all seeds of SPSA (e2e) were run, and others have other seeds",
+    }
     assert {line["published"] for line in lines if line["column"] == "Min"} == {"42.31", "48.9", "48.72"}
 
 

@@ -216,6 +216,11 @@ def test_a_hole_is_never_a_number(missing):
     here = [cell for cell in row.cells[1:3] if cell.estimate]
     assert (lowest.bound == "≤") == (len(here) == 1)
     assert (lowest.hole == "not run") == (not here)
+    # Means over different seeds have no least one.
+    differ = len(here) == 2 and len({cell.lacking for cell in here}) == 2
+    assert (lowest.hole == tables.DASH) == differ
+    assert not differ or not any(cell.weakest for cell in row.cells)
+    assert (lowest.estimate is None) == (differ or not here)
 
 
 # --- holes -------------------------------------------------------------------------------------------

@@ -120,6 +120,10 @@ def test_outcomes_costs_and_images_are_each_attack_s_own(both: Any) -> None:
         own, told = rows[rows.attack == name], details.loc[f"{name}, of those that stood"]
         assert len(own) == told["n"]
         assert 100 * own.correct.mean() == pytest.approx(told["value"])
+        assert ((own.label == own.truth) == own.correct).all()
+        assert (own.distance.isna() == own.correct).all()
+        assert (own[~own.correct].distance <= 0.1 + 1e-6).all()
+        assert (own.forwards > 0).all()
         shown = bench.images(folder / "worst", attack=name)
         assert set(shown.index.tolist()) == set(own["index"][~own.correct])
         assert (shown.label != shown.truth).all()
@@ -291,3 +295,74 @@ def test_a_check_refuses_worst_mode(both: Any) -> None:
     folder = both[0]
     with pytest.raises(InputError, match="leave out worst"):
         measurements.from_results(folder / "worst", folder / "suite.yaml")
+
+
+# --- what worst mode cannot know -----------------------------------------------------------------------
+
+
+def tables_of(folder: Path, tables: dict[str, Any], worst: bool) -> bench.Finished:
+    """Run attacks on a linear network, in worst mode or out of it."""
+    path = suite(
+        folder,
+        {"linear": {"use": "toy/linear"}},
+        ATTACKS,
+        [ASKED],
+        tables=tables,
+    )
+    found = bench.run(path, results=folder / f"worst-{worst}", executor="inline", worst=worst)
+    assert not found.failed
+    return found
+
+
+SOME_OF_THEM: dict[str, Any] = {
+    # Columns of several attacks; all of them; some of them.
+    "grouped": {
+        **TABLE,
+        "columns": {
+            "Gradients": {"attack": ["step", "walk"]},
+            "Others": {"attack": ["least", "search"]},
+        },
+        "extra": ["Worst"],
+    },
+    "all": {**TABLE, "columns": {"All": {}}, "extra": ["Worst"]},
+    "some": {
+        **TABLE,
+        "columns": {name: {"attack": name} for name in ("walk", "search")},
+        "where": {"attack": ["walk", "search"]},
+        "extra": ["Worst"],
+    },
+    "distance": {
+        **TABLE,
+        "metric": "distance",
+        "columns": {name: {"attack": name} for name in ("step", "walk", "least", "search")},
+        "extra": [],
+    },
+}
+
+
+def test_the_worst_case_is_that_of_the_full_crossing_or_none(tmp_path: Path) -> None:
+    full = tables_of(tmp_path, SOME_OF_THEM, False)
+    worst = tables_of(tmp_path, SOME_OF_THEM, True)
+    for key in ("grouped", "all"):
+        assert worst.tables[key]["Worst"].tolist() == full.tables[key]["Worst"].tolist(), key
+        assert worst.tables[key].details().set_index("column").loc["Worst", "n"] == 60
+    assert full.tables["some"]["Worst"].notna().all()
+    assert worst.tables["some"]["Worst"].isna().all()
+    assert "worst mode knows no worst case over some of a row's attacks" in worst.tables["some"].to_markdown()
+
+
+def test_no_least_distance_is_told_where_an_attack_stops_at_the_first_success(tmp_path: Path) -> None:
+    full = tables_of(tmp_path, {"distance": SOME_OF_THEM["distance"]}, False)
+    worst = tables_of(tmp_path, {"distance": SOME_OF_THEM["distance"]}, True)
+    assert full.tables["distance"].notna().to_numpy().all()
+    assert worst.tables["distance"].isna().to_numpy().all()
+    assert "worst mode knows no distance" in worst.tables["distance"].to_markdown()
+
+
+def test_random_defenses_are_attacked_by_each_attack_alone(tmp_path: Path) -> None:
+    path = suite(
+        tmp_path, {"noisy": {"use": "toy/noisy"}}, ATTACKS, [{**TASK, "views": ["logits"]}], worst=True
+    )
+    crafts = [each.attack_run for each in planned(path).graph() if isinstance(each, Craft)]
+    assert crafts
+    assert not any(each.members for each in crafts)
