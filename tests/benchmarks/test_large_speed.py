@@ -26,7 +26,7 @@ import json, resource, sys, time
 from pathlib import Path
 from bench.api import running
 from bench.registry import discover
-from bench.runner import outstanding
+from bench.runner.placement import Placement
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -38,7 +38,7 @@ project = running.planned(Path(sys.argv[1]), Path(sys.argv[2]), None)
 # The manifest is written; the graph, the state and its order.
 found = running.prospect(project, None)
 graph = project.plan.graph()
-found.estimates.paths(graph)
+Placement(found.state.todo, found.estimates, ["cpu"])
 took = time.perf_counter() - begun
 print(json.dumps({"jobs": len(graph), "todo": len(found.state.todo), "seconds": took,
                   "imports": before, "peak": peak()}))
