@@ -252,6 +252,7 @@ def test_an_address_where_no_cluster_answers_is_named_with_the_seconds(
         (Asked(["cuda", "cuda"]), "--slots N puts N jobs on each GPU"),
         (Asked(["cuda:1"]), "on Ray expected cpu or cuda"),
         (Asked(ray_address="ray://head:10001"), "expected HOST:PORT"),
+        (Asked(["cpu"], 4), "--slots 4: on Ray it shares GPUs"),
     ],
 )
 def test_what_ray_cannot_be_asked_is_said_in_a_sentence(given: Asked, part: str) -> None:

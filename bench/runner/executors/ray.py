@@ -77,6 +77,10 @@ def ready(asked: Asked) -> Start:
             f"--ray-address {asked.ray_address}: expected HOST:PORT of the head node (6379 where none was "
             "chosen); a run is no client of ray://"
         )
+    if asked.slots is not None and devices == ["cpu"]:
+        raise InputError(
+            f"--slots {asked.slots}: on Ray it shares GPUs; --workers says how many there are on CPUs"
+        )
     if asked.slots == "auto":
         raise InputError(
             "--slots auto: on Ray expected a number, such as --slots 4; Ray does not measure GPUs"
@@ -544,7 +548,7 @@ def _connect(address: str | None, workers: int | None) -> None:
     if place == "local":
         ray.init(address="local", num_cpus=workers or free_cores(), include_dashboard=False, **settings)
         return
-    begun = time.monotonic()
+    begun, named = time.monotonic(), "--ray-address" if address else "RAY_ADDRESS:"
     try:
         host, _, port = place.rpartition(":")
         if port.isdecimal():
@@ -554,7 +558,7 @@ def _connect(address: str | None, workers: int | None) -> None:
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"--ray-address {place}: no Ray cluster answered there in {time.monotonic() - begun:.1f} s "
+            f"{named} {place}: no Ray cluster answered there in {time.monotonic() - begun:.1f} s "
             f"({reason[0]})"
         ) from None
 
