@@ -9,6 +9,7 @@ A lease saves work and protects nothing: two workers that did one job would leav
 (`bench.results.store`).
 """
 
+import atexit
 import json
 import os
 import re
@@ -74,16 +75,24 @@ class Leases:
     def __enter__(self) -> "Leases":
         for name in (LEASES, WORKERS):
             durable.folder(self._root / name)
+        # A signal between here and the block, or in `__exit__`, must not leave a file that looks alive.
+        atexit.register(self._close)
         self._write()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Free everything and remove this worker's file; nothing happens the second time."""
         self._over.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         for key in list(self._held):
             self.free(key)
         durable.remove(worker_file(self._root, self.name))
+        atexit.unregister(self._close)
 
     @property
     def stopping(self) -> bool:
@@ -181,8 +190,11 @@ class Leases:
         with suppress(OSError):
             place = worker_file(self._root, self.name)
             draft = place.with_name(f".draft{durable.mark()}")
-            draft.write_text(json.dumps(said), encoding="utf-8")
-            draft.replace(place)
+            try:
+                draft.write_text(json.dumps(said), encoding="utf-8")
+                draft.replace(place)
+            finally:
+                durable.remove(draft)
 
 
 def worker_file(root: Path, name: str) -> Path:
