@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from bench.escaping import readable
 from bench.runner.executors import Name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from bench.api.running import Run
     from bench.gate.baseline import Accepted
@@ -143,14 +142,15 @@ def run(  # noqa: PLR0913 - a command line's options
 def _work(work: Run) -> None:
     """Do the jobs of a run; Ctrl-C, SIGTERM and `bench stop` end it with a word."""
     from bench.console import say
+    from bench.runner.interrupts import Terminated, terminable
     from bench.runner.scheduler import Stopped
 
     try:
-        with _terminable():
+        with terminable():
             work.do()
     except KeyboardInterrupt as stop:
         say(work.console, work.stopped(["bench", *sys.argv[1:]]))
-        raise typer.Exit(143 if isinstance(stop, _Terminated | Stopped) else 130) from None
+        raise typer.Exit(143 if isinstance(stop, Terminated | Stopped) else 130) from None
 
 
 def _ended(work: Run, more: str = "") -> None:
@@ -247,25 +247,6 @@ def stop(
 def _refuse_no_folder(results: Path) -> None:
     if not results.is_dir():
         raise InputError(f"{results}: there is no such results folder")
-
-
-class _Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM or USR2."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """End on SIGTERM, and on USR2 by which Slurm warns, as on Ctrl-C: processes ended, leases free."""
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    before = {each: signal.signal(each, terminate) for each in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @app.command()
@@ -461,6 +442,7 @@ def check(  # noqa: PLR0913 - a command line's options
     from bench.console import console, say
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
+    from bench.runner.interrupts import Terminated, terminable
     from bench.runner.scheduler import Stopped
 
     screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
@@ -470,11 +452,11 @@ def check(  # noqa: PLR0913 - a command line's options
     _open(project.store)
     options = running.Options(start, data_root, trust_cache, screen)
     try:
-        with _terminable():
+        with terminable():
             found = checking.check(project, baseline, options, replay_only=replay)
     except KeyboardInterrupt as stop:
         say(screen, "stopped; what was done is kept, and the same command goes on")
-        raise typer.Exit(143 if isinstance(stop, _Terminated | Stopped) else 130) from None
+        raise typer.Exit(143 if isinstance(stop, Terminated | Stopped) else 130) from None
     _checked(found, suite, written, fail_on_gain=fail_on_gain)
 
 

@@ -350,6 +350,8 @@ class Run:
                 costing.rehearse(pool, state.todo, estimates)
             self._display = display
             leases = Leases(self.store.root, lambda: {**display.facts(), "sources": self.request.sources})
+            # A signal at the edges of the block below must not leave a worker that looks alive.
+            stack.callback(leases.close)
             with scheduler.sharing(self.store.root, self.request.id, leases) as share:
                 jobs = Scheduler(state, self.store, pool, estimates, share, display, self.limit)
                 for done in jobs.run():

@@ -9,7 +9,6 @@ A lease saves work and protects nothing: two workers that did one job would leav
 (`bench.results.store`).
 """
 
-import atexit
 import json
 import os
 import re
@@ -75,24 +74,26 @@ class Leases:
     def __enter__(self) -> "Leases":
         for name in (LEASES, WORKERS):
             durable.folder(self._root / name)
-        # A signal between here and the block, or in `__exit__`, must not leave a file that looks alive.
-        atexit.register(self._close)
         self._write()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
-        """Free everything and remove this worker's file; nothing happens the second time."""
+    def close(self) -> None:
+        """Free everything and remove this worker's file; nothing happens the second time.
+
+        Where a signal may raise, call it also in a ``finally`` around the block: between entering and the
+        block, and in the middle of leaving it, no block protects anything.
+        """
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
         for key in list(self._held):
-            self.free(key)
+            # Without a name: a signal came between its creation and our name in it.
+            self._free(key, (self.name, ""))
         durable.remove(worker_file(self._root, self.name))
-        atexit.unregister(self._close)
 
     @property
     def stopping(self) -> bool:
@@ -108,17 +109,23 @@ class Leases:
         Returns:
             True if this worker has it now.
         """
+        # Before there is a lease, so that a signal in between leaves none that is not freed.
+        self._held.add(key)
+        mine = self._take(key)
+        if not mine:
+            self._held.discard(key)
+        return mine
+
+    def _take(self, key: str) -> bool:
         place = self._root / LEASES / key
         for _ in range(2):
             if _create(place, self.name):
-                self._held.add(key)
                 return True
             owner = _owner(place)
             if owner is None:
                 continue
             if owner == self.name:
                 # The network lost the answer to our own request, and asked again.
-                self._held.add(key)
                 return True
             if not self._dead(owner, key) or not self._remove(place, owner):
                 return False
@@ -131,10 +138,13 @@ class Leases:
         Args:
             key: The job's key.
         """
-        self._held.discard(key)
+        self._free(key, (self.name,))
+
+    def _free(self, key: str, owners: tuple[str, ...]) -> None:
         place = self._root / LEASES / key
-        if _owner(place) == self.name:
+        if _owner(place) in owners:
             durable.remove(place)
+        self._held.discard(key)
 
     def held(self, key: str) -> bool:
         """Return whether a living worker has the lease of a job.

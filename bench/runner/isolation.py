@@ -15,6 +15,7 @@ import torch
 
 from bench.errors import DisturbedError
 from bench.runner.child_processes import orphans_adopted
+from bench.runner.interrupts import ENDING
 from bench.runner.process_state import ProcessState, changed_kernels, set_signal_handlers, signal_handlers
 
 _RUNNING: list[ProcessState] = []
@@ -114,7 +115,7 @@ def _interrupts() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield sent
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in ENDING}
 
     def interrupt(number: int, frame: Any) -> None:
         sent.set()

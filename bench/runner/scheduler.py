@@ -22,6 +22,7 @@ from bench.results.store import Store
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.executors.protocol import Pool
+from bench.runner.interrupts import raise_if_asked
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
 from bench.runner.worker import Recheck, describe
@@ -154,10 +155,12 @@ class Scheduler:
 
         Raises:
             Stopped: Somebody asked for it.
+            KeyboardInterrupt: A signal asked for it, and whatever ran then has swallowed that.
             InputError: Nothing is left that could do a job.
         """
         self._sorter.prepare()
         while self._sorter.is_active():
+            raise_if_asked()
             for job in self._sorter.get_ready():
                 self._offer(job)
             ended = False

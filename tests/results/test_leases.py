@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,43 +52,23 @@ def test_one_of_two_has_a_job_until_it_gives_it_back(tmp_path: Path) -> None:
         assert not two.inherited
 
 
-SIGNALLED = """
-import sys, threading
-from pathlib import Path
-from bench.results.leases import Leases
-
-own = Leases(Path(sys.argv[1]))
-place = sys.argv[2]
-
-def interrupted(*_):
+def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
-
-if place == "before its thread runs":
-    threading.Thread.start = interrupted
-elif place == "before its first file":
-    own._write = interrupted
-try:
-    own.__enter__()
-    own.take("job")
-    if place == "while it closes":
-        free, own.free = own.free, interrupted
-        own.__exit__()
-    raise KeyboardInterrupt
-except KeyboardInterrupt:
-    if place == "while it closes":
-        own.free = free
-    sys.exit(143)
-"""
-"""A worker that a signal reaches where no block protects it."""
 
 
 @pytest.mark.parametrize(
-    "place",
-    ["before its first file", "before its thread runs", "between entering and the block", "while it closes"],
+    "where", ["Leases._write", "threading.Thread.start", "os.write", "os.close", "_owner"]
 )
-def test_a_signal_at_the_edges_of_a_block_leaves_no_worker_and_no_lease(tmp_path: Path, place: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", SIGNALLED, tmp_path, place], timeout=60, check=False)
-    assert ended.returncode == 143
+def test_a_signal_at_the_edges_of_a_block_leaves_no_worker_and_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It may come in the middle of entering, taking or leaving, where no block protects anything."""
+    own = Leases(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bench.results.leases.{where}", _interrupted)
+        with suppress(KeyboardInterrupt), own:
+            assert own.take("job")
+    own.close()
     assert not list((tmp_path / LEASES).iterdir())
     assert not list((tmp_path / WORKERS).iterdir())
 

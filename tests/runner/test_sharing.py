@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bench.results.leases import Leases
 from bench.results.store import ABSENT
 from bench.runner import scheduler
 from bench.runner.estimates import Estimates
+from bench.runner.interrupts import ENDING, Terminated, terminable
 from bench.runner.outstanding import State
 from bench.runner.scheduler import Done, Scheduler, Share, Stopped
 
@@ -257,6 +259,30 @@ def test_a_request_to_stop_ends_a_run(tmp_path: Path) -> None:
         thread.join(timeout=50)
     assert len(raised) == 1
     assert not folder.log
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_whose_exception_somebody_swallows_still_ends_a_run(tmp_path: Path, number: int) -> None:
+    folder = Folder(tmp_path)
+
+    class Swallows(Slots):
+        """As extension modules do while they load."""
+
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                time.sleep(10)
+            return super().submit(slot, job)
+
+    jobs = tree(1, 5)
+    expected = KeyboardInterrupt if number == signal.SIGINT else Terminated
+    with pytest.raises(KeyboardInterrupt) as raised, terminable():
+        drive(folder, jobs, Swallows(folder, "here", slots=1))
+    assert raised.type is expected
+    assert len(folder.log) <= 1, "the job that ran then, and no other"
+    with terminable():
+        drive(folder, jobs, Slots(folder, "again"))
+    assert len(list((tmp_path / "done").iterdir())) == len(jobs), "what was asked is asked once"
 
 
 # --- the command line ----------------------------------------------------------------------------------
