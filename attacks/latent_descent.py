@@ -31,13 +31,13 @@ def cost(*, steps: int, bisections: int, classes: str, **_: object) -> int:
         bisections: How often the way to a success is halved.
         classes: Whether the best wrong class is gone for, or all.
     """
-    return 1 + (9 if classes == "all" else 1) * (2 * steps + 1 + bisections)
+    return 1 + (9 if classes == "all" else 1) * (steps + 1 + bisections)
 
 
 @attack(
     "latent-descent",
     norms={"l2"},
-    version=1,
+    version=2,
     access="score",
     space="prototypes",
     kind="minimum-norm",
@@ -62,7 +62,7 @@ def latent_descent(
     The walk ends at its first success, which is then drawn back towards the image by bisection.
 
     Args:
-        view: What the attack looks through; its logits are asked for, without gradients.
+        view: What the attack looks through; logits and prototypes are asked for, without gradients.
         x: Images, float (N, C, H, W) in [0, 1].
         y: Their labels, int64 (N,).
         threat: Its norm measures the move; without a radius the move is as short as can be.
@@ -99,21 +99,22 @@ def _walk(
     """Return where walks from `x` end, at their first success if they have one, and which do, (n,)."""
     ends, wins = x.clone(), torch.zeros_like(y, dtype=torch.bool)
     rows, z = torch.arange(len(x), device=x.device), x
-    for pace in [*paces, None]:
+    for pace in paces:
         with torch.no_grad():
-            logits = view.logits(z)
+            # One search for both, though what has won needs no prototypes.
+            logits, drawn = view.explained(z)
         won = succeeded(view, logits, y)
         ends[rows], wins[rows] = z, won
         standing = (~won).nonzero().squeeze(1)
-        if pace is None or len(standing) == 0:
-            break
+        if len(standing) == 0:
+            return ends, wins
         if len(standing) < len(rows):
             rows, view, y, z = rows[standing], view.select(standing), y[standing], z[standing]
-            logits = logits[..., standing, :]
+            logits, drawn = logits[..., standing, :], drawn[standing]
         towards = candidate_labels(view, logits, y, 1)[:, 0] if goals is None else goals[rows]
-        with torch.no_grad():
-            drawn = view.prototypes(z)
         z = z + pace * (drawn[torch.arange(len(z), device=z.device), towards] - z)
+    with torch.no_grad():
+        ends[rows], wins[rows] = z, succeeded(view, view.logits(z), y)
     return ends, wins
 
 

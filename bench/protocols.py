@@ -310,6 +310,19 @@ class Features(View):
     """One image of each class that the defense accepts, (K, C, H, W), where it has such; None otherwise."""
 
 
+class Explained(NamedTuple):
+    """What an analysis by synthesis finds in a batch of images."""
+
+    logits: Tensor
+    """Logits of the images, (N, K)."""
+    prototypes: Tensor
+    """The prototype of each class that is nearest to each image, (N, K, C, H, W), values in [0, 1]."""
+
+
+def _unexplained(_: Images) -> Explained:
+    raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Prototypes(View):
     """A view in the space ``prototypes``: of images, with the prototype of each class that is nearest.
@@ -318,11 +331,11 @@ class Prototypes(View):
     ``space="prototypes"``.
     """
 
-    answers: ClassVar[tuple[str, ...]] = ("logits", "prototypes")
+    answers: ClassVar[tuple[str, ...]] = ("logits", "explained")
 
-    prototypes: Callable[[Images], Tensor] = _missing
-    """The prototype of each class that is nearest to an image: images (N, C, H, W) -> (N, K, C, H, W), values
-    in [0, 1], without gradient.
+    explained: Callable[[Images], Explained] = _unexplained
+    """The logits of images (N, C, H, W) and their prototypes, without gradient. One search finds both, so
+    that it counts as one pass.
     """
 
 

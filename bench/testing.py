@@ -26,6 +26,7 @@ from bench.protocols import (
     Crafted,
     Decision,
     Epoch,
+    Explained,
     Features,
     Fitting,
     Images,
@@ -309,7 +310,7 @@ class _Trial:
                 guides=self.plane.examples(2, margin=8.0)[0],
             )
         elif self.entry.space == "prototypes":
-            seen = Prototypes(logits, prototypes=self.plane.prototypes)
+            seen = Prototypes(logits, explained=lambda z: Explained(logits(z), self.plane.prototypes(z)))
         elif self.entry.space == "latent":
             # Codes whose images cannot leave the box.
             seen = View(

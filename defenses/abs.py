@@ -13,6 +13,7 @@ from bench import (
     ContentPath,
     Count,
     Decision,
+    Explained,
     Fitting,
     Images,
     InputError,
@@ -292,10 +293,11 @@ class Abs(nn.Module):
     def prototypes(self) -> View:
         """Return the view of what each class draws of an image (N, K, C, H, W), with `envelope`'s logits."""
 
-        def drawn(x: Images) -> Tensor:
-            return self._drawn(self.search(self._shown(x.detach())).codes)
+        def explained(x: Images) -> Explained:
+            found = self.search(self._shown(x.detach()))
+            return Explained(self._scored(found.losses), self._drawn(found.codes))
 
-        return Prototypes(self.envelope().logits, prototypes=drawn)
+        return Prototypes(self.envelope().logits, explained=explained)
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:

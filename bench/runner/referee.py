@@ -86,7 +86,8 @@ class Instrumented:
     precision, whose gradients and estimates are too coarse.
 
     Args:
-        call: The callable of the defense: points (n, ...) -> answers (n, ...), or (T, n, K).
+        call: The callable of the defense: points (n, ...) -> answers (n, ...), or (T, n, K), or a named
+            tuple of answers (n, ...) of which the first are logits.
         counter: The counter of all examples of the shard.
         rows: Positions in the shard of the examples of this callable: int64 (N,).
         access: What the attack may use; gradients flow only with ``gradient``.
@@ -123,14 +124,15 @@ class Instrumented:
         part._rows = self._rows[rows.to(self._rows.device)]
         return part
 
-    def __call__(self, *points: Tensor) -> Tensor:
+    def __call__(self, *points: Tensor) -> Any:
         """Return the answers to points, computed in chunks, and count the passes.
 
         Args:
             *points: Tensors with the same first axis (copies * N, ...), copy after copy.
 
         Returns:
-            The answers, centred if asked for, in the dtype of the first argument.
+            The answers, centred if asked for, in the dtype of the first argument: a tensor, or a named tuple
+            of tensors whose first are logits.
         """
         n = len(points[0])
         self._count(self._counter.forwards, n)
@@ -138,12 +140,17 @@ class Instrumented:
             with torch.no_grad():
                 return self._entered(self._chunked(*points), points[0].dtype)
         answer = self._chunked(*points)
-        if answer.requires_grad:
-            answer.register_hook(lambda gradient: self._count(self._counter.backwards, n))
+        for each in answer if isinstance(answer, tuple) else (answer,):
+            if each.requires_grad:
+                each.register_hook(lambda gradient: self._count(self._counter.backwards, n))
+                break
         return self._entered(answer, points[0].dtype)
 
-    def _entered(self, answer: Tensor, dtype: torch.dtype) -> Tensor:
-        """Centre the answer and cast it, in one conversion."""
+    def _entered(self, answer: Any, dtype: torch.dtype) -> Any:
+        """Centre the answer and cast it, in one conversion; of several answers, the first are logits."""
+        if isinstance(answer, tuple):
+            logits, *others = answer
+            return type(answer)(self._entered(logits, dtype), *(each.to(dtype) for each in others))
         if not dtype.is_floating_point:
             # Points may be whole numbers: entries of a code book, say.
             return centred(answer) if self._centre else answer
@@ -159,19 +166,20 @@ class Instrumented:
         else:
             passes[self._rows] += copies
 
-    def _chunked(self, *points: Tensor) -> Tensor:
+    def _chunked(self, *points: Tensor) -> Any:
         n, size = len(points[0]), self._chunk
         if size is None or n <= size:
             return self._asked(*points)
         parts = zip(*(each.split(size) for each in points), strict=True)
         answers = [self._asked(*part) for part in parts]
+        if isinstance(answers[0], tuple):
+            return type(answers[0])(*(torch.cat(each) for each in zip(*answers, strict=True)))
         # Logits of several draws are (draws, N, K); everything else has the examples first.
         return torch.cat(answers, dim=1 if answers[0].dim() == 3 else 0)
 
-    def _asked(self, *points: Tensor) -> Tensor:
+    def _asked(self, *points: Tensor) -> Any:
         if self._recompute and torch.is_grad_enabled():
-            answer: Tensor = checkpoint(self._call, *points, use_reentrant=False)
-            return answer
+            return checkpoint(self._call, *points, use_reentrant=False)
         return self._call(*points)
 
 
@@ -209,7 +217,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
             counter,
             rows,
             access=access,
-            centre=view.centred and name in ("logits", "classify"),
+            centre=view.centred and name in ("logits", "classify", "explained"),
             # `encode` and `decode` are not cut: codes (N, K, D) look like logits of several draws.
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,

@@ -589,7 +589,7 @@ def test_a_gradient_is_the_sum_over_classes_that_is_asked_for() -> None:
     x, y = images(3).requires_grad_(), torch.tensor([0, 2, 1])
     (found,) = autograd.grad(cross_entropy(model.envelope(scale=440.0).logits(x), y), x)
     logits = 440 * model.decide(x.detach(), "label").logits
-    drawn = model.prototypes().prototypes(x.detach())
+    drawn = model.prototypes().explained(x.detach()).prototypes
     weights = (logits.softmax(1) - nn.functional.one_hot(y, 3)) / 3
     slopes = -2 * 440 / 784 * (x.detach()[:, None] - drawn)
     assert torch.allclose(found, (weights[..., None, None, None] * slopes).sum(1), rtol=1e-10)
@@ -664,7 +664,7 @@ def test_binary_gradients_go_straight_through_the_threshold() -> None:
     model = small(binary=True)
     x = images(2).requires_grad_()
     (found,) = autograd.grad(model.envelope().logits(x)[:, 0].sum(), x)
-    drawn = model.prototypes().prototypes(x.detach())
+    drawn = model.prototypes().explained(x.detach()).prototypes
     assert torch.allclose(found, -2 / 784 * ((x.detach() >= 0.5).double() - drawn[:, 0]), rtol=1e-10)
     seen = model.inversion()
     assert isinstance(seen, Inversion)
@@ -702,13 +702,14 @@ def test_prototypes_are_what_the_codes_draw() -> None:
     x = images(5)
     seen = model.prototypes()
     assert isinstance(seen, Prototypes)
-    drawn = seen.prototypes(x)
+    logits, drawn = seen.explained(x)
     assert drawn.shape == (5, 3, 1, 28, 28)
     assert not drawn.requires_grad
     assert 0 <= drawn.min() < drawn.max() <= 1
     expected = model.networks.folded()(model.search(x).codes, slice(0, 3))
     assert torch.allclose(drawn, expected, rtol=1e-12)
     assert torch.equal(seen.logits(x), model.decide(x, "label").logits)
+    assert torch.equal(seen.logits(x), logits)
 
 
 @pytest.mark.parametrize(
