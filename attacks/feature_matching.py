@@ -7,7 +7,6 @@ et al. 2020, arXiv:2002.08347).
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from attacks.common import flags
@@ -31,7 +30,7 @@ from bench import (
 @attack(
     "feature-matching",
     norms={"linf", "l2"},
-    version=1,
+    version=2,
     space="features",
     flags=flags.of_ascent,
     check_params=check_params,
@@ -81,14 +80,13 @@ def feature_matching(
 
     def look(seen: View, z: Images) -> tuple[Tensor, Tensor]:
         assert isinstance(seen, Features)
-        with torch.no_grad():
-            logits = seen.logits(z.detach())
-        return seen.features(z), logits
+        found = seen.described(z)
+        return found.features, found.logits.detach()
 
     def aim(seen: View, labels: Labels) -> Tensor:
         assert isinstance(seen, Features)
         if guide == "image":
-            return seen.features(guides_of(seen, labels, x))
+            return seen.described(guides_of(seen, labels, x)).features
         if seen.centres is None:
             raise InputError("guide: centre: this view has no centres; guide: image needs none")
         return seen.centres.to(x)[labels]

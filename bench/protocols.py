@@ -293,6 +293,19 @@ class Inversion(View):
     """Logits of a code and its image: codes (N, ...), images (N, C, H, W) -> (N, K)."""
 
 
+class Described(NamedTuple):
+    """What a network makes of a batch of images."""
+
+    logits: Tensor
+    """Logits of the images, (N, K)."""
+    features: Tensor
+    """Their features, (N, D)."""
+
+
+def _undescribed(_: Images) -> Described:
+    raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Features(View):
     """A view in the space ``features``: of images, with the features that the network computes.
@@ -300,10 +313,12 @@ class Features(View):
     Attacks that match the features of another image are declared with ``space="features"``.
     """
 
-    answers: ClassVar[tuple[str, ...]] = ("logits", "features")
+    answers: ClassVar[tuple[str, ...]] = ("logits", "described")
 
-    features: Callable[[Images], Tensor] = _missing
-    """Features of images: (N, C, H, W) -> (N, D), differentiable."""
+    described: Callable[[Images], Described] = _undescribed
+    """The logits of images (N, C, H, W) and the features that they are read from, differentiable. Both come
+    from one pass, and count as one.
+    """
     centres: Tensor | None = None
     """The typical features of each class, (K, D), where the defense has learned such; None otherwise."""
     guides: Images | None = None

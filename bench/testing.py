@@ -25,6 +25,7 @@ from bench.noise import Noise
 from bench.protocols import (
     Crafted,
     Decision,
+    Described,
     Epoch,
     Explained,
     Features,
@@ -305,7 +306,7 @@ class _Trial:
         elif self.entry.space == "features":
             seen = Features(
                 logits,
-                features=lambda z: logits(z)[:, :2],
+                described=lambda z: Described(found := logits(z), found[:, :2]),
                 centres=torch.tensor([[6.0, -6.0], [-6.0, 6.0]]),
                 guides=self.plane.examples(2, margin=8.0)[0],
             )

@@ -10,6 +10,7 @@ from bench import (
     ContentPath,
     Count,
     Decision,
+    Described,
     Features,
     Fitting,
     Images,
@@ -276,9 +277,14 @@ class Sdim(nn.Module):
     def features(self) -> View:
         """Return the view of the log-likelihoods and of the code (N, features) that they are of."""
         kept = bool(self.calibrated) and bool(self.guides.any())
+
+        def described(x: Images) -> Described:
+            code = self.network.encoder(x)
+            return Described(self.network.likelihoods(code), code)
+
         return Features(
             self.network,
-            features=self.network.encoder,
+            described=described,
             centres=self.network.means,
             guides=self.guides if kept else None,
         )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
@@ -140,10 +141,10 @@ class Instrumented:
             with torch.no_grad():
                 return self._entered(self._chunked(*points), points[0].dtype)
         answer = self._chunked(*points)
-        for each in answer if isinstance(answer, tuple) else (answer,):
-            if each.requires_grad:
-                each.register_hook(lambda gradient: self._count(self._counter.backwards, n))
-                break
+        parts = [each for each in (answer if isinstance(answer, tuple) else (answer,)) if each.requires_grad]
+        if parts:
+            # Once, whichever of its parts a gradient comes from.
+            register_multi_grad_hook(parts, lambda _: self._count(self._counter.backwards, n), mode="any")
         return self._entered(answer, points[0].dtype)
 
     def _entered(self, answer: Any, dtype: torch.dtype) -> Any:
@@ -217,7 +218,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
             counter,
             rows,
             access=access,
-            centre=view.centred and name in ("logits", "classify", "explained"),
+            centre=view.centred and name in ("logits", "classify", "described", "explained"),
             # `encode` and `decode` are not cut: codes (N, K, D) look like logits of several draws.
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,

@@ -1,5 +1,6 @@
 """Attacks that know of a refusal: matching guides, and the least move that is accepted."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from attacks.feature_matching import feature_matching
 from attacks.logit_matching import logit_matching
 from attacks.pgd import pgd
 from attacks.threshold_cw import leads, threshold_cw
-from bench import Crafted, Features, Images, InputError, Labels, Shape, Threat, View, view_of
+from bench import Crafted, Described, Features, Images, InputError, Labels, Shape, Threat, View, view_of
 from bench.noise import Noise
 from bench.registry import ATTACKS, bind
 from bench.runner.referee import QueryCounter, answers_only, instrument
@@ -45,9 +46,14 @@ def nearest(z: Images) -> Tensor:
     return -(z.flatten(1)[:, None] - CENTRES).square().sum(2)
 
 
+def in_pixels(logits: Callable[[Images], Tensor]) -> Callable[[Images], Described]:
+    """Return what describes images by their pixels."""
+    return lambda z: Described(logits(z), z.flatten(1))
+
+
 def plain(**changes: Any) -> Features:
     """Return a view whose features are the pixels."""
-    view = Features(nearest, features=lambda z: z.flatten(1), centres=CENTRES, guides=GUIDES, exact=False)
+    view = Features(nearest, described=in_pixels(nearest), centres=CENTRES, guides=GUIDES, exact=False)
     return replace(view, **changes)
 
 
@@ -141,22 +147,27 @@ def line(low: float, high: float, classes: int = 2) -> Any:
     return logits
 
 
+def spotted(logits: Callable[[Images], Tensor], guides: Images) -> Features:
+    """Return a surrogate view whose features are the pixels."""
+    return Features(logits, described=in_pixels(logits), guides=guides, exact=False)
+
+
 POINT, TRUTH = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
 
 
 def test_of_the_wrong_iterates_the_one_nearest_to_the_guide_is_kept_and_no_right_one() -> None:
     """On the way from 0.5 to the guide at 0.9, only (0.595, 0.695) is wrong."""
     guides = torch.tensor([0.1, 0.9]).view(2, 1, 1, 1).double()
-    view = Features(line(0.595, 0.695), features=lambda z: z.flatten(1), guides=guides, exact=False)
+    view = spotted(line(0.595, 0.695), guides)
     settings: dict[str, Any] = {"steps": 40, "step_size": 0.01}
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.69)
     # Where nothing on the way is wrong, the nearest: the guide itself.
-    view = replace(view, logits=line(2, 3))
+    view = spotted(line(2, 3), guides)
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.9)
     # Where winning here is winning, the first.
-    view = replace(view, logits=line(0.595, 0.695), exact=True)
+    view = replace(spotted(line(0.595, 0.695), guides), exact=True)
     found = feature_matching(view, POINT, TRUTH, Threat("linf", 0.4), noise(POINT), **settings).images
     assert found.item() == pytest.approx(0.6)
 
@@ -175,7 +186,7 @@ def test_of_all_turns_the_best_is_kept(
     second: float, wrong: tuple[float, float], ends: float, guide: int
 ) -> None:
     guides = torch.tensor([0.5, 0.9, second]).view(3, 1, 1, 1).double()
-    view = Features(line(*wrong, 3), features=lambda z: z.flatten(1), guides=guides, exact=False)
+    view = spotted(line(*wrong, 3), guides)
     crafted = feature_matching(view, POINT, TRUTH, LINF, noise(POINT), steps=20)
     assert crafted.images.item() == pytest.approx(ends)
     assert crafted.notes["guide"].item() == guide
@@ -191,8 +202,8 @@ def test_turns_go_by_logits_and_an_example_is_done_at_its_first_success() -> Non
     counter = QueryCounter.of(len(X), torch.device("cpu"))
     seen = instrument(replace(view, exact=True), counter, "gradient", target=None, exact=True)
     feature_matching(seen, X, Y, small, noise(X), steps=5)
-    # Logits to rank; then in each of two turns the guide, six iterates and the kept one, by both callables.
-    assert (counter.forwards == 1 + 2 * (1 + 2 * 6 + 2)).all()
+    # Logits to rank; then in each of two turns the guide, six iterates and the kept one.
+    assert (counter.forwards == 1 + 2 * (1 + 6 + 1)).all()
     assert (counter.backwards == 2 * 5).all()
     wide = Threat("linf", 0.2)
     counter = QueryCounter.of(len(X), torch.device("cpu"))
@@ -219,7 +230,9 @@ def test_a_refusal_is_no_class_to_be_matched() -> None:
     def logits(z: Images) -> Tensor:
         return torch.cat([nearest(z), torch.full((len(z), 1), 9.0, dtype=z.dtype)], 1)
 
-    crafted = feature_matching(plain(logits=logits, refusal=True), X, Y, LINF, noise(X), steps=5)
+    crafted = feature_matching(
+        plain(logits=logits, described=in_pixels(logits), refusal=True), X, Y, LINF, noise(X), steps=5
+    )
     assert set(crafted.notes["guide"].tolist()) <= {1, 2}
     # And as all is refused, the nearest is kept, by guide.
     far = torch.stack([(LINF.project(X, g.expand_as(X)) - g).flatten(1).norm(dim=1) for g in GUIDES[1:]])

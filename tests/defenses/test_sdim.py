@@ -543,7 +543,9 @@ def test_views_show_what_they_say(trained: tuple[Sdim, Split]) -> None:
     features = view_of(model, "features")
     assert isinstance(features, Features)
     assert torch.equal(features.logits(x), likelihoods)
-    assert torch.equal(features.features(x), model.network.encoder(x))
+    found = features.described(x)
+    assert torch.equal(found.features, model.network.encoder(x))
+    assert torch.equal(found.logits, features.logits(x))
     for row, suffix in ((0, ""), (0, "-1"), (1, "-2")):
         floor = model.thresholds[row]
         reject, accept = view_of(model, f"reject{suffix}"), view_of(model, f"accept{suffix}")
