@@ -55,10 +55,15 @@ _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "invalid")
 _NUMBERS = ("target", "score", "distance", "differs")
 
+WATCHED = ("zero_gradients", "probed", "lost_success", "view_margin_clean", "view_margin")
+"""The columns of what the referee saw of an attack that looks at a network: float64, NaN for what it did not
+see.
+"""
+
 NOTES = ("flat", "nonfinite", "raised", "saturated")
 """The notes of attacks that tables know."""
 
-WHERE_THERE = (*NOTES, BROKEN_SHARE)
+WHERE_THERE = (*NOTES, *WATCHED, BROKEN_SHARE)
 """The columns that tables read where outcomes have them."""
 
 LISTS = ("logits", "thresholds")

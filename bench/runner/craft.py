@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +16,14 @@ from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind, bound, needing
 from bench.results import replays
-from bench.results.outcomes import OUTCOME_COLUMNS
+from bench.results.outcomes import OUTCOME_COLUMNS, WATCHED
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.evaluate import decided
 from bench.runner.limits import limited, out_of_memory
 from bench.runner.referee import (
     QueryCounter,
+    Validated,
     answers_only,
     frozen,
     guides,
@@ -30,6 +32,7 @@ from bench.runner.referee import (
     validate,
 )
 from bench.runner.train import fitted, forget_fitted
+from bench.runner.watch import Watch
 from bench.suite.jobs import AttackRun, Craft, Starts
 
 
@@ -73,7 +76,7 @@ def attacked(
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
     made = attack(job, model, x, y, split)
-    validated = validate(x, made.images, job.attack_run.threat)
+    validated = made.validated
     moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
     tensors = {
@@ -85,6 +88,7 @@ def attacked(
         "forwards": made.counter.forwards,
         "backwards": made.counter.backwards,
         **{f"note.{name}": value for name, value in made.notes.items()},
+        **{f"watch.{name}": value for name, value in made.watched.items()},
     }
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     facts = {
@@ -128,10 +132,12 @@ def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
 class Made:
     """What an attack returned, and what it cost."""
 
-    images: object
-    """The returned value itself: images, `Crafted`, or anything that the referee refuses."""
+    validated: Validated
+    """The images that the defense is shown, after the checks of the referee."""
     notes: Mapping[str, Tensor]
     """A tensor (N, ...) for each note, by its name."""
+    watched: Mapping[str, Tensor]
+    """What the referee saw of it, by the names of columns; empty where the attack looked at nothing."""
     target: Labels | None
     """Labels to reach, int64 (N,); None for an untargeted attack."""
     counter: QueryCounter
@@ -190,30 +196,31 @@ def _attack(
 
     starts = None if attack_run.starts is None else stored(attack_run.starts, x, index)
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
-        view = replace(no_access_view(counter), starts=starts)
+        view, watch = replace(no_access_view(counter), starts=starts), None
         if attack_run.source is not None and attack_run.view is not None:
-            view = instrument(
-                look(attack_run, model, split, x.device),
-                counter,
-                entry.access,
-                target=target,
-                exact=attack_run.exact,
-                starts=starts,
-                chunk=chunk,
-                recompute=recompute,
+            looked = look(attack_run, model, split, x.device)
+            watch = Watch(x, y, attack_run.threat, target=target, refusal=looked.refusal)
+            given = partial(
+                instrument, looked, target=target, exact=attack_run.exact, starts=starts, chunk=chunk
             )
+            view = given(counter=counter, access=entry.access, recompute=recompute, watch=watch)
             view = eot(view, attack_run.view.draws)
+            # What the referee asks for itself is no pass of the attack.
+            apart = given(counter=QueryCounter.of(len(y), x.device), access="score")
+            apart = eot(apart, attack_run.view.draws)
         noise = draws(job, index, x.device)
         with limited(attack_run.time_limit):
             returned = entry.make(
                 view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
             )
+        validated = validate(x, returned, attack_run.threat)
+        watched = {} if watch is None else watch.columns(apart, validated.images)
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
-    if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
+    if taken := sorted(set(notes) & {*OUTCOME_COLUMNS, *WATCHED}):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
         _check_note(name, note, len(y))
-    return Made(returned, notes, target, counter, chunk if recompute else None)
+    return Made(validated, notes, watched, target, counter, chunk if recompute else None)
 
 
 def draws(job: Craft, index: Tensor, device: torch.device) -> Noise:

@@ -187,7 +187,11 @@ def _outcomes(
         "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **broken,
-        **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
+        **{
+            name.partition(".")[2]: value
+            for name, value in crafted.items()
+            if name.startswith(("note.", "watch."))
+        },
     }
 
 

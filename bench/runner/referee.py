@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from bench.protocols import (
     Features,
     Images,
     Labels,
+    Norm,
     Threat,
     View,
     distance,
@@ -38,6 +39,22 @@ from bench.runner.snapshots import Snapshot
 
 ROUNDING = 1e-6
 """Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""
+
+
+LOGITS = ("logits", "described", "explained")
+"""The callables of a view that answer logits of its points, alone or with more."""
+
+
+class Watching(Protocol):
+    """Whoever sees in passing what an attack asks about, and what it is answered."""
+
+    def through(self, rows: Tensor, z: Tensor, /) -> Tensor:
+        """Return points (copies * n, ...) of examples `rows` (n,) by a name that their gradient passes."""
+        ...
+
+    def asked(self, rows: Tensor, z: Tensor, logits: Tensor, /) -> None:
+        """Look at points (copies * n, ...) of the examples `rows` (n,) and at their logits."""
+        ...
 
 
 @dataclass
@@ -95,11 +112,12 @@ class Instrumented:
         centre: Whether the maximum of each row is subtracted.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
+        watch: Sees what is asked and answered, where the answers are logits; None: nobody does.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a callable is given on its way to an attack
         self,
-        call: Callable[..., Tensor],
+        call: Callable[..., Any],
         counter: QueryCounter,
         rows: Tensor,
         *,
@@ -107,8 +125,9 @@ class Instrumented:
         centre: bool,
         chunk: int | None,
         recompute: bool,
+        watch: Watching | None = None,
     ) -> None:
-        self._call, self._counter, self._rows = call, counter, rows
+        self._call, self._counter, self._rows, self._watch = call, counter, rows, watch
         self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
 
     def select(self, rows: Tensor) -> Self:
@@ -135,11 +154,20 @@ class Instrumented:
             The answers, centred if asked for, in the dtype of the first argument: a tensor, or a named tuple
             of tensors whose first are logits.
         """
+        answer = self._answered(*points)
+        if self._watch is not None:
+            logits = answer[0] if isinstance(answer, tuple) else answer
+            self._watch.asked(self._rows, points[0], logits.detach())
+        return answer
+
+    def _answered(self, *points: Tensor) -> Any:
         n = len(points[0])
         self._count(self._counter.forwards, n)
         if self._access != "gradient":
             with torch.no_grad():
                 return self._entered(self._chunked(*points), points[0].dtype)
+        if self._watch is not None:
+            points = (self._watch.through(self._rows, points[0]), *points[1:])
         answer = self._chunked(*points)
         parts = [each for each in (answer if isinstance(answer, tuple) else (answer,)) if each.requires_grad]
         if parts:
@@ -194,6 +222,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     starts: Images | None = None,
     chunk: int | None = None,
     recompute: bool = False,
+    watch: Watching | None = None,
 ) -> View:
     """Return a view for an attack: counted, centred, cut into chunks, with gradients only if allowed.
 
@@ -206,6 +235,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
         starts: Images (N, C, H, W) to begin at; None where the attack chooses its own.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
+        watch: Sees what is asked and answered; None: nobody does.
 
     Returns:
         A view of the same kind for N examples.
@@ -218,10 +248,11 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
             counter,
             rows,
             access=access,
-            centre=view.centred and name in ("logits", "classify", "described", "explained"),
+            centre=view.centred and name in (*LOGITS, "classify"),
             # `encode` and `decode` are not cut: codes (N, K, D) look like logits of several draws.
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,
+            watch=watch if name in LOGITS else None,
         )
         for name in kind.answers
         if getattr(view, name) is not identity
@@ -344,10 +375,7 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     invalid = ~finite | (outside > ROUNDING)
     because = {"not finite": int((~finite).sum()), "out of the box": int((finite & invalid).sum())}
     if math.isfinite(threat.radius):
-        # The most that an error of ROUNDING in every value can add to a distance.
-        size = x[0].numel()
-        room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
-        beyond = distance(start, wide, threat.norm) - threat.radius > room
+        beyond = distance(start, wide, threat.norm) - threat.radius > leeway(threat.norm, x[0].numel())
         because["out of the budget"] = int((beyond & ~invalid).sum())
         invalid |= beyond
         if threat.norm == "linf":
@@ -358,6 +386,19 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     keep = invalid.view(-1, *[1] * (x.dim() - 1))
     why = {reason: count for reason, count in because.items() if count}
     return Validated(torch.where(keep, x, wide.to(x.dtype)), invalid, why)
+
+
+def leeway(norm: Norm, size: int) -> float:
+    """Return the most that an error of `ROUNDING` in every value can add to a distance.
+
+    Args:
+        norm: The norm of the distance.
+        size: Number of values of an image, 1 or more.
+
+    Returns:
+        The length, 0 or more.
+    """
+    return ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[norm]
 
 
 def _nothing(x: Images, reason: str) -> Validated:

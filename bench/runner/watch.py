@@ -1,0 +1,132 @@
+"""The referee's watch: what it sees of an attack in passing, whatever the attack says of itself.
+
+It sees the points that an attack asks about, the answers, and the gradients that come back; afterwards it
+asks the view itself about the clean and the returned images. The columns are explained in `docs/results.md`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.losses import objective, succeeded
+from bench.protocols import Images, Labels, Threat, View, identity
+from bench.runner.referee import ROUNDING, leeway
+
+EVERY = 10
+"""Of so many questions, and of so many gradients, one is looked at: more would slow small networks down."""
+
+
+class Watch:
+    """What is seen of an attack on a shard. Nothing here waits for a GPU.
+
+    The first two questions are looked at, then the last of every `EVERY`; of several copies of the shard that
+    are asked about at once, the first alone.
+
+    Args:
+        x: Clean images (N, C, H, W).
+        y: Their labels (N,).
+        threat: The norm and the radius.
+        target: Labels to reach (N,); None for an untargeted attack.
+        refusal: Whether the last column of logits is a refusal.
+    """
+
+    def __init__(self, x: Images, y: Labels, threat: Threat, *, target: Labels | None, refusal: bool) -> None:
+        self._x, self._y, self._threat, self._target = x, y, threat, target
+        self._refusal = refusal
+        self._most = threat.radius + leeway(threat.norm, x.shape[1:].numel())
+        none = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        self._backwards, self._flat, self._reach = none, none.clone(), none.clone()
+        self._asked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._won = self._asked.clone()
+        self._questions = self._gradients = 0
+
+    def through(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Return points by another name, through which their gradient passes and is looked at.
+
+        Args:
+            rows: Positions in the shard of the examples, int64 (n,).
+            z: Points (copies * n, ...).
+
+        Returns:
+            The same points.
+        """
+        if not (z.requires_grad and torch.is_grad_enabled()):
+            return z
+        self._gradients += 1
+        if not _looks(self._gradients):
+            return z
+        seen = z.view_as(z)
+        seen.register_hook(partial(self._gradient, rows))
+        return seen
+
+    def _gradient(self, rows: Tensor, gradient: Tensor) -> None:
+        copies, rest = divmod(len(gradient), max(len(rows), 1))
+        if rest or not copies:
+            return
+        peak = gradient.detach().flatten(1).abs().amax(1).view(copies, len(rows))
+        says_nothing = ~((peak > 0) & peak.isfinite())
+        self._backwards[rows] += 1
+        self._flat[rows] += says_nothing.double().mean(0)
+
+    @torch.no_grad()
+    def asked(self, rows: Tensor, z: Tensor, logits: Tensor) -> None:
+        """Look at what an attack asked about; points that are no images are left out.
+
+        Args:
+            rows: Positions in the shard of the examples, int64 (n,).
+            z: Points (copies * n, ...).
+            logits: The answers, (copies * n, K) or (T, copies * n, K).
+        """
+        n = len(rows)
+        self._questions += 1
+        if not _looks(self._questions):
+            return
+        if z.shape[1:] != self._x.shape[1:] or not n or len(z) % n:
+            return
+        z, logits = z[:n].detach(), logits[..., :n, :]
+        far = self._threat.distance(self._x[rows], z)
+        least, most = z.flatten(1).aminmax(dim=1)
+        inside = (least >= -ROUNDING) & (most <= 1 + ROUNDING)
+        lawful = inside & (far <= self._most)
+        self._asked[rows] = True
+        self._reach[rows] = torch.where(lawful, far.double(), 0.0).maximum(self._reach[rows])
+        self._won[rows] |= lawful & succeeded(self._question(rows), logits, self._y[rows])
+
+    def _question(self, rows: Tensor) -> View:
+        target = None if self._target is None else self._target[rows]
+        return View(identity, target=target, refusal=self._refusal)
+
+    @torch.no_grad()
+    def columns(self, view: View, z: Images) -> Mapping[str, Tensor]:
+        """Return what was seen, as columns of the shard.
+
+        Args:
+            view: The view that was attacked, with its target; what it is asked here counts as no pass.
+            z: The images that the defense is shown, (N, C, H, W).
+
+        Returns:
+            The columns of `bench.results.outcomes.WATCHED`, float64 (N,), NaN for what was not seen.
+        """
+        nan = torch.full_like(self._reach, torch.nan)
+        margins = {"view_margin_clean": nan, "view_margin": nan}
+        lost = nan
+        if view.encode is identity:
+            margins = {
+                name: objective(view, view.logits(images), self._y, "margin").double()
+                for name, images in (("view_margin_clean", self._x), ("view_margin", z))
+            }
+            lost = torch.where(self._asked, (self._won & ~(margins["view_margin"] > 0)).double(), nan)
+        radius = self._threat.radius
+        return {
+            "zero_gradients": torch.where(self._backwards > 0, self._flat / self._backwards, nan),
+            "probed": torch.where(self._asked, self._reach / radius, nan) if 0 < radius < torch.inf else nan,
+            "lost_success": lost,
+            **margins,
+        }
+
+
+def _looks(count: int) -> bool:
+    """Return whether the question of this number, from 1, is looked at."""
+    return count <= 2 or count % EVERY == 0
