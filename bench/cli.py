@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.api.running import Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
+    from bench.report.tables import RenderedTable
     from bench.results.store import Store
 
 app = typer.Typer(
@@ -111,6 +112,9 @@ def run(  # noqa: PLR0913 - a command line's options
         str | None,
         typer.Option("--budget", help="Do what is worth most in this time (2h, 90min), whole rows first."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with 1 where a flag of a table is an alarm.")
+    ] = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench.api import running
@@ -137,6 +141,8 @@ def run(  # noqa: PLR0913 - a command line's options
         screen.print(render.to_text(each))
     _note(notes)
     _ended(work, f"; tables in {project.store.shown / 'tables'}")
+    if strict:
+        _refuse_alarms(cut)
 
 
 def _work(work: Run) -> None:
@@ -298,7 +304,7 @@ def report(
     ] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="End with 4 where a number is missing, damaged or stale."),
+        typer.Option("--strict", help="End with 4 if a number is missing, damaged or stale, 1 at an alarm."),
     ] = False,
 ) -> None:
     """Print tables from what is stored; plans nothing and computes nothing."""
@@ -324,6 +330,19 @@ def report(
         missing, notes = count(found.needed, "result"), count(len(found.notes), "note")
         say(console(stderr=True), f"strict: {found.missing} of {missing} missing, {notes}", "red")
         raise typer.Exit(4)
+    if strict:
+        _refuse_alarms(found.tables)
+
+
+def _refuse_alarms(tables: Iterable[RenderedTable]) -> None:
+    """End with 1 where a flag is an alarm."""
+    from bench.console import console, count, say
+
+    alarms = {(table.key, code): None for table in tables for code in table.alarms}
+    if alarms:
+        said = ", ".join(f"{code} in table {key}" for key, code in alarms)
+        say(console(stderr=True), f"strict: {count(len(alarms), 'alarm')}: {said}", "red")
+        raise typer.Exit(1)
 
 
 @app.command()

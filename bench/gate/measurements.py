@@ -329,7 +329,7 @@ def flagged(measured: Mapping[Coordinates, Measured]) -> dict[Coordinates, Measu
             tuple(_evidence(each, still.get(victim_of(each.condition))) for each in cell)
             for cell in cells.values()
         ]
-        for cell, seen, beside in zip(cells.values(), evidence, checks.row_flags(evidence), strict=True):
+        for cell, seen, beside in zip(cells.values(), evidence, checks.compared([evidence])[0], strict=True):
             flags = [*checks.cell_flags(seen), *beside]
             said = tuple((each.message, each.code) for each in flags)
             for each in cell:

@@ -19,7 +19,7 @@ from bench.report.checks import Evidence, Flag
 from bench.report.published import Quote
 from bench.results import metrics, standing
 from bench.results.conditions import Condition, Skip
-from bench.results.metrics import Estimate, Metric, PerExample, Unit
+from bench.results.metrics import Estimate, Metric, On, PerExample, Unit
 from bench.results.outcomes import FrameOf, Rows, arrays
 from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct, merged
 from bench.suite.tables import Table
@@ -96,6 +96,12 @@ class RenderedTable:
     source: str = ""
     """Title and key of the published table beside ours."""
 
+    @property
+    def alarms(self) -> list[str]:
+        """The codes of its flags that are alarms, each once."""
+        cells = (flag for row in self.rows for cell in row.cells for flag in cell.flags)
+        return list(dict.fromkeys(flag.code for flag in (*self.flags, *cells) if flag.level == "alarm"))
+
 
 def check(manifest: Mapping[str, Any], key: str) -> None:
     """Refuse a table that cannot be cut, whatever the outcomes will be.
@@ -147,14 +153,12 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
     reader = OutcomeReader(layout, outcomes)
     settled = [_row(layout, row, reader) for row in layout.rows]
     behind = [seen for row in settled for seen in row.seen]
-    compared = [[each for each in seen if each.condition.facts.member is None] for seen in behind]
-    flags = iter(checks.table_flags(compared))
-    rows = []
-    for row, made in zip(layout.rows, settled, strict=True):
-        of_columns = made.cells[: len(layout.columns)]
-        flagged = [replace(cell, flags=(*cell.flags, *next(flags))) for cell in of_columns]
-        cells = (*flagged, *made.cells[len(layout.columns) :])
-        rows.append(RenderedRow(row.label, row.at, cells, quotes.get(row.label, ())))
+    beside = [_beside(layout, row, reader) for row in layout.rows]
+    flags = checks.compared([row.seen for row in settled], beside)
+    rows = [
+        RenderedRow(row.label, row.at, _flagged(layout, row, made.cells, more), quotes.get(row.label, ()))
+        for row, made, more in zip(layout.rows, settled, flags, strict=True)
+    ]
     metric = metrics.METRICS[layout.table.metric]
     extra = layout.table.extra
     return RenderedTable(
@@ -173,6 +177,31 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
+
+
+def _beside(layout: Layout, row: TableRow, reader: "OutcomeReader") -> list[Evidence]:
+    """Return what is known of attacks on a row's defense that the table does not show."""
+    metric = metrics.METRICS["accuracy"]
+    found = (reader.look(each, metric) for each in layout.beside(row))
+    return [each for each in found if isinstance(each, Evidence)]
+
+
+def _flagged(
+    layout: Layout, row: TableRow, cells: Sequence[TableCell], compared: Sequence[Sequence[Flag]]
+) -> tuple[TableCell, ...]:
+    """Return the cells of a row with the flags of comparisons; those over columns inherit all but notes."""
+    width = len(layout.columns)
+    found = [
+        replace(cell, flags=(*cell.flags, *flags))
+        for cell, flags in zip(cells[:width], compared, strict=True)
+    ]
+    attacks = [cell for cell, slot in zip(found, row.slots, strict=True) if slot.attacks]
+    graver = [flag for cell in attacks for flag in cell.flags if flag.level != "note"]
+    inherited = [
+        cell if cell.estimate is None else replace(cell, flags=tuple(distinct([*cell.flags, *graver])))
+        for cell in cells[width:]
+    ]
+    return (*found, *inherited)
 
 
 def _headings(layout: Layout) -> list[str]:
@@ -227,18 +256,16 @@ class OutcomeReader:
             return f"worst mode knows no {metric.name}: an attack sees only what stands"
         if (lacking := metric.lacks(rows)) is not None:
             return lacking
-        needed = self._layout.needs_unmoved(condition, metric)
-        clean = None
-        if needed or metric.clean == "used":
-            unmoved = self._layout.unmoved(condition)
-            found = (self.rows(each.job) for each in unmoved)
-            clean = next((each for each in found if each is not None), None)
-            if clean is None and needed:
-                return (
-                    f"{NOT_RUN}: the clean images"
-                    if unmoved
-                    else "no task asks about the unmoved images here (use: none)"
-                )
+        unmoved = self._layout.unmoved(condition)
+        # Whatever is counted, flags need them.
+        found = (self.rows(each.job) for each in unmoved)
+        clean = next((each for each in found if each is not None), None)
+        if clean is None and self._layout.needs_unmoved(condition, metric):
+            return (
+                f"{NOT_RUN}: the clean images"
+                if unmoved
+                else "no task asks about the unmoved images here (use: none)"
+            )
         validated = rows
         if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
             validated = metrics.within(rows, clean, condition.radius)
@@ -266,10 +293,6 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
         cell, behind = _cell(slot, table, reader)
         cells.append(cell)
         seen.append(behind)
-    # Of those that were run as one each saw what the others had left: there is nothing to compare.
-    compared = [[each for each in behind if each.condition.facts.member is None] for behind in seen]
-    flagged = zip(cells, checks.row_flags(compared), strict=True)
-    cells = [replace(cell, flags=(*cell.flags, *flags)) for cell, flags in flagged]
     metric = metrics.METRICS[table.metric]
     attacked = [
         place for place, slot in enumerate(row.slots) if slot.attacks and slot.metric.name == table.metric
@@ -288,7 +311,7 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
             if standing.apart(each for conditions in parts.values() for each in conditions):
                 cells.append(TableCell(None, DASH, notes=(SOME,)))
             else:
-                cells.append(worst_case(parts, metric, (), reader)[0])
+                cells.append(worst_case(parts, metric, reader, on=table.worst_on)[0])
         elif apart:
             cells.append(_incomparable(heading))
         else:
@@ -306,7 +329,10 @@ def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, t
     groups: dict[tuple[Any, ...], dict[str, list[Condition]]] = defaultdict(lambda: defaultdict(list))
     for each in conditions:
         groups[tuple(each.coordinates[name] for name in table.min_over)][checks.title(each)].append(each)
-    settled = [worst_case(parts, slot.metric, table.mean_over, reader) for parts in groups.values()]
+    settled = [
+        worst_case(parts, slot.metric, reader, on=table.worst_on, mean_over=table.mean_over)
+        for parts in groups.values()
+    ]
     cell, seen = settled[0][0], tuple(each for _, behind in settled for each in behind)
     if len(settled) > 1 and any(
         standing.apart(each for conditions in parts.values() for each in conditions)
@@ -380,7 +406,12 @@ class _Looked:
 
 
 def worst_case(
-    parts: Mapping[str, Sequence[Condition]], metric: Metric, mean_over: Sequence[str], reader: OutcomeReader
+    parts: Mapping[str, Sequence[Condition]],
+    metric: Metric,
+    reader: OutcomeReader,
+    *,
+    on: On,
+    mean_over: Sequence[str] = (),
 ) -> tuple[TableCell, tuple[Evidence, ...]]:
     """Take the worst over attacks example by example, within each seed, then average over seeds.
 
@@ -390,8 +421,9 @@ def worst_case(
     Args:
         parts: The conditions that are settled together, under the names of their attacks.
         metric: What is counted.
-        mean_over: ``target`` in it averages over targets instead of taking the worst of them.
         reader: Gives the outcomes.
+        on: The examples that count.
+        mean_over: ``target`` in it averages over targets instead of taking the worst of them.
 
     Returns:
         The cell, and the evidence of all seeds.
@@ -409,13 +441,13 @@ def worst_case(
         hole = NOT_RUN if not reasons or any(each.startswith(NOT_RUN) for each in reasons) else DASH
         return TableCell(None, hole, notes=tuple(each for each in reasons if each != hole)), seen
     unions = {seed: [_together(union) for union in _unions(looked[seed].there, mean_over)] for seed in usable}
-    scored = {seed: [_scored(union, metric) for union in joined] for seed, joined in unions.items()}
+    scored = {seed: [_scored(union, metric, on) for union in joined] for seed, joined in unions.items()}
     estimate = metrics.estimate(metric, scored)
     notes = [f"{len(usable)} of {len(looked)} seeds"] if len(usable) < len(looked) else []
     if not complete:
         missing = distinct(name for seed in usable for name in looked[seed].lacking)
         notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
-    notes += _draws_note(seen, metric)
+    notes += [*_draws_note(seen, metric), *_saw(seen, on)]
     if estimate is None:
         return TableCell(None, DASH, notes=(*notes, "no example counts")), seen
     if math.isinf(estimate.value):
@@ -465,8 +497,19 @@ def _unions(seen: Iterable[Evidence], mean_over: Sequence[str]) -> list[list[Evi
     return list(groups.values())
 
 
-def _scored(union: Iterable[Evidence], metric: Metric) -> PerExample:
-    return metrics.settle(metric, [metrics.score(metric, each.validated, each.clean) for each in union])
+def _scored(union: Iterable[Evidence], metric: Metric, on: On) -> PerExample:
+    return metrics.settle(metric, [metrics.score(metric, each.validated, each.clean) for each in union], on)
+
+
+def _saw(seen: Sequence[Evidence], on: On) -> list[str]:
+    """Return how many examples each attack of a worst case saw, where that is not the same."""
+    counts: dict[int, list[str]] = defaultdict(list)
+    for each in seen:
+        counts[len(each.rows["index"])].append(checks.title(each.condition))
+    if len(counts) < 2 or on == "common":
+        return []
+    parts = (f"{n} by {', '.join(distinct(names))}" for n, names in sorted(counts.items(), reverse=True))
+    return [f"examples were seen: {'; '.join(parts)}"]
 
 
 def _weakest(metric: Metric, cells: Sequence[TableCell]) -> float:

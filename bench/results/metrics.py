@@ -22,6 +22,8 @@ Values: TypeAlias = NDArray[np.float64]
 """Shape (N,): a value for each example; NaN where the example does not count."""
 
 Mask: TypeAlias = NDArray[np.bool_]
+On: TypeAlias = Literal["every", "common"]
+"""The examples of a worst case: all that any of its attacks saw, or those that every one saw."""
 
 CONFIDENCE = 0.95
 """Confidence level of the intervals in tables."""
@@ -575,21 +577,31 @@ def common(indices: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return first if all(np.array_equal(first, each) for each in others) else reduce(np.intersect1d, indices)
 
 
-def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
+def settle(chosen: Metric, attacks: Sequence[PerExample], on: On = "common") -> PerExample:
     """Return the worst value of each example over several attacks.
 
     Args:
         chosen: The metric, which says which value is the worst.
         attacks: The values of each attack, at least one.
+        on: ``every``: each example is settled by the attacks that saw it; ``common``: those that some attack
+            did not see are left out.
 
     Returns:
-        The values of the examples that every attack has.
+        The values, in ascending order of the index.
     """
     if len(attacks) == 1:
         return attacks[0]
-    seen = common([each.index for each in attacks])
-    values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
-    return PerExample(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
+    worst = np.maximum if chosen.worst == "greatest" else np.minimum
+    if on == "common":
+        seen = common([each.index for each in attacks])
+        values = [each.values[np.searchsorted(each.index, seen)] for each in attacks]
+        return PerExample(seen, worst.reduce(values))
+    seen = reduce(np.union1d, [each.index for each in attacks])
+    found = np.full(len(seen), -math.inf if chosen.worst == "greatest" else math.inf)
+    for each in attacks:
+        at = np.searchsorted(seen, each.index)
+        found[at] = worst(found[at], each.values)
+    return PerExample(seen, found)
 
 
 @dataclass(frozen=True)
@@ -735,3 +747,27 @@ def _upper_tail(wins: int, n: int) -> float:
         term = term * (n - k) // (k + 1)
         total += term
     return float(total / 2**n)
+
+
+def binomial_p(count: int, n: int, share: float) -> float:
+    """Return the p-value of a one-sided exact binomial test that a share is greater than another one.
+
+    It is below 1 - c exactly where the lower Clopper-Pearson bound of confidence c is above `share`.
+
+    Args:
+        count: How many of `n` were seen, 0 to `n`.
+        n: How many there are, 0 or more.
+        share: The share to be exceeded, in (0, 1).
+
+    Returns:
+        The probability of at least `count` of `n`, if the share is `share`.
+    """
+    if count <= 0:
+        return 1.0
+    first = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    first += count * math.log(share) + (n - count) * math.log1p(-share)
+    k = np.arange(count, n, dtype=np.float64)
+    # Each term follows from the one before it.
+    ratios = np.log((n - k) / (k + 1)) + math.log(share) - math.log1p(-share)
+    terms = np.exp(first + np.concatenate([[0.0], np.cumsum(ratios)]))
+    return min(1.0, float(terms.sum()))

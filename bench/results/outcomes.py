@@ -63,7 +63,7 @@ see.
 NOTES = ("flat", "nonfinite", "raised", "saturated")
 """The notes of attacks that tables know."""
 
-WHERE_THERE = (*NOTES, *WATCHED, BROKEN_SHARE)
+WHERE_THERE = (*NOTES, *WATCHED, "backwards", BROKEN_SHARE)
 """The columns that tables read where outcomes have them."""
 
 LISTS = ("logits", "thresholds")

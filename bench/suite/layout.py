@@ -83,6 +83,8 @@ class Layout:
     idle: Mapping[frozenset[Any], tuple[Condition, ...]]
     """The conditions of attacks that move nothing, those with most examples first: by data, defense,
     read-out, seed and settings at inference time, as `_asked_of` gives them."""
+    attacked: Mapping[frozenset[Any], tuple[Condition, ...]]
+    """All conditions of the suite in which something is attacked, by the same and the threat."""
 
     @property
     def slots(self) -> list[Slot]:
@@ -99,6 +101,21 @@ class Layout:
             The conditions in which nothing is attacked, those with most examples first.
         """
         return self.idle.get(_asked_of(condition), ())
+
+    def beside(self, row: TableRow) -> tuple[Condition, ...]:
+        """Return the attacks on what a row shows, at the same threats, that are in none of its columns.
+
+        Args:
+            row: A row of the table.
+
+        Returns:
+            The conditions.
+        """
+        shown = [each for slot in row.slots for each in slot.conditions]
+        keys = dict.fromkeys(_threatened(each) for each in shown if not each.facts.idle)
+        known = {(each.job, each.radius) for each in shown}
+        every = (each for key in keys for each in self.attacked.get(key, ()))
+        return tuple(each for each in every if (each.job, each.radius) not in known)
 
     def needs_unmoved(self, condition: Condition, metric: Metric) -> bool:
         """Return whether a number depends on the answers to unmoved images.
@@ -170,6 +187,11 @@ def _asked_of(condition: Condition) -> frozenset[Any]:
     )
 
 
+def _threatened(condition: Condition) -> frozenset[Any]:
+    """Return who is asked about what, under which threat."""
+    return _asked_of(condition) | {("norm", condition.norm), ("radius", condition.radius)}
+
+
 def _token(value: Any) -> Any:
     """Return a value to look up by."""
     return value if value is None or isinstance(value, str | int | float) else repr(value)
@@ -218,6 +240,7 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
         columns=tuple(columns),
         rows=tuple(rows),
         idle=_idle(every.conditions),
+        attacked=_attacked(every.conditions),
     )
     _refuse_hiding(layout)
     _refuse_merging(layout)
@@ -252,6 +275,14 @@ def _idle(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Conditi
         if condition.facts.idle:
             found[_asked_of(condition)].append(condition)
     return {asked: tuple(sorted(same, key=lambda each: -each.facts.n)) for asked, same in found.items()}
+
+
+def _attacked(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Condition, ...]]:
+    found: dict[frozenset[Any], list[Condition]] = defaultdict(list)
+    for condition in conditions:
+        if not condition.facts.idle:
+            found[_threatened(condition)].append(condition)
+    return {asked: tuple(same) for asked, same in found.items()}
 
 
 def _read_at(conditions: Sequence[Condition], radii: Sequence[float]) -> list[Condition]:

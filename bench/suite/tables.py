@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from bench.errors import did_you_mean
 from bench.quantities import format_value, fraction
 from bench.results.conditions import CHOICE, COORDINATES
-from bench.results.metrics import METRICS, Metric
+from bench.results.metrics import METRICS, Metric, On
 from bench.suite.names import Name, Sentence
 
 MEASURE = ("metric", "class")
@@ -87,6 +87,9 @@ class Table(Model):
     min_over: list[Literal["attack", "view"]] = []
     """What is averaged one by one: the number is the least of these averages, as papers print it."""
     worst_over: list[Literal["attack", "view", "target"]] = ["attack", "view", "target"]
+    worst_on: On = "every"
+    """Which examples a worst case counts: ``every``, each settled by the attacks that saw it; or ``common``,
+    those alone that all its attacks saw."""
     metric: str = "accuracy"
     radii: list[Radius] = []
     """Radii at which the distances of minimum-norm attacks are read."""

@@ -134,6 +134,99 @@ def test_without_a_limit_a_refusal_or_another_label_than_the_target_is_a_failure
     ]
 
 
+def watched(held, **columns):
+    """Return outcomes with what the referee saw of an attack, which is in order unless said otherwise."""
+    n = len(held)
+    won = np.where(held, -1.0, 1.0)
+    seen = {
+        "zero_gradients": np.zeros(n),
+        "probed": np.ones(n),
+        "lost_success": np.zeros(n),
+        "view_margin_clean": np.full(n, -2.0),
+        "view_margin": won,
+        "backwards": np.full(n, 40.0),
+    }
+    return rows(held, **{**seen, **columns})
+
+
+HELD = first(N, 100)
+FEW, MANY = first(N, 1), first(N, 3)
+"""One and three of the hundred that held."""
+
+
+@pytest.mark.parametrize(
+    ("code", "columns", "exact"),
+    [
+        ("flat-gradient", lambda some: {"zero_gradients": np.where(some, 0.5, 0.49)}, False),
+        ("short-moves", lambda some: {"probed": np.where(some, 0.49, 0.5)}, False),
+        ("lost-successes", lambda some: {"lost_success": some.astype(float)}, True),
+        ("no-gradient-asked", lambda some: {"backwards": np.where(some, 0.0, 1.0)}, False),
+        ("view-differs", lambda some: {"view_margin": np.where(HELD & ~some, -1.0, 1.0)}, True),
+    ],
+)
+def test_what_the_referee_saw_of_an_attack(code, columns, exact):
+    def found(held, some, **changes):
+        flags, _ = flagged([condition("a", **changes)], {"a": watched(held, **columns(some))})
+        return [(flag.code, flag.level) for flag in flags["pgd, first"]]
+
+    level = checks.CODES[code]
+    assert found(HELD, MANY) == [(code, level)]
+    assert found(HELD, FEW) == ([(code, "note")] if code == "view-differs" else [])
+    assert found(HELD, MANY, exact=False) == ([] if exact else [(code, level)])
+    # What happened to examples that were broken decides nothing, and on a random defense chance may.
+    if code != "view-differs":
+        assert found(~HELD, MANY) == []
+    assert found(HELD, MANY, random=True) == ([] if exact else [(code, level)])
+
+
+def test_what_nobody_saw_is_no_flag():
+    nothing = dict.fromkeys(["zero_gradients", "probed", "lost_success", "view_margin_clean", "view_margin"])
+    blank = {name: np.full(N, np.nan) for name in nothing}
+    assert flagged([condition("a")], {"a": watched(HELD, **blank)})[0]["pgd, first"] == ()
+
+
+def test_an_attack_that_walks_away_from_success():
+    for away, found in ((70, []), (80, ["margin-grew"])):
+        # Of a hundred that held, so many end with a margin that is worse; nobody else changes it.
+        margin = np.where(first(N, away), -3.0, np.where(HELD, -1.0, 1.0))
+        flags, _ = flagged([condition("a")], {"a": watched(HELD, view_margin=margin)})
+        assert codes(flags)["pgd, first"] == found
+
+
+def test_the_view_is_asked_about_clean_images_too():
+    # The defense is right on all clean images, and its view wrong on three.
+    margin = np.where(MANY, 0.5, -2.0)
+    outcomes = {"a": watched(HELD, view_margin_clean=margin), "c": rows(first(N, N), moved=False)}
+    flags, _ = flagged([condition("a"), clean("c")], outcomes)
+    assert codes(flags) == {"pgd, first": ["view-differs"], "clean": []}
+    assert "of 200 clean images 3 are successes on the view" in flags["pgd, first"][0].message
+
+
+@pytest.mark.parametrize(
+    ("right", "found"), [(200, []), (60, []), (59, ["at-chance"]), (40, ["at-chance"]), (0, ["at-chance"])]
+)
+def test_clean_answers_that_are_no_better_than_a_guess(right, found):
+    # Five classes, of forty each: who always says the same is right on forty of two hundred.
+    truth = np.arange(N) % 5
+    still = rows(first(N, right), truth=truth, moved=False)
+    still["label"] = np.where(first(N, right), truth, (truth + 1) % 5)
+    found_, _ = flagged([clean("c")], {"c": still})
+    assert (
+        stats.binomtest(60, N, 0.2, "greater").pvalue < 0.01 < stats.binomtest(53, N, 0.2, "greater").pvalue
+    )
+    assert codes(found_)["clean"] == (found if right < 54 else [])
+
+
+@pytest.mark.parametrize(
+    ("refused", "level"), [(10, None), (20, "note"), (60, "doubt"), (120, "alarm"), (200, "alarm")]
+)
+def test_a_defense_that_refuses_what_is_clean(refused, level):
+    still = rows(first(N, N), rejected=first(N, refused), moved=False)
+    flags, _ = flagged([clean("c")], {"c": still})
+    levels = [flag.level for flag in flags["clean"] if flag.code == "refuses-clean"]
+    assert levels == ([] if level is None else [level])
+
+
 # --- comparisons -------------------------------------------------------------------------------------
 
 SEEING = condition("see")
@@ -144,36 +237,115 @@ BLIND = {
 }
 
 
-def least(n):
-    """Return how many wins in a row are not chance."""
-    chances = ((wins, stats.binomtest(wins, wins, alternative="greater").pvalue) for wins in range(1, n))
-    return next(wins for wins, chance in chances if chance < 0.01)
+def least(n, share=0.01):
+    """Return how many of `n` survivors are more than 1 % of them by more than chance."""
+    return next(wins for wins in range(n) if stats.binom.sf(wins - 1, n, share) < 0.01)
 
 
 @pytest.mark.parametrize("kind", BLIND)
-def test_a_blind_attack_that_beats_a_seeing_one(kind):
+def test_a_blind_attack_that_breaks_what_a_seeing_one_left_marks_both(kind):
     blind = BLIND[kind]
-    few, many = 100 - least(N) + 1, 100 - least(N)
-    for stood, found in ((few, []), (many, ["blind-beats-seeing"])):
-        outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, stood))}
-        flags, _ = flagged([SEEING, blind], outcomes)
-        assert codes(flags)["pgd, first"] == []
-        assert codes(flags)[f"{blind['coordinates']['attack']}, {blind['coordinates']['view']}"] == found
-    message = flags[f"{blind['coordinates']['attack']}, {blind['coordinates']['view']}"][0].message
-    assert f"breaks {least(N)} of 200 examples that pgd (first) does not; the other way round 0" in message
+    name = f"{blind['coordinates']['attack']}, {blind['coordinates']['view']}"
+    enough = least(100)
+    for wins, found in ((enough - 1, []), (enough, ["blind-beats-seeing"])):
+        # It breaks half of what the other one broke too: that excuses nothing.
+        outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, 150) & ~first(N, wins))}
+        flags, _ = flagged([SEEING, blind], outcomes, extra=["Min", "Worst"])
+        assert codes(flags) == dict.fromkeys(["pgd, first", name, "Min", "Worst"], found)
+        assert {flag.level for each in flags.values() for flag in each} <= {"doubt"}
+    message = flags[name][0].message
+    assert f"breaks {enough} of the 100 examples that pgd (first) leaves; the other way round 50" in message
+    assert flags["pgd, first"] == flags[name]
 
 
-def test_a_blind_attack_that_breaks_others_is_no_doubt():
-    outcomes = {"see": rows(first(N, 100)), "blind": rows(~first(N, 100))}
-    assert not any(codes(flagged([SEEING, BLIND["score"]], outcomes)[0]).values())
-
-
-def test_a_blind_attack_is_held_against_the_strongest_that_sees():
-    weak = condition("weak", attack="fgsm", use="fgsm")
+def test_what_another_seeing_attack_breaks_is_a_note_on_the_weak_one():
+    weak = condition("weak", attack="apgd", use="apgd")
     outcomes = {"weak": rows(first(N, 180)), "see": rows(first(N, 100)), "blind": rows(first(N, 120))}
-    assert not any(codes(flagged([weak, SEEING, BLIND["score"]], outcomes)[0]).values())
+    flags, _ = flagged([weak, SEEING, BLIND["score"]], outcomes, extra=["Min"])
+    assert codes(flags) == {
+        "apgd, first": ["blind-beats-seeing"],
+        "pgd, first": [],
+        "spsa, first": [],
+        "Min": [],
+    }
+    assert flags["apgd, first"][0].level == "note"
     del outcomes["see"]
-    assert codes(flagged([weak, BLIND["score"]], outcomes)[0])["spsa, first"] == ["blind-beats-seeing"]
+    flags, _ = flagged([weak, BLIND["score"]], outcomes)
+    assert codes(flags)["spsa, first"] == ["blind-beats-seeing"]
+    assert flags["spsa, first"][0].level == "doubt"
+
+
+def test_an_attack_that_the_table_does_not_show_counts():
+    outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, 50))}
+    flags, _ = flagged([SEEING, BLIND["score"]], outcomes, where={"attack": "pgd"})
+    assert codes(flags) == {"pgd, first": ["blind-beats-seeing"]}
+    del outcomes["blind"]
+    flags, _ = flagged([SEEING, BLIND["score"]], outcomes, where={"attack": "pgd"})
+    assert codes(flags) == {"pgd, first": []}
+
+
+def test_a_random_defense_is_compared_by_the_difference():
+    """Where answers differ by chance, each attack breaks some of what another one left."""
+    one, other = (np.random.default_rng(seed).random(N) < 0.5 for seed in (1, 2))
+    conditions = [but(each, random=True) for each in (SEEING, BLIND["score"])]
+    assert not any(codes(flagged(conditions, {"see": rows(one), "blind": rows(other)})[0]).values())
+    outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, 80))}
+    assert codes(flagged(conditions, outcomes)[0])["spsa, first"] == ["blind-beats-seeing"]
+
+
+def test_one_step_that_beats_many_is_an_alarm():
+    conditions = [condition("one", attack="fgsm", use="fgsm"), SEEING]
+    counts = {"one": {"backwards": np.ones(N)}, "see": {"backwards": np.full(N, 40.0)}}
+    for stood, found in ((94, []), (93, ["one-step-beats-many"])):
+        outcomes = {
+            "one": rows(first(N, stood), **counts["one"]),
+            "see": rows(first(N, 100), **counts["see"]),
+        }
+        flags, _ = flagged(conditions, outcomes)
+        assert codes(flags) == {"fgsm, first": found, "pgd, first": found}
+    assert flags["pgd, first"][0].level == "alarm"
+    # A step that finds what many steps find is as it should be, and so is one that finds less.
+    outcomes["one"] = rows(first(N, 150), **counts["one"])
+    assert not any(codes(flagged(conditions, outcomes)[0]).values())
+
+
+def test_an_attack_that_mends_what_was_wrong():
+    outcomes = {"a": rows(first(N, 190)), "c": rows(first(N, 180), moved=False)}
+    flags, _ = flagged([condition("a"), clean("c")], outcomes)
+    assert codes(flags) == {"pgd, first": ["above-clean"], "clean": []}
+    assert (
+        flags["pgd, first"][0].message
+        == "pgd (first) makes 10 of 200 wrong answers right, and 0 right ones wrong"
+    )
+    # A refusal of a moved image is right, and of a clean one wrong: the label alone counts here.
+    refuses = {
+        "a": rows(first(N, 180), rejected=~first(N, 180)),
+        "c": rows(first(N, 180), rejected=~first(N, 180), moved=False),
+    }
+    found = codes(flagged([condition("a"), clean("c")], refuses)[0])
+    assert found == {"pgd, first": ["refuses-clean"], "clean": ["refuses-clean"]}
+
+
+def test_quiet_numbers_are_flagged_once_in_a_hundred_tables_at_most():
+    """A table of a hundred numbers: four defenses, 25 attacks, all as strong as each other, by chance."""
+    conditions = [
+        condition(f"{d}-{a}", defense=f"d{d}", attack=f"a{a}", access="gradient" if a % 2 else "score")
+        for d in range(4)
+        for a in range(25)
+    ]
+    table = {"title": "x", "rows": ["defense"], "columns": ["attack"]}
+    draw, wrong, tables_ = np.random.default_rng(7), 0, 60
+    for _ in range(tables_):
+        outcomes = {}
+        for d in range(4):
+            held = draw.random(N) < 0.5
+            for a in range(25):
+                # Of what the others left, each breaks one in a hundred.
+                outcomes[f"{d}-{a}"] = rows(held & (draw.random(N) > 0.01))
+        made = tables.cut(manifest(conditions, table), "T", outcomes.get)
+        wrong += any(flag.level != "note" for row in made.rows for cell in row.cells for flag in cell.flags)
+    # Below 1 % each: more than four of sixty have a probability of 0.0003.
+    assert wrong <= 4
 
 
 def test_attacks_are_compared_on_the_examples_that_both_saw():
@@ -203,7 +375,10 @@ def test_a_surrogate_that_beats_the_exact_view():
     conditions = [condition("first", view="first", exact=False), condition("e2e", view="e2e", exact=True)]
     outcomes = {"first": rows(first(N, 90)), "e2e": rows(first(N, 110))}
     flags, _ = flagged(conditions, outcomes)
-    assert codes(flags) == {"pgd, first": ["surrogate-beats-exact"], "pgd, e2e": []}
+    assert codes(flags) == {
+        "pgd, first": ["surrogate-beats-exact"],
+        "pgd, e2e": ["surrogate-beats-exact"],
+    }
     # Another attack's exact view says nothing about this one's.
     conditions[1] = but(conditions[1], attack="fgsm")
     assert not any(codes(flagged(conditions, outcomes)[0]).values())
@@ -257,7 +432,7 @@ def test_every_doubt_stands_in_the_documentation_and_no_other():
     assert checks.Flag("invalid-moves", "x").advice == "docs/flags.md#invalid-moves"
 
 
-def test_no_doubt_is_raised_under_an_unknown_code():
-    source = Path(checks.__file__).read_text(encoding="utf-8")
-    raised = set(re.findall(r"Flag\(\s*\"([a-z-]+)\"", source))
+def test_no_flag_is_raised_under_an_unknown_code():
+    sources = (each.read_text(encoding="utf-8") for each in Path(checks.__file__).parent.glob("*.py"))
+    raised = {code for source in sources for code in re.findall(r"Flag\(\s*\"([a-z-]+)\"", source)}
     assert raised == set(checks.CODES)

@@ -510,3 +510,11 @@ def test_reading_tables_needs_neither_torch_nor_scipy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_binomial_test_is_scipys():
+    for n in (0, 1, 7, 100, 5000):
+        for count in {0, 1, n // 100, n // 2, n} - set(range(n + 1, 9)):
+            for share in (0.01, 0.2, 0.5, 0.9):
+                expected = stats.binom.sf(count - 1, n, share)
+                assert metrics.binomial_p(count, n, share) == pytest.approx(expected, rel=1e-9, abs=1e-300)

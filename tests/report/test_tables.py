@@ -82,12 +82,20 @@ def test_min_has_the_spread_of_its_column_and_worst_its_own():
     assert rendered.seeds == 2
 
 
-def test_worst_is_of_the_examples_that_all_saw_and_prints_their_number():
+def test_worst_settles_each_example_by_the_attacks_that_saw_it():
     rendered = cut(*suite([first(20, 10)], [first(5, 4)]))
     cells = rendered.rows[0].cells
-    assert values(rendered) == [1, 0.5, 0.8, 0.5, 0.8]
-    assert [each.estimate.n for each in cells] == [20, 20, 5, 20, 5]
+    # Of the ten that stood, one of the five that the second attack saw fell to it.
+    assert values(rendered) == [1, 0.5, 0.8, 0.5, 0.45]
+    assert [each.estimate.n for each in cells] == [20, 20, 5, 20, 20]
+    assert cells[4].notes == ("examples were seen: 20 by a (first); 5 by b (first)",)
     assert [flag.code for flag in rendered.flags] == ["unequal-examples"]
+
+
+def test_worst_may_stand_on_the_examples_that_all_saw():
+    rendered = cut(*suite([first(20, 10)], [first(5, 4)], worst_on="common"))
+    assert values(rendered) == [1, 0.5, 0.8, 0.5, 0.8]
+    assert [each.estimate.n for each in rendered.rows[0].cells] == [20, 20, 5, 20, 5]
 
 
 def test_accuracy_does_not_look_at_the_clean_answer_and_robust_does():

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.escaping import in_csv
 from bench.quantities import DASH
+from bench.report.checks import worst_level
 from bench.report.render import words
 from bench.report.tables import RenderedTable, TableCell
 from bench.results.metrics import Unit
@@ -41,6 +42,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
                     "published": None if quote is None else quote.value,
                     "published_std": None if quote is None else quote.std,
                     "note": "; ".join(_remarks(cell)),
+                    "level": worst_level(cell.flags),
                     "flags": "; ".join(map(words.sentence, cell.flags)),
                 }
             )
@@ -125,7 +127,8 @@ def _document(table: RenderedTable) -> dict[str, Any]:
         "question": dict(table.question),
         "invalid": table.invalid,
         "flags": [
-            {"code": flag.code, "message": flag.message, "advice": flag.advice} for flag in table.flags
+            {"code": flag.code, "level": flag.level, "message": flag.message, "advice": flag.advice}
+            for flag in table.flags
         ],
         "cells": [{name: _lawful(each) for name, each in record.items()} for record in records(table)],
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.escaping import shown
 from bench.quantities import DASH
+from bench.report.checks import Flag, worst_level
 from bench.report.render import words
 from bench.report.tables import RenderedTable, TableCell
 from bench.results.metrics import Unit
@@ -14,6 +15,9 @@ from bench.results.metrics import Unit
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.text import Text
+
+_STYLES = {"note": "", "doubt": "yellow", "alarm": "bold red"}
+"""How the marks of flags look, by the gravest level."""
 
 WIDTH = 80
 """Columns of a terminal that hold a table of eight columns."""
@@ -66,12 +70,17 @@ def _cell(cell: TableCell, unit: Unit, notes: words.Footnotes) -> "Text":
     if cell.estimate is None:
         return Text.assemble((cell.hole, "dim"), marks)
     value = f"{cell.bound}{words.number(cell.estimate.value, unit)}"
-    parts = [(value, "bold" if cell.weakest else ""), (marks, "yellow" if cell.flags else "")]
+    parts = [(value, "bold" if cell.weakest else ""), (marks, _style(cell.flags))]
     if cell.estimate.std is not None:
         parts.append((f"\n{words.PLUS_MINUS}{words.number(cell.estimate.std, unit)}", ""))
     if short := words.interval(cell.estimate, unit, short=True):
         parts.append((f"\n{short}", "dim"))
     return Text.assemble(*parts)
+
+
+def _style(flags: Iterable[Flag]) -> str:
+    level = worst_level(flags)
+    return "" if level is None else _STYLES[level]
 
 
 def _narrow(parts: Iterable[str], width: int) -> "Text":

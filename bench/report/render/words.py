@@ -139,7 +139,7 @@ class Footnotes:
 
 
 def sentence(flag: Flag) -> str:
-    """Write a flag with its code, under which `docs/flags.md` gives advice.
+    """Write a flag with its level and its code, under which `docs/flags.md` gives advice.
 
     Args:
         flag: The flag.
@@ -147,7 +147,7 @@ def sentence(flag: Flag) -> str:
     Returns:
         The sentence, without a full stop.
     """
-    return f"{flag.code}: {flag.message}"
+    return f"{flag.level}, {flag.code}: {flag.message}"
 
 
 def raised(marks: Iterable[int]) -> str:
@@ -179,7 +179,11 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
         if heading == "Worst":
             said.append(
                 "Worst: the worst of all attack columns example by example, within each seed, "
-                "on the examples that all saw"
+                + (
+                    "on the examples that all saw"
+                    if table.table.worst_on == "common"
+                    else "each settled by the attacks that saw it"
+                )
             )
         else:
             superlative = "least" if heading == "Min" else "greatest"

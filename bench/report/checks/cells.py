@@ -1,0 +1,296 @@
+"""Flags that the outcomes behind one cell raise by themselves."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from bench.report.checks.evidence import Evidence, differed, failed, is_random
+from bench.report.checks.flags import Flag, Level
+from bench.results.conditions import Condition
+from bench.results.metrics import Mask, binomial_p, goal_reached, is_correct
+from bench.results.outcomes import Rows
+
+SHARE = 0.01
+"""Share of the examples above which what was seen on them raises a flag."""
+
+CHANCE = 0.01
+"""Significance level."""
+
+REACH = 0.5
+"""Share of the radius to which an attack that fails should at least have looked."""
+
+REFUSED: Sequence[tuple[float, Level]] = ((0.5, "alarm"), (0.2, "doubt"), (0.05, "note"))
+"""The shares of refused clean images that raise a flag, and its levels."""
+
+
+def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
+    """Return the flags that the outcomes behind one cell raise by themselves.
+
+    Args:
+        seen: The evidence of the cell's conditions.
+
+    Returns:
+        The flags, in the order of the checks.
+    """
+    found = [flag for check in _CHECKS for flag in check(seen)]
+    flags = dict.fromkeys(flag for each in seen for flag in each.condition.facts.flags)
+    return [*found, *(Flag("out-of-reach", flag) for flag in flags)]
+
+
+def invalid_moves(seen: Iterable[Evidence]) -> int:
+    """Return the number of invalid moves.
+
+    Args:
+        seen: The evidence of some conditions.
+
+    Returns:
+        How many adversarial images were not lawful, so that the clean image was shown instead.
+    """
+    return sum(int(each.rows["invalid"].sum()) for each in seen)
+
+
+def _count(seen: Iterable[Evidence]) -> int:
+    return sum(len(each.rows["index"]) for each in seen)
+
+
+def _attacked(seen: Sequence[Evidence], *columns: str) -> list[Evidence]:
+    """Return the evidence of attacks by themselves that has some columns."""
+    return [
+        each
+        for each in seen
+        if not each.condition.facts.idle
+        and each.condition.facts.member is None
+        and all(name in each.rows for name in columns)
+    ]
+
+
+def _on_failed(seen: Sequence[Evidence], column: str, says: Callable[[Rows], Mask]) -> tuple[int, int]:
+    """Count what `says` tells of the examples that attacks failed on; return the count, and of how many."""
+    count = known = 0
+    for each in _attacked(seen, column):
+        there = failed(each.rows) & ~np.isnan(each.rows[column])
+        count += int((there & says(each.rows)).sum())
+        known += int(there.sum())
+    return count, known
+
+
+# --- the images and the answers ------------------------------------------------------------------------
+
+
+def _invalid(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    if count := invalid_moves(seen):
+        n = _count(seen)
+        level: Level = "alarm" if count == n else "doubt" if count > SHARE * n else "note"
+        yield Flag("invalid-moves", f"{count} of {n} moves were invalid: the clean image was shown", level)
+
+
+def _not_finite(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    if count := sum(int((each.rows["label"] < 0).sum()) for each in seen):
+        yield Flag("not-finite", f"{count} of {_count(seen)} answers were not finite, and count as broken")
+
+
+def _differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    count, asked = differed([each.rows for each in seen])
+    if count:
+        declared = any(each.condition.facts.random for each in seen)
+        said = f"{count} of {asked} answers differed when asked again"
+        yield Flag("answers-differ", said, "note" if declared else None)
+
+
+def _clean(seen: Sequence[Evidence]) -> list[Rows]:
+    """Return the answers to unmoved images that are known of the cell's defenses, each once."""
+    every = [each.rows if each.condition.facts.idle else each.clean for each in seen]
+    return list({id(rows): rows for rows in every if rows is not None}.values())
+
+
+def _at_chance(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    for rows in _clean(seen):
+        n = len(rows["truth"])
+        guess = float(np.unique(rows["truth"], return_counts=True)[1].max() / n) if n else 1.0
+        right = int(is_correct(rows).sum())
+        # Of few examples even right answers alone would not show it.
+        if guess**n < CHANCE and binomial_p(right, n, guess) > CHANCE:
+            yield Flag(
+                "at-chance",
+                f"{right} of {n} clean images are answered rightly; whoever always answers the most frequent "
+                f"class gets {round(guess * n)}",
+            )
+
+
+def _refuses(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    for rows in _clean(seen):
+        count, n = int(rows["rejected"].sum()), len(rows["rejected"])
+        level = next((level for share, level in REFUSED if _above(count, n, share)), None)
+        if level is not None:
+            yield Flag("refuses-clean", f"{count} of {n} clean images are refused", level)
+
+
+def _above(count: int, n: int, share: float) -> bool:
+    """Return whether a share is above another one by more than chance (exact binomial test)."""
+    return count > share * n and binomial_p(count, n, share) < CHANCE
+
+
+# --- the view and the answer ---------------------------------------------------------------------------
+
+
+def _view_differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    """Compare verdicts of a view that is said to be exactly what is scored with those of the defense."""
+    if is_random(seen):
+        return
+    for column, what in (("view_margin", "attacked"), ("view_margin_clean", "clean")):
+        won = held = known = 0
+        for each in _attacked(seen, column):
+            rows = each.rows if column == "view_margin" else each.clean
+            if rows is None or not each.condition.facts.exact:
+                continue
+            at, there = _together(rows, each.rows)
+            margin = each.rows[column][at]
+            answer = _won(rows, each.rows, there, at)
+            known += int((~np.isnan(margin)).sum())
+            won += int(((margin > 0) & ~answer).sum())
+            held += int(((margin < 0) & answer).sum())
+        if won or held:
+            said = (
+                f"of {known} {what} images {won} are successes on the view and failures on the answer, and "
+                f"{held} the other way round, though the view is said to be exactly what is scored"
+            )
+            yield Flag("view-differs", said, None if won + held > SHARE * known else "note")
+
+
+def _together(rows: Rows, other: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the examples of both, in the second and in the first."""
+    _, there, at = np.intersect1d(rows["index"], other["index"], assume_unique=True, return_indices=True)
+    return at, there
+
+
+def _won(rows: Rows, attacked: Rows, there: np.ndarray, at: np.ndarray) -> Mask:
+    """Return which answers are what the attack wants, without a refusal."""
+    asked = {name: rows[name][there] for name in ("label", "truth", "rejected")}
+    wanted = goal_reached({**asked, "target": attacked["target"][at]})
+    return np.asarray(wanted & ~asked["rejected"], np.bool_)
+
+
+# --- the attack ----------------------------------------------------------------------------------------
+
+
+def _flat(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    for note, happened in (("flat", "vanished"), ("nonfinite", "was not finite")):
+        noted = [each for each in seen if note in each.rows]
+        count = sum(int((each.rows[note] > 0).sum()) for each in noted)
+        if count > SHARE * _count(noted):
+            yield Flag("flat-gradient", f"the gradient {happened} on {count} of {_count(noted)} examples")
+            return
+    count, known = _on_failed(seen, "zero_gradients", lambda rows: rows["zero_gradients"] >= 0.5)
+    if count > SHARE * known:
+        yield Flag(
+            "flat-gradient",
+            f"on {count} of the {known} examples that held, at least half of the gradients were zero or not "
+            "finite",
+        )
+
+
+def _unasked(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    asking = [each for each in seen if each.condition.facts.access == "gradient"]
+    count, known = _on_failed(asking, "backwards", lambda rows: rows["backwards"] == 0)
+    if count > SHARE * known:
+        yield Flag(
+            "no-gradient-asked",
+            f"the attack asked for no gradient of {count} of the {known} examples that held",
+        )
+
+
+def _short(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    fixed = [each for each in seen if each.condition.facts.kind == "fixed-budget"]
+    count, known = _on_failed(fixed, "probed", lambda rows: rows["probed"] < REACH)
+    if count > SHARE * known:
+        yield Flag(
+            "short-moves",
+            f"on {count} of the {known} examples that held, the attack asked about no image farther than "
+            f"{REACH:g} of the radius",
+        )
+
+
+def _lost(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    if is_random(seen):
+        return
+    exact = [each for each in seen if each.condition.facts.exact]
+    count, known = _on_failed(exact, "lost_success", lambda rows: rows["lost_success"] > 0)
+    if count > SHARE * known:
+        yield Flag(
+            "lost-successes",
+            f"on {count} of the {known} examples that held, the attack had a lawful success before its eyes "
+            "and returned another image",
+        )
+
+
+def _grew(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    fixed = [each for each in seen if each.condition.facts.kind == "fixed-budget"]
+    if is_random(seen):
+        return
+    before, after = "view_margin_clean", "view_margin"
+    away, known = _on_failed(fixed, after, lambda rows: rows[after] < rows[before])
+    near, _ = _on_failed(fixed, after, lambda rows: rows[after] > rows[before])
+    if away > 3 * near and binomial_p(away, away + near, 0.5) < CHANCE:
+        yield Flag(
+            "margin-grew",
+            f"on {away} of the {known} examples that held, the attack ended farther from a success than it "
+            "began, on the view that it looked at",
+        )
+
+
+def _saturated(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    noted = [each for each in seen if "saturated" in each.rows]
+    # Where the attack won all the same, its loss did.
+    lost = [(each.rows["saturated"] > 0) & (each.rows["label"] == each.rows["truth"]) for each in noted]
+    if (count := sum(int(each.sum()) for each in lost)) > SHARE * _count(noted):
+        yield Flag(
+            "saturated-loss",
+            f"the truth led by more than the attack's float32 softmax tells on {count} of {_count(noted)} "
+            "examples that held",
+        )
+
+
+def _raised(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    noted = [each for each in seen if "raised" in each.rows]
+    if count := sum(int((each.rows["raised"] > 0).sum()) for each in noted):
+        yield Flag("attack-raised", f"the attack broke down on {count} of {_count(noted)} examples")
+
+
+def _unbounded(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    free = [each for each in seen if _limitless(each.condition)]
+    lost = 0
+    for each in free:
+        won = goal_reached(each.rows) & ~each.rows["rejected"]
+        lost += int((~won & (each.rows["label"] >= 0)).sum())
+    if lost:
+        yield Flag("unbounded-fails", f"without any limit, {lost} of {_count(free)} attempts failed")
+
+
+def _limitless(condition: Condition) -> bool:
+    """Return whether an attack can move an image anywhere, so that only its own search can fail."""
+    facts = condition.facts
+    if facts.idle or not facts.exact or facts.source is not None:
+        return False
+    if facts.kind == "minimum-norm":
+        # An attack without gradients that finds no start, or spends all its queries, reads as robustness.
+        return True
+    reaches_all = condition.norm == "linf" and condition.radius is not None and condition.radius >= 1
+    return facts.access == "gradient" and reaches_all
+
+
+_CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
+    _invalid,
+    _not_finite,
+    _at_chance,
+    _refuses,
+    _differs,
+    _view_differs,
+    _flat,
+    _unasked,
+    _short,
+    _lost,
+    _grew,
+    _saturated,
+    _raised,
+    _unbounded,
+)
