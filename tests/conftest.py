@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import toys  # noqa: F401 - registers itself before the registries close
+import planted  # noqa: F401 - registers itself before the registries close
+import toys  # noqa: F401 - so does this
 
 from bench.registry import discover
 
