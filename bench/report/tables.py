@@ -417,7 +417,9 @@ def worst_case(
         notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
     notes += _draws_note(seen, metric)
     if estimate is None:
-        return TableCell(None, DASH, notes=(*notes, "no example counts")), seen
+        counts = any(len(each.index) for joined in scored.values() for each in joined)
+        reason = "answers of one kind alone: nothing to tell apart" if counts else "no example counts"
+        return TableCell(None, DASH, notes=(*notes, reason)), seen
     if math.isinf(estimate.value):
         shares = [np.isfinite(each.values).mean() for joined in scored.values() for each in joined]
         notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")
