@@ -33,7 +33,7 @@ FALLING = np.linspace(1, 0.1, N)
 
 
 def hand(**more: Any) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Return a defense that refuses: unmoved, under an attack on its logits, and under one on its refusals."""
+    """Return a defense that refuses: unmoved, attacked through its logits, and through its refusals."""
     conditions = [
         clean("clean", **ASKED),
         condition("blunt", view="logits", exact=False, attack="pgd", **ASKED),
