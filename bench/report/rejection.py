@@ -46,9 +46,6 @@ ANSWERS = {
 }
 """The columns of the first table: what the read-out does by its own thresholds."""
 
-WORST = {name: ANSWERS[name] for name in ANSWERS if METRICS[ANSWERS[name]].worst is not None}
-"""The columns of the second table: what attackers want more of, or less."""
-
 SCORES = {
     "AURC": "aurc",
     "E-AURC": "excess_aurc",
@@ -58,6 +55,9 @@ SCORES = {
     "FPR95 (advers.)": "adversarial_fpr95",
 }
 """The columns of the third table: what the score tells, whatever the read-out refused."""
+
+WORST = {heading: name for heading, name in {**ANSWERS, **SCORES}.items() if METRICS[name].worst is not None}
+"""The columns of the second table: what attackers want more of, or less."""
 
 _ROWS = ("attack", "view", "norm", "radius")
 """What a row of the first and of the third table is."""

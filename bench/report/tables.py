@@ -222,8 +222,11 @@ class OutcomeReader:
         rows = self.rows(condition.job)
         if rows is None:
             return NOT_RUN
-        # An attack that breaks an example ends its search, so that nobody has looked for the least distance.
-        if condition.facts.member is not None and (metric.worst is None or metric.summary == "median"):
+        # An attack that breaks an example ends its search, so that nobody has looked for the least distance,
+        # nor for the surest wrong answer.
+        if condition.facts.member is not None and (
+            metric.worst is None or metric.summary in ("median", "rank")
+        ):
             return f"worst mode knows no {metric.name}: an attack sees only what stands"
         if (lacking := metric.lacks(rows)) is not None:
             return lacking

@@ -793,7 +793,7 @@ def _adversarial(rows: Rows, clean: Rows | None) -> Values:
     "aurc",
     "area under the risk-coverage curve: the share of wrong answers among those accepted by the score, its "
     "mean over all coverages",
-    worst=None,
+    worst="greatest",
     summary="rank",
     statistic=_aurc,
 )
@@ -977,7 +977,22 @@ def settle(chosen: Metric, attacks: Sequence[PerExample]) -> PerExample:
         return attacks[0]
     seen = common([each.index for each in attacks])
     values = np.stack([each.values[np.searchsorted(each.index, seen)] for each in attacks])
+    if chosen.statistic is not None:
+        return PerExample(seen, _worst_graded(values))
     return PerExample(seen, values.max(0) if chosen.worst == "greatest" else values.min(0))
+
+
+def _worst_graded(values: Values) -> Values:
+    """Return the worst answer to each example, graded: (A, N, 2) of several attacks -> (N, 2).
+
+    A wrong answer is worse the surer it is, a right one the less sure, and any wrong one is worse than a
+    right one. Whatever the other examples are, the area under the risk-coverage curve is greatest so: what
+    takes the place of a less harmful answer leaves no fewer wrong ones among the first k, for every k.
+    """
+    sure, wrong = values[..., 0], values[..., 1] > 0
+    broken = wrong.any(0)
+    surest = np.where(wrong, sure, -math.inf).max(0)
+    return np.stack([np.where(broken, surest, sure.min(0)), broken.astype(np.float64)], 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -316,6 +317,59 @@ def test_every_example_is_accepted_and_right_or_accepted_and_wrong_or_refused(dr
     np.testing.assert_array_equal(value["robust_accepted"][answered], value["robust"][answered])
 
 
+pairs = st.lists(
+    st.tuples(st.sampled_from([NAN, -math.inf, -2.0, 0.0, 0.5, math.inf]), st.booleans()),
+    min_size=1,
+    max_size=50,
+)
+
+
+@quick
+@given(pairs, st.randoms(use_true_random=False))
+def test_what_scores_tell_lies_in_its_interval_whatever_the_order_of_examples(drawn, chance):
+    sure, wrong = (np.array(each) for each in zip(*drawn, strict=True))
+    attacked = graded(sure, wrong)
+    still = graded(np.roll(sure, 1), np.zeros(len(sure)), moved=False)
+    mixed = np.array(chance.sample(range(len(sure)), len(sure)))
+    for name in ("aurc", "excess_aurc", "auroc", "fpr95", "adversarial_auroc", "adversarial_fpr95"):
+        found = of_all(name, attacked, still)
+        if found is None:
+            assert name not in ("aurc", "excess_aurc")
+            assert wrong.all() or not wrong.any()
+            continue
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.low < found.high
+        again = of_all(name, select_rows(attacked, mixed), select_rows(still, mixed))
+        assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
+
+
+@quick
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(
+            st.lists(
+                st.tuples(st.sampled_from([-math.inf, 0.0, 0.5, 1.0]), st.booleans()), min_size=n, max_size=n
+            ),
+            min_size=2,
+            max_size=3,
+        )
+    )
+)
+def test_the_worst_area_is_the_greatest_of_all_choices_of_attacks(attacks):
+    parts = [
+        PerExample(np.arange(len(each)), np.array([[sure, wrong] for sure, wrong in each], float))
+        for each in attacks
+    ]
+    found = metrics.settle(METRICS["aurc"], parts)
+    value = metrics.estimate(METRICS["aurc"], {0: [found]}).value
+    n = len(attacks[0])
+    every = [
+        metrics.estimate(METRICS["aurc"], {0: [PerExample(np.arange(n), np.array(choice, float))]}).value
+        for choice in product(*zip(*attacks, strict=True))
+    ]
+    assert value == pytest.approx(max(every))
+
+
 def test_all_refused_and_none_refused_are_defined():
     every = graded([0.1, 0.2, 0.3], [0, 1, 1], rejected=[True] * 3)
     assert of_all("coverage", every).value == 0
@@ -611,7 +665,7 @@ def test_what_an_attacker_prefers_and_how_examples_become_one_number():
         "accepted_right": ("least", "unused", "share", "percent"),
         "accepted_wrong": ("greatest", "unused", "share", "percent"),
         "robust_accepted": ("least", "needed", "share", "percent"),
-        "aurc": (None, "unused", "rank", "percent"),
+        "aurc": ("greatest", "unused", "rank", "percent"),
         "excess_aurc": (None, "unused", "rank", "percent"),
         "auroc": (None, "unused", "rank", "percent"),
         "fpr95": (None, "unused", "rank", "percent"),

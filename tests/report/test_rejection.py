@@ -86,9 +86,14 @@ def test_the_worst_case_is_of_all_attacks_and_of_those_that_know() -> None:
     (found,) = judged(manifest, outcomes)
     told = cells(found, outcomes, "worst case")
     every, adaptive = "every attack (2), linf 0.1", "adaptive (1), linf 0.1"
-    values = {row: [told[row, heading]["value"] for heading in rejection.WORST] for row in (every, adaptive)}
+    headings = [each for each in rejection.WORST if each != "AURC"]
+    values = {row: [told[row, heading]["value"] for heading in headings] for row in (every, adaptive)}
     # 0 to 6 are accepted and wrong under one of both; 8 and 9 are refused under the first.
     assert values == {every: [0, 70, 20, 0], adaptive: [20, 70, 20, 10]}
+    assert told[every, "AURC"]["value"] == 100
+    # Seven wrong, then two right, then a wrong one.
+    risks = [*[1] * 7, 7 / 8, 7 / 9, 8 / 10]
+    assert told[adaptive, "AURC"]["value"] == pytest.approx(10 * sum(risks), abs=1e-5)
     assert found.adaptive == ("margin (reject)",)
 
 
@@ -230,6 +235,7 @@ def test_what_was_not_run_is_a_hole_and_worst_mode_has_a_worst_case_alone() -> N
     worst = cells(found, outcomes, "worst case")
     for row in ("every attack (2), linf 0.1", "adaptive (2), linf 0.1"):
         assert worst[row, "Accepted wrong"]["value"] == 40
+        assert "worst mode knows no aurc" in worst[row, "AURC"]["note"]
 
 
 def test_a_curve_is_the_mean_over_seeds_and_has_the_read_outs_own_point() -> None:
