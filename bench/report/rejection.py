@@ -297,7 +297,8 @@ def written(judged: Sequence[Readout], outcomes: FrameOf, form: Form) -> str:
         form: The format.
 
     Returns:
-        The text, with a line end at its end; CSV is one list of cells.
+        The text, with a line end at its end. CSV is one list of cells; JSON has also what is known of each
+        read-out, with its risk-coverage curves.
     """
     if form == "text":
         return printed(text(judged, outcomes))
@@ -305,9 +306,30 @@ def written(judged: Sequence[Readout], outcomes: FrameOf, form: Form) -> str:
     if form == "csv":
         return csv_lines([record for table in every for record in records(table)])
     said = joined(every, form)
+    if form == "json":
+        told = {"readouts": [_document(each, outcomes) for each in judged], "tables": json.loads(said)}
+        return json.dumps(told, indent=1, allow_nan=False) + "\n"
     if form == "markdown":
         said += "\n" + "\n".join(f"- {in_markdown(each)}" for each in legend(judged)) + "\n"
     return said
+
+
+def _document(found: Readout, outcomes: FrameOf) -> dict[str, Any]:
+    return {
+        "readout": found.name,
+        "refuses": found.refuses,
+        "adaptive": list(found.adaptive),
+        "follows_score": found.follows,
+        "curves": [
+            {
+                "attack": each.name,
+                "coverage": each.coverage.round(6).tolist(),
+                "risk": each.risk.round(6).tolist(),
+                "own": None if each.at is None else [round(value, 6) for value in each.at],
+            }
+            for each in curves(found, outcomes)
+        ],
+    }
 
 
 def text(judged: Sequence[Readout], outcomes: FrameOf) -> "Group":

@@ -295,7 +295,20 @@ def test_the_command_writes_every_form(
     assert max(map(len, out.splitlines())) <= 80
     assert "trapped (reject), worst case" in out
     assert "digits, net" not in out
-    cells = json.loads(report("--format", "json")[1])
+    told = json.loads(report("--format", "json")[1])
+    (known,), cells = told["readouts"], told["tables"]
+    assert known["readout"] == "digits, trapped (reject)"
+    assert (known["refuses"], known["adaptive"]) == (True, ["pgd (reject)"])
+    assert not known["follows_score"]  # Two pixels decide, and the score is the softmax's.
+    curve = known["curves"][0]
+    assert (curve["attack"], curve["coverage"][-1]) == ("clean", 1)
+    (wrong,) = [
+        each["value"]
+        for each in cells[0]["cells"]
+        if (each["attack"], each["column"]) == ("clean", "Accepted wrong")
+    ]
+    # Unmoved none of these is refused, so that the risk at full coverage is what is accepted and wrong.
+    assert 100 * curve["risk"][-1] == pytest.approx(wrong, abs=1e-4)
     assert [each["table"].rpartition(", ")[2] for each in cells] == ["answers", "worst case", "scores"]
     lines = report("--format", "csv")[1].splitlines()
     assert lines[0].startswith("table,attack,view,norm,radius,column,value")
