@@ -290,7 +290,7 @@ def plan(  # noqa: PLR0913 - a command line's options
 
 
 @app.command()
-def report(
+def report(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     results: Results = None,
@@ -302,6 +302,12 @@ def report(
     cost: Annotated[
         bool, typer.Option("--cost", help="What the attacks took, in passes and time, in place of tables.")
     ] = False,
+    rejection: Annotated[
+        bool,
+        typer.Option(
+            "--rejection", help="What read-outs refuse, and what their scores tell, in place of tables."
+        ),
+    ] = False,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="End with 4 if a number is missing, damaged or stale, 1 at an alarm."),
@@ -312,6 +318,11 @@ def report(
     from bench.report import render, reports
 
     root = results or Path("results") / suite.stem
+    if cost and rejection:
+        raise InputError("--cost and --rejection are two reports: ask for one of them")
+    if rejection:
+        _report_rejection(root, suite, table, form, out)
+        return
     if cost:
         _report_cost(root, suite, table, form, out)
         return
@@ -654,6 +665,25 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
         console().print(attack_cost.text(found.costs))
     else:
         _write_out(attack_cost.written(found.costs, form), out)
+
+
+def _report_rejection(
+    root: Path, suite: Path, asked: list[str] | None, form: Format, out: Path | None
+) -> None:
+    """Print what is refused and what scores tell, of the tables asked for or of all that refuse."""
+    from bench.console import console
+    from bench.report import rejection, reports
+
+    found = reports.rejections(root, suite, asked)
+    _note(found.notes)
+    if form == "svg" or form == "png":
+        if out is None:
+            raise InputError(f"--format {form} draws into a file: --out FILE")
+        rejection.draw(found.judged, found.outcomes, out, form)
+    elif form == "text" and out is None:
+        console().print(rejection.text(found.judged, found.outcomes))
+    else:
+        _write_out(rejection.written(found.judged, found.outcomes, form), out)
 
 
 # --- helpers -----------------------------------------------------------------------------------------

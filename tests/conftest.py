@@ -4,9 +4,9 @@ import os
 import signal
 from pathlib import Path
 
+import planted  # noqa: F401 - registers itself before the registries close
 import pytest
 import torch
-import planted  # noqa: F401 - registers itself before the registries close
 import toys  # noqa: F401 - so does this
 
 from bench.registry import discover

@@ -43,7 +43,9 @@ class _Reversed(Function):
 class Planted(nn.Module):
     """A small network on digits; `plant` is what is wrong with how it is asked."""
 
-    def __init__(self, shape: Shape, *, plant: str = "nothing", epochs: int = 12, robust: bool = False) -> None:
+    def __init__(
+        self, shape: Shape, *, plant: str = "nothing", epochs: int = 12, robust: bool = False
+    ) -> None:
         super().__init__()
         pixels = shape.channels * shape.height * shape.width
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 64), nn.ReLU(), nn.Linear(64, 10))

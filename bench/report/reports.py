@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.console import condition_name
 from bench.errors import InputError, did_you_mean
-from bench.report import attack_cost, tables
+from bench.report import attack_cost, rejection, tables
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.report.attack_cost import Cost
+    from bench.report.rejection import Readout
     from bench.report.tables import RenderedTable
 
 
@@ -115,3 +116,34 @@ def costs(root: Path, suite: Path, asked: list[str] | None) -> CostReport:
     jobs = asked_jobs(manifest, asked)
     found = attack_cost.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
     return CostReport(found, damages(manifest, outcomes, suite), manifest["file"])
+
+
+class RejectionReport(NamedTuple):
+    """The read-outs whose refusals and scores are judged."""
+
+    judged: list[Readout]
+    outcomes: Outcomes
+    """What they are judged by."""
+    notes: list[str]
+    """Sentences about what is damaged, or older than the code, the task file or the weights."""
+
+
+def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionReport:
+    """Return the read-outs of some tables, or of the defenses of the whole suite that refuse something.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for messages and to see whether it changed.
+        asked: Keys of tables; None or none: every defense that refuses something.
+
+    Raises:
+        InputError: The folder has no manifest, the suite has no such table, or nothing was refused.
+    """
+    manifest, outcomes = read(root, suite), Outcomes(root)
+    judged = rejection.readouts(manifest, outcomes, asked_jobs(manifest, asked))
+    if not judged:
+        raise InputError(
+            f"{root}: no read-out refused anything there; name a table to judge scores alone: --table KEY"
+        )
+    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    return RejectionReport(judged, outcomes, notes + damages(manifest, outcomes, suite))

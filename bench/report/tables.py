@@ -251,8 +251,11 @@ class OutcomeReader:
         rows = self.rows(condition.job)
         if rows is None:
             return NOT_RUN
-        # An attack that breaks an example ends its search, so that nobody has looked for the least distance.
-        if condition.facts.member is not None and (metric.worst is None or metric.summary == "median"):
+        # An attack that breaks an example ends its search, so that nobody has looked for the least distance,
+        # nor for the surest wrong answer.
+        if condition.facts.member is not None and (
+            metric.worst is None or metric.summary in ("median", "rank")
+        ):
             return f"worst mode knows no {metric.name}: an attack sees only what stands"
         if (lacking := metric.lacks(rows)) is not None:
             return lacking
@@ -449,7 +452,9 @@ def worst_case(
         notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
     notes += [*_draws_note(seen, metric), *_saw(seen, on)]
     if estimate is None:
-        return TableCell(None, DASH, notes=(*notes, "no example counts")), seen
+        counts = any(len(each.index) for joined in scored.values() for each in joined)
+        reason = "answers of one kind alone: nothing to tell apart" if counts else "no example counts"
+        return TableCell(None, DASH, notes=(*notes, reason)), seen
     if math.isinf(estimate.value):
         shares = [np.isfinite(each.values).mean() for joined in scored.values() for each in joined]
         notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")

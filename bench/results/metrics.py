@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from functools import partial, reduce
 from inspect import signature
 from statistics import NormalDist, fmean, stdev
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import InputError, did_you_mean
+from bench.results import ranking
 from bench.results.outcomes import BROKEN_SHARE, Frame, Rows, select
 
 Values: TypeAlias = NDArray[np.float64]
-"""Shape (N,): a value for each example; NaN where the example does not count."""
+"""Shape (N,): a value for each example; NaN where the example does not count. Of a metric of all examples
+together shape (N, 2): what its statistic needs of each."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 On: TypeAlias = Literal["every", "common"]
@@ -54,6 +56,43 @@ def is_correct(rows: Frame) -> Mask:
     moved = (np.asarray(rows["distance"]) > 0) & ~np.asarray(rows["invalid"], np.bool_)
     held = np.where(np.asarray(rows["rejected"], np.bool_), moved, right)
     return np.asarray(held & (label >= 0), np.bool_)
+
+
+def is_refused(rows: Rows) -> Mask:
+    """Return whether the defense refused to answer; an answer that is not finite (label -1) is no refusal.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        Shape (N,). Accepted and right, accepted and wrong, and refused are all examples, each once.
+    """
+    return np.asarray(rows["rejected"] & (rows["label"] >= 0), np.bool_)
+
+
+def is_wrong(rows: Rows) -> Mask:
+    """Return whether the label is another than the true one, whether or not the defense refused.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        Shape (N,): also true where the answer is not finite.
+    """
+    return np.asarray(rows["label"] != rows["truth"], np.bool_)
+
+
+def confidence(rows: Rows) -> Values:
+    """Return how sure the defense is of each answer.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        Shape (N,): the score, -inf where there is none (NaN), so that no threshold accepts it sooner than
+        another answer.
+    """
+    return np.where(np.isnan(rows["score"]), -math.inf, rows["score"])
 
 
 def held_share(rows: Rows) -> Values:
@@ -167,19 +206,25 @@ returns a value for each example.
 A metric of a class has the keyword `label`, too.
 """
 
+Statistic: TypeAlias = Callable[[Values, NDArray[np.int64]], tuple[float, float, float] | None]
+"""A number of all examples together, such as an area: it gets what is known of each example, (N, 2), and the
+places of the examples in the data set, (N,), and returns the number with both ends of its interval; None
+where it is not defined. An example with several targets is there several times.
+"""
+
 Unit: TypeAlias = Literal["percent", "distance", "number", "millions"]
 """The unit in which a number is printed."""
 
-Summary: TypeAlias = Literal["share", "mean", "median", "constant"]
+Summary: TypeAlias = Literal["share", "mean", "median", "constant", "rank"]
 """How the values of examples become one number: the mean of values in [0, 1] (share) or of any values
-(mean), their
-median, or the value that all of them have (constant)."""
+(mean), their median, the value that all of them have (constant), or a statistic of their order (rank)."""
 
 _UNITS: Mapping[Summary, Unit] = {
     "share": "percent",
     "mean": "number",
     "median": "distance",
     "constant": "number",
+    "rank": "percent",
 }
 
 
@@ -207,6 +252,8 @@ class Metric:
     """Whether an example's value is its mean over the draws of a random defense; else the first draw's."""
     label: int | None = None
     """That class."""
+    statistic: Statistic | None = None
+    """What becomes of all examples together, where the summary is a rank."""
 
     def of(self, label: int | None) -> "Metric":
         """Return the metric of one class.
@@ -255,6 +302,7 @@ def metric(  # noqa: PLR0913 - all that tables and captions know of a metric
     unit: Unit | None = None,
     reads: tuple[str, ...] = (),
     draws: bool = False,
+    statistic: Statistic | None = None,
 ) -> Callable[[Score], Score]:
     """Register a function as a metric; tables and their captions need to know no more of it.
 
@@ -270,6 +318,7 @@ def metric(  # noqa: PLR0913 - all that tables and captions know of a metric
         reads: Columns of outcomes that it reads beside those that every table reads.
         draws: Whether an example's value is its mean over the draws of a random defense; else the first
             draw's.
+        statistic: What becomes of all examples together, where the summary is a rank; else None.
 
     Returns:
         A decorator that leaves the function as it is.
@@ -278,7 +327,17 @@ def metric(  # noqa: PLR0913 - all that tables and captions know of a metric
     def register(score: Score) -> Score:
         by_class = "label" in signature(score).parameters
         METRICS[name] = Metric(
-            name, says, score, worst, clean, summary, unit or _UNITS[summary], reads, by_class, draws
+            name,
+            says,
+            score,
+            worst,
+            clean,
+            summary,
+            unit or _UNITS[summary],
+            reads,
+            by_class,
+            draws,
+            statistic=statistic,
         )
         return score
 
@@ -374,7 +433,71 @@ def rejection(rows: Rows, clean: Rows | None) -> Values:
     Returns:
         Shape (N,).
     """
-    return rows["rejected"].astype(np.float64)
+    return is_refused(rows).astype(np.float64)
+
+
+@metric("coverage", "accepted inputs", worst=None)
+def coverage(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense answers, rightly or wrongly.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return 1 - is_refused(rows).astype(np.float64)
+
+
+@metric("accepted_right", "right answers that are accepted: refusals count as wrong", worst="least")
+def accepted_right(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense answers and is right, on the input that it was shown alone.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return (~is_refused(rows) & ~is_wrong(rows)).astype(np.float64)
+
+
+@metric("accepted_wrong", "wrong answers that are accepted", worst="greatest")
+def accepted_wrong(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense answers and is wrong, whatever an attacker wants.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    return (~is_refused(rows) & is_wrong(rows)).astype(np.float64)
+
+
+@metric(
+    "robust_accepted",
+    "right and accepted on the clean input and on the adversarial one: refusals count as wrong",
+    worst="least",
+    clean="needed",
+)
+def robust_accepted(rows: Rows, clean: Rows | None) -> Values:
+    """Return 1 where the defense answers, and is right, on the clean image and under attack.
+
+    `robust` is the same with refusals of moved images counted as right.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,).
+    """
+    assert clean is not None
+    return np.minimum(accepted_right(rows, None), accepted_right(clean, None))
 
 
 @metric("detection", "refused inputs, among those whose answer is what the attacker wants", worst=None)
@@ -402,8 +525,7 @@ def selective(rows: Rows, clean: Rows | None) -> Values:
     Returns:
         Shape (N,): NaN where the defense refuses.
     """
-    right = (rows["label"] == rows["truth"]).astype(np.float64)
-    return np.where(rows["rejected"], math.nan, right)
+    return np.where(is_refused(rows), math.nan, (~is_wrong(rows)).astype(np.float64))
 
 
 @metric(
@@ -530,6 +652,272 @@ def parameters(rows: Rows, clean: Rows | None) -> Values:
     return rows["parameters"]
 
 
+# --- metrics of all examples together, from their scores ------------------------------------------------
+
+
+def _area(
+    values: Values, index: NDArray[np.int64], area: float, influence: Values
+) -> tuple[float, float, float]:
+    """Return an area of the risk-coverage plane with its interval.
+
+    Args:
+        values: Shape (N, 2): what is known of each example.
+        index: Shape (N,): the places of the examples.
+        area: The area, in [0, 1].
+        influence: Shape (N,): the influence of each example on it.
+    """
+    variance = _variance(influence / len(values), index)
+    return (area, *_rank_interval(area, variance, len(np.unique(index))))
+
+
+def _variance(parts: Values, index: NDArray[np.int64]) -> float:
+    """Return the infinitesimal jackknife's variance of a statistic.
+
+    Args:
+        parts: Shape (N,): the share of each row in how far the statistic is from its mean.
+        index: Shape (N,): the place of the row's example: rows of one example stand and fall together.
+    """
+    _, place = np.unique(index, return_inverse=True)
+    return float(np.square(np.bincount(place, parts)).sum())
+
+
+def _rank_interval(value: float, variance: float, n: int) -> tuple[float, float]:
+    """Return Wilson's interval for a statistic in [0, 1], with the n that its variance is worth.
+
+    A normal interval has no width where all answers are alike, and misses errors that are rare. So it is
+    never taken for more than `n` examples: where a statistic is better known than a share of them, the
+    interval is wider than it has to be.
+
+    Args:
+        value: The statistic, in [0, 1].
+        variance: Its variance.
+        n: The most examples that it may be worth.
+    """
+    known = value * (1 - value) / variance if variance > 0 and 0 < value < 1 else n
+    return wilson(value, min(n, known))
+
+
+def _aurc(values: Values, index: NDArray[np.int64]) -> tuple[float, float, float]:
+    sure, wrong = values.T
+    return _area(values, index, ranking.aurc(sure, wrong), ranking.aurc_influence(sure, wrong))
+
+
+def _excess_aurc(values: Values, index: NDArray[np.int64]) -> tuple[float, float, float]:
+    sure, wrong = values.T
+    # No order is better than the best one, but for rounding.
+    excess = max(ranking.aurc(sure, wrong) - ranking.least_aurc(wrong), 0.0)
+    influence = ranking.aurc_influence(sure, wrong) - ranking.least_influence(wrong)
+    return _area(values, index, excess, influence)
+
+
+class _Sides(NamedTuple):
+    """What a detector parts: the scores of both sides, and the places of their examples."""
+
+    positive: Values
+    """What should be accepted."""
+    here: NDArray[np.int64]
+    negative: Values
+    """What should be refused."""
+    there: NDArray[np.int64]
+
+
+def _failures(values: Values, index: NDArray[np.int64]) -> _Sides:
+    """Return the sides of a detector of wrong answers."""
+    sure, wrong = values[:, 0], values[:, 1] > 0
+    return _Sides(sure[~wrong], index[~wrong], sure[wrong], index[wrong])
+
+
+def _against_clean(values: Values, index: NDArray[np.int64]) -> _Sides:
+    """Return the sides of a detector of adversarial images."""
+    return _Sides(values[:, 0], index, values[:, 1], index)
+
+
+_Parted: TypeAlias = Callable[[Values, NDArray[np.int64]], _Sides]
+
+
+def _auroc(parted: _Parted, values: Values, index: NDArray[np.int64]) -> tuple[float, float, float] | None:
+    """Return the AUROC; None where one of both sides is empty."""
+    positive, here, negative, there = parted(values, index)
+    if not len(positive) or not len(negative):
+        return None
+    above, below = ranking.placements(positive, negative), 1 - ranking.placements(negative, positive)
+    area = min(max(float(above.mean()), 0.0), 1.0)
+    # The variance is DeLong's (1988), of examples that may be on both sides (Obuchowski 1997). Of independent
+    # sides it is at most area (1 - area) by example of the smaller one (van Dantzig 1951), which Wilson's
+    # interval takes: DeLong's has no width where the sides are parted.
+    parts = np.concatenate([(above - area) / len(above), (below - area) / len(below)])
+    variance = _variance(parts, np.concatenate([here, there]))
+    return (area, *_rank_interval(area, variance, min(len(np.unique(here)), len(np.unique(there)))))
+
+
+def _fpr95(parted: _Parted, values: Values, index: NDArray[np.int64]) -> tuple[float, float, float] | None:
+    """Return the FPR at 95 % TPR; None where one of both sides is empty."""
+    positive, here, negative, there = parted(values, index)
+    if not len(positive) or not len(negative):
+        return None
+    # The threshold is uncertain, and so is the share above it: each has half of what may be missed
+    # (Bonferroni), however they depend on each other.
+    half = (1 + CONFIDENCE) / 2
+    n, share = len(np.unique(here)), ranking.ALLOWED / 100
+    spread = NormalDist().inv_cdf(0.5 + half / 2) * math.sqrt(n * share * (1 - share))
+    several = len(positive) / n
+    fewest = math.floor((n * share - spread) * several)
+    most = math.ceil((n * share + spread) * several)
+    widest = ranking.accepted_share(negative, ranking.threshold(positive, fewest))
+    least = ranking.accepted_share(negative, ranking.threshold(positive, most))
+    n = len(np.unique(there))
+    value = ranking.fpr_at_95(positive, negative)
+    return value, wilson(least, n, half)[0], wilson(widest, n, half)[1]
+
+
+def _graded(rows: Rows) -> Values:
+    """Return the confidence in each answer, and 1 where it is wrong: (N, 2)."""
+    return np.stack([confidence(rows), is_wrong(rows).astype(np.float64)], 1)
+
+
+def _adversarial(rows: Rows, clean: Rows | None) -> Values:
+    """Return the confidence in the clean answer and in the adversarial one: (N, 2).
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved.
+
+    Returns:
+        NaN where nothing was to be won, or the attack did not move the image to an answer that it wants.
+    """
+    assert clean is not None
+    moved = (rows["distance"] > 0) & ~rows["invalid"]
+    counted = ~is_wrong(clean) & moved & goal_reached(rows)
+    return np.where(counted[:, None], np.stack([confidence(clean), confidence(rows)], 1), math.nan)
+
+
+@metric(
+    "aurc",
+    "area under the risk-coverage curve: the share of wrong answers among those accepted by the score, its "
+    "mean over all coverages",
+    worst="greatest",
+    summary="rank",
+    statistic=_aurc,
+)
+def aurc(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the area under the risk-coverage curve needs (Geifman and El-Yaniv 2017).
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence, and 1 where the answer is wrong. What the read-out refused counts, too:
+        the score alone decides.
+    """
+    return _graded(rows)
+
+
+@metric(
+    "excess_aurc",
+    "what the area under the risk-coverage curve exceeds that of the best order of the same answers by",
+    worst=None,
+    summary="rank",
+    statistic=_excess_aurc,
+)
+def excess_aurc(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the excess area needs: E-AURC (Geifman, Uziel and El-Yaniv 2019).
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence, and 1 where the answer is wrong.
+    """
+    return _graded(rows)
+
+
+@metric(
+    "auroc",
+    "AUROC of the score as a detector of wrong answers: how often a right one has the higher score",
+    worst=None,
+    summary="rank",
+    statistic=partial(_auroc, _failures),
+)
+def auroc(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the AUROC of misclassification detection needs (Hendrycks and Gimpel 2017).
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence, and 1 where the answer is wrong.
+    """
+    return _graded(rows)
+
+
+@metric(
+    "fpr95",
+    "wrong answers that the score accepts at the threshold that accepts 95 % of the right ones",
+    worst=None,
+    summary="rank",
+    statistic=partial(_fpr95, _failures),
+)
+def fpr95(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the FPR at 95 % TPR of misclassification detection needs; positives are right answers.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence, and 1 where the answer is wrong.
+    """
+    return _graded(rows)
+
+
+@metric(
+    "adversarial_auroc",
+    "AUROC of the score as a detector of adversarial images, those that turned a right answer into one that "
+    "the attacker wants, against the same images unmoved",
+    worst=None,
+    clean="needed",
+    summary="rank",
+    statistic=partial(_auroc, _against_clean),
+)
+def adversarial_auroc(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the AUROC of adversarial detection needs (successes against clean: Lee et al. 2018).
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence on the clean image and on the adversarial one; NaN where the attack did
+        not succeed. Whether the read-out refused does not matter: the score alone decides.
+    """
+    return _adversarial(rows, clean)
+
+
+@metric(
+    "adversarial_fpr95",
+    "adversarial images that the score accepts at the threshold that accepts 95 % of the same images unmoved",
+    worst=None,
+    clean="needed",
+    summary="rank",
+    statistic=partial(_fpr95, _against_clean),
+)
+def adversarial_fpr95(rows: Rows, clean: Rows | None) -> Values:
+    """Return what the FPR at 95 % TPR of adversarial detection needs; positives are clean images.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N, 2): the confidence on the clean image and on the adversarial one; NaN where the attack did
+        not succeed.
+    """
+    return _adversarial(rows, clean)
+
+
 # --- from rows to estimates --------------------------------------------------------------------------
 
 
@@ -540,7 +928,7 @@ class PerExample:
     index: NDArray[np.int64]
     """Shape (M,): the places of the examples in the data set, ascending."""
     values: Values
-    """Shape (M,): without NaN."""
+    """Shape (M,), of a metric of all examples together (M, 2): without NaN."""
 
 
 def score(chosen: Metric, rows: Rows, clean: Rows | None) -> PerExample:
@@ -559,7 +947,7 @@ def score(chosen: Metric, rows: Rows, clean: Rows | None) -> PerExample:
     else:
         rows, clean = shared(rows, clean)
         values = chosen.score(rows, clean)
-    counted = ~np.isnan(values)
+    counted = ~np.isnan(values.reshape(len(values), -1)).any(1)
     return PerExample(rows["index"][counted], values[counted])
 
 
@@ -591,17 +979,38 @@ def settle(chosen: Metric, attacks: Sequence[PerExample], on: On = "common") -> 
     """
     if len(attacks) == 1:
         return attacks[0]
-    worst = np.maximum if chosen.worst == "greatest" else np.minimum
-    if on == "common":
-        seen = common([each.index for each in attacks])
-        values = [each.values[np.searchsorted(each.index, seen)] for each in attacks]
-        return PerExample(seen, worst.reduce(values))
-    seen = reduce(np.union1d, [each.index for each in attacks])
-    found = np.full(len(seen), -math.inf if chosen.worst == "greatest" else math.inf)
+    seen = common([each.index for each in attacks])
+    if on == "every":
+        seen = reduce(np.union1d, [each.index for each in attacks])
+    # What is worse than nothing: minus infinity, infinity, or a right answer of infinite confidence.
+    nothing = -math.inf if chosen.worst == "greatest" and chosen.statistic is None else math.inf
+    found = np.full((len(seen), *attacks[0].values.shape[1:]), nothing)
+    if chosen.statistic is not None:
+        found[..., 1] = 0.0
     for each in attacks:
-        at = np.searchsorted(seen, each.index)
-        found[at] = worst(found[at], each.values)
+        _, at, there = np.intersect1d(seen, each.index, assume_unique=True, return_indices=True)
+        found[at] = _worse(chosen, np.stack([found[at], each.values[there]]))
     return PerExample(seen, found)
+
+
+def _worse(chosen: Metric, values: Values) -> Values:
+    """Return the worst of several attacks: (A, N, ...) -> (N, ...)."""
+    if chosen.statistic is not None:
+        return _worst_graded(values)
+    return np.asarray(values.max(0) if chosen.worst == "greatest" else values.min(0))
+
+
+def _worst_graded(values: Values) -> Values:
+    """Return the worst answer to each example, graded: (A, N, 2) of several attacks -> (N, 2).
+
+    A wrong answer is worse the surer it is, a right one the less sure, and any wrong one is worse than a
+    right one. Whatever the other examples are, the area under the risk-coverage curve is greatest so: what
+    takes the place of a less harmful answer leaves no fewer wrong ones among the first k, for every k.
+    """
+    sure, wrong = values[..., 0], values[..., 1] > 0
+    broken = wrong.any(0)
+    surest = np.where(wrong, sure, -math.inf).max(0)
+    return np.stack([np.where(broken, surest, sure.min(0)), broken.astype(np.float64)], 1)
 
 
 @dataclass(frozen=True)
@@ -630,18 +1039,36 @@ def estimate(chosen: Metric, seeds: Mapping[int, Sequence[PerExample]]) -> Estim
         seeds: By seed, the values that are pooled within it: several where targets are averaged.
 
     Returns:
-        The estimate; None where a seed has no example that counts.
+        The estimate; None where a seed has no example that counts, or too few kinds of them.
     """
     pooled = [np.concatenate([each.values for each in parts]) for parts in seeds.values()]
     n = min(len(reduce(np.union1d, [each.index for each in parts])) for parts in seeds.values())
     if n == 0:
         return None
+    if chosen.statistic is not None:
+        places = [np.concatenate([each.index for each in parts]) for parts in seeds.values()]
+        return _of_all(chosen.statistic, pooled, places, n)
     middle = np.median if chosen.summary == "median" else np.mean
     single = [float(middle(each)) for each in pooled]
     low, high = _interval(chosen.summary, pooled, single, n)
-    finite = all(math.isfinite(each) for each in single)
-    spread = stdev(single) if finite and len(single) > 1 else None
-    return Estimate(fmean(single), low, high, n, spread, len(single))
+    return Estimate(fmean(single), low, high, n, _spread(single), len(single))
+
+
+def _spread(single: Sequence[float]) -> float | None:
+    """Return the standard deviation over seeds; None for fewer than two, or where one is infinite."""
+    return stdev(single) if len(single) > 1 and all(map(math.isfinite, single)) else None
+
+
+def _of_all(
+    statistic: Statistic, pooled: Sequence[Values], places: Sequence[NDArray[np.int64]], n: int
+) -> Estimate | None:
+    """Return a number of all examples together: of several seeds the means of it and of its ends."""
+    found = [statistic(values, index) for values, index in zip(pooled, places, strict=True)]
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
+        return None
+    single, low, high = zip(*known, strict=True)
+    return Estimate(fmean(single), fmean(low), fmean(high), n, _spread(single), len(single))
 
 
 def _interval(
@@ -665,12 +1092,12 @@ def _interval(
     return low, high
 
 
-def wilson(p: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(p: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the score interval of Wilson (1927) for a proportion.
 
     Args:
         p: The proportion, in [0, 1].
-        n: The number of examples, above 0.
+        n: The number of examples, above 0, or of how many the proportion is worth.
         confidence: The confidence level, in (0, 1).
 
     Returns:

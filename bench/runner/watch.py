@@ -119,9 +119,11 @@ class Watch:
             }
             lost = torch.where(self._asked, (self._won & ~(margins["view_margin"] > 0)).double(), nan)
         radius = self._threat.radius
+        # One step is returned without another question.
+        reach = self._reach.maximum(self._threat.distance(self._x, z).double())
         return {
             "zero_gradients": torch.where(self._backwards > 0, self._flat / self._backwards, nan),
-            "probed": torch.where(self._asked, self._reach / radius, nan) if 0 < radius < torch.inf else nan,
+            "probed": torch.where(self._asked, reach / radius, nan) if 0 < radius < torch.inf else nan,
             "lost_success": lost,
             **margins,
         }

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -192,6 +193,9 @@ def by_hand():
 
 LISTED = ("logits", "thresholds", "parameters")
 NAN = math.nan
+SURE = np.linspace(1, 0.5, 7).astype(np.float32).tolist()
+GRADED = [[sure, wrong] for sure, wrong in zip(SURE, [0, 1, 1, 1, 0, 0, 1], strict=True)]
+"""The score of each example, and whether its label is wrong."""
 TRUTHS = {
     # Right: held, or refused after a move. An invalid refusal is of the clean image, and wrong.
     "accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
@@ -212,6 +216,22 @@ TRUTHS = {
     # Of six classes: 2 is below its threshold always, 3 for 1 and 2 (1 < 2), 5 for 0, 4 and 5 (below 3).
     "classwise": ([2 / 6, 2 / 6, 2 / 6, 1 / 6, 2 / 6, 2 / 6, NAN], 11 / 36),
     "parameters": ([250] * 7, 250),
+    "coverage": ([1, 1, 1, 0, 0, 0, 1], 4 / 7),
+    # Accepted and right: 0 alone; wrong: 1, 2, and 6, which is not finite.
+    "accepted_right": ([1, 0, 0, 0, 0, 0, 0], 1 / 7),
+    "accepted_wrong": ([0, 1, 1, 0, 0, 0, 1], 3 / 7),
+    "robust_accepted": ([1, 0, 0, 0, 0, 0, 0], 1 / 7),
+    # In the order of the scores 1, 2, 3 and 6 are wrong.
+    "aurc": (GRADED, (0 + 1 / 2 + 2 / 3 + 3 / 4 + 3 / 5 + 3 / 6 + 4 / 7) / 7),
+    # Three right ones first have 0, 0, 0, 1/4, 2/5, 3/6, 4/7.
+    "excess_aurc": (GRADED, (1 / 2 + 2 / 3 + 1 / 2 + 1 / 5) / 7),
+    # Of 12 pairs 0 is surer than four wrong ones, 4 and 5 than 6.
+    "auroc": (GRADED, 6 / 12),
+    # None of three right ones may be refused: three of four wrong ones are surer than 5.
+    "fpr95": (GRADED, 3 / 4),
+    # Right unmoved, moved, and an answer that is wanted: 1 alone, and its score is the same.
+    "adversarial_auroc": ([[NAN] * 2, [SURE[1]] * 2, *[[NAN] * 2] * 5], 1 / 2),
+    "adversarial_fpr95": ([[NAN] * 2, [SURE[1]] * 2, *[[NAN] * 2] * 5], 1),
 }
 """For each metric the value of each example, and their summary."""
 
@@ -223,7 +243,7 @@ def test_every_metric_is_what_a_hand_computes(name):
     chosen = METRICS[name].of(5) if METRICS[name].by_class else METRICS[name]
     np.testing.assert_allclose(chosen.score(attacked, still), values)
     found = metrics.score(chosen, attacked, None if chosen.clean == "unused" else still)
-    counted = [place for place, value in enumerate(values) if not math.isnan(value)]
+    counted = [place for place, value in enumerate(values) if not np.isnan(value).any()]
     assert found.index.tolist() == counted
     assert metrics.estimate(chosen, {0: [found]}).value == pytest.approx(summary)
 
@@ -238,6 +258,255 @@ def test_with_a_target_the_attacker_wants_that_label_alone():
         "top": [NAN, 3, NAN, 4, 3, NAN, NAN],
     }.items():
         np.testing.assert_array_equal(METRICS[name].score(aimed, still), expected)
+
+
+# --- refusals, and the scores behind them --------------------------------------------------------------
+
+
+def of_all(name, attacked, still=None):
+    """Return the estimate of one seed."""
+    return metrics.estimate(METRICS[name], {0: [metrics.score(METRICS[name], attacked, still)]})
+
+
+def graded(sure, wrong, **changes):
+    """Return outcomes with these scores, right or wrong."""
+    stood = ~np.asarray(wrong, bool)
+    return arrays(rows(stood, score=np.asarray(sure, np.float32), **changes))
+
+
+answers = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(
+        *(
+            st.lists(values, min_size=n, max_size=n)
+            for values in (
+                st.sampled_from([-1, 3, 5]),
+                st.booleans(),
+                st.sampled_from([-1, 3, 5]),
+                st.booleans(),
+            )
+        )
+    )
+)
+
+
+@quick
+@given(answers)
+def test_every_example_is_accepted_and_right_or_accepted_and_wrong_or_refused(drawn):
+    label, rejected, unmoved, refused = drawn
+    attacked = arrays(rows([True] * len(label), label=label, rejected=rejected))
+    still = arrays(rows([True] * len(label), label=unmoved, rejected=refused, moved=False))
+    value = {
+        name: METRICS[name].score(attacked, still)
+        for name in (
+            *("accepted_right", "accepted_wrong", "rejection", "coverage", "selective"),
+            *("accuracy", "robust", "robust_accepted"),
+        )
+    }
+    whole = value["accepted_right"] + value["accepted_wrong"] + value["rejection"]
+    np.testing.assert_array_equal(whole, 1)
+    np.testing.assert_array_equal(value["coverage"], 1 - value["rejection"])
+    # What is right of the accepted is so of all, by the share that is accepted.
+    accepted = value["coverage"] == 1
+    np.testing.assert_array_equal(value["selective"][accepted], value["accepted_right"][accepted])
+    assert np.isnan(value["selective"][~accepted]).all()
+    # With refusals of moved images as right, accuracy is what is not accepted and wrong.
+    np.testing.assert_array_equal(value["accuracy"], 1 - value["accepted_wrong"])
+    assert (value["robust_accepted"] <= value["robust"]).all()
+    # Refusals apart they are the same.
+    answered = np.array(label) * 0 + ~(np.array(rejected) & (np.array(label) >= 0)) > 0
+    np.testing.assert_array_equal(value["robust_accepted"][answered], value["robust"][answered])
+
+
+pairs = st.lists(
+    st.tuples(st.sampled_from([NAN, -math.inf, -2.0, 0.0, 0.5, math.inf]), st.booleans()),
+    min_size=1,
+    max_size=50,
+)
+
+
+@quick
+@given(pairs, st.randoms(use_true_random=False))
+def test_what_scores_tell_lies_in_its_interval_whatever_the_order_of_examples(drawn, chance):
+    sure, wrong = (np.array(each) for each in zip(*drawn, strict=True))
+    attacked = graded(sure, wrong)
+    still = graded(np.roll(sure, 1), np.zeros(len(sure)), moved=False)
+    mixed = np.array(chance.sample(range(len(sure)), len(sure)))
+    for name in ("aurc", "excess_aurc", "auroc", "fpr95", "adversarial_auroc", "adversarial_fpr95"):
+        found = of_all(name, attacked, still)
+        if found is None:
+            assert name not in ("aurc", "excess_aurc")
+            assert wrong.all() or not wrong.any()
+            continue
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.low < found.high
+        again = of_all(name, select_rows(attacked, mixed), select_rows(still, mixed))
+        assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
+
+
+@quick
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(
+            st.lists(
+                st.tuples(st.sampled_from([-math.inf, 0.0, 0.5, 1.0]), st.booleans()), min_size=n, max_size=n
+            ),
+            min_size=2,
+            max_size=3,
+        )
+    )
+)
+def test_the_worst_area_is_the_greatest_of_all_choices_of_attacks(attacks):
+    parts = [
+        PerExample(np.arange(len(each)), np.array([[sure, wrong] for sure, wrong in each], float))
+        for each in attacks
+    ]
+    found = metrics.settle(METRICS["aurc"], parts)
+    value = metrics.estimate(METRICS["aurc"], {0: [found]}).value
+    n = len(attacks[0])
+    every = [
+        metrics.estimate(METRICS["aurc"], {0: [PerExample(np.arange(n), np.array(choice, float))]}).value
+        for choice in product(*zip(*attacks, strict=True))
+    ]
+    assert value == pytest.approx(max(every))
+
+
+def test_all_refused_and_none_refused_are_defined():
+    every = graded([0.1, 0.2, 0.3], [0, 1, 1], rejected=[True] * 3)
+    assert of_all("coverage", every).value == 0
+    assert of_all("rejection", every).value == 1
+    assert of_all("selective", every) is None
+    none = graded([0.1, 0.2, 0.3], [0, 1, 1])
+    assert of_all("coverage", none).value == 1
+    # The score alone decides, whatever the read-out refused.
+    for name in ("aurc", "excess_aurc", "auroc", "fpr95"):
+        assert of_all(name, every) == of_all(name, none)
+
+
+def test_where_all_are_right_or_all_wrong_there_is_nothing_to_tell_apart():
+    for wrong in (0, 1):
+        one_kind = graded([0.1, 0.2, 0.3], [wrong] * 3)
+        assert of_all("auroc", one_kind) is None
+        assert of_all("fpr95", one_kind) is None
+        area = of_all("aurc", one_kind)
+        assert area.value == wrong
+        assert (area.low, area.high) == metrics.wilson(wrong, 3)
+        assert of_all("excess_aurc", one_kind).value == 0
+
+
+def test_equal_scores_tell_nothing():
+    flat = graded([0.5] * 10, [1, 0] * 5)
+    assert of_all("auroc", flat).value == 0.5
+    assert of_all("fpr95", flat).value == 1
+    assert of_all("aurc", flat).value == pytest.approx(0.5)
+
+
+def test_an_answer_without_a_score_is_the_least_sure_one():
+    found = graded([0.9, math.nan, 0.1, math.nan], [0, 1, 0, 1])
+    assert metrics.confidence(found)[[1, 3]].tolist() == [-math.inf] * 2
+    assert of_all("auroc", found).value == 1
+    assert of_all("excess_aurc", found).value == pytest.approx(0, abs=1e-12)
+    assert of_all("fpr95", found).value == 0
+    nothing = graded([math.nan] * 2, [0, 1])
+    assert of_all("auroc", nothing).value == 0.5
+
+
+def test_adversarial_images_are_moved_successes_on_what_was_right():
+    #        won, not moved, invalid, not won, wrong unmoved, no answer
+    attacked = graded(
+        [0.2, 0.2, 0.2, 0.2, 0.2, 0.2],
+        [1, 1, 1, 0, 1, 1],
+        distance=[0.1, 0, 0.1, 0.1, 0.1, 0.1],
+        invalid=[False, False, True, False, False, False],
+        label=[5, 5, 5, 3, 5, -1],
+    )
+    still = graded([0.9] * 6, [0, 0, 0, 0, 1, 0], moved=False)
+    scored = metrics.score(METRICS["adversarial_auroc"], attacked, still)
+    assert scored.index.tolist() == [0]
+    assert scored.values.tolist() == [pytest.approx([0.9, 0.2])]
+    assert of_all("adversarial_auroc", attacked, still).value == 1
+    assert of_all("adversarial_fpr95", attacked, still).value == 0
+    aimed = {**attacked, "target": np.full(6, 7.0)}
+    assert of_all("adversarial_auroc", aimed, still) is None
+
+
+def test_an_attack_whose_images_are_surer_than_clean_ones_is_worse_than_unseen():
+    attacked = graded(np.linspace(0.5, 0.6, 50), np.ones(50))
+    still = graded(np.linspace(0.1, 0.2, 50), np.zeros(50), moved=False)
+    assert of_all("adversarial_auroc", attacked, still).value == 0
+    assert of_all("adversarial_fpr95", attacked, still).value == 1
+
+
+def test_the_interval_of_an_auroc_is_delongs_or_wilsons_of_the_smaller_side():
+    draw = np.random.default_rng(3)
+    wrong = np.arange(300) < 40
+    sure = draw.normal(size=300) - 1.2 * wrong
+    found = of_all("auroc", graded(sure, wrong))
+    low, high = metrics.wilson(found.value, 40)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    # Parted, DeLong's variance is 0, and the interval of the smaller side is left.
+    parted = of_all("auroc", graded(-1.0 * wrong, wrong))
+    assert (parted.value, parted.low, parted.high) == (1, *metrics.wilson(1, 40))
+    # Where a clean image is surer the less its adversarial one is, both err together: twice the variance.
+    level = draw.normal(size=400)
+    attacked, still = graded(-level, np.ones(400)), graded(level, np.zeros(400), moved=False)
+    paired = of_all("adversarial_auroc", attacked, still)
+    from bench.results.ranking import placements
+
+    above = placements(metrics.confidence(still), metrics.confidence(attacked))
+    below = 1 - placements(metrics.confidence(attacked), metrics.confidence(still))
+    variance = np.square(above + below - 2 * paired.value).sum() / 400**2
+    worth = paired.value * (1 - paired.value) / variance
+    assert worth < 400
+    assert (paired.low, paired.high) == pytest.approx(metrics.wilson(paired.value, worth))
+
+
+def test_targets_of_an_example_and_seeds_are_not_more_examples_of_an_area():
+    draw = np.random.default_rng(4)
+    wrong = draw.random(80) < 0.3
+    one = metrics.score(METRICS["aurc"], graded(draw.normal(size=80) - wrong, wrong), None)
+    for name in ("aurc", "excess_aurc", "auroc"):
+        single = metrics.estimate(METRICS[name], {0: [one]})
+        for more in ({0: [one, one]}, {0: [one], 1: [one]}):
+            again = metrics.estimate(METRICS[name], more)
+            assert again.n == 80
+            # Twice as many have other steps along the curve, no other order.
+            assert again.value == pytest.approx(single.value, abs=0.01)
+            assert again.high - again.low == pytest.approx(single.high - single.low, rel=0.03)
+    two = metrics.estimate(METRICS["fpr95"], {0: [one, one]})
+    assert (two.low, two.high) == pytest.approx(
+        (
+            metrics.estimate(METRICS["fpr95"], {0: [one]}).low,
+            metrics.estimate(METRICS["fpr95"], {0: [one]}).high,
+        )
+    )
+    other = metrics.score(METRICS["auroc"], graded(draw.normal(size=80), np.zeros(80)), None)
+    assert metrics.estimate(METRICS["auroc"], {0: [one], 1: [other]}) is None
+
+
+@pytest.mark.parametrize(("rate", "lead"), [(0.03, 1.5), (0.2, 1.0), (0.5, 0.0), (0.9, 1.0)])
+def test_intervals_of_scores_hold_what_they_promise(rate, lead):
+    # Scores are normal, of wrong answers by `lead` lower; the truth is that of a sample 3,000 times larger.
+    draw = np.random.default_rng(5)
+    names = ("aurc", "excess_aurc", "auroc", "fpr95")
+
+    def sample(n):
+        wrong = (draw.random(n) < rate).astype(float)
+        return {0: [PerExample(np.arange(n), np.stack([draw.normal(size=n) - lead * wrong, wrong], 1))]}
+
+    large = sample(300_000)
+    truth = {name: metrics.estimate(METRICS[name], large).value for name in names}
+    hits = dict.fromkeys(names, 0)
+    counted = dict.fromkeys(names, 0)
+    for _ in range(300):
+        drawn = sample(100)
+        for name in names:
+            if (found := metrics.estimate(METRICS[name], drawn)) is not None:
+                counted[name] += 1
+                hits[name] += found.low <= truth[name] <= found.high
+    for name in names:
+        # 95 % of 300, less three standard deviations; fewer only where a sample has nothing of one kind.
+        assert hits[name] >= counted[name] * (0.95 - 3 * math.sqrt(0.95 * 0.05 / counted[name])), name
+        assert counted[name] > 270
 
 
 # --- distances ---------------------------------------------------------------------------------------
@@ -392,6 +661,16 @@ def test_what_an_attacker_prefers_and_how_examples_become_one_number():
         "top": (None, "unused", "mean", "number"),
         "classwise": (None, "unused", "share", "percent"),
         "parameters": (None, "unused", "constant", "millions"),
+        "coverage": (None, "unused", "share", "percent"),
+        "accepted_right": ("least", "unused", "share", "percent"),
+        "accepted_wrong": ("greatest", "unused", "share", "percent"),
+        "robust_accepted": ("least", "needed", "share", "percent"),
+        "aurc": ("greatest", "unused", "rank", "percent"),
+        "excess_aurc": (None, "unused", "rank", "percent"),
+        "auroc": (None, "unused", "rank", "percent"),
+        "fpr95": (None, "unused", "rank", "percent"),
+        "adversarial_auroc": (None, "needed", "rank", "percent"),
+        "adversarial_fpr95": (None, "needed", "rank", "percent"),
     }
 
 
