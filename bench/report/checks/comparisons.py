@@ -8,16 +8,17 @@ together (Holm 1979): the probability that chance alone raises any of these flag
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.report.checks.evidence import Evidence, coordinates, is_random, title
 from bench.report.checks.flags import Flag, Level
 from bench.results.conditions import Condition
-from bench.results.metrics import PerExample, binomial_p, held_share, mcnemar_p
+from bench.results.metrics import PerExample, Values, binomial_p, common, held_share, mcnemar_p
 from bench.results.outcomes import Rows
 
 CHANCE = 0.01
@@ -44,8 +45,8 @@ class _Attack:
         return self.seen[0].condition
 
     @property
-    def seeds(self) -> set[int]:
-        return {each.condition.seed for each in self.seen}
+    def seeds(self) -> frozenset[int]:
+        return frozenset(each.condition.seed for each in self.seen)
 
     @property
     def asks(self) -> int:
@@ -68,16 +69,25 @@ class _Attack:
         counted = [each.rows["backwards"] for each in self.seen if "backwards" in each.rows]
         return float(np.concatenate(counted).mean()) if counted else None
 
-    def broken(self, seeds: set[int]) -> PerExample:
+    @cached_property
+    def _broken(self) -> dict[frozenset[int], PerExample]:
+        return {}
+
+    def broken(self, seeds: frozenset[int]) -> PerExample:
         """Return for each example whether any target broke it, averaged over seeds (and draws)."""
+        if seeds not in self._broken:
+            self._broken[seeds] = self._settled(seeds)
+        return self._broken[seeds]
+
+    def _settled(self, seeds: frozenset[int]) -> PerExample:
         by_seed = defaultdict(list)
         for each in self.seen:
             if each.condition.seed in seeds:
                 by_seed[each.condition.seed].append(each.validated)
         every = [rows for parts in by_seed.values() for rows in parts]
-        index = reduce(np.intersect1d, [rows["index"] for rows in every])
+        index = common([rows["index"] for rows in every])
         worst = [
-            np.max([1 - held_share(rows)[np.searchsorted(rows["index"], index)] for rows in parts], axis=0)
+            np.max([_at(PerExample(rows["index"], 1 - held_share(rows)), index) for rows in parts], axis=0)
             for parts in by_seed.values()
         ]
         return PerExample(index, np.mean(worst, axis=0))
@@ -244,15 +254,21 @@ class PairedComparison:
 
 def _pair(one: _Attack, others: Sequence[_Attack]) -> PairedComparison | None:
     """Compare an attack with the worst of others; None where there is no seed that all have."""
-    seeds = reduce(set.intersection, [each.seeds for each in others], one.seeds)
+    seeds = one.seeds.intersection(*(each.seeds for each in others))
     if not seeds:
         return None
-    mine, *theirs = (each.broken(seeds) for each in (one, *others))
-    index = reduce(np.intersect1d, [each.index for each in theirs], mine.index)
-    a, *b = (each.values[np.searchsorted(each.index, index)] for each in (mine, *theirs))
+    every = [each.broken(seeds) for each in (one, *others)]
+    index = common([each.index for each in every])
+    a, *b = (_at(each, index) for each in every)
     worst = np.max(b, axis=0)
     wins, losses, stood = (int(each.sum()) for each in (a > worst, a < worst, worst < 1))
     return PairedComparison(wins, losses, stood, len(index), mcnemar_p(a, worst))
+
+
+def _at(values: PerExample, index: NDArray[np.int64]) -> Values:
+    """Return the values of the examples of an index, all of which there are."""
+    same = len(values.index) == len(index)
+    return values.values if same else values.values[np.searchsorted(values.index, index)]
 
 
 def _sentence(one: _Attack, handicap: str, other: _Attack, pair: PairedComparison) -> str:
