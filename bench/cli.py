@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.api.running import Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
+    from bench.report.reports import Published
     from bench.results.store import Store
 
 app = typer.Typer(
@@ -284,7 +285,7 @@ def plan(  # noqa: PLR0913 - a command line's options
 
 
 @app.command()
-def report(
+def report(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     results: Results = None,
@@ -296,6 +297,17 @@ def report(
     cost: Annotated[
         bool, typer.Option("--cost", help="What the attacks took, in passes and time, in place of tables.")
     ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="What papers printed beside ours, in place of tables.")
+    ] = False,
+    paper: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--paper",
+            help="A paper's table to compare with, such as cnnf/3, or a paper; may be repeated "
+            "(default: those that resemble ours).",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="End with 4 where a number is missing, damaged or stale."),
@@ -308,6 +320,9 @@ def report(
     root = results or Path("results") / suite.stem
     if cost:
         _report_cost(root, suite, table, form, out)
+        return
+    if published or paper:
+        _report_published(reports.published(root, suite, table, paper), form, out)
         return
     found = reports.reported(root, suite, table)
     _note(found.notes)
@@ -635,6 +650,20 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
         console().print(attack_cost.text(found.costs))
     else:
         _write_out(attack_cost.written(found.costs, form), out)
+
+
+def _report_published(found: Published, form: Format, out: Path | None) -> None:
+    """Print what papers printed beside ours."""
+    from bench.console import console
+    from bench.report.render import reconciled
+
+    if form == "latex" or form == "svg" or form == "png":
+        raise InputError(f"--format {form}: published numbers are written as text, markdown, csv or json")
+    _note(found.notes)
+    if form == "text" and out is None:
+        console().print(reconciled.text(found.tables))
+    else:
+        _write_out(reconciled.written(found.tables, form), out)
 
 
 # --- helpers -----------------------------------------------------------------------------------------

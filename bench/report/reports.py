@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.console import condition_name
 from bench.errors import InputError, did_you_mean
-from bench.report import attack_cost, tables
+from bench.report import attack_cost, reconcile, tables
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.report.attack_cost import Cost
+    from bench.report.reconcile import Reconciliation
     from bench.report.tables import RenderedTable
 
 
@@ -115,3 +116,36 @@ def costs(root: Path, suite: Path, asked: list[str] | None) -> CostReport:
     jobs = asked_jobs(manifest, asked)
     found = attack_cost.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
     return CostReport(found, damages(manifest, outcomes, suite), manifest["file"])
+
+
+class Published(NamedTuple):
+    """Tables with what papers printed."""
+
+    tables: list[Reconciliation]
+    notes: list[str]
+    """Sentences about what is missing, damaged or older than the code."""
+
+
+def published(root: Path, suite: Path, asked: list[str] | None, paper: list[str] | None) -> Published:
+    """Put printed numbers beside those of some tables.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for messages.
+        asked: Keys of tables; None or none: every table.
+        paper: Published tables (``cnnf/3``), or papers (``cnnf``): all of their tables; None or none: those that
+            a table names, or that look like it.
+
+    Raises:
+        InputError: The folder has no manifest, or there is no such table or paper.
+    """
+    papers = list(dict.fromkeys(key for name in paper or () for key in reconcile.asked_papers(name)))
+    manifest, store = read(root, suite), Store(root)
+    keys = asked_tables(manifest, asked)
+    outcomes = Outcomes(root, columns_read(manifest, keys))
+
+    def described(key: str) -> dict[str, Any] | None:
+        return None if outcomes(key) is None else store.job("evaluate", key)
+
+    found = [reconcile.reconcile(manifest, key, outcomes, described, papers) for key in keys]
+    return Published(found, damages(manifest, outcomes, suite))
