@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.api.running import Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
+    from bench.report.provenance import Source
     from bench.report.reports import Published
     from bench.results.store import Store
 
@@ -322,7 +323,7 @@ def report(  # noqa: PLR0913 - a command line's options
         _report_cost(root, suite, table, form, out)
         return
     if published or paper:
-        _report_published(reports.published(root, suite, table, paper), form, out)
+        _report_published(reports.published(root, suite, table, paper), paper, form, out)
         return
     found = reports.reported(root, suite, table)
     _note(found.notes)
@@ -333,8 +334,10 @@ def report(  # noqa: PLR0913 - a command line's options
         if out is None or len(found.tables) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.draw(found.tables[0], out)
+        _keep(found.source, out, form)
     else:
         _write_out(render.joined(found.tables, form), out)
+        _keep(found.source, out, form)
     if strict and (found.missing or found.notes):
         missing, notes = count(found.needed, "result"), count(len(found.notes), "note")
         say(console(stderr=True), f"strict: {found.missing} of {missing} missing, {notes}", "red")
@@ -343,27 +346,31 @@ def report(  # noqa: PLR0913 - a command line's options
 
 @app.command()
 def verify(
-    suite: SuitePath = DEFAULT,
+    where: Annotated[
+        Path,
+        typer.Argument(
+            help="The task file; or a results folder, a folder of such, or the manifest beside a table.",
+            metavar="WHERE",
+        ),
+    ] = DEFAULT,
     results: Results = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Read every stored result of a task file, whatever was read before; ends with 4 if one is damaged."""
-    from bench.api import running
-    from bench.console import console, count, say
-    from bench.runner import outstanding
-    from bench.runner.progress import title
+    """Read every stored result, whatever was read before, and rebuild every table from them, bit for bit.
 
-    project = running.planned(suite, results, data_root)
-    _refuse_no_folder(project.store.shown)
-    names = running.defense_names(project)
-    damaged = outstanding.damages(project.plan, project.store)
-    for job, reason in damaged.items():
-        say(console(), f"{title(job, names)} ({job.kind} {job.key[:8]}): {reason}", "red")
-    every = len(project.plan.graph())
-    if damaged:
-        say(console(), f"{len(damaged)} of {count(every, 'job')} damaged; bench run makes them again")
+    Ends with 4 if a result is damaged, or a table is not what the outcomes say.
+    """
+    from bench.api import verifying
+    from bench.console import console, say
+
+    found = verifying.verified(where, results, data_root)
+    for sentence in found.wrong:
+        say(console(), sentence, "red")
+    _note(found.notes)
+    for sentence in found.whole:
+        say(console(), sentence)
+    if found.wrong:
         raise typer.Exit(4)
-    say(console(), f"no stored result of {count(every, 'job')} is damaged")
 
 
 @app.command()
@@ -650,9 +657,18 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
         console().print(attack_cost.text(found.costs))
     else:
         _write_out(attack_cost.written(found.costs, form), out)
+        _keep(found.source, out, form, {"cost": True, "tables": asked or []})
 
 
-def _report_published(found: Published, form: Format, out: Path | None) -> None:
+def _keep(source: Source, out: Path | None, form: Format, options: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of a file of tables beside it."""
+    from bench.report import provenance
+
+    if out is not None:
+        provenance.keep(source, provenance.beside(out), {out: form}, options)
+
+
+def _report_published(found: Published, paper: list[str] | None, form: Format, out: Path | None) -> None:
     """Print what papers printed beside ours."""
     from bench.console import console
     from bench.report.render import reconciled
@@ -664,6 +680,7 @@ def _report_published(found: Published, form: Format, out: Path | None) -> None:
         console().print(reconciled.text(found.tables))
     else:
         _write_out(reconciled.written(found.tables, form), out)
+        _keep(found.source, out, form, {"published": True, "paper": paper or []})
 
 
 # --- helpers -----------------------------------------------------------------------------------------

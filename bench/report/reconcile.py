@@ -22,6 +22,7 @@ from bench.report.tables import RenderedTable, TableCell
 from bench.results.conditions import Condition
 from bench.results.metrics import METRICS, Unit
 from bench.results.outcomes import FrameOf
+from bench.results.store import Store
 from bench.suite.layout import Layout, TableRow, arrange, distinct
 from bench.suite.tables import Comparison
 
@@ -29,7 +30,7 @@ JobOf: TypeAlias = Callable[[str], Mapping[str, Any] | None]
 """Gives the description of a stored evaluation (its `job.json`) by its key, None where there is none."""
 
 _RESEMBLES = 2
-"""Columns of the same name from which on a published table resembles one of ours, a row of the same name given."""
+"""How many columns of the same name make a published table resemble one of ours, given a row of the same."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Line:
 
     @property
     def within(self) -> bool | None:
-        """Whether the printed number lies in our interval; None where there is none, or nothing is compared."""
+        """Whether the printed number lies in our interval; None where there is none to compare with."""
         known = self.cell.estimate
         if self.reasons or known is None or known.low is None or known.high is None:
             return None
@@ -98,6 +99,16 @@ class Reconciliation:
     found: tuple[Reconciled, ...]
     said: str = ""
     """Why there is none."""
+
+
+def jobs_of(store: Store, outcomes: FrameOf) -> JobOf:
+    """Return what gives the descriptions of the evaluations of a results folder.
+
+    Args:
+        store: The results folder.
+        outcomes: Gives the rows of an evaluation, or None where there are none that count.
+    """
+    return lambda key: None if outcomes(key) is None else store.job("evaluate", key)
 
 
 @cache

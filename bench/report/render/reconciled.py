@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _HEADS = ("row", "column", "ours", "interval", "paper", "difference", "in it")
 
 _SAYS = (
-    "Difference: ours less the paper's. In it: whether the paper's number lies in our 95 % interval, which is of "
-    "our examples of one seed alone; what the paper's own images and trainings are uncertain of comes on top."
+    "Difference: ours less the paper's. In it: whether the paper's number lies in our 95 % interval, which "
+    "is of our examples of one seed alone; the paper's own images and trainings are uncertain on top of that."
 )
 
 
