@@ -64,9 +64,9 @@ class Line:
 
     @property
     def within(self) -> bool | None:
-        """Whether the printed number lies in our interval; None where there is none to compare with."""
+        """Whether the printed number lies in our interval; None where there is none, or ours is a bound."""
         known = self.cell.estimate
-        if self.reasons or known is None or known.low is None or known.high is None:
+        if self.reasons or self.cell.bound or known is None or known.low is None or known.high is None:
             return None
         scale = SCALES[self.unit]
         # Ours are binary fractions times 100: an end that is printed alike is one.

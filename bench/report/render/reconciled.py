@@ -111,7 +111,7 @@ def _cells(line: Line) -> list[str]:
         words.value(line.cell, line.unit),
         (words.interval(known, line.unit) if known is not None else "") or DASH,
         " ".join(filter(None, words.quoted(line.printed, line.unit))),
-        DASH if difference is None else f"{difference:+.1f}".replace("-", words.MINUS),
+        DASH if difference is None else f"{line.cell.bound}{difference:+.1f}".replace("-", words.MINUS),
         {True: "yes", False: "no", None: DASH}[line.within],
     ]
 
