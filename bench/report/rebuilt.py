@@ -12,7 +12,7 @@ from bench.console import count
 from bench.errors import InputError
 from bench.report import attack_cost, provenance, reconcile, tables
 from bench.report.render import joined, reconciled
-from bench.results.manifest import Outcomes
+from bench.results.manifest import Outcomes, aged
 from bench.results.origin import versions
 from bench.results.seals import seal
 from bench.results.store import Store
@@ -69,10 +69,11 @@ def folder(root: Path, manifest: Mapping[str, Any]) -> Checked:
                 bare.append(path.name)
                 files.append(_File(path, form, [key], {}))
     wrong += [said for each in files for said in _compared(each, root, manifest, outcomes)]
-    alone = (
-        f"{count(len(bare), 'file')} in {root / 'tables'} without a manifest that says what it was made from"
-    )
-    return Checked(wrong, [f"{alone}: {', '.join(bare)}"] if bare else [], len(files))
+    notes = [aged(outcomes.changed, Path(manifest["file"]))] if outcomes.changed else []
+    if bare:
+        alone = f"{count(len(bare), 'file')} in {root / 'tables'} without a manifest"
+        notes.append(f"{alone} that says what it was made from: {', '.join(bare)}")
+    return Checked(wrong, notes, len(files))
 
 
 def file(place: Path, root: Path, manifest: Mapping[str, Any]) -> Checked:
@@ -144,8 +145,8 @@ def _other_outcomes(told: Mapping[str, Any], store: Store, outcomes: Outcomes) -
         receipt = store.receipt("evaluate", key)
         if receipt is None:
             yield f"{name}, which it was made from, is not there now"
-        elif receipt and outcomes(key) is not None and receipt.get("digest") != made["receipt"]:
-            yield f"{name} was made again since, or is another"
+        elif receipt and outcomes(key) is not None and provenance.digest_of(receipt) != made["receipt"]:
+            yield f"{name} was made again since, or altered"
 
 
 # --- rebuilding --------------------------------------------------------------------------------------
