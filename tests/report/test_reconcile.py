@@ -4,6 +4,8 @@ import copy
 import csv
 import json
 import re
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -365,3 +367,41 @@ def test_names_of_strangers_are_escaped():
     assert "\x1b" not in reconciled.written([got], "text")
     assert "\x1b" not in reconciled.written([got], "markdown")
     assert "### Table T: a \\| b" in reconciled.written([got], "markdown")
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def call(*words):
+    """Run the command line on the committed results."""
+    command = [sys.executable, "-m", "bench.cli", "report", "suites/mnist.yaml", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--paper", "cnnf/33"], "--paper cnnf/33: no such paper or table; did you mean 'cnnf/3'?"),
+        (["--published", "--table", "33"], "--table 33: mnist has no such table; did you mean '3'?"),
+        (
+            ["--published", "--format", "latex"],
+            "published numbers are written as text, markdown, csv or json",
+        ),
+    ],
+)
+def test_the_command_refuses_what_is_not_there_with_the_nearest_name(words, said):
+    done = call(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_says_of_the_committed_results_what_keeps_them_from_being_compared():
+    done = call("--published", "--table", "apinet", "--table", "breakdgm", "--paper", "apinet/3")
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "training data: 10000 images of mnist here, all of mnist in the paper" in shown
+    assert "radius: 0.1 here, 76.5/255 in the paper (FGSM)" in shown
+    assert "architecture: width 0.5 here, width 1 in the paper (Standard; Madry; Trades)" in shown
+    assert max(map(len, done.stdout.splitlines())) <= WIDTH
+    assert "difference" not in done.stdout
