@@ -9,9 +9,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.console import condition_name
 from bench.errors import InputError
@@ -33,7 +35,8 @@ ENDINGS: Mapping[str, Form] = {".csv": "csv", ".md": "markdown"}
 """The endings of the files of each table in a results folder, with their formats."""
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """What tables were cut from."""
 
     root: Path
@@ -44,6 +47,11 @@ class Source(NamedTuple):
     """The keys of the tables."""
     outcomes: Outcomes
     """What gave the rows, so that what it found damaged is known."""
+
+    @cached_property
+    def reads(self) -> dict[str, set[str]]:
+        """The keys of the evaluations that each of the tables reads, by the table's."""
+        return {key: tables.jobs(self.manifest, key) for key in self.keys}
 
 
 def file_name(key: str) -> str:
@@ -118,7 +126,7 @@ def describe(
     """
     manifest, store = source.manifest, Store(source.root)
     named = {each.job: each for each in conditions_of(manifest)}
-    needed = sorted({job for key in source.keys for job in tables.jobs(manifest, key)})
+    needed = sorted(set().union(*source.reads.values()))
     there = {job: store.receipt("evaluate", job) or {} for job in needed if source.outcomes(job) is not None}
     made_with = sorted({json.dumps(each.get("versions", {}), sort_keys=True) for each in there.values()})
     crafted = [each.get("crafting", {}) for each in there.values()]
@@ -189,5 +197,5 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _total(seconds: Any) -> float:
+def _total(seconds: Iterable[object]) -> float:
     return round(sum(each for each in seconds if isinstance(each, int | float)), 3)

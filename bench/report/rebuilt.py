@@ -128,6 +128,9 @@ def _told(place: Path, root: Path, outcomes: Outcomes) -> tuple[list[str], list[
     files = []
     for name, each in told["files"].items():
         path = place.parent / name
+        if path.parent != place.parent:
+            wrong.append(f"{place}: names {name!r}, which does not lie beside it")
+            continue
         if not path.is_file():
             wrong.append(f"{path} is missing, which {place.name} names")
             continue

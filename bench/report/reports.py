@@ -82,7 +82,7 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     cut = [tables.cut(manifest, key, outcomes) for key in keys]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, keys, outcomes)
-    needed = {job for key in keys for job in tables.jobs(manifest, key)}
+    needed = set().union(*source.reads.values())
     notes += [*damages(source, suite), *absences(source, suite)]
     return Report(cut, notes, sum(outcomes(job) is None for job in needed), len(needed), source)
 
@@ -112,7 +112,7 @@ def absences(source: Source, suite: Path) -> list[str]:
         source: The results folder, and the tables.
         suite: The task file, for the command that makes them.
     """
-    needed = dict.fromkeys(job for key in source.keys for job in sorted(tables.jobs(source.manifest, key)))
+    needed = dict.fromkeys(job for key in source.keys for job in sorted(source.reads[key]))
     gone = [job for job in needed if source.outcomes(job) is None and job not in source.outcomes.damaged]
     if len(gone) == len(needed) > 1:
         return [
@@ -137,7 +137,7 @@ def _names(source: Source) -> dict[str, str]:
 
 def _command(source: Source, suite: Path, job: str | None = None) -> str:
     """Return the command that makes an evaluation, or all that tables read."""
-    keys = [key for key in source.keys if job is None or job in tables.jobs(source.manifest, key)]
+    keys = [key for key in source.keys if job is None or job in source.reads[key]]
     words = ["bench", "run", str(suite)]
     if len(keys) < len(source.manifest["tables"]):
         words += [word for key in (keys[:1] if job else keys) for word in ("--table", key)]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from bench.errors import InputError
 from bench.report import published, reconcile
 from bench.report.render import reconciled
 from bench.report.render.text import WIDTH
+from bench.runner.worker import describe
+from bench.suite import planner, resolve
 
 PAPERS = published.papers()
 REPOSITORY = Path(__file__).parents[2]
@@ -405,3 +408,47 @@ def test_the_command_says_of_the_committed_results_what_keeps_them_from_being_co
     assert "architecture: width 0.5 here, width 1 in the paper (Standard; Madry; Trades)" in shown
     assert max(map(len, done.stdout.splitlines())) <= WIDTH
     assert "difference" not in done.stdout
+
+
+# --- suites that were written from the papers, and such that were not -------------------------------------
+
+
+@cache
+def planned(path):
+    """Return the manifest of a suite, and its evaluations as a worker would describe them."""
+    plan = planner.make(resolve.load(REPOSITORY / path))
+    jobs = {each.job.key: describe(each.job) for each in plan.conditions}
+    return json.loads(json.dumps(plan.manifest())), jobs
+
+
+@pytest.mark.parametrize("name", ["cnnf", "sdim", "apinet"])
+def test_what_the_papers_suites_ask_is_what_the_papers_printed(name):
+    given, jobs = planned(f"suites/{name}.yaml")
+    own = {"Glow (10th Per.)", "ME-Net", "ME-Net (LeNet)"}
+    seen = set()
+    for key, table in given["tables"].items():
+        if table["published"] is None:
+            continue
+        one = only(reconcile.reconcile(given, key, {}.get, jobs.get))
+        assert reasons(one) == set(), one.paper
+        seen.add(one.paper)
+        # Every number of the paper but those of defenses that nobody has here.
+        rows_ = PAPERS[one.paper]["rows"].items()
+        printed = {
+            (row, column)
+            for row, numbers in rows_
+            for column, number in numbers.items()
+            if number is not None and row not in own and column != "me_net"
+        }
+        assert {(line.paper_row, line.paper_column) for line in one.lines} == printed, one.paper
+    assert seen == {key for key in reconcile._settings()["tables"] if key.startswith(f"{name}/")}
+
+
+@pytest.mark.parametrize("path", ["tasks.yaml", "suites/mnist.yaml"])
+def test_smaller_suites_are_compared_with_no_paper(path):
+    given, jobs = planned(path)
+    every = list(PAPERS)
+    for key in given["tables"]:
+        got = reconcile.reconcile(given, key, {}.get, jobs.get, every)
+        assert [each.paper for each in got.found] == every
+        assert all(line.reasons for each in got.found for line in each.lines)
