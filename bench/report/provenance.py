@@ -128,60 +128,61 @@ def describe(
     named = {each.job: each for each in conditions_of(manifest)}
     needed = sorted(set().union(*source.reads.values()))
     there = {job: store.receipt("evaluate", job) or {} for job in needed if source.outcomes(job) is not None}
-    made_with = sorted({json.dumps(each.get("versions", {}), sort_keys=True) for each in there.values()})
-    crafted = [each.get("crafting", {}) for each in there.values()]
-    folder = os.path.relpath(source.root.resolve(), place.parent.resolve())
     worst = any(named[job].facts.member is not None for job in needed)
-    told = {
-        "scheme": SCHEME,
-        "suite": manifest["suite"],
-        "file": manifest["file"],
-        "suite_digest": manifest["suite_digest"],
-        "results": folder,
-        "tables": list(source.keys),
-        "options": dict(options),
-        "mode": "worst" if worst else "each attack on all examples",
-        "files": {path.name: {"format": form, "sha256": _digest(path)} for path, form in files.items()},
-        "seeds": sorted({named[job].seed for job in needed}),
-        "hardware": sorted(
-            {str(each["device"]) for each in there.values() if "device" in each}
-            | {device for each in crafted for device in each.get("devices", [])}
-        ),
-        "commits": sorted({str(each["commit"]) for each in there.values() if each.get("commit")}),
+    return seal(
+        {
+            "scheme": SCHEME,
+            **{name: manifest[name] for name in ("suite", "file", "suite_digest")},
+            "results": os.path.relpath(source.root.resolve(), place.parent.resolve()),
+            "tables": list(source.keys),
+            "options": dict(options),
+            "mode": "worst" if worst else "each attack on all examples",
+            "files": {path.name: {"format": form, "sha256": _digest(path)} for path, form in files.items()},
+            "seeds": sorted({named[job].seed for job in needed}),
+            **_made({job: condition_name(named[job].coordinates) for job in there}, there),
+            "missing": {
+                job: {
+                    "condition": condition_name(named[job].coordinates),
+                    "reason": source.outcomes.damaged.get(job, ABSENT),
+                }
+                for job in needed
+                if job not in there
+            },
+            "written": {
+                "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "commit": commit_of(Path(__file__).parent),
+                "versions": versions(),
+                "hardware": f"{processor()}, {platform.system()} {platform.machine()}",
+            },
+        }
+    )
+
+
+def _made(names: Mapping[str, str], receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how outcomes were made, by their receipts: all together, and each."""
+    spelled = {job: json.dumps(each.get("versions", {}), sort_keys=True) for job, each in receipts.items()}
+    made_with = sorted(set(spelled.values()))
+    crafted = [each.get("crafting", {}) for each in receipts.values()]
+    devices = {str(each["device"]) for each in receipts.values() if "device" in each}
+    return {
+        "hardware": sorted(devices | {device for each in crafted for device in each.get("devices", [])}),
+        "commits": sorted({str(each["commit"]) for each in receipts.values() if each.get("commit")}),
         "versions": [json.loads(each) for each in made_with],
         "seconds": {
-            "evaluating": _total(each.get("seconds") for each in there.values()),
+            "evaluating": _total(each.get("seconds") for each in receipts.values()),
             "crafting": _total(each.get("seconds") for each in crafted),
         },
         "outcomes": {
             job: {
-                "condition": condition_name(named[job].coordinates),
+                "condition": names[job],
                 "receipt": digest_of(receipt),
                 "rows": receipt.get("files", {}).get(ARTEFACTS["evaluate"]),
-                "commit": receipt.get("commit"),
-                "versions": made_with.index(json.dumps(receipt.get("versions", {}), sort_keys=True)),
-                "device": receipt.get("device"),
-                "seconds": receipt.get("seconds"),
-                "when": receipt.get("when"),
+                "versions": made_with.index(spelled[job]),
+                **{name: receipt.get(name) for name in ("commit", "device", "seconds", "when")},
             }
-            for job, receipt in there.items()
-        },
-        "missing": {
-            job: {
-                "condition": condition_name(named[job].coordinates),
-                "reason": source.outcomes.damaged.get(job, ABSENT),
-            }
-            for job in needed
-            if job not in there
-        },
-        "written": {
-            "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "commit": commit_of(Path(__file__).parent),
-            "versions": versions(),
-            "hardware": f"{processor()}, {platform.system()} {platform.machine()}",
+            for job, receipt in receipts.items()
         },
     }
-    return seal(told)
 
 
 def digest_of(receipt: Mapping[str, Any]) -> str:
