@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bench.api.running import Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
+    from bench.report.provenance import Source
+    from bench.report.reports import Published
     from bench.report.tables import RenderedTable
     from bench.results.store import Store
 
@@ -308,6 +310,17 @@ def report(  # noqa: PLR0913 - a command line's options
             "--rejection", help="What read-outs refuse, and what their scores tell, in place of tables."
         ),
     ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="What papers printed beside ours, in place of tables.")
+    ] = False,
+    paper: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--paper",
+            help="A paper's table to compare with, such as cnnf/3, or a paper; may be repeated "
+            "(default: those that resemble ours).",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="End with 4 if a number is missing, damaged or stale, 1 at an alarm."),
@@ -318,13 +331,16 @@ def report(  # noqa: PLR0913 - a command line's options
     from bench.report import render, reports
 
     root = results or Path("results") / suite.stem
-    if cost and rejection:
-        raise InputError("--cost and --rejection are two reports: ask for one of them")
+    if sum((cost, rejection, published or bool(paper))) > 1:
+        raise InputError("--cost, --rejection and --published are reports of their own: ask for one of them")
     if rejection:
         _report_rejection(root, suite, table, form, out)
         return
     if cost:
         _report_cost(root, suite, table, form, out)
+        return
+    if published or paper:
+        _report_published(reports.published(root, suite, table, paper), paper, form, out)
         return
     found = reports.reported(root, suite, table)
     _note(found.notes)
@@ -335,8 +351,10 @@ def report(  # noqa: PLR0913 - a command line's options
         if out is None or len(found.tables) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.draw(found.tables[0], out)
+        _keep(found.source, out, form)
     else:
         _write_out(render.joined(found.tables, form), out)
+        _keep(found.source, out, form)
     if strict and (found.missing or found.notes):
         missing, notes = count(found.needed, "result"), count(len(found.notes), "note")
         say(console(stderr=True), f"strict: {found.missing} of {missing} missing, {notes}", "red")
@@ -358,27 +376,31 @@ def _refuse_alarms(tables: Iterable[RenderedTable]) -> None:
 
 @app.command()
 def verify(
-    suite: SuitePath = DEFAULT,
+    where: Annotated[
+        Path,
+        typer.Argument(
+            help="The task file; or a results folder, a folder of such, or the manifest beside a table.",
+            metavar="WHERE",
+        ),
+    ] = DEFAULT,
     results: Results = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Read every stored result of a task file, whatever was read before; ends with 4 if one is damaged."""
-    from bench.api import running
-    from bench.console import console, count, say
-    from bench.runner import outstanding
-    from bench.runner.progress import title
+    """Read every stored result, whatever was read before, and rebuild every table from them, bit for bit.
 
-    project = running.planned(suite, results, data_root)
-    _refuse_no_folder(project.store.shown)
-    names = running.defense_names(project)
-    damaged = outstanding.damages(project.plan, project.store)
-    for job, reason in damaged.items():
-        say(console(), f"{title(job, names)} ({job.kind} {job.key[:8]}): {reason}", "red")
-    every = len(project.plan.graph())
-    if damaged:
-        say(console(), f"{len(damaged)} of {count(every, 'job')} damaged; bench run makes them again")
+    Ends with 4 if a result is damaged, or a table is not what the outcomes say.
+    """
+    from bench.api import verifying
+    from bench.console import console, say
+
+    found = verifying.verified(where, results, data_root)
+    for sentence in found.wrong:
+        say(console(), sentence, "red")
+    _note(found.notes)
+    for sentence in found.whole:
+        say(console(), sentence)
+    if found.wrong:
         raise typer.Exit(4)
-    say(console(), f"no stored result of {count(every, 'job')} is damaged")
 
 
 @app.command()
@@ -665,6 +687,30 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
         console().print(attack_cost.text(found.costs))
     else:
         _write_out(attack_cost.written(found.costs, form), out)
+        _keep(found.source, out, form, {"cost": True, "tables": asked or []})
+
+
+def _keep(source: Source, out: Path | None, form: Format, options: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of a file of tables beside it."""
+    from bench.report import provenance
+
+    if out is not None:
+        provenance.keep(source, provenance.beside(out), {out: form}, options)
+
+
+def _report_published(found: Published, paper: list[str] | None, form: Format, out: Path | None) -> None:
+    """Print what papers printed beside ours."""
+    from bench.console import console
+    from bench.report.render import reconciled
+
+    if form == "latex" or form == "svg" or form == "png":
+        raise InputError(f"--format {form}: published numbers are written as text, markdown, csv or json")
+    _note(found.notes)
+    if form == "text" and out is None:
+        console().print(reconciled.text(found.tables))
+    else:
+        _write_out(reconciled.written(found.tables, form), out)
+        _keep(found.source, out, form, {"published": True, "paper": paper or []})
 
 
 def _report_rejection(
@@ -684,6 +730,7 @@ def _report_rejection(
         console().print(rejection.text(found.judged, found.outcomes))
     else:
         _write_out(rejection.written(found.judged, found.outcomes, form), out)
+        _keep(found.source, out, form, {"rejection": True, "tables": asked or []})
 
 
 # --- helpers -----------------------------------------------------------------------------------------

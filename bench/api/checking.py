@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.api.running import Project, Run, commit_of
+from bench.api.running import Project, Run
 from bench.console import count, say
 from bench.errors import InputError
 from bench.gate import baseline, judge, replay
@@ -14,8 +14,8 @@ from bench.gate.baseline import Accepted, Baseline
 from bench.gate.measurements import from_plan
 from bench.gate.verdicts import Check
 from bench.results import fingerprint, replays
+from bench.results.origin import commit_of, versions
 from bench.runner import outstanding
-from bench.runner.context import versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

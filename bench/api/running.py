@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections import Counter, defaultdict
 from operator import itemgetter
@@ -17,12 +16,13 @@ import numpy as np
 from bench.console import condition_name, count, duration, say
 from bench.errors import InputError, persons
 from bench.escaping import shown
-from bench.report import render, tables
+from bench.report import provenance, render, tables
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results import leases as leasing
 from bench.results import request as requests
 from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
+from bench.results.origin import commit_of
 from bench.results.request import Request
 from bench.results.store import Store
 from bench.results.survey import survey
@@ -41,6 +41,7 @@ from bench.suite.planner import Plan, make
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from bench.report.render import Form
     from bench.report.tables import RenderedTable
     from bench.runner.executors.protocol import Listener, Pool, Start
     from bench.runner.outstanding import State
@@ -81,7 +82,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
     names: dict[str, str] = {}
     for key in manifest["tables"]:
         # Some file systems take letters of either case for one, and an accent for its letter's part.
-        folded = normalize("NFC", normalize("NFKD", file_name(key)).casefold())
+        folded = normalize("NFC", normalize("NFKD", provenance.file_name(key)).casefold())
         if (other := names.setdefault(folded, key)) != key:
             where = suite.document.line("tables", key)
             raise InputError(f"{where}: tables {other!r} and {key!r} would be written to one file")
@@ -90,11 +91,6 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
     return Project(crossed, store, manifest, worst)
-
-
-def file_name(key: str) -> str:
-    """Return the name of a table's files, without their endings."""
-    return f"table-{key.replace('/', '-')}"
 
 
 class Prospect(NamedTuple):
@@ -293,9 +289,14 @@ class Run:
         cut = []
         for key in self.keys:
             table = tables.cut(self.project.manifest, key, outcomes)
-            name = self.store.root / "tables" / file_name(key)
-            self.store.write_text(name.with_name(name.name + ".csv"), render.to_csv(table))
-            self.store.write_text(name.with_name(name.name + ".md"), render.to_markdown(table))
+            name = self.store.root / "tables" / provenance.file_name(key)
+            forms: dict[Path, Form] = {
+                name.with_name(name.name + ending): form for ending, form in provenance.ENDINGS.items()
+            }
+            for path, form in forms.items():
+                self.store.write_text(path, render.joined([table], form))
+            source = provenance.Source(self.store.root, self.project.manifest, [key], outcomes)
+            provenance.keep(source, provenance.beside(name), forms)
             cut.append(table)
         # With `trust`, or where a job of today's code failed.
         changed = outcomes.changed
@@ -394,18 +395,6 @@ def defense_names(project: Project) -> dict[str, str]:
         project: The project.
     """
     return {each.job.victim.train.key: each.coordinates["defense"] for each in project.plan.conditions}
-
-
-def commit_of(folder: Path) -> str | None:
-    """Return the commit that a folder is of, with a mark if something was changed since; None outside one."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 # --- what is said ------------------------------------------------------------------------------------

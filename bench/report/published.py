@@ -101,12 +101,17 @@ def _quotes(
         if printed is not None:
             _refuse_other_question(comparison.table, paper, row, manifest)
             found[row.label] = tuple(
-                _quote(printed.get(comparison.columns.get(heading, heading))) for heading in headings
+                quote(printed.get(comparison.columns.get(heading, heading))) for heading in headings
             )
     return found
 
 
-def _quote(number: Mapping[str, Any] | None) -> Quote | None:
+def quote(number: Mapping[str, Any] | None) -> Quote | None:
+    """Return a number of `papers`; None where the paper has none.
+
+    Args:
+        number: Its ``mean`` and ``std``, as the file has them.
+    """
     if number is None or number.get("mean") is None:
         return None
     return Quote(float(number["mean"]), None if number.get("std") is None else float(number["std"]))
@@ -119,11 +124,11 @@ def _refuse_other_question(
     for slot in row.slots:
         for condition in slot.conditions:
             data = manifest.get("data", {}).get(condition.data, {}).get("name", condition.data)
-            mismatch = "dataset" in paper and _plain(data) != _plain(paper["dataset"])
+            mismatch = "dataset" in paper and plain(data) != plain(paper["dataset"])
             if not condition.facts.idle:
                 mismatch |= "norm" in paper and condition.norm != paper["norm"]
                 # Papers round: 8/255 is also printed as 0.031.
-                mismatch |= "eps" in paper and not _near(condition.radius, fraction(paper["eps"]))
+                mismatch |= "eps" in paper and not near(condition.radius, fraction(paper["eps"]))
             if mismatch:
                 theirs = ", ".join(str(paper[name]) for name in ("dataset", "norm", "eps") if name in paper)
                 raise InputError(
@@ -132,9 +137,20 @@ def _refuse_other_question(
                 )
 
 
-def _near(radius: float | None, other: object) -> bool:
+def near(radius: float | None, other: object) -> bool:
+    """Return whether two radii are the same but for the rounding of papers.
+
+    Args:
+        radius: Ours; None: no limit.
+        other: The paper's.
+    """
     return radius is not None and isinstance(other, int | float) and math.isclose(radius, other, rel_tol=0.02)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return a name without case, spaces and signs, so that ``CIFAR-10`` is ``cifar10``.
+
+    Args:
+        name: Of a data set, a row or a column.
+    """
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -5,11 +5,14 @@ Reads a results folder; plans nothing and imports no torch.
 
 from __future__ import annotations
 
+from pathlib import Path
+from shlex import join
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.console import condition_name
+from bench.console import condition_name, count
 from bench.errors import InputError, did_you_mean
-from bench.report import attack_cost, rejection, tables
+from bench.report import attack_cost, reconcile, rejection, tables
+from bench.report.provenance import Source
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
@@ -17,9 +20,9 @@ from bench.suite.layout import columns_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from bench.report.attack_cost import Cost
+    from bench.report.reconcile import Reconciliation
     from bench.report.rejection import Readout
     from bench.report.tables import RenderedTable
 
@@ -59,6 +62,8 @@ class Report(NamedTuple):
     """How many of the results that the tables read are missing."""
     needed: int
     """How many they read."""
+    source: Source
+    """What they were cut from."""
 
 
 def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
@@ -77,18 +82,69 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     outcomes = Outcomes(root, columns_read(manifest, keys))
     cut = [tables.cut(manifest, key, outcomes) for key in keys]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
-    notes += damages(manifest, outcomes, suite)
-    needed = {job for key in keys for job in tables.jobs(manifest, key)}
-    return Report(cut, notes, sum(outcomes(job) is None for job in needed), len(needed))
+    source = Source(root, manifest, keys, outcomes)
+    needed = set().union(*source.reads.values())
+    notes += [*damages(source, suite), *absences(source, suite)]
+    return Report(cut, notes, sum(outcomes(job) is None for job in needed), len(needed), source)
 
 
-def damages(manifest: Mapping[str, Any], outcomes: Outcomes, suite: Path) -> list[str]:
-    """Return a sentence for each damaged result that a report asked for, and for damaged files of a pack."""
-    names = {each.job: condition_name(each.coordinates) for each in conditions_of(manifest)}
-    return outcomes.faults + [
-        f"evaluate {key} ({names[key]}): {reason}; make it again with: bench run {suite}"
-        for key, reason in outcomes.damaged.items()
+NAMED = 5
+"""How many missing results are named; of more it is said how many they are."""
+
+
+def damages(source: Source, suite: Path) -> list[str]:
+    """Return a sentence for each damaged result that was asked for, and for damaged files of a pack.
+
+    Args:
+        source: The results folder, and what was read there.
+        suite: The task file, for the command that makes them again.
+    """
+    names = _names(source)
+    return source.outcomes.faults + [
+        f"evaluate {key} ({names[key]}): {reason}; make it again with: {_command(source, suite, key)}"
+        for key, reason in source.outcomes.damaged.items()
     ]
+
+
+def absences(source: Source, suite: Path) -> list[str]:
+    """Return a sentence for each of the first missing results that tables read, and one for all others.
+
+    Args:
+        source: The results folder, and the tables.
+        suite: The task file, for the command that makes them.
+    """
+    needed = dict.fromkeys(job for key in source.keys for job in sorted(source.reads[key]))
+    gone = [job for job in needed if source.outcomes(job) is None and job not in source.outcomes.damaged]
+    if len(gone) == len(needed) > 1:
+        return [
+            f"nothing of {count(len(needed), 'result')} is there; make them with: {_command(source, suite)}"
+        ]
+    names, store, said = _names(source), Store(source.root), []
+    for key in gone[:NAMED]:
+        failed = store.failure_file(key)
+        why = f"failed (see {source.root / 'failed' / failed.name})" if failed.is_file() else "is not there"
+        said.append(f"evaluate {key} ({names[key]}) {why}; make it with: {_command(source, suite, key)}")
+    if more := len(gone) - len(said):
+        every = count(more, "more result")
+        said.append(
+            f"{every} {'is' if more == 1 else 'are'} not there; make them with: {_command(source, suite)}"
+        )
+    return said
+
+
+def _names(source: Source) -> dict[str, str]:
+    return {each.job: condition_name(each.coordinates) for each in conditions_of(source.manifest)}
+
+
+def _command(source: Source, suite: Path, job: str | None = None) -> str:
+    """Return the command that makes an evaluation, or all that tables read."""
+    keys = [key for key in source.keys if job is None or job in source.reads[key]]
+    words = ["bench", "run", str(suite)]
+    if len(keys) < len(source.manifest["tables"]):
+        words += [word for key in (keys[:1] if job else keys) for word in ("--table", key)]
+    if source.root != Path("results") / source.manifest["suite"]:
+        words += ["--results", str(source.root)]
+    return join(words)
 
 
 class CostReport(NamedTuple):
@@ -99,6 +155,8 @@ class CostReport(NamedTuple):
     """Sentences about what is damaged."""
     file: str
     """The name of the task file."""
+    source: Source
+    """What they were read from."""
 
 
 def costs(root: Path, suite: Path, asked: list[str] | None) -> CostReport:
@@ -115,7 +173,8 @@ def costs(root: Path, suite: Path, asked: list[str] | None) -> CostReport:
     manifest, outcomes, store = read(root, suite), Outcomes(root), Store(root)
     jobs = asked_jobs(manifest, asked)
     found = attack_cost.spent(manifest, outcomes, lambda key: store.receipt("evaluate", key), jobs)
-    return CostReport(found, damages(manifest, outcomes, suite), manifest["file"])
+    source = Source(root, manifest, asked_tables(manifest, asked), outcomes)
+    return CostReport(found, damages(source, suite), manifest["file"], source)
 
 
 class RejectionReport(NamedTuple):
@@ -126,6 +185,8 @@ class RejectionReport(NamedTuple):
     """What they are judged by."""
     notes: list[str]
     """Sentences about what is damaged, or older than the code, the task file or the weights."""
+    source: Source
+    """What they were read from."""
 
 
 def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionReport:
@@ -146,4 +207,38 @@ def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionRep
             f"{root}: no read-out refused anything there; name a table to judge scores alone: --table KEY"
         )
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
-    return RejectionReport(judged, outcomes, notes + damages(manifest, outcomes, suite))
+    source = Source(root, manifest, asked_tables(manifest, asked), outcomes)
+    return RejectionReport(judged, outcomes, [*notes, *damages(source, suite)], source)
+
+
+class Published(NamedTuple):
+    """Tables with what papers printed."""
+
+    tables: list[Reconciliation]
+    notes: list[str]
+    """Sentences about what is missing or damaged."""
+    source: Source
+    """What they were cut from."""
+
+
+def published(root: Path, suite: Path, asked: list[str] | None, paper: list[str] | None) -> Published:
+    """Put printed numbers beside those of some tables.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for messages.
+        asked: Keys of tables; None or none: every table.
+        paper: Published tables (``cnnf/3``), or papers (``cnnf``): all of their tables; None or none: those
+            that a table names, or that look like it.
+
+    Raises:
+        InputError: The folder has no manifest, or there is no such table or paper.
+    """
+    papers = list(dict.fromkeys(key for name in paper or () for key in reconcile.asked_papers(name)))
+    manifest, store = read(root, suite), Store(root)
+    keys = asked_tables(manifest, asked)
+    outcomes = Outcomes(root, columns_read(manifest, keys))
+    jobs = reconcile.jobs_of(store, outcomes)
+    found = [reconcile.reconcile(manifest, key, outcomes, jobs, papers) for key in keys]
+    source = Source(root, manifest, keys, outcomes)
+    return Published(found, [*damages(source, suite), *absences(source, suite)], source)

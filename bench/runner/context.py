@@ -5,7 +5,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from bench.data import spec as datasets
 from bench.errors import InputError
 from bench.protocols import Split
 from bench.results import fingerprint
+from bench.results.origin import processor
 from bench.suite.jobs import Data
 
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -114,35 +114,6 @@ def device_name(device: str) -> str:
         return processor()
     # A driver without a GPU may have workers on machines with some.
     return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device
-
-
-@cache
-def processor() -> str:
-    """Return the model of this machine's processor.
-
-    Returns:
-        The model, or the architecture where the model is not known.
-    """
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of everything that a number may depend on.
-
-    Returns:
-        The versions of Python and of the libraries, by name.
-    """
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("crossfire-bench", "torch", "torchvision", "numpy")},
-    }
 
 
 def load(data: Data, context: WorkerContext) -> Split:

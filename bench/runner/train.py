@@ -15,9 +15,10 @@ from bench.errors import InputError, OtherNetworkError, TrainingError
 from bench.noise import seed_of
 from bench.registry import Entry, bind
 from bench.results import fingerprint
+from bench.results.origin import versions
 from bench.results.store import Store
 from bench.runner import probes
-from bench.runner.context import WorkerContext, device_name, load, versions
+from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.isolation import building
 from bench.runner.referee import reseed, seeded
 from bench.runner.training import Progress, Trainer

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, assert_never
 import torch
 
 from bench.errors import DamagedError, InputError, OtherNetworkError
+from bench.results.origin import versions
 from bench.results.store import ARTEFACTS, Store
-from bench.runner.context import WorkerContext, device_name, settle, versions
+from bench.runner.context import WorkerContext, device_name, settle
 from bench.runner.craft import craft
 from bench.runner.evaluate import evaluate
 from bench.runner.isolation import isolated

@@ -326,7 +326,7 @@ def test_the_command_writes_every_form(
     code, _, err = report("--format", "svg")
     assert (code, "--out FILE" in err) == (2, True)
     code, _, err = report("--cost")
-    assert (code, "two reports" in err) == (2, True)
+    assert (code, "reports of their own" in err) == (2, True)
 
 
 def test_where_nothing_was_refused_it_says_what_to_ask_for(
