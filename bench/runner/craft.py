@@ -1,8 +1,10 @@
 """The crafting job: attacks a shard through a view, and keeps the images that the referee accepts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import InputError
-from bench.losses import eot
+from bench.losses import eot, succeeded
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind, bound, needing
@@ -20,6 +22,7 @@ from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.evaluate import decided
 from bench.runner.limits import limited, out_of_memory
+from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16
 from bench.runner.referee import (
     QueryCounter,
     answers_only,
@@ -27,6 +30,8 @@ from bench.runner.referee import (
     guides,
     instrument,
     no_access_view,
+    room,
+    seeded,
     validate,
 )
 from bench.runner.train import fitted, forget_fitted
@@ -72,7 +77,7 @@ def attacked(
     """
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
-    made = attack(job, model, x, y, split)
+    made = searched(job, model, Examples(x, y, split.index[rows]), split)
     validated = validate(x, made.images, job.attack_run.threat)
     moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
@@ -96,6 +101,7 @@ def attacked(
             "backwards": float(made.counter.backwards.mean()),
         },
         "chunk": made.chunk,
+        **({"precision": made.coarse} if made.coarse else {}),
     }
     return plain, facts
 
@@ -125,6 +131,26 @@ def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Examples that are attacked."""
+
+    images: Images
+    """Clean images (N, C, H, W), on the device of the attack."""
+    labels: Labels
+    """Their labels, int64 (N,), there too."""
+    index: Tensor
+    """The index of each in its data set, int64 (N,), on the CPU."""
+
+    def at(self, rows: Tensor) -> "Examples":
+        """Return some of the examples.
+
+        Args:
+            rows: Their positions, int64 (n,), on the device of the images.
+        """
+        return Examples(self.images[rows], self.labels[rows], self.index[rows.cpu()])
+
+
+@dataclass(frozen=True)
 class Made:
     """What an attack returned, and what it cost."""
 
@@ -136,12 +162,95 @@ class Made:
     """Labels to reach, int64 (N,); None for an untargeted attack."""
     counter: QueryCounter
     """The passes of each example."""
-    chunk: int | None
+    chunk: int | None = None
     """The most points that were computed at once, where memory was short; None otherwise."""
+    claimed: Tensor | None = None
+    """True where a search in bfloat16 took the example for broken: bool (N,)."""
+    confirmed: Tensor | None = None
+    """True where the view answers the returned image wrongly in float32: bool (N,)."""
+    coarse: Mapping[str, Any] = field(default_factory=dict)
+    """What a receipt says of a search in bfloat16; empty of one in float32."""
 
 
-def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
-    """Run an attack on a shard; where memory is short, again with chunks of half the size.
+def searched(job: Craft, model: Any, examples: Examples, split: Split) -> Made:
+    """Run an attack on a shard, in the precision of the job.
+
+    A search in bfloat16 draws what one in float32 draws. An example that it took for broken, and whose image
+    float32 answers rightly, is searched again in float32, which does for it what a run in float32 does.
+
+    Args:
+        job: The shard and the attack.
+        model: The fitted network that is attacked; None for an attack without access.
+        examples: The examples of the shard.
+        split: The data set of the shard.
+
+    Returns:
+        What the attack returned, and what it cost in both searches.
+
+    Raises:
+        ValueError: The attack returned images or notes of another form when it searched again.
+        OvertimeError: The attack took longer than its limit.
+    """
+    run = job.attack_run
+    exact = replace(job, attack_run=replace(run, precision="float32"))
+    begun = monotonic()
+    first = attack(exact, model, examples, split, coarse=run.precision != "float32")
+    if first.claimed is None or first.confirmed is None:
+        return first
+    disputed = first.claimed & ~first.confirmed
+    facts = {
+        "search": "bfloat16",
+        "claimed": int(first.claimed.sum()),
+        "searched_again": int(disputed.sum()),
+        "broken_unnoticed": int((first.confirmed & ~first.claimed).sum()),
+        # Those of both searches are in the columns of the outcomes.
+        "passes": {name: float(getattr(first.counter, name).sum()) for name in ("forwards", "backwards")},
+    }
+    rows = disputed.nonzero().flatten()
+    if len(rows) == 0:
+        return replace(first, coarse=facts)
+    if run.time_limit is not None:
+        # A limit is that of the shard, and not of each search.
+        left = max(run.time_limit - (monotonic() - begun), 0.01)
+        exact = replace(exact, attack_run=replace(exact.attack_run, time_limit=left))
+    again = attack(exact, model, examples.at(rows), split)
+    return replace(_joined(first, again, rows), coarse=facts)
+
+
+def _joined(first: Made, again: Made, rows: Tensor) -> Made:
+    """Return what two searches made, the second of the examples at `rows` alone."""
+    images, more = _images(first), _images(again)
+    alike = first.notes.keys() == again.notes.keys() and more.dtype == images.dtype
+    if not alike or more.shape != (len(rows), *images.shape[1:]):
+        raise ValueError("the attack returned images or notes of another form when it searched again")
+    counter = first.counter
+    for passes, added in (
+        (counter.forwards, again.counter.forwards),
+        (counter.backwards, again.counter.backwards),
+    ):
+        passes[rows] += added
+    notes = {name: _placed(note, again.notes[name], rows) for name, note in first.notes.items()}
+    chunks = [each for each in (first.chunk, again.chunk) if each is not None]
+    return replace(first, images=_placed(images, more, rows), notes=notes, chunk=min(chunks, default=None))
+
+
+def _images(made: Made) -> Tensor:
+    """Return the images that an attack returned; what they are is the referee's to judge."""
+    returned = made.images.images if isinstance(made.images, Crafted) else made.images
+    if not isinstance(returned, Tensor):
+        raise TypeError(f"the attack returned a {type(returned).__name__}, not a tensor of images")
+    return returned
+
+
+def _placed(values: Tensor, others: Tensor, rows: Tensor) -> Tensor:
+    """Return values with others at some rows."""
+    found = values.detach().clone()
+    found[rows.to(found.device)] = others.detach().to(found)
+    return found
+
+
+def attack(job: Craft, model: Any, examples: Examples, split: Split, *, coarse: bool = False) -> Made:
+    """Run an attack on examples; where memory is short, again with chunks of half the size.
 
     With smaller chunks activations are computed again in the backward pass, which saves memory and costs
     time. The second run begins at the clean images, with the same draws.
@@ -149,9 +258,9 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
     Args:
         job: The shard and the attack.
         model: The fitted network that is attacked; None for an attack without access.
-        x: Clean images (N, C, H, W), on the device.
-        y: Their labels (N,).
+        examples: Those of the shard, or some of them.
         split: The data set of the shard.
+        coarse: Whether the network is asked in bfloat16.
 
     Returns:
         What the attack returned, and what it cost.
@@ -160,11 +269,14 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
         ValueError: A note of the attack has a name of the harness's own columns, or cannot be a column.
         OvertimeError: The attack took longer than its limit.
     """
+    x = examples.images
     chunk: int | None = CHUNK[x.device.type]
     recompute = False
     while True:
         try:
-            return _attack(job, model, x, y, split, chunk, recompute)
+            run = _coarse_attack if coarse else _attack
+            made = run(job, model, examples, split, chunk, recompute)
+            return replace(made, chunk=chunk if recompute else None)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or chunk is None or chunk <= 1:
                 raise
@@ -174,46 +286,94 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
 
 
 def _attack(
-    job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
+    job: Craft, model: Any, examples: Examples, split: Split, chunk: int | None, recompute: bool
 ) -> Made:
-    attack_run, index = job.attack_run, split.index[job.start : job.stop]
-    # In another process an entry is what is registered, whatever its parameters are.
-    entry = needing(attack_run.attack.entry, attack_run.attack.params)
-    counter = QueryCounter.of(len(y), x.device)
-    target = _targets(attack_run, y, index)
+    """Run an attack on examples in float32."""
+    x, run = examples.images, job.attack_run
     modules = [model] if model is not None else []
 
     def ask() -> None:
-        seen = look(attack_run, model, split, x.device)
+        seen = look(run, model, split, x.device)
         # Many at once, as the attack did: what a network keeps may depend on the number of images.
         seen.logits(seen.encode(x[:chunk]))
 
-    starts = None if attack_run.starts is None else stored(attack_run.starts, x, index)
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
-        view = replace(no_access_view(counter), starts=starts)
-        if attack_run.source is not None and attack_run.view is not None:
-            view = instrument(
-                look(attack_run, model, split, x.device),
-                counter,
-                entry.access,
-                target=target,
-                exact=attack_run.exact,
-                starts=starts,
-                chunk=chunk,
-                recompute=recompute,
-            )
-            view = eot(view, attack_run.view.draws)
-        noise = draws(job, index, x.device)
-        with limited(attack_run.time_limit):
-            returned = entry.make(
-                view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
-            )
+        instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
+        return _made(job, model, examples, split, instrumented)
+
+
+def _coarse_attack(
+    job: Craft, model: Any, examples: Examples, split: Split, chunk: int | None, recompute: bool
+) -> Made:
+    """Run an attack on examples in bfloat16, and have float32 answer about the images that it returned."""
+    x, y, run = examples.images, examples.labels, job.attack_run
+    target, twin = _targets(run, examples), copied(model)
+    size = room(run.threat.norm, x[0].numel())
+    claims = Claims(look(run, twin, split, x.device), x, y, run.threat, size, target)
+    instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
+    seed = seed_of(job.key)
+
+    def ask() -> None:
+        for each in (model, twin):
+            seen = look(run, each, split, x.device)
+            seen.logits(seen.encode(x[:chunk]))
+
+    with frozen(model, twin, seed=seed, ask=ask):
+        with seeded(seed, x.device):
+            _try_bfloat16(run, look(run, twin, split, x.device), x[:2])
+        made = _made(job, twin, examples, split, partial(instrumented, claims=claims))
+        uncounted = QueryCounter.of(len(y), x.device)
+        seen = instrumented(look(run, model, split, x.device), uncounted, "score", target=target)
+        shown = validate(x, made.images, run.threat).images
+        confirmed = succeeded(seen, seen.logits(seen.encode(shown)), y)
+    return replace(made, claimed=claims.claimed, confirmed=confirmed)
+
+
+def _try_bfloat16(run: AttackRun, view: View, few: Images) -> None:
+    """Refuse a view that cannot be asked in bfloat16, or to which that makes no difference."""
+    gradient = run.attack.entry.access == "gradient"
+
+    def asked() -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            z = view.encode(few.clone()).detach().requires_grad_(gradient)
+            logits = in_bfloat16(view.logits)(z)
+            if gradient and logits.requires_grad:
+                torch.autograd.grad(logits.float().sum(), z, allow_unused=True)
+        return logits
+
+    check_bfloat16(asked)
+
+
+def _made(
+    job: Craft, model: Any, examples: Examples, split: Split, instrumented: Callable[..., View]
+) -> Made:
+    """Run an attack on examples, on networks that are frozen already.
+
+    Args:
+        job: The shard and the attack.
+        model: The network that is looked at.
+        examples: The examples.
+        split: The data set.
+        instrumented: `instrument` with all but the view, the counter, the access, target and starts.
+    """
+    run, x, y, device = job.attack_run, examples.images, examples.labels, examples.images.device
+    # In another process an entry is what is registered, whatever its parameters are.
+    entry = needing(run.attack.entry, run.attack.params)
+    counter, target = QueryCounter.of(len(y), device), _targets(run, examples)
+    starts = None if run.starts is None else stored(run.starts, x, examples.index)
+    view = replace(no_access_view(counter), starts=starts)
+    if run.source is not None and run.view is not None:
+        seen = look(run, model, split, device)
+        view = eot(instrumented(seen, counter, entry.access, target=target, starts=starts), run.view.draws)
+    noise = draws(job, examples.index, device)
+    with limited(run.time_limit):
+        returned = entry.make(view, x.clone(), y.clone(), run.threat, noise, **bind(entry, run.attack.params))
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
     if taken := sorted(set(notes) & set(OUTCOME_COLUMNS)):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
         _check_note(name, note, len(y))
-    return Made(returned, notes, target, counter, chunk if recompute else None)
+    return Made(returned, notes, target, counter)
 
 
 def draws(job: Craft, index: Tensor, device: torch.device) -> Noise:
@@ -321,7 +481,8 @@ def _check_note(name: str, note: object, n: int) -> None:
         raise ValueError(f"the attack's note {name!r} is of {note.dtype}, which no table holds")
 
 
-def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:
+def _targets(attack_run: AttackRun, examples: Examples) -> Labels | None:
+    y, index = examples.labels, examples.index
     if attack_run.target is None:
         return None
     assert attack_run.source is not None

@@ -126,6 +126,23 @@ def _flag(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], obj
 
 _KINDS = ("cpu", "cuda")
 
+PRODUCTS = tuple(
+    Setting(f"torch.backends.{path}fp32_precision", *_flag(owner, "fp32_precision"), lenient="building")
+    for path, owner in (
+        ("", torch.backends),
+        *(
+            (f"{library}.{operation}.", getattr(getattr(torch.backends, library), operation, None))
+            for library in ("cuda", "cudnn", "mkldnn")
+            for operation in ("matmul", "conv", "rnn")
+        ),
+    )
+    if hasattr(owner, "fp32_precision")
+)
+"""What products of float32 numbers are computed in, as torch 2.9 and later say it; none with an older torch.
+
+The general one comes first, since the others follow it while they are ``none``.
+"""
+
 SETTINGS = (
     Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Setting("torch's default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
@@ -139,6 +156,8 @@ SETTINGS = (
         ],
     ),
     Setting("flushing of denormal numbers", _flushes, torch.set_flush_denormal),
+    # Before the older names for the same, which cannot be read while these say something else.
+    *PRODUCTS,
     Setting("torch's number of threads", torch.get_num_threads, torch.set_num_threads, lenient="building"),
     Setting(
         "deterministic algorithms",

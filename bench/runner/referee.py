@@ -25,6 +25,7 @@ from bench.protocols import (
     Features,
     Images,
     Labels,
+    Norm,
     Threat,
     View,
     distance,
@@ -33,6 +34,7 @@ from bench.protocols import (
 )
 from bench.registry import Access
 from bench.runner.isolation import random_states
+from bench.runner.precision import Claims, full_products, in_bfloat16
 from bench.runner.snapshots import Snapshot
 
 ROUNDING = 1e-6
@@ -93,9 +95,10 @@ class Instrumented:
         centre: Whether the maximum of each row is subtracted.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
+        claims: Told of every answer that may be taken for a success; None where nobody asks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a callable is given on its way to an attack
         self,
         call: Callable[..., Tensor],
         counter: QueryCounter,
@@ -105,8 +108,9 @@ class Instrumented:
         centre: bool,
         chunk: int | None,
         recompute: bool,
+        claims: Claims | None = None,
     ) -> None:
-        self._call, self._counter, self._rows = call, counter, rows
+        self._call, self._counter, self._rows, self._claims = call, counter, rows, claims
         self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
 
     def select(self, rows: Tensor) -> Self:
@@ -134,13 +138,14 @@ class Instrumented:
         """
         n = len(points[0])
         self._count(self._counter.forwards, n)
-        if self._access != "gradient":
-            with torch.no_grad():
-                return self._entered(self._chunked(*points), points[0].dtype)
-        answer = self._chunked(*points)
-        if answer.requires_grad:
-            answer.register_hook(lambda gradient: self._count(self._counter.backwards, n))
-        return self._entered(answer, points[0].dtype)
+        with contextlib.nullcontext() if self._access == "gradient" else torch.no_grad():
+            answer = self._chunked(*points)
+            if answer.requires_grad:
+                answer.register_hook(lambda gradient: self._count(self._counter.backwards, n))
+            answer = self._entered(answer, points[0].dtype)
+        if self._claims is not None:
+            self._claims.note(self._rows, points[0], answer)
+        return answer
 
     def _entered(self, answer: Tensor, dtype: torch.dtype) -> Tensor:
         """Centre the answer and cast it, in one conversion."""
@@ -185,6 +190,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     starts: Images | None = None,
     chunk: int | None = None,
     recompute: bool = False,
+    claims: Claims | None = None,
 ) -> View:
     """Return a view for an attack: counted, centred, cut into chunks, with gradients only if allowed.
 
@@ -197,6 +203,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
         starts: Images (N, C, H, W) to begin at; None where the attack chooses its own.
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
+        claims: Told of every answer of logits; with it, answers are computed in bfloat16.
 
     Returns:
         A view of the same kind for N examples.
@@ -205,7 +212,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     kind = _counting(type(view))
     instrumented: dict[str, Any] = {
         name: Instrumented(
-            getattr(view, name),
+            _computed(getattr(view, name), in_half=claims is not None and name in view.answers),
             counter,
             rows,
             access=access,
@@ -213,12 +220,18 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
             # `encode` and `decode` are not cut: codes (N, K, D) look like logits of several draws.
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,
+            claims=claims if name == "logits" else None,
         )
         for name in kind.answers
         if getattr(view, name) is not identity
     }
     given = {each.name: getattr(view, each.name) for each in fields(view)}
     return kind(**{**given, **instrumented, "target": target, "exact": exact, "starts": starts})
+
+
+def _computed(call: Callable[..., Tensor], *, in_half: bool) -> Callable[..., Tensor]:
+    """Return a callable of a view as it is, or computed in bfloat16."""
+    return in_bfloat16(call) if in_half else call
 
 
 def _counting(kind: type[View]) -> type[View]:
@@ -335,10 +348,7 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     invalid = ~finite | (outside > ROUNDING)
     because = {"not finite": int((~finite).sum()), "out of the box": int((finite & invalid).sum())}
     if math.isfinite(threat.radius):
-        # The most that an error of ROUNDING in every value can add to a distance.
-        size = x[0].numel()
-        room = ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[threat.norm]
-        beyond = distance(start, wide, threat.norm) - threat.radius > room
+        beyond = distance(start, wide, threat.norm) - threat.radius > room(threat.norm, x[0].numel())
         because["out of the budget"] = int((beyond & ~invalid).sum())
         invalid |= beyond
         if threat.norm == "linf":
@@ -349,6 +359,19 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     keep = invalid.view(-1, *[1] * (x.dim() - 1))
     why = {reason: count for reason, count in because.items() if count}
     return Validated(torch.where(keep, x, wide.to(x.dtype)), invalid, why)
+
+
+def room(norm: Norm, size: int) -> float:
+    """Return the most that an error of `ROUNDING` in every value can add to a distance.
+
+    Args:
+        norm: The norm.
+        size: Number of values of an image.
+
+    Returns:
+        A length in that norm.
+    """
+    return ROUNDING * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size), "l0": 0.0}[norm]
 
 
 def _nothing(x: Images, reason: str) -> Validated:
@@ -403,7 +426,7 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
     Raises:
         InputError: A network changes its own weights or buffers whenever it is asked, or has weights that are
             not made yet.
-        RuntimeError: The attack changed a network.
+        RuntimeError: The attack changed a network, or products of float32 numbers are reduced (TF32).
     """
     every = [module for each in modules for module in each.modules()]
     modes = [(module, module.training) for module in every]
@@ -425,7 +448,8 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
         for module in modules:
             module.eval()
         try:
-            yield
+            with full_products():
+                yield
         finally:
             replaced = _restored(snapshots)
             own = changed = _put_back(before)
