@@ -156,8 +156,6 @@ SETTINGS = (
         ],
     ),
     Setting("flushing of denormal numbers", _flushes, torch.set_flush_denormal),
-    # Before the older names for the same, which cannot be read while these say something else.
-    *PRODUCTS,
     Setting("torch's number of threads", torch.get_num_threads, torch.set_num_threads, lenient="building"),
     Setting(
         "deterministic algorithms",
@@ -187,6 +185,8 @@ SETTINGS = (
         )
         for name in names
     ),
+    # After the older names for the same: writing those changes these.
+    *PRODUCTS,
     Setting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled, lenient="building"),
     Setting("numpy's error handling", np.geterr, lambda value: np.seterr(**value), lenient="building"),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, lenient="always"),
