@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in less than ten minutes: ``python tests/gpu/gpu_check.py --out FOLDER``.
+"""Everything that needs a GPU, in less than ten minutes: ``python tests/on_gpu/gpu_check.py --out FOLDER``.
 
 The tests marked `gpu`; throughput, utilisation and memory with 1, 2, 4 and 8 processes on one GPU; whether
 CPU and GPU agree, attack by attack; the search in bfloat16 against float32; how often the host waits in a
