@@ -26,7 +26,7 @@ TASKS = Path(__file__).parents[2] / "tasks.yaml"
 CPU = torch.device("cpu")
 CASES = [
     *((name, how) for name in ("cnn", "cnnf", "sdim", "standard") for how in ("channels_last", "compile")),
-    # torch.compile stops at the search inside, which takes gradients of its own.
+    # torch.compile warns of the gradients that the search inside takes, and warnings are errors here.
     ("apinet", "channels_last"),
 ]
 
