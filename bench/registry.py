@@ -64,7 +64,7 @@ def _text(path: object) -> object:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-RESERVED = frozenset({"use", "planned", "source", "targets", "time_limit"})
+RESERVED = frozenset({"use", "planned", "source", "targets", "time_limit", "precision"})
 """Keys of a suite's attack that are not parameters of the registered one."""
 
 RESERVED_BY_VIEWS = frozenset({"use", "draws"})

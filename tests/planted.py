@@ -39,7 +39,7 @@ class _Reversed(Function):
         return -gradient
 
 
-@defense("planted", readouts=("label",), version=1)
+@defense("toy/planted", readouts=("label",), version=1)
 class Planted(nn.Module):
     """A small network on digits; `plant` is what is wrong with how it is asked."""
 
@@ -156,12 +156,12 @@ def _returns_a_start(view: View, x: Images, y: Labels, threat: Threat, noise: Ra
 
 
 ATTACKS: dict[str, Callable[..., Images]] = {
-    "planted/random-start": _random_start,
-    "planted/wrong-sign": _wrong_sign,
-    "planted/first-ten": _first_ten,
-    "planted/l2-radius": _l2_radius,
-    "planted/wrong-already": _wrong_already,
-    "planted/last-restart": _returns_a_start,
+    "toy/random-start": _random_start,
+    "toy/wrong-sign": _wrong_sign,
+    "toy/first-ten": _first_ten,
+    "toy/l2-radius": _l2_radius,
+    "toy/wrong-already": _wrong_already,
+    "toy/last-restart": _returns_a_start,
 }
 
 for _name, _function in ATTACKS.items():

@@ -479,14 +479,23 @@ def settings(device: torch.device) -> Iterator[None]:
     """
     # On the CPU by itself, no such context costs nothing.
     elsewhere = torch.get_default_device().type != "cpu"
+    unreadable = object()
+
+    def read(setting: process_state.Setting) -> Any:
+        # Torch's older names for what products are computed in raise where the newer ones say something else.
+        try:
+            return setting.read()
+        except RuntimeError:
+            return unreadable
+
     with _TURN, torch.inference_mode(False), torch.device("cpu") if elsewhere else nullcontext():
-        before = [(setting, setting.read()) for setting in process_state.SETTINGS]
+        before = [(setting, read(setting)) for setting in process_state.SETTINGS]
         try:
             settle(device)
             yield
         finally:
             for setting, value in before:
-                if setting.read() != value:
+                if value is not unreadable and read(setting) != value:
                     setting.write(value)
 
 

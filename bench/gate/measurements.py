@@ -51,6 +51,8 @@ class Question:
     """Parameters of the defense that are set at inference time."""
     draws: int = 1
     """How often a random defense was asked about each image."""
+    precision: str = "float32"
+    """What the attack searched in."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any], facts: Facts) -> "Question":
@@ -74,6 +76,7 @@ class Question:
             readout=described["readout"],
             inference=described["victim"]["inference"],
             draws=described.get("draws", 1),
+            precision=attack_run.get("precision", "float32"),
         )
 
     def differences(self, other: "Question") -> list[str]:

@@ -170,6 +170,7 @@ def planned(baseline: Baseline, plan: Plan, now: Measurements) -> list[Shown]:
                 target=None,
                 starts=starts,
                 time_limit=None,
+                precision="float32",
             )
             warm = None
             if own.attack.entry.starts == "any":

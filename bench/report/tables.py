@@ -91,6 +91,8 @@ class RenderedTable:
     """Whether attacks were run as one, each on what stood against those before it."""
     invalid: int
     """Moves that were invalid, over the whole table; a job that several cells share counts once."""
+    coarse: tuple[str, ...] = ()
+    """The attacks that searched in bfloat16, by their names in the task file."""
     flags: tuple[Flag, ...] = ()
     """Flags of the table as a whole."""
     source: str = ""
@@ -174,6 +176,7 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         seeds=max((each.estimate.seeds for row in rows for each in row.cells if each.estimate), default=0),
         worst=any(each.facts.member for slot in layout.slots for each in slot.conditions),
         invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
+        coarse=_coarse(layout),
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
@@ -202,6 +205,12 @@ def _flagged(
         for cell in cells[width:]
     ]
     return (*found, *inherited)
+
+
+def _coarse(layout: Layout) -> tuple[str, ...]:
+    """Return the attacks of a table that searched in bfloat16."""
+    behind = (each for slot in layout.slots for each in slot.conditions)
+    return tuple(dict.fromkeys(each.attack for each in behind if each.facts.precision != "float32"))
 
 
 def _headings(layout: Layout) -> list[str]:

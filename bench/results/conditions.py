@@ -59,6 +59,8 @@ class Facts:
     """How often the defense was asked about each image, where it is random."""
     member: Member | None = None
     """Its part in what was run, where that is several attacks in one; None: it was run alone."""
+    precision: str = "float32"
+    """What the attack searched in; float32 judged what it found."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -71,11 +73,12 @@ class Facts:
             The facts.
 
         Raises:
-            KeyError: A fact is missing, other than `draws`.
+            KeyError: A fact is missing that every condition has (`FACTS`).
         """
         # A suite may have ten thousand conditions, and each of its tables reads them.
         values = dict(zip(FACTS, _values(given), strict=True))
         values |= {"flags": tuple(values["flags"]), "draws": given.get("draws", 1)}
+        values["precision"] = given.get("precision", "float32")
         if (member := given.get("member")) is not None:
             values["member"] = Member(member["label"], member["place"], tuple(member["of"]))
         return cls(**values)

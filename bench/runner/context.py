@@ -14,6 +14,7 @@ from bench.errors import InputError
 from bench.protocols import Split
 from bench.results import fingerprint
 from bench.results.origin import processor
+from bench.runner import process_state
 from bench.suite.jobs import Data
 
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -67,6 +68,8 @@ def settle(device: torch.device) -> None:
     for kind in CHUNK:
         # The caller's, where jobs run in its process. What a network casts by itself is its own.
         torch.set_autocast_enabled(kind, False)
+    for product in process_state.PRODUCTS:
+        product.write("none")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -1,9 +1,10 @@
 """The crafting job: attacks a shard through a view, and keeps the images that the referee accepts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import InputError
-from bench.losses import eot
+from bench.losses import eot, succeeded
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind, bound, needing
@@ -21,6 +22,7 @@ from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.evaluate import decided
 from bench.runner.limits import limited, out_of_memory
+from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16
 from bench.runner.referee import (
     QueryCounter,
     Validated,
@@ -28,7 +30,9 @@ from bench.runner.referee import (
     frozen,
     guides,
     instrument,
+    leeway,
     no_access_view,
+    seeded,
     validate,
 )
 from bench.runner.train import fitted, forget_fitted
@@ -75,7 +79,7 @@ def attacked(
     """
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
-    made = attack(job, model, x, y, split)
+    made = searched(job, model, Examples(x, y, split.index[rows]), split)
     validated = made.validated
     moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
@@ -100,6 +104,7 @@ def attacked(
             "backwards": float(made.counter.backwards.mean()),
         },
         "chunk": made.chunk,
+        **({"precision": made.coarse} if made.coarse else {}),
     }
     return plain, facts
 
@@ -129,9 +134,31 @@ def unmoved(job: Craft, split: Split) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Examples that are attacked."""
+
+    images: Images
+    """Clean images (N, C, H, W), on the device of the attack."""
+    labels: Labels
+    """Their labels, int64 (N,), there too."""
+    index: Tensor
+    """The index of each in its data set, int64 (N,), on the CPU."""
+
+    def at(self, rows: Tensor) -> "Examples":
+        """Return some of the examples.
+
+        Args:
+            rows: Their positions, int64 (n,), on the device of the images.
+        """
+        return Examples(self.images[rows], self.labels[rows], self.index[rows.cpu()])
+
+
+@dataclass(frozen=True)
 class Made:
     """What an attack returned, and what it cost."""
 
+    images: object
+    """The returned value itself: images, `Crafted`, or anything that the referee refuses."""
     validated: Validated
     """The images that the defense is shown, after the checks of the referee."""
     notes: Mapping[str, Tensor]
@@ -142,12 +169,99 @@ class Made:
     """Labels to reach, int64 (N,); None for an untargeted attack."""
     counter: QueryCounter
     """The passes of each example."""
-    chunk: int | None
+    chunk: int | None = None
     """The most points that were computed at once, where memory was short; None otherwise."""
+    claimed: Tensor | None = None
+    """True where a search in bfloat16 took the example for broken: bool (N,)."""
+    confirmed: Tensor | None = None
+    """True where the view answers the returned image wrongly in float32: bool (N,)."""
+    coarse: Mapping[str, Any] = field(default_factory=dict)
+    """What a receipt says of a search in bfloat16; empty of one in float32."""
 
 
-def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
-    """Run an attack on a shard; where memory is short, again with chunks of half the size.
+def searched(job: Craft, model: Any, examples: Examples, split: Split) -> Made:
+    """Run an attack on a shard, in the precision of the job.
+
+    A search in bfloat16 draws what one in float32 draws. An example that it took for broken, and whose image
+    float32 answers rightly, is searched again in float32, which does for it what a run in float32 does.
+
+    Args:
+        job: The shard and the attack.
+        model: The fitted network that is attacked; None for an attack without access.
+        examples: The examples of the shard.
+        split: The data set of the shard.
+
+    Returns:
+        What the attack returned, and what it cost in both searches.
+
+    Raises:
+        ValueError: The attack returned images or notes of another form when it searched again.
+        OvertimeError: The attack took longer than its limit.
+    """
+    run = job.attack_run
+    exact = replace(job, attack_run=replace(run, precision="float32"))
+    begun = monotonic()
+    first = attack(exact, model, examples, split, coarse=run.precision != "float32")
+    if first.claimed is None or first.confirmed is None:
+        return first
+    disputed = first.claimed & ~first.confirmed
+    facts = {
+        "search": "bfloat16",
+        "claimed": int(first.claimed.sum()),
+        "searched_again": int(disputed.sum()),
+        "broken_unnoticed": int((first.confirmed & ~first.claimed).sum()),
+        # Those of both searches are in the columns of the outcomes.
+        "passes": {name: float(getattr(first.counter, name).sum()) for name in ("forwards", "backwards")},
+    }
+    rows = disputed.nonzero().flatten()
+    if len(rows) == 0:
+        return replace(first, coarse=facts)
+    if run.time_limit is not None:
+        # A limit is that of the shard, and not of each search.
+        left = max(run.time_limit - (monotonic() - begun), 0.01)
+        exact = replace(exact, attack_run=replace(exact.attack_run, time_limit=left))
+    again = attack(exact, model, examples.at(rows), split)
+    joined = _joined(first, again, rows)
+    validated = validate(examples.images, joined.images, run.threat)
+    return replace(joined, validated=validated, coarse=facts)
+
+
+def _joined(first: Made, again: Made, rows: Tensor) -> Made:
+    """Return what two searches made, the second of the examples at `rows` alone."""
+    images, more = _images(first), _images(again)
+    alike = first.notes.keys() == again.notes.keys() and more.dtype == images.dtype
+    if not alike or more.shape != (len(rows), *images.shape[1:]):
+        raise ValueError("the attack returned images or notes of another form when it searched again")
+    counter = first.counter
+    for passes, added in (
+        (counter.forwards, again.counter.forwards),
+        (counter.backwards, again.counter.backwards),
+    ):
+        passes[rows] += added
+    notes = {name: _placed(note, again.notes[name], rows) for name, note in first.notes.items()}
+    watched = {name: _placed(values, again.watched[name], rows) for name, values in first.watched.items()}
+    chunks = [each for each in (first.chunk, again.chunk) if each is not None]
+    images = _placed(images, more, rows)
+    return replace(first, images=images, notes=notes, watched=watched, chunk=min(chunks, default=None))
+
+
+def _images(made: Made) -> Tensor:
+    """Return the images that an attack returned; what they are is the referee's to judge."""
+    returned = made.images.images if isinstance(made.images, Crafted) else made.images
+    if not isinstance(returned, Tensor):
+        raise TypeError(f"the attack returned a {type(returned).__name__}, not a tensor of images")
+    return returned
+
+
+def _placed(values: Tensor, others: Tensor, rows: Tensor) -> Tensor:
+    """Return values with others at some rows."""
+    found = values.detach().clone()
+    found[rows.to(found.device)] = others.detach().to(found)
+    return found
+
+
+def attack(job: Craft, model: Any, examples: Examples, split: Split, *, coarse: bool = False) -> Made:
+    """Run an attack on examples; where memory is short, again with chunks of half the size.
 
     With smaller chunks activations are computed again in the backward pass, which saves memory and costs
     time. The second run begins at the clean images, with the same draws.
@@ -155,9 +269,9 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
     Args:
         job: The shard and the attack.
         model: The fitted network that is attacked; None for an attack without access.
-        x: Clean images (N, C, H, W), on the device.
-        y: Their labels (N,).
+        examples: Those of the shard, or some of them.
         split: The data set of the shard.
+        coarse: Whether the network is asked in bfloat16.
 
     Returns:
         What the attack returned, and what it cost.
@@ -166,11 +280,14 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
         ValueError: A note of the attack has a name of the harness's own columns, or cannot be a column.
         OvertimeError: The attack took longer than its limit.
     """
+    x = examples.images
     chunk: int | None = CHUNK[x.device.type]
     recompute = False
     while True:
         try:
-            return _attack(job, model, x, y, split, chunk, recompute)
+            run = _coarse_attack if coarse else _attack
+            made = run(job, model, examples, split, chunk, recompute)
+            return replace(made, chunk=chunk if recompute else None)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or chunk is None or chunk <= 1:
                 raise
@@ -180,47 +297,118 @@ def attack(job: Craft, model: Any, x: Images, y: Labels, split: Split) -> Made:
 
 
 def _attack(
-    job: Craft, model: Any, x: Images, y: Labels, split: Split, chunk: int | None, recompute: bool
+    job: Craft, model: Any, examples: Examples, split: Split, chunk: int | None, recompute: bool
 ) -> Made:
-    attack_run, index = job.attack_run, split.index[job.start : job.stop]
-    # In another process an entry is what is registered, whatever its parameters are.
-    entry = needing(attack_run.attack.entry, attack_run.attack.params)
-    counter = QueryCounter.of(len(y), x.device)
-    target = _targets(attack_run, y, index)
+    """Run an attack on examples in float32."""
+    x, run = examples.images, job.attack_run
     modules = [model] if model is not None else []
 
     def ask() -> None:
-        seen = look(attack_run, model, split, x.device)
+        seen = look(run, model, split, x.device)
         # Many at once, as the attack did: what a network keeps may depend on the number of images.
         seen.logits(seen.encode(x[:chunk]))
 
-    starts = None if attack_run.starts is None else stored(attack_run.starts, x, index)
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
-        view, watch = replace(no_access_view(counter), starts=starts), None
-        if attack_run.source is not None and attack_run.view is not None:
-            looked = look(attack_run, model, split, x.device)
-            watch = Watch(x, y, attack_run.threat, target=target, refusal=looked.refusal)
-            given = partial(
-                instrument, looked, target=target, exact=attack_run.exact, starts=starts, chunk=chunk
-            )
-            view = given(counter=counter, access=entry.access, recompute=recompute, watch=watch)
-            view = eot(view, attack_run.view.draws)
-            # What the referee asks for itself is no pass of the attack.
-            apart = given(counter=QueryCounter.of(len(y), x.device), access="score")
-            apart = eot(apart, attack_run.view.draws)
-        noise = draws(job, index, x.device)
-        with limited(attack_run.time_limit):
-            returned = entry.make(
-                view, x.clone(), y.clone(), attack_run.threat, noise, **bind(entry, attack_run.attack.params)
-            )
-        validated = validate(x, returned, attack_run.threat)
-        watched = {} if watch is None else watch.columns(apart, validated.images)
+        instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
+        return _made(job, model, examples, split, instrumented, _judge(run, model, split, chunk))
+
+
+def _coarse_attack(
+    job: Craft, model: Any, examples: Examples, split: Split, chunk: int | None, recompute: bool
+) -> Made:
+    """Run an attack on examples in bfloat16, and have float32 answer about the images that it returned."""
+    x, y, run = examples.images, examples.labels, job.attack_run
+    target, twin = _targets(run, examples), copied(model)
+    size = leeway(run.threat.norm, x[0].numel())
+    claims = Claims(look(run, twin, split, x.device), x, y, run.threat, size, target)
+    instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
+    seed = seed_of(job.key)
+
+    def ask() -> None:
+        for each in (model, twin):
+            seen = look(run, each, split, x.device)
+            seen.logits(seen.encode(x[:chunk]))
+
+    with frozen(model, twin, seed=seed, ask=ask):
+        with seeded(seed, x.device):
+            _try_bfloat16(run, look(run, twin, split, x.device), x[:2])
+        judge = _judge(run, model, split, chunk)
+        made = _made(job, twin, examples, split, partial(instrumented, claims=claims), judge)
+        seen = judge(x, target)
+        confirmed = succeeded(seen, seen.logits(seen.encode(made.validated.images)), y)
+    return replace(made, claimed=claims.claimed, confirmed=confirmed)
+
+
+def _try_bfloat16(run: AttackRun, view: View, few: Images) -> None:
+    """Refuse a view that cannot be asked in bfloat16, or to which that makes no difference."""
+    gradient = run.attack.entry.access == "gradient"
+
+    def asked() -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            z = view.encode(few.clone()).detach().requires_grad_(gradient)
+            logits = in_bfloat16(view.logits)(z)
+            if gradient and logits.requires_grad:
+                torch.autograd.grad(logits.float().sum(), z, allow_unused=True)
+        return logits
+
+    check_bfloat16(asked)
+
+
+def _judge(
+    run: AttackRun, model: Any, split: Split, chunk: int | None
+) -> Callable[[Images, Labels | None], View]:
+    """Return what makes the view for the referee's own questions, which are no passes of the attack."""
+
+    def view(x: Images, target: Labels | None) -> View:
+        assert run.view is not None
+        uncounted = QueryCounter.of(len(x), x.device)
+        seen = look(run, model, split, x.device)
+        seen = instrument(seen, uncounted, "score", target=target, exact=run.exact, chunk=chunk)
+        return eot(seen, run.view.draws)
+
+    return view
+
+
+def _made(
+    job: Craft,
+    model: Any,
+    examples: Examples,
+    split: Split,
+    instrumented: Callable[..., View],
+    judge: Callable[[Images, Labels | None], View],
+) -> Made:
+    """Run an attack on examples, on networks that are frozen already.
+
+    Args:
+        job: The shard and the attack.
+        model: The network that is looked at.
+        examples: The examples.
+        split: The data set.
+        instrumented: `instrument` with all but the view, the counter, the access, target, starts and watch.
+        judge: Makes the view for the referee's own questions.
+    """
+    run, x, y, device = job.attack_run, examples.images, examples.labels, examples.images.device
+    # In another process an entry is what is registered, whatever its parameters are.
+    entry = needing(run.attack.entry, run.attack.params)
+    counter, target = QueryCounter.of(len(y), device), _targets(run, examples)
+    starts = None if run.starts is None else stored(run.starts, x, examples.index)
+    view, watch = replace(no_access_view(counter), starts=starts), None
+    if run.source is not None and run.view is not None:
+        seen = look(run, model, split, device)
+        watch = Watch(x, y, run.threat, target=target, refusal=seen.refusal)
+        given = partial(instrumented, target=target, starts=starts, watch=watch)
+        view = eot(given(seen, counter, entry.access), run.view.draws)
+    noise = draws(job, examples.index, device)
+    with limited(run.time_limit):
+        returned = entry.make(view, x.clone(), y.clone(), run.threat, noise, **bind(entry, run.attack.params))
+    validated = validate(x, returned, run.threat)
+    watched = {} if watch is None else watch.columns(judge(x, target), validated.images)
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
     if taken := sorted(set(notes) & {*OUTCOME_COLUMNS, *WATCHED}):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
         _check_note(name, note, len(y))
-    return Made(validated, notes, watched, target, counter, chunk if recompute else None)
+    return Made(returned, validated, notes, watched, target, counter)
 
 
 def draws(job: Craft, index: Tensor, device: torch.device) -> Noise:
@@ -328,7 +516,8 @@ def _check_note(name: str, note: object, n: int) -> None:
         raise ValueError(f"the attack's note {name!r} is of {note.dtype}, which no table holds")
 
 
-def _targets(attack_run: AttackRun, y: Labels, index: Tensor) -> Labels | None:
+def _targets(attack_run: AttackRun, examples: Examples) -> Labels | None:
+    y, index = examples.labels, examples.index
     if attack_run.target is None:
         return None
     assert attack_run.source is not None

@@ -126,6 +126,23 @@ def _flag(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], obj
 
 _KINDS = ("cpu", "cuda")
 
+PRODUCTS = tuple(
+    Setting(f"torch.backends.{path}fp32_precision", *_flag(owner, "fp32_precision"), lenient="building")
+    for path, owner in (
+        ("", torch.backends),
+        *(
+            (f"{library}.{operation}.", getattr(getattr(torch.backends, library), operation, None))
+            for library in ("cuda", "cudnn", "mkldnn")
+            for operation in ("matmul", "conv", "rnn")
+        ),
+    )
+    if hasattr(owner, "fp32_precision")
+)
+"""What products of float32 numbers are computed in, as torch 2.9 and later say it; none with an older torch.
+
+The general one comes first, since the others follow it while they are ``none``.
+"""
+
 SETTINGS = (
     Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Setting("torch's default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
@@ -168,6 +185,8 @@ SETTINGS = (
         )
         for name in names
     ),
+    # After the older names for the same: writing those changes these.
+    *PRODUCTS,
     Setting("anomaly detection", torch.is_anomaly_enabled, torch.set_anomaly_enabled, lenient="building"),
     Setting("numpy's error handling", np.geterr, lambda value: np.seterr(**value), lenient="building"),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, lenient="always"),

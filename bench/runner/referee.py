@@ -35,6 +35,7 @@ from bench.protocols import (
 )
 from bench.registry import Access
 from bench.runner.isolation import random_states
+from bench.runner.precision import Claims, full_products, in_bfloat16
 from bench.runner.snapshots import Snapshot
 
 ROUNDING = 1e-6
@@ -113,6 +114,7 @@ class Instrumented:
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
         watch: Sees what is asked and answered, where the answers are logits; None: nobody does.
+        claims: Told of every answer that may be taken for a success; None where nobody asks.
     """
 
     def __init__(  # noqa: PLR0913 - what a callable is given on its way to an attack
@@ -126,8 +128,10 @@ class Instrumented:
         chunk: int | None,
         recompute: bool,
         watch: Watching | None = None,
+        claims: Claims | None = None,
     ) -> None:
-        self._call, self._counter, self._rows, self._watch = call, counter, rows, watch
+        self._call, self._counter, self._rows = call, counter, rows
+        self._watch, self._claims = watch, claims
         self._access, self._centre, self._chunk, self._recompute = access, centre, chunk, recompute
 
     def select(self, rows: Tensor) -> Self:
@@ -155,9 +159,11 @@ class Instrumented:
             of tensors whose first are logits.
         """
         answer = self._answered(*points)
+        logits = answer[0] if isinstance(answer, tuple) else answer
         if self._watch is not None:
-            logits = answer[0] if isinstance(answer, tuple) else answer
             self._watch.asked(self._rows, points[0], logits.detach())
+        if self._claims is not None:
+            self._claims.note(self._rows, points[0], logits)
         return answer
 
     def _answered(self, *points: Tensor) -> Any:
@@ -223,6 +229,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     chunk: int | None = None,
     recompute: bool = False,
     watch: Watching | None = None,
+    claims: Claims | None = None,
 ) -> View:
     """Return a view for an attack: counted, centred, cut into chunks, with gradients only if allowed.
 
@@ -236,6 +243,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
         chunk: The most points that are computed at once, 1 or more; None for all.
         recompute: Whether activations are computed again in the backward pass, to save memory.
         watch: Sees what is asked and answered; None: nobody does.
+        claims: Told of every answer of logits; with it, answers are computed in bfloat16.
 
     Returns:
         A view of the same kind for N examples.
@@ -244,7 +252,7 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
     kind = _counting(type(view))
     instrumented: dict[str, Any] = {
         name: Instrumented(
-            getattr(view, name),
+            _computed(getattr(view, name), in_half=claims is not None and name in view.answers),
             counter,
             rows,
             access=access,
@@ -253,12 +261,18 @@ def instrument(  # noqa: PLR0913 - what a view is given on its way to an attack
             chunk=chunk if name in view.answers else None,
             recompute=recompute and name in view.answers,
             watch=watch if name in LOGITS else None,
+            claims=claims if name in LOGITS else None,
         )
         for name in kind.answers
         if getattr(view, name) is not identity
     }
     given = {each.name: getattr(view, each.name) for each in fields(view)}
     return kind(**{**given, **instrumented, "target": target, "exact": exact, "starts": starts})
+
+
+def _computed(call: Callable[..., Tensor], *, in_half: bool) -> Callable[..., Tensor]:
+    """Return a callable of a view as it is, or computed in bfloat16."""
+    return in_bfloat16(call) if in_half else call
 
 
 def _counting(kind: type[View]) -> type[View]:
@@ -453,7 +467,7 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
     Raises:
         InputError: A network changes its own weights or buffers whenever it is asked, or has weights that are
             not made yet.
-        RuntimeError: The attack changed a network.
+        RuntimeError: The attack changed a network, or products of float32 numbers are reduced (TF32).
     """
     every = [module for each in modules for module in each.modules()]
     modes = [(module, module.training) for module in every]
@@ -475,7 +489,8 @@ def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = No
         for module in modules:
             module.eval()
         try:
-            yield
+            with full_products():
+                yield
         finally:
             replaced = _restored(snapshots)
             own = changed = _put_back(before)

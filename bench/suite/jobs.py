@@ -20,7 +20,7 @@ from bench.protocols import Shape, Threat
 from bench.registry import AttackEntry, DefenseEntry, Entry
 from bench.results import fingerprint
 from bench.suite.resolve import Resolved, inner
-from bench.suite.schema import ViewUse
+from bench.suite.schema import Precision, ViewUse
 
 SCHEME = 2
 """Number of the key scheme; part of every key."""
@@ -172,6 +172,8 @@ class AttackRun(Keyed):
     """Seconds that a shard may take; no part of the key, since a shard is complete or absent."""
     starts: Starts | None = None
     """The stored images at which it begins; None: it chooses its own starts."""
+    precision: Precision = "float32"
+    """What the search is computed in; float32 judges what it finds."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -187,6 +189,7 @@ class AttackRun(Keyed):
             "exact": self.exact,
             "target": self.target,
             **({} if self.starts is None else {"starts": self.starts.digest}),
+            **({} if self.precision == "float32" else {"precision": self.precision}),
         }
 
     @cached_property

@@ -22,7 +22,7 @@ from bench.results.conditions import Skip
 from bench.results.store import SCHEME as STORE_SCHEME
 from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Target, Train, modules_of
 from bench.suite.resolve import Planned, Resolved, Suite, inner, named_files
-from bench.suite.schema import ANSWERS, Task, ViewUse, expanded
+from bench.suite.schema import ANSWERS, Precision, Task, ViewUse, expanded
 from bench.suite.worst import Rates, Row, joins
 
 T = TypeVar("T")
@@ -517,6 +517,11 @@ class Planner:
                             request = Request(point, resolved, victim, asked, fitted, n, choice)
                             self._keep(position, point, self._condition(request))
 
+    def _precision(self, attack: str, entry: AttackEntry) -> Precision:
+        """Return what an attack searches in; one that looks at nothing searches nothing."""
+        asked = self.suite.model.attacks[attack].precision or self.suite.model.precision
+        return "float32" if entry.blind else asked
+
     def _fitted(self, position: int, defense: str, asked: Data) -> Data:
         """Return what the defenses of a task are fitted on; raise where it has other images than `asked`."""
         suite, task = self.suite, self.suite.model.tasks[position]
@@ -591,6 +596,7 @@ class Planner:
         rates, joined = Rates(), []
         for names in rows.values():
             planned = [self.conditions[name] for name in names]
+            self._check_precision(planned)
             row = Row.of((each.job.crafts[0].attack_run.attack for each in planned), self.suite.folder)
             for each in planned:
                 rates.learn(each.job.crafts[0].attack_run, self._receipts("evaluate", each.job.key))
@@ -608,6 +614,16 @@ class Planner:
                 # Within the radius, whatever it does alone.
                 facts = {"attack_run": run.key, "kind": "fixed-budget", "member": member}
                 self.conditions[name] = replace(each, job=whole, facts={**each.facts, **facts})
+
+    def _check_precision(self, planned: Sequence[PlannedCondition]) -> None:
+        """Raise where attacks that would run as one search in different precisions."""
+        found = {each.job.crafts[0].attack_run.precision: each.coordinates["attack"] for each in planned}
+        if len(found) > 1:
+            said = ", ".join(f"{attack} in {precision}" for precision, attack in found.items())
+            raise InputError(
+                f"{self.suite.at('attacks')}: worst mode runs the attacks of a row as one, and these search "
+                f"differently: {said}; give them one `precision`"
+            )
 
     def _targets(self, attack: str, classes: int) -> list[Target]:
         match self.suite.model.attacks[attack].targets:
@@ -687,6 +703,7 @@ class Planner:
             "flags": _flags(request, attack_run),
             # One draw is no fact: manifests of defenses that are asked once stay as they are.
             **({} if draws == 1 else {"draws": draws}),
+            **({} if attack_run.precision == "float32" else {"precision": attack_run.precision}),
         }
         return PlannedCondition(point.coordinates, job, facts)
 
@@ -744,6 +761,7 @@ class Planner:
                 exact=attacked.exact,
                 target=point.target,
                 time_limit=limit,
+                precision=self._precision(point.attack, entry),
             )
 
         return self._once(name, make)

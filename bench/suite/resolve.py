@@ -31,7 +31,16 @@ from bench.registry import (
 from bench.results import fingerprint
 from bench.suite import yaml_source
 from bench.suite.names import named
-from bench.suite.schema import ANSWERS, AVERAGED, AttackUse, DefenseUse, SuiteModel, ViewUse, expanded
+from bench.suite.schema import (
+    ANSWERS,
+    AVERAGED,
+    UNSEEN,
+    AttackUse,
+    DefenseUse,
+    SuiteModel,
+    ViewUse,
+    expanded,
+)
 from bench.suite.yaml_source import Document, Place
 
 E = TypeVar("E", bound=Entry)
@@ -425,6 +434,12 @@ def _check_attacks(suite: Suite) -> None:
         if use.targets != "none" and entry is not None and entry.blind:
             where = suite.at("attacks", name, "targets")
             raise InputError(f"{where}: {use.use} looks at nothing, so that it has no targets")
+        if entry is not None and (reason := _only_float32(suite, name, entry)) is not None:
+            where = suite.at("attacks", name, *(["precision"] if use.precision else []))
+            raise InputError(
+                f"{where}: {use.use} cannot be searched in bfloat16: {reason}; "
+                "write `precision: float32` beside it"
+            )
         if use.source is None:
             continue
         place = ("attacks", name, "source")
@@ -440,6 +455,23 @@ def _check_attacks(suite: Suite) -> None:
                 f"{suite.at(*place)}: {use.use} looks through no view (access: {entry.access}), "
                 "so that it has no use for a source"
             )
+
+
+def _only_float32(suite: Suite, name: str, entry: AttackEntry) -> str | None:
+    """Return why an attack cannot search in bfloat16, where it is asked to; None where it can, or is not."""
+    own = suite.model.attacks[name].precision
+    if (own or suite.model.precision) == "float32":
+        return None
+    if entry.blind:
+        # What the file says of all attacks concerns those that ask a network.
+        return "it looks at nothing" if own else None
+    if entry.library is not None:
+        return f"{entry.library} computes by itself"
+    if entry.rng == "shard":
+        return "it draws for a whole shard, so that no example can be searched again alone"
+    if entry.space in UNSEEN:
+        return f"it searches {entry.space} space, whose points are no images that could be judged again"
+    return None
 
 
 def find_view(suite: Suite, place: Place, choice: ViewUse, defenses: Sequence[str]) -> None:

@@ -85,6 +85,12 @@ ANSWERS = "decision:"
 AVERAGED = ("latent", "pixel")
 """Spaces where all that an attack asks for is logits, so that their loss can be averaged over draws."""
 
+UNSEEN = ("latent", "inversion")
+"""Spaces whose points are codes, from which another image is made than the one they are made from."""
+
+Precision = Literal["float32", "bf16-search"]
+"""What an attack searches in: float32; or bfloat16, and float32 judges what it found (`runner.precision`)."""
+
 T = TypeVar("T")
 Several = Annotated[list[T], Field(min_length=1)]
 """One or more; nothing at all means every one there is."""
@@ -121,6 +127,8 @@ class AttackUse(BaseModel):
     """The labels to reach: offsets from the true class, or a word for them."""
     time_limit: Seconds | None = None
     """Seconds that one shard may take; then it is stopped, and leaves a hole."""
+    precision: Precision | None = None
+    """What it searches in; None: as the file says."""
 
 
 class Task(Model):
@@ -155,6 +163,8 @@ class SuiteModel(Model):
     """How often a random defense is asked about each final image; others are asked once."""
     time_limit: Seconds | None = None
     """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
+    precision: Precision = "float32"
+    """What attacks search in, unless they say otherwise; verdicts are always float32's."""
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:

@@ -21,13 +21,15 @@ Race = Callable[..., dict[str, float]]
 LINES = pytest.StashKey[list[str]]()
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Run every contender once and return the seconds of each."""
     seconds = {}
     for name, run in contenders.items():
-        begun = time.perf_counter()
+        begun = clock()
         run()
-        seconds[name] = time.perf_counter() - begun
+        seconds[name] = clock() - begun
     return seconds
 
 
@@ -60,10 +62,11 @@ def race(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Race:
         *,
         over: Mapping[str, tuple[str, str]],
         rounds: int = 5,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> dict[str, float]:
         turns: list[dict[str, float]] = []
         benchmark.pedantic(
-            lambda: turns.append(interleaved(contenders)), rounds=rounds, iterations=1, warmup_rounds=1
+            lambda: turns.append(interleaved(contenders, clock)), rounds=rounds, iterations=1, warmup_rounds=1
         )
         turns = turns[1:]  # The first was the warm-up.
         ratios = {

@@ -94,7 +94,10 @@ def test_the_readmes_first_steps_in_python_work_one_after_the_other(tmp_path: Pa
         cwd=tmp_path, capture_output=True, text=True, check=False, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == ["pgd", "climb", "pgd"]
+    said = [line.partition(",")[0] for line in done.stdout.splitlines()]
+    # The network of the steps is not trained, which its flags say.
+    assert [each for each in said if not each.startswith("flag: ")] == ["pgd", "climb", "pgd"]
+    assert any("clean images are answered rightly" in each for each in said)
 
 
 def test_the_readmes_attack_is_as_short_as_it_says() -> None:

@@ -65,7 +65,7 @@ def flags(table: tables.RenderedTable, *levels: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_defense_that_is_not_what_it_seems_is_flagged_beside_its_number(plant: str, tmp_path: Path) -> None:
-    defenses = {"d": {"use": "planted", "plant": plant}}
+    defenses = {"d": {"use": "toy/planted", "plant": plant}}
     task = {**TASK, "defenses": ["d"], "attacks": list(ATTACKS), "views": ["logits"]}
     table = cut(suite(tmp_path, defenses, ATTACKS, [task]), ATTACKS, {"extra": ["Min"]})
     found = flags(table, "doubt", "alarm")
@@ -76,12 +76,12 @@ def test_a_defense_that_is_not_what_it_seems_is_flagged_beside_its_number(plant:
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("planted/random-start", "no-gradient-asked"),
-        ("planted/wrong-sign", "margin-grew"),
-        ("planted/first-ten", "no-gradient-asked"),
-        ("planted/l2-radius", "lost-successes"),
-        ("planted/wrong-already", "no-gradient-asked"),
-        ("planted/last-restart", "lost-successes"),
+        ("toy/random-start", "no-gradient-asked"),
+        ("toy/wrong-sign", "margin-grew"),
+        ("toy/first-ten", "no-gradient-asked"),
+        ("toy/l2-radius", "lost-successes"),
+        ("toy/wrong-already", "no-gradient-asked"),
+        ("toy/last-restart", "lost-successes"),
     ],
 )
 def test_an_attack_that_does_not_attack_is_flagged_without_another_beside_it(
@@ -89,13 +89,13 @@ def test_an_attack_that_does_not_attack_is_flagged_without_another_beside_it(
 ) -> None:
     attacks = {"clean": {"use": "none"}, "own": {"use": name}}
     task = {**TASK, "defenses": ["d"], "attacks": list(attacks), "views": ["logits"]}
-    table = cut(suite(tmp_path, {"d": {"use": "planted"}}, attacks, [task]), attacks)
+    table = cut(suite(tmp_path, {"d": {"use": "toy/planted"}}, attacks, [task]), attacks)
     assert code in flags(table, "doubt", "alarm")["own"]
 
 
 @pytest.mark.parametrize("robust", [False, True])
 def test_a_sound_evaluation_raises_nothing_above_a_note(robust: bool, tmp_path: Path) -> None:
-    defenses = {"d": {"use": "planted", "robust": robust, "epochs": 20}}
+    defenses = {"d": {"use": "toy/planted", "robust": robust, "epochs": 20}}
     task = {**TASK, "defenses": ["d"], "attacks": list(FULL), "views": ["logits"]}
     table = cut(suite(tmp_path, defenses, FULL, [task]), FULL)
     (cells,) = (row.cells for row in table.rows)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "warn only": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
     "tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    **{
+        # None of them says so before.
+        each.name: partial(
+            each.write, "bf16" if "mkldnn" in each.name else "ieee" if "cudnn" in each.name else "tf32"
+        )
+        for each in process_state.PRODUCTS
+    },
     "cudnn": lambda: setattr(torch.backends.cudnn, "benchmark", True),
     "cudnn off": lambda: setattr(torch.backends.cudnn, "enabled", False),
     "numpy errors": lambda: np.seterr(all="raise"),
@@ -78,7 +86,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
 }
 LENIENT = {
     "threads", "deterministic", "warn only", "matmul precision", "tf32", "cudnn", "cudnn off", "numpy errors",
-    "anomaly",
+    "anomaly", *(each.name for each in process_state.PRODUCTS),
 }  # fmt: skip
 KEPT: list[Any] = []
 

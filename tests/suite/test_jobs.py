@@ -132,6 +132,7 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
         "exact": [lambda job: not job.exact],
         "target": [lambda job: None, lambda job: 2, lambda job: "random"],
         "time_limit": [lambda job: None, lambda job: 6.0],
+        "precision": [lambda job: "bf16-search"],
         "starts": [lambda job: None, lambda job: replace(job.starts, digest="1" * 64)],
     },
     Craft: {

@@ -193,6 +193,8 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
             "worst mode: each attack saw only the examples that stood against those before it, so that a "
             "column of some of them counts those examples alone"
         )
+    if table.coarse:
+        said.append(f"searched in bfloat16, judged in float32: {', '.join(table.coarse)}")
     cells = [cell for row in table.rows for cell in row.cells]
     if any(cell.weakest for cell in cells):
         said.append("bold: the attack column that is worst for the defender")
