@@ -1,0 +1,118 @@
+"""The examination: runs the tests in their order, within a limit of time."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from bench.console import duration
+from bench.doctor import answers, attacking, gradients
+from bench.doctor.findings import Finding, Findings
+from bench.doctor.gradients import steepness
+from bench.doctor.patient import Patient
+from bench.errors import OvertimeError
+
+IMAGES = 48
+"""How many images are looked at, unless another number is said."""
+
+LIMIT = 20.0
+"""How many seconds an examination takes at most, unless another limit is said."""
+
+
+class Test(NamedTuple):
+    """A test of an examination."""
+
+    name: str
+    run: Callable[[Patient], Iterable[Finding]]
+    passes: int
+    """Passes over each image, a backward pass being one more; it decides whether there is time."""
+    gradient: bool = False
+    """Whether it needs a view of images with gradients."""
+
+
+TESTS = (
+    Test("clean", answers.clean, 1),
+    Test("split", answers.split, 3),
+    Test("uphill", gradients.uphill, 8, gradient=True),
+    Test("view", answers.view, 6 + 40),
+    Test("autograd", answers.autograd, 4),
+    Test("company", answers.company, 10),
+    Test("process", answers.process, 4),
+    Test("refusals", answers.refusals, 4),
+    Test("precision", answers.precision, 4),
+    Test("path", gradients.path, 34, gradient=True),
+    Test("jump", gradients.jump, 18, gradient=True),
+    Test("losses", attacking.losses, 120, gradient=True),
+    Test("stronger", attacking.stronger, 4, gradient=True),
+    Test("noise", attacking.noise, 24, gradient=True),
+    Test("unlimited", attacking.unlimited, 80, gradient=True),
+    Test("draws", attacking.draws, 0, gradient=True),
+    Test("blind", attacking.blind, 200, gradient=True),
+    Test("steps", attacking.steps, 160, gradient=True),
+)
+"""All tests, those that cost least and tell most first."""
+
+
+def examine(patient: Patient, *, limit: float = LIMIT) -> Findings:
+    """Examine a defense.
+
+    Args:
+        patient: The defense, with the images to examine it on: `IMAGES` of them say enough.
+        limit: How many seconds it may take, above 0. A test for which there is no time left is ``untested``;
+            of a slow defense fewer images are looked at.
+
+    Returns:
+        What was found, test by test.
+    """
+    begun = time.monotonic()
+    each = _pass(patient)
+    patient = _affordable(patient, each, limit)
+    found: list[Finding] = []
+    for test in TESTS:
+        left = limit - (time.monotonic() - begun)
+        needed = test.passes * each * len(patient.labels) * (attacking.DRAWS if patient.random else 1)
+        if test.gradient and patient.attacked is None:
+            said = "no view of images with gradients is there"
+            found.append(Finding(test.name, "untested", said))
+        elif needed > left:
+            said = f"it would take {duration(needed)} more; raise --limit"
+            found.append(Finding(test.name, "untested", said))
+        else:
+            found += _tried(test, patient)
+    return Findings.of(found, time.monotonic() - begun)
+
+
+def _tried(test: Test, patient: Patient) -> Iterator[Finding]:
+    """Run a test; one that raises could not look."""
+    try:
+        yield from test.run(patient)
+    except OvertimeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of a user may raise anything, and other tests may still look
+        said = f"it raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        yield Finding(test.name, "untested", said)
+
+
+def _pass(patient: Patient) -> float:
+    """Return the seconds of a pass over one image, half of one there and back."""
+    few = patient.few(min(8, len(patient.labels)))
+    taken = 0.0
+    for _ in range(2):
+        # The first one loads what is needed.
+        begun = time.monotonic()
+        if patient.attacked is None:
+            few.answers(few.images)
+        else:
+            with few.still("pass"):
+                view = few.view(patient.attacked, draws=1)
+                steepness(view, few.images.to(few.device), few.labels.to(few.device))
+        taken = time.monotonic() - begun
+    return taken / len(few.labels) / (1 if patient.attacked is None else 2)
+
+
+def _affordable(patient: Patient, each: float, limit: float) -> Patient:
+    """Return the patient with as many images as can be seen by most tests: all, or half, and so on."""
+    needed = sum(test.passes for test in TESTS) * each * (attacking.DRAWS if patient.random else 1)
+    n = len(patient.labels)
+    while n > 12 and needed * n > limit:
+        n //= 2
+    return patient if n == len(patient.labels) else patient.few(n)
