@@ -83,7 +83,7 @@ def split(patient: Patient) -> Iterator[Finding]:
 
 
 def view(patient: Patient) -> Iterator[Finding]:
-    """Compare what each exact view says with what is scored, on clean, noisy and attacked images.
+    """Compare what each exact view says with what is scored, on clean and noisy images.
 
     Args:
         patient: The defense.
@@ -97,16 +97,29 @@ def view(patient: Patient) -> Iterator[Finding]:
         said = f"no view is declared to read {patient.readout!r} (views: {names})"
         yield Finding("view", "doubt", said, "no-exact-view")
         return
-    shown = [patient.images, steps_away(patient.images, patient.threat, "view")]
-    if patient.attacked is not None:
-        shown.append(patient.climbed("margin"))
-    z = torch.cat(shown)
+    z = torch.cat([patient.images, steps_away(patient.images, patient.threat, "view")])
     for sight in exact:
         with patient.still("view", sight.entry.name):
-            yield from _compared(patient, sight, z)
+            yield from _compared(patient, sight, z, "clean and noisy")
 
 
-def _compared(patient: Patient, sight: Sight, z: Images) -> Iterator[Finding]:
+def attacked_view(patient: Patient) -> Iterator[Finding]:
+    """Compare what each exact view says with what is scored, on images of a short PGD.
+
+    Args:
+        patient: The defense.
+
+    Yields:
+        What was found.
+    """
+    z = patient.climbed("margin")
+    for sight in patient.sights:
+        if patient.is_exact(sight) and sight.entry.space == "pixel":
+            with patient.still("view", sight.entry.name):
+                yield from _compared(patient, sight, z, "attacked")
+
+
+def _compared(patient: Patient, sight: Sight, z: Images, what: str) -> Iterator[Finding]:
     answers, (verdict, logits) = patient.answers(z), patient.verdict(sight, z)
     n, name = len(z), sight.entry.name
     sees = logits.shape[1] > patient.classes
@@ -115,8 +128,8 @@ def _compared(patient: Patient, sight: Sight, z: Images) -> Iterator[Finding]:
     lead = logits.amax(1) - logits.gather(1, read.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     differ &= lead > ROUNDING * (logits.amax(1) - logits.amin(1)).clamp_min(1e-30)
     said = (
-        f"view {name!r} and read-out {patient.readout!r} differ on {int(differ.sum())} of {n} clean, noisy and "
-        "attacked images"
+        f"view {name!r} and read-out {patient.readout!r} differ on {int(differ.sum())} of {n} "
+        f"{what} images"
     )
     if patient.random:
         again = patient.answers(z)
@@ -336,21 +349,15 @@ def refusals(patient: Patient) -> Iterator[Finding]:
         f"of {n} accepted images {rounded} are refused after 8-bit rounding, {dusted} with noise of "
         f"{tiny:.2g}, {noisy} with noise of {patient.threat.radius:.3g}"
     )
-    knows = any(_knows(patient, each) for each in patient.sights if patient.is_exact(each))
     if (level := level_of(harmless, n)) in ("doubt", "alarm"):
         yield Finding("refusals", level, said, "refuses-rounding", 0.01)
     elif noisy:
         # An attacker who knows of the refusal goes round it: noise that is refused says little then.
-        level = "note" if knows else level_of(noisy, n)
-        yield Finding("refusals", level, said, "refuses-noise", None if knows else 0.01)
+        level = "note" if patient.knows else level_of(noisy, n)
+        yield Finding("refusals", level, said, "refuses-noise", None if patient.knows else 0.01)
     else:
         yield Finding("refusals", "quiet", said)
 
-
-def _knows(patient: Patient, sight: Sight) -> bool:
-    if sight.entry.space != "pixel":
-        return False
-    return patient.verdict(sight, patient.images[:1])[1].shape[1] > patient.classes
 
 
 def precision(patient: Patient) -> Iterator[Finding]:

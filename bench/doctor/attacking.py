@@ -101,8 +101,11 @@ def unlimited(patient: Patient) -> Iterator[Finding]:
             use = {"use": "pgd", "steps": 2 * STEPS, "loss": loss}
             lost[rows] = patient.broken(patient.attack(use, patient.attacked, rows=rows, threat=everywhere), rows)
     k, n = int((~lost).sum()), len(lost)
-    said = f"{k} of {n} images are not broken by PGD without a limit"
+    said = f"{k} of {n} images are not broken by PGD without a limit, refusals being failures"
     level = level_of(k, n)
+    if patient.knows and level != "quiet":
+        # That gradients lead out of a refusal is more than that they lead to another class.
+        level = "note"
     yield Finding("unlimited", level, said, None if level == "quiet" else "unlimited-fails", 0.01)
 
 
@@ -118,7 +121,7 @@ def noise(patient: Patient) -> Iterator[Finding]:
     rows = survivors(patient)
     lost = torch.zeros(len(rows), dtype=torch.bool)
     with patient.still("noise"):
-        for draw in range(NOISES):
+        for draw in range(NOISES if len(rows) else 0):
             z = steps_away(patient.images, patient.threat, "noise", draw)[rows]
             lost |= patient.broken(z, rows)
     yield _beaten("noise", f"{NOISES} draws of noise break", lost, "noise-breaks")
@@ -169,16 +172,14 @@ def steps(patient: Patient) -> Iterator[Finding]:
 
 
 def draws(patient: Patient) -> Iterator[Finding]:
-    """Double the draws that the attack averages over, for a random defense.
+    """Double the draws that the attack averages over; for random defenses alone.
 
     Args:
         patient: The defense.
 
     Yields:
-        What was found; nothing for a defense that is not random.
+        What was found.
     """
-    if not patient.random:
-        return
     use = {"use": "pgd", "steps": STEPS, "loss": "margin"}
     twice = patient.attack(use, patient.attacked, draws=2 * DRAWS)
     with patient.still("draws"):

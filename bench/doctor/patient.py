@@ -42,6 +42,12 @@ class Sight:
     params: Mapping[str, Any] = field(default_factory=dict)
     """Its parameters; what is left out has its default."""
 
+    @cached_property
+    def knows(self) -> bool:
+        """Whether an exact view of images knows of a refusal."""
+        seen = (each for each in self.sights if self.is_exact(each) and each.entry.space == "pixel")
+        return any(self.verdict(each, self.images[:1])[1].shape[1] > self.classes for each in seen)
+
     @property
     def smooth(self) -> bool:
         """Whether it is of images, with gradients."""
@@ -98,6 +104,12 @@ class Patient:
     def attacked(self) -> Sight | None:
         """The view to attack through: an exact one, else any with gradients of images."""
         return self.exact or next((each for each in self.sights if each.smooth), None)
+
+    @cached_property
+    def knows(self) -> bool:
+        """Whether an exact view of images knows of a refusal."""
+        seen = (each for each in self.sights if self.is_exact(each) and each.entry.space == "pixel")
+        return any(self.verdict(each, self.images[:1])[1].shape[1] > self.classes for each in seen)
 
     @property
     def smooth(self) -> list[Sight]:
