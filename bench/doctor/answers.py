@@ -7,10 +7,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bench.console import count
-from bench.doctor.chance import at_least, level_of
+from bench.doctor.chance import CONFIDENCE, MOST, at_least, level_of
 from bench.doctor.findings import Finding, Level
 from bench.doctor.patient import ROUNDING, Columns, Patient, Sight, steps_away
+from bench.errors import OvertimeError
+from bench.gate.statistics import clopper_pearson
 from bench.protocols import Images
 from bench.results.metrics import mcnemar_p
 
@@ -44,7 +45,9 @@ def clean(patient: Patient) -> Iterator[Finding]:
         yield Finding("clean", "quiet", said)
     refused = int(answers["rejected"].sum())
     if refused:
-        level = level_of(refused, n)
+        low, _ = clopper_pearson(refused, n, CONFIDENCE)
+        # Many defenses refuse some by design: a table says how many.
+        level: Level = "alarm" if low > 2 * MOST else "doubt" if low > MOST else "note"
         yield Finding("clean", level, f"{refused} of {n} clean images are refused", "refuses-clean", 0.01)
 
 
@@ -128,8 +131,7 @@ def _compared(patient: Patient, sight: Sight, z: Images, what: str) -> Iterator[
     lead = logits.amax(1) - logits.gather(1, read.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
     differ &= lead > ROUNDING * (logits.amax(1) - logits.amin(1)).clamp_min(1e-30)
     said = (
-        f"view {name!r} and read-out {patient.readout!r} differ on {int(differ.sum())} of {n} "
-        f"{what} images"
+        f"view {name!r} and read-out {patient.readout!r} differ on {int(differ.sum())} of {n} {what} images"
     )
     if patient.random:
         again = patient.answers(z)
@@ -258,13 +260,19 @@ def company(patient: Patient) -> Iterator[Finding]:
     with patient.still("company"):
         first = patient.answers(x)
         found = {
-            way: changed({name: values[rows] for name, values in first.items()}, ask()).sum().item()
+            way: _others({name: values[rows] for name, values in first.items()}, ask)
             for way, rows, ask in ways
         }
-        if patient.exact is not None and not patient.random:
-            _, whole = patient.verdict(patient.exact, x)
-            lone = torch.cat([patient.verdict(patient.exact, each)[1] for each in x[:few].split(1)])
-            found["alone, through the view"] = int(far(whole[:few], lone).sum())
+        sight = patient.exact
+        if sight is not None and not patient.random:
+            whole = {"label": first["label"][:few], "rejected": first["rejected"][:few]}
+            whole["logits"] = patient.verdict(sight, x)[1][:few]
+
+            def lone() -> Columns:
+                seen = torch.cat([patient.verdict(sight, each)[1] for each in x[:few].split(1)])
+                return {**whole, "logits": seen}
+
+            found["alone, through the view"] = _others(whole, lone)
     total = sum(found.values())
     if patient.random:
         yield from _random_company(patient, found)
@@ -277,10 +285,20 @@ def company(patient: Patient) -> Iterator[Finding]:
     yield Finding("company", "alarm", f"of {n} answers others are given: {said}", "depends-on-company", 0.0)
 
 
-def _random_company(patient: Patient, found: dict[str, float]) -> Iterator[Finding]:
+def _others(before: Columns, ask: Callable[[], Columns]) -> int:
+    """Return how many answers are others; all, where there is none."""
+    try:
+        return int(changed(before, ask()).sum())
+    except OvertimeError:
+        raise
+    except Exception:  # noqa: BLE001 - a network that fails in other company depends on it
+        return len(before["label"])
+
+
+def _random_company(patient: Patient, found: dict[str, int]) -> Iterator[Finding]:
     """Compare how often answers differ in other company with how often they do in the same."""
     n = len(patient.labels)
-    same, other = int(found["again"]), int(found["in another order"])
+    same, other = found["again"], found["in another order"]
     chance = float(stats.fisher_exact([[other, n - other], [same, n - same]], alternative="greater").pvalue)
     said = f"of {n} random answers {same} are others again, {other} in another order"
     if chance < RARE:
@@ -307,7 +325,7 @@ def process(patient: Patient) -> Iterator[Finding]:
         why = "random answers differ anyway" if patient.random else "there is no other process to ask"
         yield Finding("process", "untested", why)
         return
-    z = torch.cat([patient.images, steps_away(patient.images, patient.threat, "process")])
+    z = process_images(patient)
     with patient.still("process"):
         here = patient.answers(z)
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(2))
@@ -318,6 +336,15 @@ def process(patient: Patient) -> Iterator[Finding]:
         yield Finding("process", "alarm", said, "depends-on-process", 0.0)
     else:
         yield Finding("process", "quiet", said)
+
+
+def process_images(patient: Patient) -> Images:
+    """Return what `process` asks about: the clean images, and as many with noise.
+
+    Args:
+        patient: The defense.
+    """
+    return torch.cat([patient.images, steps_away(patient.images, patient.threat, "process")])
 
 
 def refusals(patient: Patient) -> Iterator[Finding]:
@@ -357,7 +384,6 @@ def refusals(patient: Patient) -> Iterator[Finding]:
         yield Finding("refusals", level, said, "refuses-noise", None if patient.knows else 0.01)
     else:
         yield Finding("refusals", "quiet", said)
-
 
 
 def precision(patient: Patient) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Tests that attack: a defense that others break where the gradient attack fails is not as robust as it reads."""
+"""Tests that attack: what others break where the gradient attack fails is not as robust as it reads."""
 
 from collections.abc import Iterator
 
@@ -99,7 +99,9 @@ def unlimited(patient: Patient) -> Iterator[Finding]:
         rows = (~lost).nonzero().flatten()
         if len(rows):
             use = {"use": "pgd", "steps": 2 * STEPS, "loss": loss}
-            lost[rows] = patient.broken(patient.attack(use, patient.attacked, rows=rows, threat=everywhere), rows)
+            lost[rows] = patient.broken(
+                patient.attack(use, patient.attacked, rows=rows, threat=everywhere), rows
+            )
     k, n = int((~lost).sum()), len(lost)
     said = f"{k} of {n} images are not broken by PGD without a limit, refusals being failures"
     level = level_of(k, n)
@@ -189,8 +191,8 @@ def draws(patient: Patient) -> Iterator[Finding]:
         )
     k, n = int((many > few + 0.5).sum()), len(few)
     said = (
-        f"averaging over {2 * DRAWS} draws instead of {DRAWS} the attack breaks {float(many.mean()):.0%} instead "
-        f"of {float(few.mean()):.0%}"
+        f"averaging over {2 * DRAWS} draws instead of {DRAWS} the attack breaks {float(many.mean()):.0%} "
+        f"instead of {float(few.mean()):.0%}"
     )
     heavy = level_of(k, n) in ("doubt", "alarm")
     yield Finding("draws", "note" if heavy else "quiet", said, "more-draws-matter" if heavy else None)

@@ -1,4 +1,4 @@
-"""What an examination finds: for each test a sentence with counts, a level, and a code where there is doubt."""
+"""What an examination finds: sentences with counts, their levels, and codes where there is doubt."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,30 +14,30 @@ LEVELS: tuple[Level, ...] = ("quiet", "untested", "note", "doubt", "alarm")
 """All levels, in the order of their weight."""
 
 ADVICE: Mapping[str, str] = {
-    "at-chance": "check labels, weights and normalisation before any attack",
+    "at-chance": "check labels, weights and normalisation",
     "refuses-clean": "report coverage beside every accuracy",
     "test-images-in-training": "split the data anew, and train again",
-    "knows-test-images": "fit and set thresholds without a test image",
-    "no-exact-view": "give the defense a view of what is scored, with gradients",
-    "view-differs": "attack a view whose arg-max is the answer that is scored",
-    "unseen-refusal": "give the attack a view with the refusal as its last logit",
+    "knows-test-images": "fit it without a test image",
+    "no-exact-view": "give it a view of what is scored",
+    "view-differs": "attack a view whose arg-max is the answer",
+    "unseen-refusal": "give the view the refusal as its last logit",
     "autograd-differs": "answer alike with and without gradients",
-    "depends-on-company": "let the answer to an image depend on this image alone",
+    "depends-on-company": "let the image alone decide its answer",
     "depends-on-process": "keep no memory of what was asked before",
-    "refuses-rounding": "refuse by content, not by the last digits of a pixel",
-    "refuses-noise": "count such refusals as failures, too",
-    "depends-on-precision": "compare logits in float64 before the arg-max",
-    "not-uphill": "give the attack a view whose gradient leads uphill",
-    "rough-slope": "attack a smooth stand-in, or average gradients of near points",
-    "gradient-not-of-margin": "attack without gradients, or through a view that replaces the dead part",
-    "margin-jumps": "read the logits before what rounds them",
-    "loss-matters": "attack with the margin or DLR loss",
+    "refuses-rounding": "refuse by content, not by a pixel's last bits",
+    "refuses-noise": "count these refusals as failures, too",
+    "depends-on-precision": "compare its logits in float64",
+    "not-uphill": "attack a view whose gradient leads uphill",
+    "rough-slope": "average over gradients of near points",
+    "gradient-not-of-margin": "attack without gradients (square), or by bpda",
+    "margin-jumps": "attack the logits before they are rounded",
+    "loss-matters": "attack with loss: margin, or dlr",
     "more-steps-matter": "double steps and restarts until nothing falls",
-    "more-draws-matter": "average over more draws in the attack",
-    "unlimited-fails": "find out what stops an attack without a limit",
+    "more-draws-matter": "let the attack average over more draws",
+    "unlimited-fails": "find what stops an attack without a limit",
     "noise-breaks": "do not quote the gradient attack alone",
-    "blind-breaks": "do not quote the gradient attack alone; add square",
-    "stronger-attack": "add these attacks to the task, and quote the worst case",
+    "blind-breaks": "add square to the task, and quote the worst",
+    "stronger-attack": "add pgd with loss: margin, dlr to the task",
 }
 """What to do about each code, in a few words; `docs/flags.md` has a section for each."""
 

@@ -48,7 +48,8 @@ def margins(view: View, z: Images, y: Labels) -> Tensor:
         y: True labels (n,).
     """
     with torch.no_grad():
-        return objective(view, view.logits(z).double(), y, "margin")
+        found: Tensor = objective(view, view.logits(z).double(), y, "margin")
+    return found
 
 
 def steepness(view: View, z: Images, y: Labels) -> tuple[Tensor, Tensor]:
@@ -115,13 +116,20 @@ def _uphill(patient: Patient, sight: Sight) -> Iterator[Finding]:
     off = n - promised
     said = f"view {name!r}: {off} of {n} short steps gain otherwise than their gradients promise"
     # Masks, inner searches and gradients that stand in for others are so by design: alone it is no doubt.
-    level: Level = "quiet" if level_of(off, n) in ("quiet", "note") else "note"
+    level: Level = "quiet" if _surely(off, n) == "quiet" else "note"
     yield Finding("slope", level, said, "rough-slope" if level == "note" else None)
+
+
+def _surely(k: int, n: int) -> Level:
+    """Return how heavy it is that k of n examples are off; a stray one is a kink that was met by accident."""
+    level = level_of(k, n)
+    return "quiet" if level == "note" else level
 
 
 def _unit(moves: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(moves.flatten(1), dim=1).clamp_min(1e-30)
-    return moves / length.view(-1, 1, 1, 1)
+    unit: Tensor = moves / length.view(-1, 1, 1, 1)
+    return unit
 
 
 def _ends(patient: Patient) -> tuple[Images, Images, Labels, Tensor]:
@@ -172,7 +180,7 @@ def path(patient: Patient) -> Iterator[Finding]:
             f"view {sight.entry.name!r}: on {off} of {len(rows)} ways to an image of another class the "
             "gradients do not make up the change of the margin"
         )
-        level = level_of(off, len(rows))
+        level = _surely(off, len(rows))
         yield Finding("path", level, said, None if level == "quiet" else "gradient-not-of-margin", 0.01)
 
 
@@ -202,5 +210,5 @@ def jump(patient: Patient) -> Iterator[Finding]:
         jumps = crosses & (above - below > JUMP * (last - first))
         k, n = int(jumps.sum()), int(crosses.sum())
         said = f"view {sight.entry.name!r}: the margin jumps at {k} of {n} places where the answer changes"
-        level = level_of(k, n)
+        level = _surely(k, n)
         yield Finding("jump", level, said, None if level == "quiet" else "margin-jumps", 0.01)

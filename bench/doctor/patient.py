@@ -42,12 +42,6 @@ class Sight:
     params: Mapping[str, Any] = field(default_factory=dict)
     """Its parameters; what is left out has its default."""
 
-    @cached_property
-    def knows(self) -> bool:
-        """Whether an exact view of images knows of a refusal."""
-        seen = (each for each in self.sights if self.is_exact(each) and each.entry.space == "pixel")
-        return any(self.verdict(each, self.images[:1])[1].shape[1] > self.classes for each in seen)
-
     @property
     def smooth(self) -> bool:
         """Whether it is of images, with gradients."""
@@ -212,7 +206,7 @@ class Patient:
         logits = (logits.mean(0) if logits.dim() == 3 else logits).cpu()
         return logits.argmax(1), logits
 
-    def attack(  # noqa: PLR0913 - what an attack is called with
+    def attack(
         self,
         use: Mapping[str, Any],
         sight: Sight | None,
@@ -326,5 +320,3 @@ def wins(view: View, logits: Tensor, y: Labels) -> Tensor:
         y: True labels (n,).
     """
     return succeeded(view, logits, y).cpu()
-
-

@@ -18,7 +18,7 @@ from torch.autograd import Function, grad
 from torch.nn.functional import batch_norm, cross_entropy, interpolate, one_hot
 
 from bench.doctor.patient import Patient, Sight
-from bench.protocols import Decision, Images, Labels, Split, Threat, View
+from bench.protocols import Decision, Images, Split, Threat, View
 from bench.registry import DefenseEntry, ViewEntry, view
 
 THREAT = Threat("linf", 0.1)
@@ -443,7 +443,7 @@ PLANTS = [
     planted(Undeclared, "depends-on-company"),
     planted(Votes, "view-differs"),
     planted(HiddenDetector, "unseen-refusal", "refuses-noise"),
-    planted(StepsWithSlope, "margin-jumps", "not-uphill"),
+    planted(StepsWithSlope, "gradient-not-of-margin"),
     planted(RandomBackward, "not-uphill"),
     planted(ByProcess, "depends-on-process", more=lambda: {"elsewhere": patient(ByProcess(1)).answers}),
 ]
