@@ -34,7 +34,7 @@ def clean(patient: Patient) -> Iterator[Finding]:
     Yields:
         What was found.
     """
-    answers, n = patient.answers(patient.images), len(patient.labels)
+    answers, n = patient.first, len(patient.labels)
     right = int((answers["label"] == patient.labels).sum())
     most = int(patient.labels.bincount().max())
     chance = at_least(right, n, most / n)
@@ -49,6 +49,27 @@ def clean(patient: Patient) -> Iterator[Finding]:
         # Many defenses refuse some by design: a table says how many.
         level: Level = "alarm" if low > 2 * MOST else "doubt" if low > MOST else "note"
         yield Finding("clean", level, f"{refused} of {n} clean images are refused", "refuses-clean", 0.01)
+
+
+def afterwards(patient: Patient) -> Iterator[Finding]:
+    """Ask about the clean images once more, after all other questions.
+
+    Args:
+        patient: The defense.
+
+    Yields:
+        What was found; nothing for a random defense.
+    """
+    if patient.random:
+        return
+    with patient.still("clean"):
+        now = patient.answers(patient.images)
+    k, n = int(changed(patient.first, now).sum()), len(patient.labels)
+    said = f"{k} of {n} answers are others than before the examination"
+    if k:
+        yield Finding("afterwards", "alarm", said, "depends-on-company", 0.0)
+    else:
+        yield Finding("afterwards", "quiet", said)
 
 
 def split(patient: Patient) -> Iterator[Finding]:

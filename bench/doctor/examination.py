@@ -52,6 +52,7 @@ TESTS = (
     Test("draws", attacking.draws, 100, gradient=True),
     Test("blind", attacking.blind, 200, gradient=True),
     Test("steps", attacking.steps, 160, gradient=True),
+    Test("afterwards", answers.afterwards, 1),
 )
 """All tests, those that cost least and tell most first."""
 

@@ -9,8 +9,9 @@ from bench.doctor.chance import at_least, at_most, level_of
 from bench.doctor.findings import Finding, Level
 from bench.doctor.patient import Patient, Sight, steps_away
 from bench.losses import objective
-from bench.noise import Noise
+from bench.noise import Noise, seed_of
 from bench.protocols import Images, Labels, View
+from bench.runner.referee import reseed
 
 SCALES = (64, 16, 4)
 """The steps of `uphill` are the radius divided by these."""
@@ -90,13 +91,22 @@ def _uphill(patient: Patient, sight: Sight) -> Iterator[Finding]:
     half = (torch.arange(n) % 2 == 0).view(-1, 1, 1, 1)
     z, y = torch.where(half, patient.images, noisy).to(patient.device), patient.labels.to(patient.device)
     view = patient.view(sight)
+
+    def same_draws() -> None:
+        # A random defense is asked with the same draws each time, so that only the step makes a difference.
+        reseed(seed_of("doctor", "uphill", name))
+
+    same_draws()
     _, gradient = steepness(view, z, y)
     flat = int((gradient == 0).flatten(1).all(1).sum())
     direction = gradient.sign() if patient.threat.norm == "linf" else _unit(gradient)
     rises, promised = {}, 0
     for scale in SCALES:
         up, down = ((z + way * radius / scale * direction).clamp(0, 1) for way in (1, -1))
-        gain = margins(view, up, y) - margins(view, down, y)
+        same_draws()
+        gain = margins(view, up, y)
+        same_draws()
+        gain = gain - margins(view, down, y)
         rises[scale] = int((gain > 0).sum())
         if scale == SCALES[0]:
             promise = (gradient * (up - down)).flatten(1).sum(1).double()

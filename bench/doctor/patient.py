@@ -90,6 +90,12 @@ class Patient:
         return tensors[0].device if tensors else torch.device("cpu")
 
     @cached_property
+    def first(self) -> Columns:
+        """The answers to the clean images when they were asked about first."""
+        with self.still("clean"):
+            return self.answers(self.images)
+
+    @cached_property
     def exact(self) -> Sight | None:
         """The first view of images, with gradients, whose arg-max is what is scored."""
         return next((each for each in self.sights if each.smooth and self.is_exact(each)), None)

@@ -378,6 +378,79 @@ class RandomBackward(Plain):
         self.register_buffer("ways", torch.randn(10, 256, generator=torch.Generator().manual_seed(5)))
 
 
+# --- of kinds that the tests were not made from -----------------------------------------------------
+
+
+class Lookup(Plain):
+    """Near a test image its label is answered, with the network's slope."""
+
+    def scored(self, x: Images) -> Tensor:
+        test = digits()[1]
+        far = torch.stack([(test.images.flatten(1) - each).abs().amax(1) for each in x.detach().flatten(1)])
+        near = far.amin(1) < 0.15
+        logits: Tensor = self.net(x)
+        known = 30.0 * one_hot(test.labels[far.argmin(1)], 10).to(x.dtype)
+        return torch.where(near[:, None], known + 1e-2 * logits, logits)
+
+
+class Tires(Plain):
+    """After 5,000 images the answers are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def scored(self, x: Images) -> Tensor:
+        self.asked += len(x)
+        logits: Tensor = self.net(x)
+        return logits.roll(1, 1) if self.asked > 5_000 else logits
+
+
+class OneOfThree(Plain):
+    """The mean of three networks is scored, one of them is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.ModuleList([trained(mlp), trained(small_net, seed=1)])
+
+    def scored(self, x: Images) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits + self.others[0](x) + self.others[1](x)
+
+    def seen(self, x: Images) -> Tensor:
+        return self.net(x)
+
+
+class Saturated(Plain):
+    """Logits go through a tanh that is flat nearly everywhere."""
+
+    def scored(self, x: Images) -> Tensor:
+        return (20 * self.net(x)).tanh() * 3
+
+
+class Probabilities(Plain):
+    """Probabilities in float32 are shown in place of logits."""
+
+    def scored(self, x: Images) -> Tensor:
+        return (4 * self.net(x)).softmax(1)
+
+
+class DetachedBody(Plain):
+    """The gradient passes through the last layer's share of a skip alone."""
+
+    def scored(self, x: Images) -> Tensor:
+        return self.net(x.detach() + 1e-4 * (x - x.detach()).flip(3))
+
+
+class Thermometer(Plain):
+    """Images are rounded to 16 greys, and the backward pass has the slope of a sine in place of it."""
+
+    def scored(self, x: Images) -> Tensor:
+        rounded = (15 * x).round() / 15
+        wave = (60 * x).sin()
+        return self.net(rounded.detach() + wave - wave.detach())
+
+
 # --- data -------------------------------------------------------------------------------------------
 
 
@@ -445,6 +518,13 @@ PLANTS = [
     planted(HiddenDetector, "unseen-refusal", "refuses-noise"),
     planted(StepsWithSlope, "gradient-not-of-margin"),
     planted(RandomBackward, "not-uphill"),
+    planted(Lookup, "gradient-not-of-margin", "margin-jumps"),
+    planted(Tires, "depends-on-company"),
+    planted(OneOfThree, "view-differs"),
+    planted(Saturated, "not-uphill"),
+    planted(Probabilities, "not-uphill"),
+    planted(DetachedBody, "gradient-not-of-margin"),
+    planted(Thermometer, "not-uphill"),
     planted(ByProcess, "depends-on-process", more=lambda: {"elsewhere": patient(ByProcess(1)).answers}),
 ]
 
@@ -460,9 +540,11 @@ class Drawing(Plain):
 
 
 class Refusing(Plain):
-    """Unsure answers are refused, and the view knows."""
+    """What has no logit as high as 98 % of the training images have is refused, and the view knows."""
 
-    floor = 2.0
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.floor = float(net(digits()[0].images).amax(1).quantile(0.02))
 
     @view("logits", exact_for=("label",))
     def logits(self) -> View:
@@ -470,14 +552,12 @@ class Refusing(Plain):
 
     def joined(self, x: Images) -> Tensor:
         logits: Tensor = self.net(x)
-        two = logits.topk(2, dim=1).values
-        return torch.cat([logits, two[:, 1:] + self.floor], 1)
+        return torch.cat([logits, torch.full_like(logits[:, :1], self.floor)], 1)
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
         logits = self.joined(x)
-        plain = logits[:, :-1]
-        return Decision.of(plain)._replace(rejected=logits.argmax(1) == 10)
+        return Decision.of(logits[:, :-1])._replace(rejected=logits.argmax(1) == 10)
 
 
 def sound(seed: int = 0) -> Iterator[tuple[str, nn.Module, bool]]:
