@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 SUITE = """
-data: {d: {name: digits, size: 60}}
+data: {d: {name: digits, size: 60, resize: 16}}
 defenses:
-  sound: {use: standard, net: smallcnn, width: 0.25, epochs: 8, batch: 64, augment: false, lr: 0.05, milestones: [], warmup: 0}
+  sound:
+    {use: standard, net: smallcnn, width: 0.25, epochs: 8, batch: 64, augment: false, lr: 0.05, warmup: 0}
   hidden: {use: module, build: "mynet:hidden"}
   unasked: {use: module, build: "mynet:hidden"}
 attacks: {clean: {use: none}, fgsm: {use: fgsm}}
@@ -33,7 +34,7 @@ class Nearest(nn.Module):
         self.register_buffer("means", torch.tensor(means, dtype=torch.float32))
 
     def forward(self, x):
-        scores = -torch.cdist(x.flatten(1), self.means.to(x.dtype))
+        scores = -torch.cdist(nn.functional.avg_pool2d(x, 2).flatten(1), self.means.to(x.dtype))
         return nn.functional.one_hot(scores.argmax(1), 10) + 0 * scores
 
 
@@ -69,7 +70,7 @@ def test_a_hidden_defense_is_told_from_a_sound_one(folder: Path) -> None:
     assert len(heads) == 2
     said = done.stdout.partition("hidden/label")[2]
     (row,) = [line for line in said.splitlines() if line.startswith(" alarm  not-uphill")]
-    assert row.rstrip() == " alarm  not-uphill              attack a view whose gradient leads uphill"
+    assert row.rstrip() == " alarm  not-uphill               attack a view whose gradient leads uphill"
     assert all(len(line) <= 80 for line in lines if not line.startswith("    "))
     assert "alarm" not in done.stdout.partition("sound/label")[2].partition("hidden/label")[0]
 
