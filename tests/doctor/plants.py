@@ -92,9 +92,14 @@ class Plain(nn.Module):
         super().__init__()
         self.net = trained() if net is None else net
 
+    def plain(self, x: Images) -> Tensor:
+        """Return the network's logits."""
+        logits: Tensor = self.net(x)
+        return logits
+
     def scored(self, x: Images) -> Tensor:
         """Return the logits that are scored."""
-        return self.net(x)
+        return self.plain(x)
 
     def seen(self, x: Images) -> Tensor:
         """Return the logits that an attack sees."""
@@ -147,14 +152,14 @@ class RolledView(Plain):
     """The classes that are seen are rolled by one."""
 
     def seen(self, x: Images) -> Tensor:
-        return self.net(x).roll(1, 1)
+        return self.plain(x).roll(1, 1)
 
 
 class OtherWithGradients(Plain):
     """Answers are others where autograd is on."""
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return logits.roll(1, 1) if torch.is_grad_enabled() else logits
 
 
@@ -182,7 +187,7 @@ class Votes(Plain):
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
         votes = [
-            one_hot(self.net(x.roll(shift, (2, 3))).argmax(1), 10)
+            one_hot(self.plain(x.roll(shift, (2, 3))).argmax(1), 10)
             for shift in ((0, 0), (0, 2), (2, 0), (-2, 0), (0, -2))
         ]
         return Decision.of(torch.stack(votes).sum(0).to(x.dtype))
@@ -199,7 +204,7 @@ class OffGrid(Plain):
 
     @torch.no_grad()
     def decide(self, x: Images, readout: str, /) -> Decision:
-        return Decision.of(self.net(x))._replace(rejected=self.refused(x))
+        return Decision.of(self.plain(x))._replace(rejected=self.refused(x))
 
 
 class RefusesAll(OffGrid):
@@ -233,7 +238,7 @@ class BatchStatistics(Plain):
     """Logits are normalised by the batch."""
 
     def scored(self, x: Images) -> Tensor:
-        return batch_norm(self.net(x), None, None, training=True)
+        return batch_norm(self.plain(x), None, None, training=True)
 
 
 class NoiseByPlace(Plain):
@@ -241,7 +246,7 @@ class NoiseByPlace(Plain):
 
     def scored(self, x: Images) -> Tensor:
         draw = torch.Generator().manual_seed(0)
-        return self.net(x + 0.25 * torch.randn(x.shape, generator=draw).to(x.dtype))
+        return self.plain(x + 0.25 * torch.randn(x.shape, generator=draw).to(x.dtype))
 
 
 class NoiseByContent(Plain):
@@ -249,7 +254,7 @@ class NoiseByContent(Plain):
 
     def scored(self, x: Images) -> Tensor:
         noise = torch.stack([self.noise(each) for each in x.detach()])
-        return self.net(x + 0.25 * noise.to(x.dtype))
+        return self.plain(x + 0.25 * noise.to(x.dtype))
 
     def noise(self, image: Tensor) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(image.numpy().tobytes()).digest()[:7], "little")
@@ -264,7 +269,7 @@ class Remembers(Plain):
         self.memory: list[Tensor] = []
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         for place, each in enumerate(logits.detach()[len(self.memory) :], len(self.memory)):
             self.memory.insert(place, each)
         return logits - logits.detach() + torch.stack(self.memory[: len(x)]).to(x.dtype)
@@ -274,7 +279,7 @@ class Undeclared(Plain):
     """Noise is drawn anew at each call, and not declared."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x + 0.2 * torch.randn_like(x))
+        return self.plain(x + 0.2 * torch.randn_like(x))
 
 
 class ByProcess(Plain):
@@ -285,7 +290,7 @@ class ByProcess(Plain):
         self.shift = shift
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return logits.roll(self.shift, 1)
 
 
@@ -302,21 +307,21 @@ class OneHotAndWaves(Plain):
     """The arg-max, one-hot, and a thousandth of a smooth function that means nothing."""
 
     def scored(self, x: Images) -> Tensor:
-        return 5 * one_hot(self.net(x).argmax(1), 10) + 1e-3 * waves(x, 1.0)
+        return 5 * one_hot(self.plain(x).argmax(1), 10) + 1e-3 * waves(x, 1.0)
 
 
 class LogitRipple(Plain):
     """A ripple of 0.3 logits whose slope swamps the network's."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x) + 0.3 * waves(x, 2000.0)
+        return self.plain(x) + 0.3 * waves(x, 2000.0)
 
 
 class PixelRipple(Plain):
     """A ripple of 0.02 a pixel."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x + 0.02 * (1500 * x).sin())
+        return self.plain(x + 0.02 * (1500 * x).sin())
 
 
 class _Reversed(Function):
@@ -333,21 +338,21 @@ class WrongSign(Plain):
     """The backward pass has the wrong sign."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(_Reversed.apply(x))
+        return self.plain(_Reversed.apply(x))
 
 
 class HalfLogits(Plain):
     """The softmax is taken in float16, and its logarithm."""
 
     def scored(self, x: Images) -> Tensor:
-        return (self.net(x) * 3).half().softmax(1).add(1e-7).log().to(x.dtype)
+        return (self.plain(x) * 3).half().softmax(1).add(1e-7).log().to(x.dtype)
 
 
 class OneHot(Plain):
     """One-hot answers, with a gradient of zero."""
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return one_hot(logits.argmax(1), 10) + 0 * logits
 
 
@@ -355,14 +360,14 @@ class Staircase(Plain):
     """Images are rounded to five greys, behind a slope of zero."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net((4 * x).round() / 4)
+        return self.plain((4 * x).round() / 4)
 
 
 class StepsWithSlope(Plain):
     """Logits are rounded to steps of 4, each a thousandth steep."""
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return (logits / 4).round() * 4 + 1e-3 * logits
 
 
@@ -371,7 +376,7 @@ class RandomBackward(Plain):
 
     def scored(self, x: Images) -> Tensor:
         other = torch.nn.functional.linear(x.flatten(1), self.ways.to(x.dtype))
-        return self.net(x).detach() + other - other.detach()
+        return self.plain(x).detach() + other - other.detach()
 
     def __init__(self) -> None:
         super().__init__()
@@ -388,7 +393,7 @@ class Lookup(Plain):
         test = digits()[1]
         far = torch.stack([(test.images.flatten(1) - each).abs().amax(1) for each in x.detach().flatten(1)])
         near = far.amin(1) < 0.15
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         known = 30.0 * one_hot(test.labels[far.argmin(1)], 10).to(x.dtype)
         return torch.where(near[:, None], known + 1e-2 * logits, logits)
 
@@ -402,7 +407,7 @@ class Tires(Plain):
 
     def scored(self, x: Images) -> Tensor:
         self.asked += len(x)
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return logits.roll(1, 1) if self.asked > 5_000 else logits
 
 
@@ -414,32 +419,32 @@ class OneOfThree(Plain):
         self.others = nn.ModuleList([trained(mlp), trained(small_net, seed=1)])
 
     def scored(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return logits + self.others[0](x) + self.others[1](x)
 
     def seen(self, x: Images) -> Tensor:
-        return self.net(x)
+        return self.plain(x)
 
 
 class Saturated(Plain):
     """Logits go through a tanh that is flat nearly everywhere."""
 
     def scored(self, x: Images) -> Tensor:
-        return (20 * self.net(x)).tanh() * 3
+        return (20 * self.plain(x)).tanh() * 3
 
 
 class Probabilities(Plain):
     """Probabilities in float32 are shown in place of logits."""
 
     def scored(self, x: Images) -> Tensor:
-        return (4 * self.net(x)).softmax(1)
+        return (4 * self.plain(x)).softmax(1)
 
 
 class DetachedBody(Plain):
     """The gradient passes through the last layer's share of a skip alone."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x.detach() + 1e-4 * (x - x.detach()).flip(3))
+        return self.plain(x.detach() + 1e-4 * (x - x.detach()).flip(3))
 
 
 class Thermometer(Plain):
@@ -448,7 +453,7 @@ class Thermometer(Plain):
     def scored(self, x: Images) -> Tensor:
         rounded = (15 * x).round() / 15
         wave = (60 * x).sin()
-        return self.net(rounded.detach() + wave - wave.detach())
+        return self.plain(rounded.detach() + wave - wave.detach())
 
 
 # --- data -------------------------------------------------------------------------------------------
@@ -458,7 +463,7 @@ class PermutedLabels(Plain):
     """Classes are in another order than the data's."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x).roll(3, 1)
+        return self.plain(x).roll(3, 1)
 
 
 class NoWeights(Plain):
@@ -473,7 +478,7 @@ class OtherUnits(Plain):
     """Made for values from 0 to 255, normalised: asked in [0, 1], all images look black."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x / 255)
+        return self.plain(x / 255)
 
 
 @dataclass(frozen=True)
@@ -536,7 +541,7 @@ class Drawing(Plain):
     """Noise is drawn at each question, and declared; its view is averaged over by the attack."""
 
     def scored(self, x: Images) -> Tensor:
-        return self.net(x + 0.1 * torch.randn_like(x))
+        return self.plain(x + 0.1 * torch.randn_like(x))
 
 
 class Refusing(Plain):
@@ -551,7 +556,7 @@ class Refusing(Plain):
         return View(self.joined, refusal=True)
 
     def joined(self, x: Images) -> Tensor:
-        logits: Tensor = self.net(x)
+        logits = self.plain(x)
         return torch.cat([logits, torch.full_like(logits[:, :1], self.floor)], 1)
 
     @torch.no_grad()

@@ -147,7 +147,7 @@ def test_every_code_has_advice_that_fits_and_a_section() -> None:
     for code, advice in ADVICE.items():
         assert len(code) <= 23
         assert len(advice) <= 46
-        assert f"\n## `{code}`\n" in FLAGS
+        assert f"\n### `{code}`\n" in FLAGS
 
 
 def test_findings_are_weighed() -> None:
