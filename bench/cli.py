@@ -481,7 +481,11 @@ def doctor(
 
     project = running.planned(suite, results, data_root)
     _refuse_no_folder(project.store.shown)
-    found = doctoring.report(project, defense, data_root, (images, limit), None if as_json else console())
+    screen = None if as_json else console()
+    try:
+        found = doctoring.report(project, defense, data_root, (images, limit), screen)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(doctoring.described(found), indent=1) + "\n")
     if any(each.findings.codes for each in found):

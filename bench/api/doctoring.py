@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ from bench.console import count, duration, say
 from bench.doctor.examination import IMAGES, LIMIT, examine
 from bench.doctor.findings import Finding, Findings, Level
 from bench.doctor.patient import Columns, Patient, Sight
-from bench.errors import DamagedError, InputError, persons
+from bench.errors import InputError, persons
 from bench.escaping import shown
 from bench.protocols import Images, Split, Threat
 from bench.quantities import format_value
@@ -120,8 +121,12 @@ def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -
     if not grouped:
         asked = ", ".join(names) if names else "any defense"
         raise InputError(f"{suite.path}: no task attacks {asked}, so that there is nothing to examine")
-    _refuse_untrained(project, grouped)
-    return [_case(project, *key, group, images) for key, group in grouped.items()]
+    # No job is wanted: what is asked for is why a result does not count.
+    fault = outstanding.examine(project.plan, project.store, set()).fault
+    _refuse_untrained(project, grouped, fault)
+    return [
+        _case(*key, group, partial(_held, project.store, fault, images)) for key, group in grouped.items()
+    ]
 
 
 def _first_seed(project: Project, name: str) -> int:
@@ -130,10 +135,10 @@ def _first_seed(project: Project, name: str) -> int:
     )
 
 
-def _refuse_untrained(project: Project, asked: Iterable[tuple[str, FittedDefense, str]]) -> None:
+def _refuse_untrained(
+    project: Project, asked: Iterable[tuple[str, FittedDefense, str]], fault: Callable[[Job], str | None]
+) -> None:
     """Raise where a training is not stored, or is of other code."""
-    # No job is wanted: what is asked for is why a training does not count.
-    fault = outstanding.examine(project.plan, project.store, set()).fault
     missing = {name: reason for name, victim, _ in asked if (reason := fault(victim.train)) is not None}
     if missing:
         said = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
@@ -144,12 +149,11 @@ def _refuse_untrained(project: Project, asked: Iterable[tuple[str, FittedDefense
 
 
 def _case(
-    project: Project,
     name: str,
     victim: FittedDefense,
     readout: str,
     group: Sequence[PlannedCondition],
-    images: int,
+    held: Callable[[Sequence[PlannedCondition]], tuple[bool, ...] | None],
 ) -> Case:
     runs = [each.job.crafts[0].attack_run for each in group]
     bounded = [run for run in runs if run.threat.norm in ("linf", "l2") and math.isfinite(run.threat.radius)]
@@ -164,19 +168,19 @@ def _case(
         for each, run in zip(group, runs, strict=True)
         if run.threat == threat and run.data == chosen.data and run.attack.entry.kind == "fixed-budget"
     ]
-    held = _held(project.store, same, images)
-    return Case(name, victim, readout, chosen.data, threat, tuple(looked.values()), held)
+    return Case(name, victim, readout, chosen.data, threat, tuple(looked.values()), held(same))
 
 
-def _held(store: Store, same: Iterable[PlannedCondition], images: int) -> tuple[bool, ...] | None:
+def _held(
+    store: Store, fault: Callable[[Job], str | None], images: int, same: Iterable[PlannedCondition]
+) -> tuple[bool, ...] | None:
     """Return which of the first examples no stored attack broke; None where no attack is stored."""
     held = np.ones(images, dtype=bool)
     seen = np.zeros(images, dtype=bool)
     for each in same:
-        try:
-            rows = store.outcomes(each.job.key)
-        except (DamagedError, InputError):
+        if fault(each.job) is not None:
             continue
+        rows = store.outcomes(each.job.key)
         n = min(images, len(rows["index"]))
         label, truth = (np.asarray(rows[name])[:n] for name in ("label", "truth"))
         held[:n] &= (label == truth) | np.asarray(rows["rejected"], dtype=bool)[:n]
@@ -195,7 +199,11 @@ def sights(case: Case) -> list[Sight]:
     """
     entry = case.fitted.train.defense.entry
     assert isinstance(entry, DefenseEntry)
-    used = [Sight(found, params) for use, params in case.looked if (found := entry.view(use)) is not None]
+    used = [
+        Sight(found, entry.view_params(use, params))
+        for use, params in case.looked
+        if (found := entry.view(use)) is not None
+    ]
 
     def exact(sight: Sight) -> bool:
         return case.readout in sight.entry.exact_for

@@ -99,9 +99,7 @@ def unlimited(patient: Patient) -> Iterator[Finding]:
         rows = (~lost).nonzero().flatten()
         if len(rows):
             use = {"use": "pgd", "steps": 2 * STEPS, "loss": loss}
-            lost[rows] = patient.broken(
-                patient.attack(use, patient.attacked, rows=rows, threat=everywhere), rows
-            )
+            lost[rows] = patient.broken(patient.attack(use, rows=rows, threat=everywhere), rows)
     k, n = int((~lost).sum()), len(lost)
     said = f"{k} of {n} images are not broken by PGD without a limit, refusals being failures"
     level = level_of(k, n)
@@ -141,7 +139,7 @@ def blind(patient: Patient) -> Iterator[Finding]:
     rows = survivors(patient)
     lost = torch.zeros(len(rows), dtype=torch.bool)
     if len(rows):
-        z = patient.attack({"use": "square", "queries": QUERIES}, patient.attacked, rows=rows)
+        z = patient.attack({"use": "square", "queries": QUERIES}, rows=rows)
         lost = patient.broken(z, rows)
     yield _beaten("blind", f"Square with {QUERIES} queries breaks", lost, "blind-breaks")
 
@@ -166,7 +164,7 @@ def steps(patient: Patient) -> Iterator[Finding]:
     lost = torch.zeros(len(rows), dtype=torch.bool)
     if len(rows):
         use = {"use": "pgd", "steps": 2 * STEPS, "restarts": 2, "loss": "margin"}
-        lost = patient.broken(patient.attack(use, patient.attacked, rows=rows), rows)
+        lost = patient.broken(patient.attack(use, rows=rows), rows)
     k, n = int(lost.sum()), len(rows)
     said = f"PGD-{2 * STEPS} from two starts breaks {k} of {n} images that four PGD-{STEPS} left"
     heavy = n > 0 and level_of(k, n) in ("doubt", "alarm")
@@ -183,7 +181,7 @@ def draws(patient: Patient) -> Iterator[Finding]:
         What was found.
     """
     use = {"use": "pgd", "steps": STEPS, "loss": "margin"}
-    twice = patient.attack(use, patient.attacked, draws=2 * DRAWS)
+    twice = patient.attack(use, draws=2 * DRAWS)
     with patient.still("draws"):
         few, many = (
             torch.stack([patient.broken(z) for _ in range(5)]).double().mean(0)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.losses import eot, succeeded
+from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.protocols import Images, Labels, Split, Threat, View
 from bench.registry import DefenseEntry, ViewEntry, bind, bound
 from bench.runner.context import CHUNK
 from bench.runner.evaluate import ask
-from bench.runner.referee import QueryCounter, answers_only, frozen, instrument, validate
+from bench.runner.referee import QueryCounter, frozen, instrument, validate
 
 DRAWS = 8
 """Answers that a view of a random defense averages over."""
@@ -215,18 +215,18 @@ class Patient:
     def attack(
         self,
         use: Mapping[str, Any],
-        sight: Sight | None,
         *,
         rows: Tensor | None = None,
         threat: Threat | None = None,
         scale: float = 1.0,
         draws: int | None = None,
     ) -> Images:
-        """Attack some of the examples; what the referee does not allow is the clean image.
+        """Attack some of the examples through the view to attack through.
+
+        What the referee does not allow is the clean image.
 
         Args:
             use: The attack and its settings, as a task file writes them.
-            sight: The view to look through; None: the answers of the read-out alone.
             rows: The examples, int64 (n,); None for all.
             threat: What the attack may do; None: the patient's threat.
             scale: What the view's logits are multiplied by, above 0.
@@ -235,17 +235,13 @@ class Patient:
         Returns:
             Images (n, C, H, W) on the CPU.
         """
+        assert self.attacked is not None
         rows = torch.arange(len(self.labels)) if rows is None else rows
         x, y = self.images[rows].to(self.device), self.labels[rows].to(self.device)
         threat = threat or self.threat
         found = bound(use)
         with self.still(found.stream, rows.tolist()):
-            if sight is None:
-                seen = answers_only(lambda z: self.model.decide(z, self.readout), self.classes)  # type: ignore[operator]
-                counter = QueryCounter.of(len(rows), self.device)
-                view = instrument(seen, counter, "decision", target=None, exact=not self.random)
-            else:
-                view = self.view(sight, len(rows), draws=draws)
+            view = self.view(self.attacked, len(rows), draws=draws)
             if scale != 1:
                 view = replace(view, logits=Scaled(view.logits, scale))
             noise = Noise(("doctor", found.stream), rows, device=self.device)
@@ -263,9 +259,8 @@ class Patient:
             Images (N, C, H, W) on the CPU.
         """
         if (loss, scale) not in self.kept:
-            assert self.attacked is not None
             use = {"use": "pgd", "steps": STEPS, "loss": loss}
-            self.kept[loss, scale] = self.attack(use, self.attacked, scale=scale)
+            self.kept[loss, scale] = self.attack(use, scale=scale)
         return self.kept[loss, scale]
 
     def within(self, radius: float) -> Threat:
@@ -315,14 +310,3 @@ def steps_away(x: Images, threat: Threat, *words: object) -> Images:
     move = noise.normal(shape)
     length = torch.linalg.vector_norm(move.flatten(1), dim=1).view(-1, 1, 1, 1)
     return threat.project(x, x + threat.radius * move / length)
-
-
-def wins(view: View, logits: Tensor, y: Labels) -> Tensor:
-    """Return where a view's answer is a success of the attack, on the CPU: bool (n,).
-
-    Args:
-        view: The view.
-        logits: Its logits.
-        y: True labels (n,).
-    """
-    return succeeded(view, logits, y).cpu()

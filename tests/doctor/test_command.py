@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bench.api import doctoring, running
 
 SUITE = """
 data: {d: {name: digits, size: 60, resize: 16}}
@@ -89,6 +92,29 @@ def test_json_has_everything_and_one_defense_can_be_asked_for(folder: Path) -> N
     heavy = [each for each in found["findings"] if each["level"] in ("doubt", "alarm")]
     assert done.returncode == bool(heavy)
     assert {each["code"] for each in heavy} <= {"stronger-attack"}
+
+
+def test_stored_attacks_of_the_same_threat_are_used_where_they_are(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    project = running.planned(tmp_path / "copy" / "suite.yaml", tmp_path / "copy" / "results" / "suite", None)
+    sound, hidden = doctoring.cases(project, None, 40)
+    assert (sound.title, hidden.title) == ("sound/label", "hidden/label")
+    assert sound.looked == (("logits", {}),)
+    fgsm = {
+        each.coordinates["defense"]: project.store.outcomes(each.job.key)
+        for each in project.plan.conditions
+        if each.coordinates["attack"] == "fgsm"
+    }
+    for case in (sound, hidden):
+        rows = fgsm[case.defense]
+        right = [label == truth for label, truth in zip(rows["label"], rows["truth"], strict=True)][:40]
+        # What was wrong before any attack is not held either.
+        assert case.held is not None
+        assert sum(case.held) > 0
+        assert all(right[row] for row, held in enumerate(case.held) if held)
+    assert all(sight.entry.name == "logits" for sight in doctoring.sights(hidden))
+    shutil.rmtree(tmp_path / "copy" / "results" / "suite" / "evaluate")
+    assert [case.held for case in doctoring.cases(project, ["hidden"], 40)] == [None]
 
 
 @pytest.mark.parametrize(
