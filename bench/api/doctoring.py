@@ -33,7 +33,7 @@ from bench.runner.limits import limited
 from bench.runner.train import restored
 from bench.runner.worker import look_again
 from bench.suite import resolve
-from bench.suite.jobs import Data, FittedDefense
+from bench.suite.jobs import Data, FittedDefense, Job
 from bench.suite.planner import PlannedCondition
 
 if TYPE_CHECKING:
