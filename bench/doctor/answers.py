@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.doctor.chance import CONFIDENCE, MOST, at_least, level_of
 from bench.doctor.findings import Finding, Level
 from bench.doctor.patient import ROUNDING, Columns, Patient, Sight, steps_away
-from bench.errors import OvertimeError
+from bench.errors import InputError, OvertimeError
 from bench.gate.statistics import clopper_pearson
 from bench.protocols import Images
 from bench.results.metrics import mcnemar_p
@@ -253,7 +253,7 @@ def changed(before: Columns, now: Columns) -> Tensor:
 
 
 def company(patient: Patient) -> Iterator[Finding]:
-    """Ask about the images alone, twice in a batch, in other batches, in other orders, after other images.
+    """Ask in other company, and see that asking changes no weight and no buffer.
 
     Args:
         patient: The defense.
@@ -261,6 +261,14 @@ def company(patient: Patient) -> Iterator[Finding]:
     Yields:
         What was found.
     """
+    try:
+        yield from _company(patient)
+    except InputError as error:
+        yield Finding("company", "alarm", str(error), "depends-on-company", 0.0)
+
+
+def _company(patient: Patient) -> Iterator[Finding]:
+    """Ask about the images alone, twice in a batch, in other batches, in other orders, after other images."""
     x, n = patient.images, len(patient.labels)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
     others = x.flip(0).flip(3)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from bench.console import duration
@@ -9,7 +10,7 @@ from bench.doctor import answers, attacking, gradients
 from bench.doctor.findings import Finding, Findings
 from bench.doctor.gradients import steepness
 from bench.doctor.patient import DRAWS, Patient
-from bench.errors import OvertimeError
+from bench.errors import InputError, OvertimeError
 
 IMAGES = 48
 """How many images are looked at, unless another number is said."""
@@ -71,23 +72,30 @@ def examine(patient: Patient, *, limit: float = LIMIT) -> Findings:
     # Other work on this machine decides nothing: on the CPU its own time counts.
     clock = time.process_time if patient.device.type == "cpu" else time.monotonic
     begun = clock()
-    each = _pass(patient, clock)
-    patient = _affordable(patient, each, limit)
     found: list[Finding] = []
-    for test in TESTS:
-        left = limit - (clock() - begun)
-        needed = test.passes * each * len(patient.labels) * (DRAWS if patient.random else 1)
-        if test.name == "draws" and not patient.random:
-            continue
-        if test.gradient and patient.attacked is None:
-            said = "no view of images with gradients is there"
-            found.append(Finding(test.name, "untested", said))
-        elif needed > left:
-            said = f"it would take {duration(needed)} more; raise --limit"
-            found.append(Finding(test.name, "untested", said))
-        else:
-            found += _tried(test, patient)
+    try:
+        with patient.still("examination"):
+            each = _pass(patient, clock)
+            patient = _affordable(patient, each, limit)
+            for test in TESTS:
+                found += _looked(test, patient, each, limit - (clock() - begun))
+    except InputError as error:
+        # Weights or buffers were changed by questions alone; they are put back.
+        found.append(Finding("afterwards", "alarm", str(error), "depends-on-company", 0.0))
     return Findings.of(found, clock() - begun)
+
+
+def _looked(test: Test, patient: Patient, each: float, left: float) -> Iterator[Finding]:
+    """Run a test if there is time for it, and anything that it could look at."""
+    needed = test.passes * each * len(patient.labels) * (DRAWS if patient.random else 1)
+    if test.name == "draws" and not patient.random:
+        return
+    if test.gradient and patient.attacked is None:
+        yield Finding(test.name, "untested", "no view of images with gradients is there")
+    elif needed > left:
+        yield Finding(test.name, "untested", f"it would take {duration(needed)} more; raise --limit")
+    else:
+        yield from _tried(test, patient)
 
 
 def _tried(test: Test, patient: Patient) -> Iterator[Finding]:
@@ -105,16 +113,17 @@ def _pass(patient: Patient, clock: Callable[[], float]) -> float:
     """Return the seconds of a pass over one image, half of one there and back."""
     few = patient.few(min(16, len(patient.labels)))
     taken = 0.0
-    for _ in range(2):
-        # The first one loads what is needed.
-        begun = clock()
-        if patient.attacked is None:
-            few.answers(few.images)
-        else:
-            with few.still("pass"):
-                view = few.view(patient.attacked, draws=1)
+    # What it raises, the tests will say.
+    with suppress(Exception):
+        for _ in range(2):
+            # The first one loads what is needed.
+            begun = clock()
+            if few.attacked is None:
+                few.answers(few.images)
+            else:
+                view = few.view(few.attacked, draws=1)
                 steepness(view, few.images.to(few.device), few.labels.to(few.device))
-        taken = clock() - begun
+            taken = clock() - begun
     return taken / len(few.labels) / (1 if patient.attacked is None else 2)
 
 

@@ -275,6 +275,18 @@ class Remembers(Plain):
         return logits - logits.detach() + torch.stack(self.memory[: len(x)]).to(x.dtype)
 
 
+class RunningMean(Plain):
+    """A running mean of all images that were asked about is subtracted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 1, 16, 16))
+
+    def scored(self, x: Images) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0, keepdim=True).to(self.mean)
+        return self.plain(x - self.mean.to(x.dtype))
+
+
 class Undeclared(Plain):
     """Noise is drawn anew at each call, and not declared."""
 
@@ -518,6 +530,7 @@ PLANTS = [
     planted(NoWeights, "at-chance"),
     planted(OneHot, "not-uphill"),
     planted(Staircase, "not-uphill"),
+    planted(RunningMean, "depends-on-company"),
     planted(Undeclared, "depends-on-company"),
     planted(Votes, "view-differs"),
     planted(HiddenDetector, "unseen-refusal", "refuses-noise"),

@@ -73,7 +73,7 @@ def test_a_slow_defense_is_examined_on_fewer_images(monkeypatch: pytest.MonkeyPa
     from bench.doctor import examination
 
     monkeypatch.setattr(examination, "_pass", lambda *_: 0.01)
-    found = examine(patient(Plain()), limit=100.0)
+    found = examine(patient(Plain()), limit=60.0)
     (clean,) = [each for each in found.found if each.test == "clean"]
     assert "of 12 clean images" in clean.message
 
