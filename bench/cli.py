@@ -513,6 +513,38 @@ def check(  # noqa: PLR0913 - a command line's options
 
 
 @app.command()
+def doctor(
+    suite: SuitePath = DEFAULT,
+    defense: Annotated[
+        list[str] | None, typer.Option("--defense", help="A defense's name; may be repeated.")
+    ] = None,
+    results: Results = None,
+    data_root: DataRoot = None,
+    images: Annotated[int, typer.Option("--images", help="How many images of each.", min=12)] = 48,
+    limit: Annotated[float, typer.Option("--limit", help="Seconds for each defense.", min=1)] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Examine trained defenses for what makes robustness look better than it is.
+
+    Ends with 1 where something weighs more than a note.
+    """
+    from bench.api import doctoring, running
+    from bench.console import console
+
+    project = running.planned(suite, results, data_root)
+    _refuse_no_folder(project.store.shown)
+    screen = None if as_json else console()
+    try:
+        found = doctoring.report(project, defense, data_root, (images, limit), screen)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if as_json:
+        sys.stdout.write(json.dumps(doctoring.described(found), indent=1) + "\n")
+    if any(each.findings.codes for each in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(  # noqa: PLR0913 - a command line's options
     before: Annotated[Path, typer.Argument(help="A results folder.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="Another results folder.", metavar="AFTER")],

@@ -1,0 +1,491 @@
+"""`bench doctor`: examines the fitted defenses of a task file, each in a process of its own kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from bench.console import count, duration, say
+from bench.doctor.examination import IMAGES, LIMIT, examine
+from bench.doctor.findings import Finding, Findings, Level
+from bench.doctor.patient import Columns, Patient, Sight
+from bench.errors import InputError, persons
+from bench.escaping import shown
+from bench.protocols import Images, Split, Threat
+from bench.quantities import format_value
+from bench.registry import DefenseEntry, discover
+from bench.results.store import Store
+from bench.runner import outstanding
+from bench.runner.context import WorkerContext, free_cores, load, prepare, settle
+from bench.runner.limits import limited
+from bench.runner.train import restored
+from bench.runner.worker import look_again
+from bench.suite import resolve
+from bench.suite.jobs import Data, FittedDefense, Job
+from bench.suite.planner import PlannedCondition
+
+if TYPE_CHECKING:
+    from bench.api.running import Project
+
+FALLBACK = Threat("linf", 0.1)
+"""What is assumed of a defense that no task attacks within a radius in linf or l2."""
+
+STYLES: dict[Level, str] = {"note": "dim", "doubt": "yellow", "alarm": "red"}
+"""How lines of each level are printed."""
+
+PATIENCE = 20
+"""An examination that takes so many times its limit is ended: code of a user hangs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A defense to examine: what a process must know of it."""
+
+    defense: str
+    """Its name in the task file."""
+    fitted: FittedDefense
+    """The training, and the settings at inference time."""
+    readout: str
+    """The read-out that is scored."""
+    data: Data
+    """The data set whose examples it is examined on."""
+    threat: Threat
+    """What attacks may do."""
+    looked: tuple[tuple[str, dict[str, Any]], ...]
+    """The views that the suite attacks through, with their parameters."""
+    held: tuple[bool, ...] | None
+    """Which of the first examples all stored attacks left unbroken; None where none is stored."""
+
+    @property
+    def title(self) -> str:
+        """The defense with its settings and its read-out: ``cnnf/avg``."""
+        settings = ", ".join(f"{name} {format_value(value)}" for name, value in self.fitted.inference)
+        return f"{self.defense}/{self.readout}{f' ({settings})' if settings else ''}"
+
+
+class Examined(NamedTuple):
+    """A defense, and what was found."""
+
+    case: Case
+    findings: Findings
+
+    def described(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        case = self.case
+        return {
+            "defense": case.defense,
+            "readout": case.readout,
+            "inference": dict(case.fitted.inference),
+            "seed": case.fitted.train.seed,
+            "data": case.data.spec.name,
+            "norm": case.threat.norm,
+            "radius": case.threat.radius,
+            **self.findings.described(),
+        }
+
+
+def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -> list[Case]:
+    """Return the defenses of a task file that are to be examined: each as it is asked, with its first seed.
+
+    Args:
+        project: The project.
+        names: Names of defenses; None or none for all that are attacked.
+        images: How many of the first examples are looked at, 1 or more.
+
+    Returns:
+        A case for each defense, its settings at inference time and its read-out.
+
+    Raises:
+        InputError: There is no such defense, none is attacked, or one is not trained.
+    """
+    suite = project.plan.suite
+    for name in names or ():
+        resolve.known("--defense", "defense", name, suite.defenses)
+    grouped: dict[tuple[str, FittedDefense, str], list[PlannedCondition]] = {}
+    for each in project.plan.conditions:
+        job, name = each.job, str(each.coordinates["defense"])
+        if (not names or name in names) and job.victim.train.seed == _first_seed(project, name):
+            grouped.setdefault((name, job.victim, job.readout), []).append(each)
+    if not grouped:
+        asked = ", ".join(names) if names else "any defense"
+        raise InputError(f"{suite.path}: no task attacks {asked}, so that there is nothing to examine")
+    # No job is wanted: what is asked for is why a result does not count.
+    fault = outstanding.examine(project.plan, project.store, set()).fault
+    _refuse_untrained(project, grouped, fault)
+    return [
+        _case(*key, group, partial(_held, project.store, fault, images)) for key, group in grouped.items()
+    ]
+
+
+def _first_seed(project: Project, name: str) -> int:
+    return min(
+        each.job.victim.train.seed for each in project.plan.conditions if each.coordinates["defense"] == name
+    )
+
+
+def _refuse_untrained(
+    project: Project, asked: Iterable[tuple[str, FittedDefense, str]], fault: Callable[[Job], str | None]
+) -> None:
+    """Raise where a training is not stored, or is of other code."""
+    missing = {name: reason for name, victim, _ in asked if (reason := fault(victim.train)) is not None}
+    if missing:
+        said = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
+        raise InputError(
+            f"{project.store.shown}: not trained there: {said}; "
+            f"bench run {project.plan.suite.path} trains them"
+        )
+
+
+def _case(
+    name: str,
+    victim: FittedDefense,
+    readout: str,
+    group: Sequence[PlannedCondition],
+    held: Callable[[Sequence[PlannedCondition]], tuple[bool, ...] | None],
+) -> Case:
+    runs = [each.job.crafts[0].attack_run for each in group]
+    bounded = [run for run in runs if run.threat.norm in ("linf", "l2") and math.isfinite(run.threat.radius)]
+    chosen = bounded[0] if bounded else runs[0]
+    threat = chosen.threat if bounded else FALLBACK
+    looked: dict[str, tuple[str, dict[str, Any]]] = {}
+    for run in runs:
+        if run.source == victim and run.view is not None and not run.view.use.startswith("decision:"):
+            looked.setdefault(f"{run.view.use} {run.view.params}", (run.view.use, dict(run.view.params)))
+    same = [
+        each
+        for each, run in zip(group, runs, strict=True)
+        if run.threat == threat and run.data == chosen.data and run.attack.entry.kind == "fixed-budget"
+    ]
+    return Case(name, victim, readout, chosen.data, threat, tuple(looked.values()), held(same))
+
+
+def _held(
+    store: Store, fault: Callable[[Job], str | None], images: int, same: Iterable[PlannedCondition]
+) -> tuple[bool, ...] | None:
+    """Return which of the first examples no stored attack broke; None where no attack is stored."""
+    held = np.ones(images, dtype=bool)
+    seen = np.zeros(images, dtype=bool)
+    for each in same:
+        if fault(each.job) is not None:
+            continue
+        rows = store.outcomes(each.job.key)
+        n = min(images, len(rows["index"]))
+        label, truth = (np.asarray(rows[name])[:n] for name in ("label", "truth"))
+        held[:n] &= (label == truth) | np.asarray(rows["rejected"], dtype=bool)[:n]
+        seen[:n] |= not each.facts["idle"]
+    return tuple(map(bool, held & seen)) if seen.any() else None
+
+
+def sights(case: Case) -> list[Sight]:
+    """Return the views to examine: those that the suite looks through, those that are exact first.
+
+    Args:
+        case: The defense.
+
+    Returns:
+        The views; where none of them reads what is scored, those of the defense that do come first.
+    """
+    entry = case.fitted.train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    used = [
+        Sight(found, entry.view_params(use, params))
+        for use, params in case.looked
+        if (found := entry.view(use)) is not None
+    ]
+
+    def exact(sight: Sight) -> bool:
+        return case.readout in sight.entry.exact_for
+
+    if not any(exact(each) and each.smooth for each in used):
+        used += [Sight(each) for each in entry.views.values() if exact(Sight(each)) and Sight(each).smooth]
+    return sorted(used, key=lambda each: not exact(each))
+
+
+def patient(case: Case, context: WorkerContext, images: int) -> Patient:
+    """Build a defense from its stored weights, with the first examples of its data set.
+
+    Args:
+        case: The defense.
+        context: The surroundings.
+        images: How many examples, 1 or more.
+
+    Returns:
+        The defense, to be examined.
+
+    Raises:
+        InputError: Its data set has no example, or something that it reads changed.
+    """
+    train = case.fitted.train
+    entry = train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    look_again(train, context)
+    split = load(case.data, context)
+    if not len(split):
+        raise InputError(f"{case.data.spec.name}: it has no images to examine {case.defense} on")
+    held = None if case.held is None else torch.tensor(case.held[: len(split)])
+    return Patient(
+        model=restored(case.fitted, context).requires_grad_(False).eval(),
+        entry=entry,
+        sights=sights(case),
+        readout=case.readout,
+        images=split.images[:images],
+        labels=split.labels[:images],
+        threat=case.threat,
+        classes=train.data.shape.classes,
+        random=entry.draws({**train.defense.params, **dict(case.fitted.inference)}),
+        train=_training_images(case, context),
+        held=held,
+    )
+
+
+def _training_images(case: Case, context: WorkerContext) -> Split | None:
+    """Return the images that a defense was fitted to; None where it learned from none of them."""
+    entry = case.fitted.train.defense.entry
+    assert isinstance(entry, DefenseEntry)
+    return load(case.fitted.train.data, context) if entry.learns else None
+
+
+def begin(context: WorkerContext) -> None:
+    """Set a process up for examinations.
+
+    Args:
+        context: The surroundings.
+    """
+    discover()
+    prepare(context)
+
+
+def answer(case: Case, context: WorkerContext, images: int) -> Callable[[Images], Columns] | None:
+    """Ask a defense in this process, for comparison with another one.
+
+    Args:
+        case: The defense.
+        context: The surroundings.
+        images: How many examples, 1 or more.
+
+    Returns:
+        The answers to what the test of processes asks about, as a callable; None for a random defense.
+    """
+    settle(torch.device(context.device))
+    made = patient(case, context, images)
+    return None if made.random else Recorded.of(made)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Answers that another process gave, by image."""
+
+    answers: dict[bytes, dict[str, torch.Tensor]]
+
+    @classmethod
+    def of(cls, made: Patient) -> Recorded:
+        """Return the answers of a defense to what the test of processes asks about.
+
+        Args:
+            made: The defense.
+        """
+        from bench.doctor.answers import process_images
+
+        z = process_images(made)
+        with made.still("elsewhere"):
+            columns = made.answers(z)
+        return cls(
+            {
+                image.numpy().tobytes(): {name: values[row] for name, values in columns.items()}
+                for row, image in enumerate(z)
+            }
+        )
+
+    def __call__(self, z: Images) -> Columns:
+        """Return the answers to images that were asked about."""
+        rows = [self.answers[image.numpy().tobytes()] for image in z]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def examination(
+    case: Case,
+    context: WorkerContext,
+    images: int,
+    limit: float,
+    elsewhere: Callable[[Images], Columns] | None,
+) -> Findings:
+    """Examine a defense in this process.
+
+    Args:
+        case: The defense.
+        context: The surroundings.
+        images: How many examples, 1 or more.
+        limit: Seconds of the processor, above 0.
+        elsewhere: Answers of another process; None where there are none.
+
+    Returns:
+        What was found.
+    """
+    settle(torch.device(context.device))
+    made = replace(patient(case, context, images), elsewhere=elsewhere)
+    with limited(PATIENCE * limit):
+        return examine(made, limit=limit)
+
+
+def examined(
+    found: Sequence[Case], context: WorkerContext, *, images: int = IMAGES, limit: float = LIMIT
+) -> Iterator[Examined]:
+    """Examine defenses in processes, one on each core, and yield what was found in their order.
+
+    Args:
+        found: The defenses.
+        context: The surroundings.
+        images: How many examples of each, 1 or more.
+        limit: Seconds of the processor for each, above 0.
+
+    Yields:
+        Each defense with what was found.
+
+    Raises:
+        InputError: Something that a defense reads changed, or its data set has no examples.
+    """
+    with _pool(context, 1) as other, _pool(context, min(free_cores(), len(found))) as pool:
+        asked = [other.submit(answer, case, context, images) for case in found]
+        running = []
+        for case, there in zip(found, asked, strict=True):
+            running.append(pool.submit(examination, case, context, images, limit, _given(there)))
+        for case, done in zip(found, running, strict=True):
+            yield Examined(case, _kept(done))
+
+
+@contextmanager
+def _pool(context: WorkerContext, size: int) -> Iterator[Executor]:
+    pool = ProcessPoolExecutor(size, get_context("spawn"), initializer=begin, initargs=(context,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _given(there: Future[Callable[[Images], Columns] | None]) -> Callable[[Images], Columns] | None:
+    """Return another process's answers; None where it gave none, which the examination will say."""
+    try:
+        return there.result()
+    except Exception as error:
+        if persons(error) is not None:
+            raise
+        return None
+
+
+def _kept(done: Future[Findings]) -> Findings:
+    """Return what was found; of an examination that ended otherwise, that."""
+    try:
+        return done.result()
+    except Exception as error:
+        if persons(error) is not None:
+            raise
+        said = f"it ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Findings.of([Finding("examination", "untested", said)])
+
+
+# --- how it is shown ---------------------------------------------------------------------------------
+
+
+def table(each: Examined) -> Table:
+    """Return a defense's findings as a table of at most 80 columns.
+
+    Args:
+        each: The defense with its findings.
+
+    Returns:
+        A line that says how many tests were quiet, and a line for each finding with its code and what to do.
+    """
+    findings = each.findings
+    quiet = len({one.test for one in findings.found if one.level == "quiet"})
+    untested = findings.untested
+    said = f"{count(quiet, 'test')} quiet" + (f", untested: {', '.join(untested)}" if untested else "")
+    made = Table(
+        box=None,
+        show_header=False,
+        padding=(0, 1, 0, 1),
+        title=Text.assemble((shown(each.case.title), "bold"), f"  {said}", f"  {duration(findings.seconds)}"),
+        title_justify="left",
+        title_style="",
+        width=80,
+    )
+    for width in (5, 23, 46):
+        made.add_column(width=width)
+    for code, level in _heaviest(findings).items():
+        advice = next(one.advice for one in findings.found if one.code == code)
+        made.add_row(Text(level, style=STYLES[level]), code, advice)
+    return made
+
+
+def _heaviest(findings: Findings) -> dict[str, Level]:
+    """Return the codes of all findings with their heaviest levels, the heaviest first."""
+    found: dict[str, Level] = {}
+    for level in ("alarm", "doubt", "note"):
+        for one in findings.found:
+            if one.code and one.level == level:
+                found.setdefault(one.code, one.level)
+    return found
+
+
+def sentences(each: Examined) -> list[str]:
+    """Return a sentence with counts for each finding with a code.
+
+    Args:
+        each: The defense with its findings.
+    """
+    return [f"{one.code}: {one.message}" for one in each.findings.found if one.code]
+
+
+def report(
+    project: Project,
+    names: Sequence[str] | None,
+    data_root: Path | None,
+    most: tuple[int, float],
+    console: Any | None,
+) -> list[Examined]:
+    """Examine defenses of a task file, and print what is found as it is found.
+
+    Args:
+        project: The project.
+        names: Names of defenses; None or none for all that are attacked.
+        data_root: The folder of the data sets; None for the default.
+        most: How many images of each, and how many seconds for each.
+        console: A `rich.console.Console`; None prints nothing.
+
+    Returns:
+        Each defense with what was found.
+
+    Raises:
+        InputError: There is no such defense, one is not trained, or there are no images.
+    """
+    images, limit = most
+    found = cases(project, names, images)
+    context = WorkerContext(project.store.root, project.plan.suite.folder, data_root, "cpu", {})
+    done = []
+    for each in examined(found, context, images=images, limit=limit):
+        done.append(each)
+        if console is not None:
+            console.print(table(each))
+            for sentence in sentences(each):
+                say(console, f"    {sentence}", "dim")
+    return done
+
+
+def described(found: Sequence[Examined]) -> dict[str, Any]:
+    """Return what was found for JSON.
+
+    Args:
+        found: Each defense with what was found.
+    """
+    return {"defenses": [each.described() for each in found]}

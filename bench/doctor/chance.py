@@ -1,0 +1,63 @@
+"""The statistics of the tests: exact binomial tails, and levels that follow from lower bounds of shares."""
+
+from scipy import stats
+
+from bench.doctor.findings import Level
+from bench.gate.statistics import clopper_pearson
+
+CONFIDENCE = 0.98
+"""Two-sided confidence of the intervals: a lower end is too high with a probability of 1 %."""
+
+SHARE = 0.05
+"""A share of examples that is surely above this is a doubt."""
+
+MOST = 0.25
+"""A share of examples that is surely above this is an alarm."""
+
+
+def at_most(wins: int, n: int, share: float) -> float:
+    """Return the probability of so few wins in n independent trials.
+
+    Args:
+        wins: How many were won, in [0, n].
+        n: How many trials there were, 0 or more.
+        share: The probability of winning each, in [0, 1].
+
+    Returns:
+        The exact binomial lower tail.
+    """
+    return float(stats.binom.cdf(wins, n, share))
+
+
+def at_least(wins: int, n: int, share: float) -> float:
+    """Return the probability of so many wins in n independent trials.
+
+    Args:
+        wins: How many were won, in [0, n].
+        n: How many trials there were, 0 or more.
+        share: The probability of winning each, in [0, 1].
+
+    Returns:
+        The exact binomial upper tail.
+    """
+    return float(stats.binom.sf(wins - 1, n, share))
+
+
+def level_of(k: int, n: int) -> Level:
+    """Return how heavy it is that k of n examples are what they should not be.
+
+    The lower Clopper-Pearson bound of the share decides, at 1 % one-sided: above `MOST` it is an alarm, above
+    `SHARE` a doubt, else a note; where k is 0, nothing was found. So a defense of which `SHARE` of all images
+    are such gives a doubt with a probability of at most 1 %.
+
+    Args:
+        k: How many examples, in [0, n].
+        n: Out of how many, 0 or more.
+
+    Returns:
+        The level.
+    """
+    if k == 0:
+        return "quiet"
+    low, _ = clopper_pearson(k, n, CONFIDENCE)
+    return "alarm" if low > MOST else "doubt" if low > SHARE else "note"
