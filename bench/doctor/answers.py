@@ -9,17 +9,15 @@ from torch import Tensor
 
 from bench.doctor.chance import CONFIDENCE, MOST, at_least, level_of
 from bench.doctor.findings import Finding, Level
-from bench.doctor.patient import ROUNDING, Columns, Patient, Sight, steps_away
+from bench.doctor.patient import Columns, Patient, Sight, steps_away
 from bench.errors import InputError, OvertimeError
 from bench.gate.statistics import clopper_pearson
 from bench.protocols import Images
 from bench.results.metrics import mcnemar_p
+from bench.runner.evaluate import DRIFT, ROUNDING, ask, changed, moved
 
 RARE = 1e-3
 """The probability by chance below which a comparison of random answers, or of two splits, is a finding."""
-
-DRIFT = 0.01
-"""The largest difference of logits that counts as the same answer, as a share of their range."""
 
 ALONE = 8
 """How many images are asked alone."""
@@ -204,7 +202,7 @@ def autograd(patient: Patient) -> Iterator[Finding]:
                 points = view.encode(z.to(patient.device)).detach().requires_grad_()
                 logits = view.logits(points).detach().cpu()
             logits = logits.mean(0) if logits.dim() == 3 else logits
-            apart |= far(before, logits)
+            apart |= moved(before, logits) > DRIFT
     k = int(apart.sum())
     said = f"with gradients {k} of {n} answers are others than without"
     if k:
@@ -214,42 +212,7 @@ def autograd(patient: Patient) -> Iterator[Finding]:
 
 
 def _asked(patient: Patient, z: Images) -> Columns:
-    from bench.runner.evaluate import ask
-
     return ask(patient.model, z, patient.readout, patient.device)
-
-
-def far(before: Tensor, now: Tensor) -> Tensor:
-    """Return where logits moved by more than `DRIFT` of their range.
-
-    Args:
-        before: Logits (n, K).
-        now: Logits of the same shape.
-
-    Returns:
-        bool (n,).
-    """
-    one, other = (each.double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
-    return (one - other).abs().amax(1) > DRIFT * (one.amax(1) - one.amin(1))
-
-
-def changed(before: Columns, now: Columns) -> Tensor:
-    """Return which answers are others; what rounding decides is no difference.
-
-    Args:
-        before: Answers to n images.
-        now: Answers to the same images.
-
-    Returns:
-        bool (n,).
-    """
-    relabelled, refused = (before[name] != now[name] for name in ("label", "rejected"))
-    if "logits" not in before:
-        one, other = before["score"], now["score"]
-        return relabelled | (refused & ((one - other).abs() > ROUNDING * one.abs()))
-    one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
-    apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
-    return ((relabelled | refused) & (apart > ROUNDING * spread)) | far(one, other)
 
 
 def company(patient: Patient) -> Iterator[Finding]:

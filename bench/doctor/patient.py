@@ -26,9 +26,6 @@ DRAWS = 8
 STEPS = 20
 """Steps of the PGD that other attacks are compared with."""
 
-ROUNDING = 1e-4
-"""The largest difference of logits that counts as rounding, as a share of the range of an image's logits."""
-
 Columns = Mapping[str, Tensor]
 """Answers of a read-out, as `bench.runner.evaluate.ask` returns them."""
 

@@ -347,29 +347,50 @@ def _asked_again(
                 # Times 1, so that it is no leaf: a network may write into its argument.
                 now = ask(model, z.clone().requires_grad_() * 1, job.readout, device)
         try:
-            changed = _changed(before, now or ask(model, z, job.readout, device)).tolist()
+            differing = changed(before, now or ask(model, z, job.readout, device)).tolist()
         except OvertimeError:
             raise
         except Exception:  # noqa: BLE001 - any failure differs from the first answer
-            changed = [True] * len(batch)
-        for row, differs in zip(batch.tolist(), changed, strict=True):
+            differing = [True] * len(batch)
+        for row, differs in zip(batch.tolist(), differing, strict=True):
             found[row] = differs
     return found
 
 
-def _changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
-    """Return bool (N,): which answers differ in label or refusal, or by more than `DRIFT` in their logits.
+def changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Tensor:
+    """Return which answers differ in label or refusal, or by more than `DRIFT` in their logits.
 
     Ties that rounding decides are no difference.
+
+    Args:
+        before: The columns of `ask` for N images.
+        now: Those of another question about the same images.
+
+    Returns:
+        bool (N,).
     """
     relabelled, refused = (before[name] != now[name] for name in ("label", "rejected"))
     if "logits" not in before:
         # The score tells how near a refusal was; for a label there is no such measure.
         one, other = before["score"], now["score"]
         return relabelled | (refused & ((one - other).abs() > ROUNDING * one.abs()))
-    one, other = (each["logits"].double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
+    apart = moved(before["logits"], now["logits"])
+    return ((relabelled | refused) & (apart > ROUNDING)) | (apart > DRIFT)
+
+
+def moved(before: Tensor, now: Tensor) -> Tensor:
+    """Return how far logits moved, as a share of the range of those before.
+
+    Args:
+        before: Logits (N, K); values that are not finite count as 0.
+        now: Logits of the same shape.
+
+    Returns:
+        float64 (N,), 0 or more; infinite where logits without a range moved.
+    """
+    one, other = (each.double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
     apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
-    return ((relabelled | refused) & (apart > ROUNDING * spread)) | (apart > DRIFT * spread)
+    return torch.where(apart > 0, apart / spread, 0.0)
 
 
 def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
