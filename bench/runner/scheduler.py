@@ -209,16 +209,8 @@ class Scheduler:
 
     def _ended(self, job: Job) -> Done | None:
         """Return how a job ended, if this or another worker has ended it since it was found to be to do."""
-        if (owner := self._leases.inherited.pop(job.key, None)) is not None:
-            why = f"{owner} died while it did this job"
-            self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
-            try:
-                count = self._failures.died(job.key, describe(job), why, owner)
-            except OSError as full:
-                return self._failed(job, full)
-            if count >= TRIES:
-                error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
-                return self._failed(job, error)
+        owner = self._leases.inherited.pop(job.key, None)
+        # Whoever died may have ended the job before.
         if self._state.fault(job) is None:
             receipt = self._store.receipt(job.kind, job.key)
             if receipt:
@@ -227,7 +219,20 @@ class Scheduler:
             return Done(job, receipt, slot=None)
         if (record := self._failures.final(job.key)) is not None:
             return Done(job, None, _told(record), slot=None)
-        return None
+        return None if owner is None else self._orphaned(job, owner)
+
+    def _orphaned(self, job: Job, owner: str) -> Done | None:
+        """Note that the worker that did a job died; return the job's failure if that was often enough."""
+        why = f"{owner} died while it did this job"
+        self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
+        try:
+            count = self._failures.died(job.key, describe(job), why, owner)
+        except OSError as full:
+            return self._failed(job, full)
+        if count < TRIES:
+            return None
+        error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
+        return self._failed(job, error)
 
     def _wait(self) -> Iterator[Done]:
         """Wait a while; yield the jobs that ended."""

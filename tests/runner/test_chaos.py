@@ -126,6 +126,8 @@ class Log:
 
     begun: dict[str, list[Begun]] = field(default_factory=lambda: defaultdict(list))
     ended: Counter[str] = field(default_factory=Counter)
+    at_work: set[int] = field(default_factory=set)
+    """The processes that do a job, their parents, and those that were killed at one."""
 
     @classmethod
     def read(cls, path: Path) -> "Log":
@@ -134,8 +136,10 @@ class Log:
             what, key, pid, parent = line.split()
             if what == "begin":
                 found.begun[key].append(Begun(int(pid), int(parent)))
+                found.at_work |= {int(pid), int(parent)}
             else:
                 found.ended[key] += 1
+                found.at_work -= {int(pid), int(parent)}
         return found
 
 
@@ -161,7 +165,7 @@ class Storm:
         return [each for each in self.every if each.poll() is None]
 
     def victim(self) -> int | None:
-        """Return a driver, a worker, or the process of a slot of one."""
+        """Return a driver, a worker, or the process of a slot: every second time one that does a job now."""
         found: list[int] = []
         for each in self.living():
             with suppress(psutil.Error):
@@ -172,6 +176,11 @@ class Storm:
                 ]
                 # One that has no slot yet, or none any more, has only just begun or is about to end.
                 found += [each.pid, *below] if below else []
+        end = time.monotonic() + 5.0 * self.draw.randrange(2)
+        while time.monotonic() < end:
+            if at_work := Log.read(self.folder / "log").at_work & set(found):
+                return self.draw.choice(sorted(at_work))
+            time.sleep(0.01)
         return self.draw.choice(found) if found else None
 
     def hit(self, pid: int, seconds: float | None) -> None:
