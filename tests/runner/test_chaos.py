@@ -165,23 +165,17 @@ class Storm:
         return [each for each in self.every if each.poll() is None]
 
     def victim(self) -> int | None:
-        """Return a driver, a worker, or the process of a slot: every second time one that does a job now."""
-        found: list[int] = []
-        for each in self.living():
-            with suppress(psutil.Error):
-                below = [
-                    child.pid
-                    for child in psutil.Process(each.pid).children()
-                    if "spawn_main" in " ".join(child.cmdline())
-                ]
-                # One that has no slot yet, or none any more, has only just begun or is about to end.
-                found += [each.pid, *below] if below else []
-        end = time.monotonic() + 5.0 * self.draw.randrange(2)
-        while time.monotonic() < end:
+        """Return a driver, a worker, or the process of a slot: most often one that does a job now."""
+        # Many more would only just have begun, above all on a busy machine.
+        end = time.monotonic() + (60.0 if self.draw.random() < 0.7 else 0.0)
+        while True:
+            # One that has no slot yet, or none any more, has only just begun or is about to end.
+            found = [pid for each in self.living() if (own := slots(each.pid)) for pid in (each.pid, *own)]
             if at_work := Log.read(self.folder / "log").at_work & set(found):
                 return self.draw.choice(sorted(at_work))
-            time.sleep(0.01)
-        return self.draw.choice(found) if found else None
+            if time.monotonic() >= end or self.done() == 1.0:
+                return self.draw.choice(found) if found else None
+            time.sleep(0.02)
 
     def hit(self, pid: int, seconds: float | None) -> None:
         """Kill a process, or stop it for a while."""
@@ -231,6 +225,17 @@ class Storm:
         """Return what all of them printed."""
         texts = [path.read_text(errors="replace") for path in sorted(self.folder.glob("out-*"))]
         return " ".join(" ".join(texts).split())
+
+
+def slots(pid: int) -> list[int]:
+    """Return the processes that do jobs for a driver or worker."""
+    found = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children():
+            # A child that was killed is there until its parent looks.
+            with suppress(psutil.Error):
+                found += [child.pid] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def wake(pid: int) -> None:
