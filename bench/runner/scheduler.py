@@ -326,6 +326,7 @@ class _Deadlines:
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
+        self._waiting: dict[Future[dict[str, Any]], float] = {}
         self._ends: dict[Future[dict[str, Any]], float] = {}
         self._killed: set[Future[dict[str, Any]]] = set()
 
@@ -335,12 +336,13 @@ class _Deadlines:
         return min((each for each in (own, self._limit) if each is not None), default=None)
 
     def begin(self, future: Future[dict[str, Any]], job: Job) -> None:
-        """Note the start of a job."""
+        """Note that a job was submitted; its time begins when a process has it."""
         if (limit := self.of(job)) is not None:
-            self._ends[future] = time.monotonic() + limit + GRACE
+            self._waiting[future] = limit
 
     def end(self, future: Future[dict[str, Any]]) -> None:
         """Forget a job that ended."""
+        self._waiting.pop(future, None)
         self._ends.pop(future, None)
 
     def wait(self, running: Iterable[Future[dict[str, Any]]], most: float) -> list[Future[dict[str, Any]]]:
@@ -350,6 +352,8 @@ class _Deadlines:
             running: The futures of the jobs that run.
             most: The most seconds to wait.
         """
+        for each in [each for each in self._waiting if each.running()]:
+            self._ends[each] = time.monotonic() + self._waiting.pop(each) + GRACE
         left = min(self._ends.values(), default=math.inf) - time.monotonic()
         if every := list(running):
             wait(every, timeout=max(min(left, most), 0.0), return_when=FIRST_COMPLETED)

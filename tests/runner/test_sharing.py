@@ -218,6 +218,46 @@ def test_a_failure_of_one_is_the_failure_of_all(tmp_path: Path) -> None:
     assert sorted(key for key, _ in folder.log) == ["c0-1", "t0"]
 
 
+def test_the_time_of_a_job_begins_when_a_process_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster a job may wait for a worker, and nothing could be killed then."""
+    monkeypatch.setattr(scheduler, "GRACE", 0.1)
+    monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
+    folder = Folder(tmp_path)
+
+    class Crowded(Slots):
+        """In which a job waits for longer than its limit, and then hangs until it is killed."""
+
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            self.future: Future[dict[str, Any]] = Future()
+
+            def work() -> None:
+                time.sleep(0.6)
+                self.future.set_running_or_notify_cancel()
+                begun.append(time.monotonic())
+
+            threading.Thread(target=work).start()
+            return self.future
+
+        def kill(self, slot: int) -> None:
+            assert self.future.running(), "what waits is not killed"
+            killed.append(time.monotonic())
+            self.future.set_exception(BrokenProcessPool("killed"))
+
+    begun: list[float] = []
+    killed: list[float] = []
+    pool: Any = Crowded(folder, "here", slots=1)
+    some_store: Any = folder
+    with Leases(folder.root) as own:
+        share = Share(own, Failures(folder.root, "r", own.name))
+        jobs = Scheduler(folder.state([Toy("slow")]), some_store, pool, Costless(), share, limit=0.1)
+        (done,) = jobs.run()
+    assert "longer than its limit of 0.1 s" in str(done.error)
+    assert len(begun) == len(killed) == TRIES
+    assert all(0.2 <= end - start < 5 for start, end in zip(begun, killed, strict=True))
+
+
 def left_by_a_dead_worker(root: Path, key: str) -> None:
     (root / leases.LEASES).mkdir()
     dead = f"worker{durable.mark()}".replace(f"@{os.getpid()}@", "@999999999@")
