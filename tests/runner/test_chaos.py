@@ -290,3 +290,56 @@ def test_a_storm_over_drivers_workers_and_slots_loses_nothing_and_does_little_tw
     for key, tries in again.items():
         assert told[key], f"{key}: nobody says why it was done {len(tries)} times"
         assert unfinished[key] or storm.stopped, f"{key}: done {len(tries)} times, and nobody died"
+
+
+FULL = """
+set -u
+bench() { "$PYTHON" -m bench "$@"; }
+mount -t tmpfs -o size="$1" tmpfs r
+bench run suite.yaml --device cpu --slots 2 --results r > out-0 2>&1 &
+run=$!
+while kill -0 $run 2> /dev/null && ! [ -e r/request.json ]; do sleep 0.1; done
+bench worker r --device cpu --slots 1 > out-1 2>&1 &
+worker=$!
+wait $run; echo $? > code-0
+wait $worker; echo $? > code-1
+mount -o remount,size=1g r
+ls r/*/*/receipt.json | wc -l > kept
+# The disk becomes read-only in the middle of a run, as soon as nothing is being written.
+bench run suite.yaml --device cpu --slots 2 --results r > out-2 2>&1 &
+run=$!
+before=$(cat kept)
+while [ "$(ls r/*/*/receipt.json | wc -l)" -le "$before" ] && kill -0 $run 2> /dev/null; do sleep 0.1; done
+until mount -o remount,ro r 2> /dev/null; do sleep 0.01; done
+wait $run; echo $? > code-2
+bench worker r --device cpu --slots 1 > out-3 2>&1; echo $? > code-3
+mount -o remount,rw r
+bench run suite.yaml --device cpu --slots 2 --results r > out-4 2>&1; echo $? > code-4
+cp -r r after
+"""
+
+
+def own_mounts() -> bool:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
+@pytest.mark.skipif(not own_mounts(), reason="nobody may mount a small disk here")
+def test_a_disk_that_is_full_and_one_that_is_read_only_end_everybody_in_a_sentence(
+    tmp_path: Path, calm: dict[str, bytes]
+) -> None:
+    project(tmp_path)
+    (tmp_path / "r").mkdir()
+    pages = sum(-(-len(each) // 4096) for each in calm.values())
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL, "sh", f"{4 * pages}k"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=800)
+    said = [" ".join((tmp_path / f"out-{number}").read_text().split()) for number in range(5)]
+    codes = [int((tmp_path / f"code-{number}").read_text()) for number in range(5)]
+    assert codes == [2, 2, 2, 2, 0], said
+    assert int((tmp_path / "kept").read_text()) > 0
+    assert "no space left on the disk; what is finished is kept" in said[0]
+    assert not [each for each in said if "Traceback" in each]
+    assert results(tmp_path / "after") == calm
