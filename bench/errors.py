@@ -101,6 +101,9 @@ def persons(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, DamagedError):
         return f"{error}; the next run makes it again"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is read-only; what is finished is kept"
     return "no space left on the disk; what is finished is kept" if disk_full(error) else None
 
 

@@ -341,5 +341,8 @@ def test_a_disk_that_is_full_and_one_that_is_read_only_end_everybody_in_a_senten
     assert codes == [2, 2, 2, 2, 0], said
     assert int((tmp_path / "kept").read_text()) > 0
     assert "no space left on the disk; what is finished is kept" in said[0]
+    assert all("the disk is read-only; what is finished is kept" in each for each in said[2:4])
+    # One complaint, and not one for each job.
+    assert said[3].count("read-only") == 1
     assert not [each for each in said if "Traceback" in each]
     assert results(tmp_path / "after") == calm

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.errors import InputError
+from bench.errors import InputError, persons
 from bench.results import durable, leases
 from bench.results.failures import TRIES, Failures
 from bench.results.leases import Leases
@@ -311,6 +311,29 @@ def test_a_disk_that_is_full_when_a_dead_worker_s_job_is_taken_over_ends_the_run
     (failed,) = drive(folder, tree(1, 1), Slots(folder, "here"))
     assert isinstance(failed.error, OSError)
     assert not folder.log
+
+
+def test_a_disk_that_becomes_read_only_ends_the_run_at_the_first_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
+    folder, tried = Folder(tmp_path), []
+
+    class Refused(Slots):
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            tried.append(job.key)
+            future: Future[dict[str, Any]] = Future()
+            future.set_exception(OSError(errno.EROFS, os.strerror(errno.EROFS), "r/scratch/a"))
+            return future
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Failures, "fail", refuse)
+    (failed,) = drive(folder, [Toy(f"t{number}") for number in range(9)], Refused(folder, "here", slots=1))
+    assert len(tried) == 1
+    assert failed.error is not None
+    assert persons(failed.error) == "r/scratch/a: the disk is read-only; what is finished is kept"
 
 
 def test_a_request_to_stop_ends_a_run(tmp_path: Path) -> None:
