@@ -103,8 +103,8 @@ def sharing(root: Path, request: str, leases: Leases | None = None) -> Iterator[
 class Scheduler:
     """Does the jobs that are to do, together with other workers at the folder.
 
-    A disk that is full or read-only ends the run, since no other job could keep its result. A job whose process
-    died is tried again, if possible elsewhere, `TRIES` times in all.
+    A disk that is full or read-only ends the run, since no other job could keep its result. A job whose
+    process died is tried again, if possible elsewhere, `TRIES` times in all.
 
     Args:
         state: The state of the plan.
@@ -288,8 +288,8 @@ class Scheduler:
         try:
             self._failures.fail(job.key, describe(job), error)
         except OSError:
-            # A disk that is full or read-only holds neither the note nor another result; the last lines of the
-            # run say what happened.
+            # A disk that is full or read-only holds neither the note nor another result; the last lines of
+            # the run say what happened.
             self._full = True
             traceback.clear_frames(error.__traceback__)
         return Done(job, None, error, slot)
