@@ -14,6 +14,7 @@ table, and its traceback is kept in the results folder.
 """
 
 import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -101,6 +102,9 @@ def persons(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, DamagedError):
         return f"{error}; the next run makes it again"
+    if getattr(error, "errno", None) == errno.EROFS or os.strerror(errno.EROFS) in str(error):
+        name = getattr(error, "filename", None)
+        return f"{name or 'somewhere'}: the disk is read-only; what is finished is kept"
     return "no space left on the disk; what is finished is kept" if disk_full(error) else None
 
 

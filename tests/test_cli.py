@@ -372,6 +372,17 @@ def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Pa
     assert all("no gradients today" in record["traceback"] for record in records)
 
 
+def test_a_budget_in_which_nothing_fits_is_said_and_ends_with_4(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    ran = bench("run", "suite.yaml", "--executor", "inline", "--budget", "0.001s")
+    said = " ".join(ran.out.split())
+    assert ran.code == 4, ran.err
+    assert "no row fits into" in said
+    assert "2 cells of those that were asked for have no number" in said
+    assert "Table 3" in said, "what there is, is shown"
+    assert bench("run", "suite.yaml", "--executor", "inline", "--budget", "2h").code == 0
+
+
 def started(folder: Path, **options: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*BENCH, "run", "suite.yaml", "--device", "cpu", "--slots", "2"],

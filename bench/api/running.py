@@ -238,6 +238,8 @@ class Run:
         self.keys = asked_tables(project.manifest, asked)
         self.store.reads = columns_read(project.manifest, self.keys)
         self.wanted = asked_jobs(project.manifest, asked) if wanted is None else wanted
+        self.missed = self.wanted
+        """Keys of the evaluations that are holes where they have no number; None: all."""
         self.start, self.console = options.start, options.console
         self.data_root, self.trust = options.data_root, options.trust
         self.limit = self.plan.suite.model.time_limit
@@ -303,10 +305,10 @@ class Run:
         return cut, [aged(changed, self.plan.suite.path)] if changed else []
 
     def holes(self) -> int:
-        """Return how many of the conditions that are asked for have no number."""
-        state = outstanding.examine(self.plan, self.store, self.wanted, trust=True, verify=False)
+        """Return how many of the conditions that are asked for have no number, also for want of time."""
+        state = outstanding.examine(self.plan, self.store, self.missed, trust=True, verify=False)
         return sum(
-            (self.wanted is None or condition.job.key in self.wanted) and condition.job not in state.done
+            (self.missed is None or condition.job.key in self.missed) and condition.job not in state.done
             for condition in self.plan.conditions
         )
 
@@ -569,6 +571,8 @@ def chosen(project: Project, options: Options, asked: list[str] | None, budget: 
     say(options.console, f"what fits into {duration(budget)} takes about {duration(found.seconds)}")
     run = Run(project, options, asked, wanted=set(found.wanted))
     run.estimates = there.estimates
+    # What a budget leaves was asked for all the same.
+    run.missed = asked_jobs(project.manifest, asked)
     return run
 
 

@@ -6,7 +6,7 @@ an image that is inverted. Read-outs are asked about the same adversarial images
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -48,6 +48,8 @@ class Cost:
     """Seconds of crafting by image, on `device`; None where a receipt does not say."""
     device: str
     """The devices on which it was crafted, separated by commas."""
+    use: str | None = None
+    """The registered name of the attack; None where it was run with others as one, on what stood."""
 
 
 def spent(
@@ -117,7 +119,38 @@ def _cost(conditions: Sequence[Condition], outcomes: FrameOf, receipt: Receipt) 
         backwards=float(np.concatenate(backwards).mean()),
         seconds=sum(known) / n if len(known) == len(seconds) else None,
         device=", ".join(dict.fromkeys(devices)),
+        use=conditions[0].facts.use if conditions[0].facts.member is None else None,
     )
+
+
+QUICK, WHOLE = "fast-worst", "autoattack"
+"""An attack that shall come to the verdict of another one at a fraction of its passes."""
+
+
+def fractions(costs: Sequence[Cost]) -> list[str]:
+    """Return how many of the passes of `WHOLE` the attack `QUICK` made, where both saw the same images.
+
+    Args:
+        costs: The costs.
+
+    Returns:
+        A sentence for each pair.
+    """
+    found = []
+    for quick in (each for each in costs if each.use == QUICK):
+        for whole in (each for each in costs if each.use == WHOLE):
+            if quick.n == whole.n and {**quick.at, "attack": None} == {**whole.at, "attack": None}:
+                ways = (
+                    ("forward", quick.forwards, whole.forwards),
+                    ("backward", quick.backwards, whole.backwards),
+                )
+                shares = [f"{100 * some / every:.1f} % of the {way}" for way, some, every in ways if every]
+                data, guard, attack, view, *_ = _line(quick)
+                seen = ", ".join(filter(None, (data, view)))
+                found.append(
+                    f"{attack} on {guard} ({seen}): {' and '.join(shares)} passes of {whole.at['attack']}."
+                )
+    return found
 
 
 # --- how it is written ---------------------------------------------------------------------------------
@@ -144,7 +177,7 @@ def written(costs: Sequence[Cost], form: Literal["text", "markdown", "csv", "jso
             return csv_lines([_record(each) for each in costs])
         case "markdown":
             table = pipes(_HEADS, 4, ([*map(in_markdown, _line(each))] for each in costs))
-            return "\n".join([table, "", " ".join([_SAYS, *map(in_markdown, _devices(costs))]), ""])
+            return "\n".join([table, "", " ".join([_SAYS, *map(in_markdown, _notes(costs))]), ""])
 
 
 def text(costs: Sequence[Cost]) -> "Group":
@@ -171,7 +204,7 @@ def text(costs: Sequence[Cost]) -> "Group":
             if cost.at["data"] == data:
                 table.add_row(*(Text(shown(each)) for each in _line(cost)[1:]))
         parts += [Padding(Text(shown(data), style="bold"), (1, 0, 1, 0)), table]
-    return Group(*parts, Text(" ".join([_SAYS, *map(shown, _devices(costs))]), style="dim"))
+    return Group(*parts, Text(" ".join([_SAYS, *map(shown, _notes(costs))]), style="dim"))
 
 
 _HEADS = ("data", "defense", "attack", "view", "n", "forward", "backward", "s")
@@ -202,9 +235,9 @@ def _count(passes: float) -> str:
 
 def _record(cost: Cost) -> dict[str, Any]:
     """Return a cost with its coordinates as fields of one level."""
-    return {**cost.at, **{name: value for name, value in asdict(cost).items() if name != "at"}}
+    return {**cost.at, **{name: value for name, value in asdict(cost).items() if name not in ("at", "use")}}
 
 
-def _devices(costs: Iterable[Cost]) -> list[str]:
+def _notes(costs: Sequence[Cost]) -> list[str]:
     devices = dict.fromkeys(each.device for each in costs if each.device)
-    return [f"Crafted on: {'; '.join(devices)}."] if devices else []
+    return [*fractions(costs), *([f"Crafted on: {'; '.join(devices)}."] if devices else [])]

@@ -358,7 +358,7 @@ def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, t
         replace(
             cell,
             invalid=checks.invalid_moves(_once(seen)),
-            notes=(*cell.notes, *reasons),
+            notes=(*cell.notes, *_saw(seen, table.worst_on), *reasons),
             flags=(*checks.cell_flags(_once(seen)), *cell.flags),
         ),
         seen,
@@ -459,7 +459,7 @@ def worst_case(
     if not complete:
         missing = distinct(name for seed in usable for name in looked[seed].lacking)
         notes.append(f"without {', '.join(missing)} ({NOT_RUN})")
-    notes += [*_draws_note(seen, metric), *_saw(seen, on)]
+    notes += _draws_note(seen, metric)
     if estimate is None:
         counts = any(len(each.index) for joined in scored.values() for each in joined)
         reason = "answers of one kind alone: nothing to tell apart" if counts else "no example counts"

@@ -273,6 +273,22 @@ def _disk_time(folder: Path) -> float:
         durable.remove(probe)
 
 
+def sweep(root: Path, done: Callable[[str], bool]) -> None:
+    """Remove the leases of jobs that are done, where whoever had them ended on this machine.
+
+    It ended between its job and the removal of its lease. A lease of a job that is not done stays: it tells
+    who died at it.
+
+    Args:
+        root: The results folder.
+        done: Returns whether the result of a key is there.
+    """
+    with suppress(OSError):
+        for place in list((root / LEASES).iterdir()):
+            if (owner := _owner(place)) and durable.ended(owner) and done(place.name):
+                durable.remove(place)
+
+
 def ask_to_stop(root: Path) -> None:
     """Ask every worker at a results folder to stop.
 

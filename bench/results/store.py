@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from bench.errors import DamagedError, InputError
 from bench.results import durable, fingerprint, index, pack
-from bench.results.leases import LEASES, WORKERS
+from bench.results.leases import LEASES, WORKERS, sweep
 from bench.results.outcomes import Stored
 from bench.results.pack import Pack
 from bench.results.seals import seal
@@ -409,7 +409,7 @@ class Store:
             yield f"{path}: what lay there is not of Crossfire; it is {other.name} now"
 
     def _sweep(self) -> None:
-        """Remove drafts whose process has ended, and kept epochs of trainings that are done."""
+        """Remove what dead processes left: drafts, and leases and kept epochs of what is done."""
         for folder in (self.root, *(self.root / name for name in FOLDERS)):
             durable.sweep(folder)
         with suppress(OSError):
@@ -417,6 +417,10 @@ class Store:
                 durable.sweep(partial)
                 if (self.folder("train", partial.name) / "receipt.json").is_file():
                     durable.remove(partial)
+        sweep(
+            self.root,
+            lambda key: any((self.folder(kind, key) / "receipt.json").is_file() for kind in ARTEFACTS),
+        )
 
 
 def check_layout(place: Path, scheme: int) -> None:

@@ -1,14 +1,17 @@
 """Limits of a job: its time, by an alarm, and the memory of its device, by smaller batches."""
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
 from bench.errors import OvertimeError
+from bench.runner.process_state import installed
 
 
 @contextmanager
@@ -17,7 +20,8 @@ def limited(seconds: float | None) -> Iterator[None]:
 
     The alarm is a signal to the main thread, in which jobs run; elsewhere there is no limit. Code that no
     signal interrupts is ended by the scheduler from outside. Of two limits, one inside the other, the one
-    that ends first counts.
+    that ends first counts. The import of an installed module is waited for: half of one would stay in the
+    process, and fail later jobs.
 
     Args:
         seconds: The limit in seconds, above 0; None for no limit.
@@ -35,7 +39,10 @@ def limited(seconds: float | None) -> Iterator[None]:
         return
     raised: list[OvertimeError] = []
 
-    def over(*_: object) -> None:
+    def over(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            # It goes off again in a second.
+            return
         raised.append(OvertimeError(f"it took longer than its limit of {seconds:g} s"))
         raise raised[-1]
 
@@ -61,6 +68,17 @@ def limited(seconds: float | None) -> Iterator[None]:
     if raised:
         # The block caught it, so that its result may be incomplete.
         raise raised[-1]
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Return whether an installed module is being imported where a frame is at work."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" and "spec" in frame.f_locals:
+            name = getattr(frame.f_locals["spec"], "name", None)
+            if name in sys.modules and installed(sys.modules[name]):
+                return True
+        frame = frame.f_back
+    return False
 
 
 def out_of_memory(error: Exception) -> bool:

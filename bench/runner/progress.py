@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -90,6 +91,8 @@ class Display(Watcher):
         self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
         self._end, self._again = 0.0, 0.0
         self._ended: set[Job] = set()
+        self._never: set[Job] = set()
+        """What needs a job that failed, and so does not start."""
         self._here = self._failed = 0
         self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
         self._begun = time.monotonic()
@@ -200,6 +203,8 @@ class Display(Watcher):
             self._forget(done.job)
             self._ended.add(done.job)
             self._failed += done.error is not None
+            if done.error is not None:
+                self._leave_out(done.job)
             self._here += done.error is None and done.slot is not None
             self._progress.advance(self._bar)
             if isinstance(done.job, Evaluate) and done.error is None:
@@ -221,6 +226,23 @@ class Display(Watcher):
             self._line(
                 f"{count} {self._conditions.get(done.job.key) or self._title(done.job)}; {self._left()}"
             )
+
+    def _leave_out(self, failed: Job) -> None:
+        """Count what needs a job, directly or by other jobs, no more among what is to come."""
+        waiting = [failed]
+        while waiting:
+            new = [each for each in self._above.get(waiting.pop(), ()) if each not in self._never]
+            self._never.update(new)
+            waiting += new
+
+    @cached_property
+    def _above(self) -> dict[Job, list[Job]]:
+        """What needs a job directly, by that job."""
+        found: dict[Job, list[Job]] = {}
+        for job, needs in self._state.todo.items():
+            for need in needs:
+                found.setdefault(need, []).append(job)
+        return found
 
     def _title(self, job: Job) -> str:
         return title(job, self._names)
@@ -266,7 +288,8 @@ class Display(Watcher):
         now = time.monotonic()
         if now >= self._again:
             running = {slot: (job, now - begun) for slot, (job, begun, _) in dict(self._now).items()}
-            todo = {job: needs for job, needs in self._state.todo.items() if job not in self._ended}
+            over = self._ended | self._never
+            todo = {job: needs for job, needs in self._state.todo.items() if job not in over}
             closed = self._closed()
             open_ = [slot for slot in range(len(self._devices)) if slot in running or slot not in closed]
             running = {open_.index(slot): each for slot, each in running.items()}

@@ -20,6 +20,7 @@ from bench.protocols import Batch, Epoch, Split, Stateful
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.craft import look
 from bench.runner.evaluate import decided
+from bench.runner.isolation import isolated
 from bench.runner.limits import limited
 from bench.runner.referee import reseed, seeded
 from bench.runner.train import build
@@ -120,8 +121,10 @@ def rehearse(question: Rehearsal, context: WorkerContext) -> dict[str, Any]:
     """
     device = torch.device(context.device)
     found: dict[str, Any] = {"device": device_name(context.device), "runs": {}, "readouts": {}}
-    # Code of a user may raise anything; the job itself will say it.
-    with suppress(Exception), limited(question.limit), seeded(seed_of(question.train.key), device):
+    seed = seed_of(question.train.key)
+    # Code of a user may raise anything; the job itself will say it. The limit comes before the isolation,
+    # which would take its alarm for a change of the network's.
+    with suppress(Exception), limited(question.limit), isolated(), seeded(seed, device):
         model = build(question.train, context)
         _ask(question, model, context, found)
         with _apart():

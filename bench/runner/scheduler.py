@@ -103,8 +103,8 @@ def sharing(root: Path, request: str, leases: Leases | None = None) -> Iterator[
 class Scheduler:
     """Does the jobs that are to do, together with other workers at the folder.
 
-    A full disk ends the run, since no other job could keep its result. A job whose process died is tried
-    again, if possible elsewhere, `TRIES` times in all.
+    A disk that is full or read-only ends the run, since no other job could keep its result. A job whose
+    process died is tried again, if possible elsewhere, `TRIES` times in all.
 
     Args:
         state: The state of the plan.
@@ -209,16 +209,8 @@ class Scheduler:
 
     def _ended(self, job: Job) -> Done | None:
         """Return how a job ended, if this or another worker has ended it since it was found to be to do."""
-        if (owner := self._leases.inherited.pop(job.key, None)) is not None:
-            why = f"{owner} died while it did this job"
-            self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
-            try:
-                count = self._failures.died(job.key, describe(job), why, owner)
-            except OSError as full:
-                return self._failed(job, full)
-            if count >= TRIES:
-                error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
-                return self._failed(job, error)
+        owner = self._leases.inherited.pop(job.key, None)
+        # Whoever died may have ended the job before.
         if self._state.fault(job) is None:
             receipt = self._store.receipt(job.kind, job.key)
             if receipt:
@@ -227,7 +219,20 @@ class Scheduler:
             return Done(job, receipt, slot=None)
         if (record := self._failures.final(job.key)) is not None:
             return Done(job, None, _told(record), slot=None)
-        return None
+        return None if owner is None else self._orphaned(job, owner)
+
+    def _orphaned(self, job: Job, owner: str) -> Done | None:
+        """Note that the worker that did a job died; return the job's failure if that was often enough."""
+        why = f"{owner} died while it did this job"
+        self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
+        try:
+            count = self._failures.died(job.key, describe(job), why, owner)
+        except OSError as full:
+            return self._failed(job, full)
+        if count < TRIES:
+            return None
+        error = RuntimeError(f"{TRIES} workers died while they did this job; the last was {owner}")
+        return self._failed(job, error)
 
     def _wait(self) -> Iterator[Done]:
         """Wait a while; yield the jobs that ended."""
@@ -283,7 +288,9 @@ class Scheduler:
         try:
             self._failures.fail(job.key, describe(job), error)
         except OSError:
-            # A full disk cannot hold the note either; the last lines of the run say what happened.
+            # A disk that is full or read-only holds neither the note nor another result; the last lines of
+            # the run say what happened.
+            self._full = True
             traceback.clear_frames(error.__traceback__)
         return Done(job, None, error, slot)
 
@@ -321,6 +328,7 @@ class _Deadlines:
 
     def __init__(self, limit: float | None) -> None:
         self._limit = limit
+        self._waiting: dict[Future[dict[str, Any]], float] = {}
         self._ends: dict[Future[dict[str, Any]], float] = {}
         self._killed: set[Future[dict[str, Any]]] = set()
 
@@ -330,12 +338,13 @@ class _Deadlines:
         return min((each for each in (own, self._limit) if each is not None), default=None)
 
     def begin(self, future: Future[dict[str, Any]], job: Job) -> None:
-        """Note the start of a job."""
+        """Note that a job was submitted; its time begins when a process has it."""
         if (limit := self.of(job)) is not None:
-            self._ends[future] = time.monotonic() + limit + GRACE
+            self._waiting[future] = limit
 
     def end(self, future: Future[dict[str, Any]]) -> None:
         """Forget a job that ended."""
+        self._waiting.pop(future, None)
         self._ends.pop(future, None)
 
     def wait(self, running: Iterable[Future[dict[str, Any]]], most: float) -> list[Future[dict[str, Any]]]:
@@ -345,6 +354,8 @@ class _Deadlines:
             running: The futures of the jobs that run.
             most: The most seconds to wait.
         """
+        for each in [each for each in self._waiting if each.running()]:
+            self._ends[each] = time.monotonic() + self._waiting.pop(each) + GRACE
         left = min(self._ends.values(), default=math.inf) - time.monotonic()
         if every := list(running):
             wait(every, timeout=max(min(left, most), 0.0), return_when=FIRST_COMPLETED)

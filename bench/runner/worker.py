@@ -65,8 +65,7 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
         settle(torch.device(context.device))
         look_again(job.train, context)
         forget_modules(job.train)
-        with isolated():
-            return rehearse(job, context)
+        return rehearse(job, context)
     store = Store(context.store)
     if store.damage(job.kind, job.key) is None:
         # Another run was faster.

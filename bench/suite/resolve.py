@@ -410,6 +410,10 @@ def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
         raise InputError(f"{place}: unknown {kind} {name!r}{did_you_mean(name, options)}")
 
 
+DEEPEST = 100
+"""The most defenses in a chain in which each is built on the next: deeper ones overflow Python's stack."""
+
+
 def _check_parts(suite: Suite) -> None:
     def follow(name: str, trail: tuple[str, ...]) -> None:
         resolved = suite.defenses[name]
@@ -421,6 +425,11 @@ def _check_parts(suite: Suite) -> None:
             known(place, "defense", other, suite.defenses)
             if other in (*trail, name):
                 raise InputError(f"{place}: {' -> '.join((*trail, name, other))} goes round in a circle")
+            if len(trail) + 2 > DEEPEST:
+                top = (*trail, name)[0]
+                raise InputError(
+                    f"{place}: {top} is built on more than {DEEPEST - 1} defenses, each on the next"
+                )
             follow(other, (*trail, name))
 
     for name in suite.defenses:

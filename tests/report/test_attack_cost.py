@@ -108,3 +108,31 @@ def test_the_command_writes_every_form(
     assert "backward" in (tmp_path / "cost.txt").read_text()
     code, _, err = report("--format", "latex")
     assert (code, "costs are written as text, markdown, csv or json" in err) == (2, True)
+
+
+def cost(use: str | None, forwards: float, backwards: float, **at: Any) -> Cost:
+    n = at.pop("n", 20)
+    place = {"data": "digits", "norm": "linf", "radius": 0.1, "defense": "net", "view": "scaled"}
+    return Cost({**place, "attack": use, **at}, n, forwards, forwards, backwards, None, "cpu", use)
+
+
+def test_a_quick_verdict_is_told_with_the_share_of_passes_that_it_took() -> None:
+    whole = cost("autoattack", 8000, 1000, attack="last-word")
+    found = attack_cost.fractions([whole, cost("fast-worst", 360, 190), cost("pgd", 40, 40)])
+    said = (
+        "fast-worst linf 0.1 on net (digits, scaled): 4.5 % of the forward and 19.0 % of the backward passes"
+    )
+    assert found == [f"{said} of last-word."]
+    for form in ("text", "markdown"):
+        out = attack_cost.written([whole, cost("fast-worst", 360, 190)], form)
+        assert "4.5 % of the forward and 19.0 % of the backward passes" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("other", [{"defense": "else"}, {"radius": 0.2}, {"view": "plain"}, {"n": 30}])
+def test_passes_over_other_images_or_networks_are_not_compared(other: dict[str, Any]) -> None:
+    assert not attack_cost.fractions([cost("autoattack", 8000, 1000, **other), cost("fast-worst", 360, 190)])
+
+
+def test_what_was_run_with_others_as_one_has_no_share() -> None:
+    ran_as_one = cost(None, 8000, 1000, attack="autoattack")
+    assert not attack_cost.fractions([ran_as_one, cost("fast-worst", 360, 190)])

@@ -15,6 +15,7 @@ import pytest
 from bench.results import durable, leases
 from bench.results.failures import TRIES, Failures
 from bench.results.leases import LEASES, WORKERS, Leases
+from bench.results.store import Store
 
 FAR = "worker@elsewhere@7@00000000-1-abc"
 """A worker on a machine that cannot be asked."""
@@ -121,6 +122,24 @@ def test_the_lease_of_a_killed_process_on_this_machine_is_free_at_once(tmp_path:
         assert own.inherited == {"job": f"process {process.pid} on {name.split('@')[1]}"}
     (left,) = leases.workers(tmp_path)
     assert left.dead
+
+
+def test_who_died_between_its_job_and_its_lease_leaves_no_lease_behind(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open()
+    dead = f"worker{durable.mark()}".replace(f"@{os.getpid()}@", "@999999999@")
+    with Leases(tmp_path) as living:
+        assert living.take("a0")
+        for key in ("b0", "c0"):
+            (tmp_path / LEASES / key).write_text(dead)
+        of_another_machine(tmp_path, "d0")
+        for key in ("a0", "b0", "d0"):
+            folder = store.folder("craft", key)
+            folder.mkdir(parents=True)
+            (folder / "receipt.json").write_text("{}")
+        store.open()
+        # What is not done keeps the name of who died at it; nobody knows whether another machine lives.
+        assert sorted(path.name for path in (tmp_path / LEASES).iterdir()) == ["a0", "c0", "d0"]
 
 
 @pytest.mark.parametrize("beats", [True, False])

@@ -125,6 +125,24 @@ def test_slots_share_gpus_by_fractions(tmp_path: Path, cluster: Any) -> None:
         cluster.remove_node(there)
 
 
+@pytest.mark.parametrize("address", ["local", None])
+def test_a_cluster_of_this_machine_that_does_not_start_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    def fails(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fails)
+    start_pool = executors.ready("ray", Asked(ray_address=address))
+    said = (
+        r"^--executor ray: no cluster starts on this machine \(The current node timed out during startup\.\)$"
+    )
+    with pytest.raises(InputError, match=said):
+        start_pool(context(tmp_path), lambda *_: None)
+
+
 def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path, cluster: Any) -> None:
     waits = "\n    import os, pathlib, time\n    flag = pathlib.Path(__file__).with_name('flag')\n"
     waits += "    pathlib.Path(__file__).with_name('begun').touch()\n"

@@ -1,6 +1,7 @@
 """Rehearsals: what is measured before anything has run, in a worker, and what estimates make of it."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def path(tmp_path: Path) -> Path:
 
 def asked(path: Path) -> tuple[planner.Plan, list[Rehearsal], WorkerContext]:
     plan = planner.make(resolve.load(path))
-    return plan, rehearsals(plan.graph()), WorkerContext(path.parent / "r", path.parent, None, "cpu", {})
+    # Enough on a busy machine, where torch loads parts of itself for seconds.
+    questions = [replace(each, limit=300.0) for each in rehearsals(plan.graph())]
+    return plan, questions, WorkerContext(path.parent / "r", path.parent, None, "cpu", {})
 
 
 def test_each_network_is_rehearsed_once_whatever_its_seeds(path: Path) -> None:
@@ -79,6 +82,23 @@ def test_a_network_that_fails_is_left_to_its_jobs(tmp_path: Path) -> None:
     costs = Estimates()
     costs.rehearse(question, rehearse(question, context))
     assert all(costs.seconds(job) > 0 for job in plan.graph())
+
+
+def test_a_rehearsal_that_takes_too_long_ends_at_its_limit_and_its_process_lives(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import time\nfrom torch import nn\n"
+        "class Slow(nn.Module):\n"
+        "    def forward(self, x):\n        time.sleep(60)\n        return x.flatten(1)[:, :10]\n"
+    )
+    path = suite(tmp_path, {"net": {"use": "module", "build": "own:Slow"}}, ATTACKS, [TASK])
+    project = running.planned(path, tmp_path / "r", None)
+    project.store.open()
+    (question,) = rehearsals(project.plan.graph())
+    options = running.Options(executors.ready("process", Asked(["cpu"], 1)))
+    with running._started(options.start, running._context(project, options), lambda *_: None) as pool:
+        for _ in range(2):
+            answer = pool.submit(0, replace(question, limit=0.3)).result(timeout=100)
+            assert answer == {"device": device_name("cpu"), "runs": {}, "readouts": {}}
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])

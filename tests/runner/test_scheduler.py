@@ -204,6 +204,27 @@ def test_closed_slots_are_no_help_in_the_time_left(tmp_path: Path) -> None:
     assert left(8, ()) != left(1, ())
 
 
+def test_what_needs_a_job_that_failed_takes_no_time(tmp_path: Path) -> None:
+    ran = Ran(simple(tmp_path))
+    costs = Estimates()
+    for job in ran.plan.graph():
+        costs.learn(job, {"seconds": 100.0, "device": device_name("cpu")})
+    todo: Any = dict(ran.plan.graph())
+    trains = [job for job in todo if isinstance(job, Train)]
+
+    def left(failed: list[Train]) -> str:
+        shown = Display(None, State(todo=todo), costs, ("cpu",), {}, {})
+        for each in failed:
+            shown.ended(Done(each, None, RuntimeError("no")))
+        return str(shown.facts()["left"])
+
+    # The images of an attack that looks at no network need none.
+    without = [job for job, needs in todo.items() if not needs and job not in trains]
+    assert left([]) == f"about {100 * len(todo) / 60:.0f} min left"
+    assert left(trains) == f"about {100 * len(without) / 60:.0f} min left"
+    assert 1 < len(without) < len(todo)
+
+
 # --- exit statuses -----------------------------------------------------------------------------------
 
 

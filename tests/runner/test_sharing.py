@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bench.errors import InputError
+from bench.errors import InputError, persons
 from bench.results import durable, leases
 from bench.results.failures import TRIES, Failures
 from bench.results.leases import Leases
@@ -219,14 +218,90 @@ def test_a_failure_of_one_is_the_failure_of_all(tmp_path: Path) -> None:
     assert sorted(key for key, _ in folder.log) == ["c0-1", "t0"]
 
 
+def test_the_time_of_a_job_begins_when_a_process_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster a job may wait for a worker, and nothing could be killed then."""
+    monkeypatch.setattr(scheduler, "GRACE", 0.1)
+    monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
+    folder = Folder(tmp_path)
+
+    class Crowded(Slots):
+        """In which a job waits for longer than its limit, and then hangs until it is killed."""
+
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            self.future: Future[dict[str, Any]] = Future()
+
+            def work() -> None:
+                time.sleep(0.6)
+                self.future.set_running_or_notify_cancel()
+                begun.append(time.monotonic())
+
+            threading.Thread(target=work).start()
+            return self.future
+
+        def kill(self, slot: int) -> None:
+            assert self.future.running(), "what waits is not killed"
+            killed.append(time.monotonic())
+            self.future.set_exception(BrokenProcessPool("killed"))
+
+    begun: list[float] = []
+    killed: list[float] = []
+    pool: Any = Crowded(folder, "here", slots=1)
+    some_store: Any = folder
+    with Leases(folder.root) as own:
+        share = Share(own, Failures(folder.root, "r", own.name))
+        jobs = Scheduler(folder.state([Toy("slow")]), some_store, pool, Costless(), share, limit=0.1)
+        (done,) = jobs.run()
+    assert "longer than its limit of 0.1 s" in str(done.error)
+    assert len(begun) == len(killed) == TRIES
+    assert all(0.2 <= end - start < 5 for start, end in zip(begun, killed, strict=True))
+
+
+def left_by_a_dead_worker(root: Path, key: str) -> None:
+    (root / leases.LEASES).mkdir()
+    dead = f"worker{durable.mark()}".replace(f"@{os.getpid()}@", "@999999999@")
+    (root / leases.LEASES / key).write_text(dead)
+
+
+@pytest.mark.parametrize("how", ["done", "failed"])
+def test_a_job_that_a_dead_worker_had_ended_is_not_tried_again(tmp_path: Path, how: str) -> None:
+    """It was killed between the end of the job and that of its lease, after others had died at the job."""
+    jobs = tree(1, 1)
+
+    class Meanwhile(Folder):
+        """Where a job ends after somebody has looked what is to do."""
+
+        def state(self, jobs: list[Toy]) -> State:
+            found = super().state(jobs)
+            if how == "done":
+                (self.root / "done" / "t0").touch()
+            else:
+                failures.fail("t0", {}, InputError("epochs: too many"))
+            return found
+
+    folder, failures = Meanwhile(tmp_path), Failures(tmp_path, "r", "dead")
+    for _ in range(TRIES - 1):
+        failures.died("t0", {}, "gone")
+    left_by_a_dead_worker(tmp_path, "t0")
+    done = drive(folder, jobs, Slots(folder, "here"))
+    (first,) = [each for each in done if each.job.key == "t0"]
+    assert first.slot is None
+    assert ("t0", "here") not in folder.log
+    if how == "done":
+        assert first.error is None
+        assert {key for key, _ in folder.log} == {"c0-0", "e0"}
+    else:
+        assert isinstance(first.error, InputError)
+        assert not folder.log
+
+
 def test_a_disk_that_is_full_when_a_dead_worker_s_job_is_taken_over_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
     folder = Folder(tmp_path)
-    (tmp_path / leases.LEASES).mkdir()
-    dead = f"worker{durable.mark()}".replace(f"@{os.getpid()}@", "@999999999@")
-    (tmp_path / leases.LEASES / "t0").write_text(dead)
+    left_by_a_dead_worker(tmp_path, "t0")
 
     def full(*_: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -236,6 +311,29 @@ def test_a_disk_that_is_full_when_a_dead_worker_s_job_is_taken_over_ends_the_run
     (failed,) = drive(folder, tree(1, 1), Slots(folder, "here"))
     assert isinstance(failed.error, OSError)
     assert not folder.log
+
+
+def test_a_disk_that_becomes_read_only_ends_the_run_at_the_first_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "describe", lambda job: {"kind": job.kind})
+    folder, tried = Folder(tmp_path), []
+
+    class Refused(Slots):
+        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+            tried.append(job.key)
+            future: Future[dict[str, Any]] = Future()
+            future.set_exception(OSError(errno.EROFS, os.strerror(errno.EROFS), "r/scratch/a"))
+            return future
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Failures, "fail", refuse)
+    (failed,) = drive(folder, [Toy(f"t{number}") for number in range(9)], Refused(folder, "here", slots=1))
+    assert len(tried) == 1
+    assert failed.error is not None
+    assert persons(failed.error) == "r/scratch/a: the disk is read-only; what is finished is kept"
 
 
 def test_a_request_to_stop_ends_a_run(tmp_path: Path) -> None:
@@ -364,39 +462,6 @@ def test_two_runs_and_a_worker_do_every_job_once(tmp_path: Path, undisturbed: di
         [*BENCH, "status", "r", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert json.loads(found.stdout)["workers"] == []
-
-
-def test_kills_of_drivers_and_workers_lose_nothing_and_change_no_number(
-    tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
-    """A storm: every second somebody is killed, and somebody else comes."""
-    project(tmp_path)
-    run = ("run", "suite.yaml", "--device", "cpu", "--slots", "2", "--results", "r")
-    draw, kills, every = random.Random(5), 0, [start(tmp_path, *run)]
-    end = time.monotonic() + 60
-    while kills < 6 and time.monotonic() < end:
-        time.sleep(draw.uniform(0.5, 4.0))
-        if living := [each for each in every if each.poll() is None]:
-            victim = draw.choice(living)
-            # A whole driver, or one of its workers.
-            below = [int(each) for each in children(victim.pid)]
-            os.kill(draw.choice([victim.pid, *below]), signal.SIGKILL)
-            kills += 1
-        every.append(start(tmp_path, *run))
-    for each in every:
-        each.communicate(timeout=300)
-    assert kills >= 3
-    out = ended(start(tmp_path, *run))
-    assert "failed" not in out
-    assert outcomes(tmp_path / "r") == undisturbed
-    assert not list((tmp_path / "r" / "leases").iterdir()), "nobody holds anything any more"
-
-
-def children(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
 
 
 def test_a_run_in_the_background_is_seen_and_stopped(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Training, crafting and asking, with small defenses and attacks that do everything there is to do."""
 
+import importlib
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from bench.data.spec import DataSpec, load
 from bench.errors import InputError, OvertimeError
+from bench.runner import limits
 from bench.runner.context import WorkerContext, prepare
 from bench.runner.limits import limited
 from bench.runner.train import unchanged
@@ -530,6 +533,29 @@ def test_what_took_too_long_never_looks_done_and_no_alarm_stays_on(block: Callab
     assert time.monotonic() - began < 2
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.parametrize("of", ["installed", "own"])
+def test_a_limit_waits_for_the_import_of_an_installed_module_to_leave_none_by_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """Half of `sympy`, which torch imports when it trains, would fail all later jobs of the process."""
+    (tmp_path / "slowly.py").write_text(
+        "import time\nend = time.monotonic() + 1\n"
+        "while time.monotonic() < end:\n    time.sleep(0.01)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(limits, "installed", lambda module: of == "installed")
+    monkeypatch.delitem(sys.modules, "slowly", raising=False)
+
+    def work() -> None:
+        importlib.import_module("slowly")
+        time.sleep(60)
+
+    with pytest.raises(OvertimeError), limited(0.2):
+        work()
+    found = sys.modules.pop("slowly", None)
+    assert getattr(found, "whole", False) == (of == "installed")
 
 
 def test_an_error_within_the_limit_is_its_own() -> None:

@@ -1,12 +1,16 @@
 """A suite is checked before anything runs, and each complaint names its place and the nearest right thing."""
 
+import pickle
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bench.api import running
 from bench.errors import InputError
-from bench.suite import resolve
+from bench.runner.worker import describe
+from bench.suite import planner, resolve
+from bench.suite.jobs import Train
 
 GOOD = """
 data:
@@ -150,6 +154,22 @@ def test_parts_must_exist_and_not_go_round(tmp_path: Path) -> None:
         resolve.load(write(tmp_path, text.replace("base: linear", "base: linera")))
     with pytest.raises(InputError, match="circle"):
         resolve.load(write(tmp_path, text.replace("base: linear", "base: top")))
+
+
+def test_a_chain_of_defenses_is_planned_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    first = "linear: {use: toy/linear, epochs: 1}"
+
+    def chain(length: int) -> Path:
+        names = ["linear", *(f"d{number}" for number in range(1, length))]
+        links = [f"  {name}: {{use: toy/stacked, base: {below}}}" for below, name in pairwise(names)]
+        return write(tmp_path, GOOD.replace(first, "\n".join([first, *links])))
+
+    deepest = planner.make(resolve.load(chain(resolve.DEEPEST)))
+    trains = {job for job in deepest.graph() if isinstance(job, Train)}
+    assert len(trains) == resolve.DEEPEST
+    assert all(describe(job)["key"] == job.key for job in pickle.loads(pickle.dumps(sorted(trains, key=id))))
+    with pytest.raises(InputError, match=r"d100 is built on more than 99 defenses, each on the next"):
+        resolve.load(chain(resolve.DEEPEST + 1))
 
 
 PLANNED = GOOD.replace(

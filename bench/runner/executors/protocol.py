@@ -33,8 +33,9 @@ class Pool(Protocol):
             job: The job.
 
         Returns:
-            The future of the job's receipt. It fails with `concurrent.futures.BrokenExecutor` where the
-            process of the job ended, whatever ended it.
+            The future of the job's receipt. It is running from when a process has the job, which is when
+            the job's time begins. It fails with `concurrent.futures.BrokenExecutor` where that process
+            ended, whatever ended it.
         """
         ...
 

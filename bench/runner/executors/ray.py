@@ -189,7 +189,7 @@ class Ray:
 
         def work() -> None:
             try:
-                future.set_result(self._do(slot, job))
+                future.set_result(self._do(slot, job, future))
             except Exception as error:  # noqa: BLE001 - a job's failure is its future's
                 future.set_exception(error)
 
@@ -357,7 +357,7 @@ class Ray:
             actor.free = self._actors[actor.number] is actor
             self._changed.notify_all()
 
-    def _do(self, slot: int, job: Job | Question) -> dict[str, Any]:
+    def _do(self, slot: int, job: Job | Question, future: Future[dict[str, Any]]) -> dict[str, Any]:
         while True:
             actor = self._take(slot)
             try:
@@ -370,6 +370,8 @@ class Ray:
                 self._give_back(slot, actor)
                 continue
             break
+        # Not before: what waits for an actor has used none of its time, and nothing that could be killed.
+        future.set_running_or_notify_cancel()
         try:
             if not actor.shared:
                 self._send(actor, job)
@@ -546,7 +548,10 @@ def _connect(address: str | None, workers: int | None) -> None:
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if place == "local":
-        ray.init(address="local", num_cpus=workers or free_cores(), include_dashboard=False, **settings)
+        try:
+            ray.init(address="local", num_cpus=workers or free_cores(), include_dashboard=False, **settings)
+        except Exception as error:  # noqa: BLE001 - Ray raises even plain ones where a process does not start
+            raise InputError(f"--executor ray: no cluster starts here ({_first(error)})") from None
         return
     begun, named = time.monotonic(), "--ray-address" if address else "RAY_ADDRESS:"
     try:
@@ -556,11 +561,15 @@ def _connect(address: str | None, workers: int | None) -> None:
             _ask(place)
         ray.init(address=place, **settings)
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{named} {place}: no Ray cluster answered there in {time.monotonic() - begun:.1f} s "
-            f"({reason[0]})"
+            f"({_first(error)})"
         ) from None
+
+
+def _first(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _ask(place: str) -> None:
