@@ -44,6 +44,8 @@ def rendered():
     given, outcomes = paper(n=120)
     for each in (*given["conditions"], *given["skips"]):
         each["coordinates"]["radius"] = 8 / 255
+        if each.get("job") == "pgd-e2e-cnnf-last-0":
+            each["facts"]["flags"] = ["seven steps through e2e_last do not cross it"]
     given["data"]["digits"]["name"] = "cifar10"
     given["tables"]["T"]["published"] = PUBLISHED
     for seed in (0, 1, 2):
@@ -191,7 +193,7 @@ def test_the_terminal_shows_values_spread_interval_and_n(rendered):
     assert f"±{100 * cell.estimate.std:.1f}" in text
     assert words.interval(cell.estimate, "percent", short=True) in text
     counts = next(line for line in text.splitlines() if line.startswith("n "))
-    assert counts.split()[1:] == ["120", "120", "120", "20", "20", "120", "120", "20"]
+    assert counts.split()[1:] == ["120", "120", "120", "20", "20", "120", "120", "120"]
 
 
 def test_holes_and_bounds_are_never_numbers(rendered):
@@ -221,8 +223,9 @@ def test_notes_stand_once_and_are_pointed_at(rendered):
     assert text.count("without Transfer (not run)") == 1
     assert "¹ the source is its own victim" in text
     assert f"{DASH}¹" in text
-    assert "invalid-moves: 12 of 360 moves were invalid" in text.replace("\n", " ")
-    assert "12 invalid moves in the whole table" in text.replace("\n", " ")
+    said = " ".join(text.split())
+    assert "doubt, invalid-moves: 12 of 360 moves were invalid" in said
+    assert "12 invalid moves in the whole table" in said
     assert "docs/flags.md" in text
 
 
@@ -240,7 +243,7 @@ def test_markdown_is_a_table_that_github_reads(rendered):
     value = f"{100 * cell.estimate.value:.1f} ± {100 * cell.estimate.std:.1f}"
     low, high = 100 * cell.estimate.low, 100 * cell.estimate.high
     assert conditions[2][3] == f"**{value}**<br>[{low:.1f}{DASH}{high:.1f}]"
-    assert conditions[-1] == ["n", "", "120", "120", "120", "20", "20", "120", "120", "20"]
+    assert conditions[-1] == ["n", "", "120", "120", "120", "20", "20", "120", "120", "120"]
     # Every mark has its footnote.
     marks = set(re.findall(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]+", "".join(table)))
     notes = re.findall(r"^(\d+)\. ", text, re.MULTILINE)
@@ -254,7 +257,7 @@ def test_a_bar_in_a_heading_does_not_cut_the_table(plain):
 
 
 def test_published_numbers_and_differences_are_shown(rendered):
-    for text in (shown(rendered).replace("\n", " "), render.to_markdown(rendered)):
+    for text in (" ".join(shown(rendered).split()), render.to_markdown(rendered)):
         assert "48.72" in text
         assert "Published: Adversarial accuracy on CIFAR-10 (cnnf/3)." in text
         assert "Known difference: narrower nets. Known difference: digits & not objects." in text
@@ -423,3 +426,20 @@ def test_what_conditions_are_grouped_by_are_coordinates_alone():
     assert dict(coordinates(one, "seed", "inference")) == {
         name: value for name, value in one.coordinates.items() if name not in ("seed", "inference.cycles")
     }
+
+
+def test_a_figure_marks_what_is_doubted_and_names_the_flags():
+    n = 200
+    conditions = [condition(f"a{r}", radius=r) for r in (0.1, 0.2)]
+    conditions += [condition(f"b{r}", radius=r, attack="spsa", access="score") for r in (0.1, 0.2)]
+    stood = {"a0.1": 120, "a0.2": 100, "b0.1": 125, "b0.2": 60}
+    outcomes = {key: rows(first(n, count)) for key, count in stood.items()}
+    given = {"title": "x", "rows": ["attack"], "columns": ["radius"], "figure": {"x": "radius"}}
+    table = tables.cut(manifest(conditions, given), "T", outcomes.get)
+    page = figure.drawn(table)
+    assert page.get_supxlabel() == "open marks: doubt blind-beats-seeing"
+    marks = [each.get_offsets() for each in page.axes[0].collections if len(each.get_offsets()) == 1]
+    assert [tuple(map(float, each[0])) for each in marks if each[0][0] == 0.2] == [(0.2, 50.0), (0.2, 30.0)]
+    drawn = figure.bars(table)
+    assert [bar.get_hatch() or "" for bar in drawn.axes[0].patches] == ["", "///", "", "///"]
+    assert drawn.axes[0].get_xlabel() == "hatched: doubt blind-beats-seeing"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError
 from bench.escaping import shown
+from bench.report.checks import worst_level
 from bench.report.published import Quote
 from bench.report.render import words
 from bench.report.tables import RenderedRow, RenderedTable, TableCell, position
@@ -83,7 +84,20 @@ def drawn(table: RenderedTable) -> "figure.Figure":
     for curve, style in zip(_curves(table), styles(), strict=False):
         _draw(axes, curve, style)
     _label(axes, table, said)
+    doubts = _doubts("open marks", [cell for curve in _curves(table) for _, cell in curve.points])
+    page.supxlabel(doubts, fontsize="x-small")
     return page
+
+
+def _doubted(cell: TableCell) -> bool:
+    return cell.estimate is not None and worst_level(cell.flags) in ("doubt", "alarm")
+
+
+def _doubts(what: str, cells: Sequence[TableCell]) -> str:
+    """Say which flags are doubts or alarms; nothing where none is. Notes stand below the table alone."""
+    graver = [flag for cell in cells if _doubted(cell) for flag in cell.flags if flag.level != "note"]
+    named = ", ".join(dict.fromkeys(f"{each.level} {each.code}" for each in graver))
+    return "\n".join(wrap(f"{what}: {named}", 80)) if graver else ""
 
 
 def _label(axes: "Axes", table: RenderedTable, said: Figure) -> None:
@@ -162,6 +176,13 @@ def _draw(axes: "Axes", curve: _Curve, style: Mapping[str, Any]) -> None:
         return [math.nan if each is None else curve.scale * float(each) for each in known]
 
     axes.plot(xs, heights("value"), label=curve.name, markersize=4, linewidth=1.4, **style)
+    at = [place for place, (_, cell) in enumerate(curve.points) if _doubted(cell)]
+    if at:
+        values = heights("value")
+        axes.scatter(
+            [xs[each] for each in at], [values[each] for each in at],
+            s=16, marker=style["marker"], facecolors="white", edgecolors=style["color"], zorder=3,
+        )  # fmt: skip
     axes.fill_between(xs, heights("low"), heights("high"), color=style["color"], alpha=0.15, linewidth=0)
     if curve.quotes:
         axes.plot(
@@ -204,6 +225,8 @@ def bars(table: RenderedTable) -> "figure.Figure":
             axes.set_ylim(0, 100)
         axes.grid(axis="y", alpha=0.25, linewidth=0.5)
     page.suptitle("\n".join(wrap(shown(table.table.title), 60)), fontsize="medium", parse_math=False)
+    doubts = _doubts("hatched", [cell for row in table.rows for cell in row.cells])
+    page.axes[0].set_xlabel(doubts, fontsize="x-small")
     handles: Any = [each for each in page.axes[0].containers if isinstance(each, BarContainer)]
     place: Any = "outside lower center"
     legend = page.legend(handles, ["row"] * len(handles), fontsize="small", frameon=False, loc=place)
@@ -227,5 +250,6 @@ def _group(axes: "Axes", cells: Sequence[TableCell], unit: Unit, place: tuple[in
         [reach(each.high, each.value) for _, each in kept],
     ]
     middles = [at + (place[0] + 0.5) * width - 0.4 for at, _ in kept]
-    axes.bar(middles, heights, width, color=colour)
+    hatches = ["///" if _doubted(cells[at]) else "" for at, _ in kept]
+    axes.bar(middles, heights, width, color=colour, hatch=hatches, edgecolor="white", linewidth=0)
     axes.errorbar(middles, heights, ends, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
