@@ -6,8 +6,9 @@ from pathlib import Path
 
 import planted  # noqa: F401 - registers itself before the registries close
 import pytest
+import second_author  # noqa: F401 - so does this
 import torch
-import toys  # noqa: F401 - so does this
+import toys  # noqa: F401 - and this
 
 from bench.registry import discover
 

@@ -71,7 +71,7 @@ class Planted(nn.Module):
     def scored(self, x: Images) -> Tensor:
         """Return the logits that are scored."""
         match self.plant:
-            case "batch statistics":
+            case "batch statistics" if len(x) > 1:
                 return batch_norm(self.net(x), None, None, training=True)
             case "noise by place":
                 draw = torch.Generator().manual_seed(0)

@@ -61,6 +61,8 @@ class Facts:
     """Its part in what was run, where that is several attacks in one; None: it was run alone."""
     precision: str = "float32"
     """What the attack searched in; float32 judged what it found."""
+    averaged: int = 1
+    """How many answers of the attacked view are averaged at each point; each is a pass of its own."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -79,6 +81,7 @@ class Facts:
         values = dict(zip(FACTS, _values(given), strict=True))
         values |= {"flags": tuple(values["flags"]), "draws": given.get("draws", 1)}
         values["precision"] = given.get("precision", "float32")
+        values["averaged"] = given.get("averaged", 1)
         if (member := given.get("member")) is not None:
             values["member"] = Member(member["label"], member["place"], tuple(member["of"]))
         return cls(**values)

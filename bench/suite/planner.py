@@ -704,6 +704,7 @@ class Planner:
             # One draw is no fact: manifests of defenses that are asked once stay as they are.
             **({} if draws == 1 else {"draws": draws}),
             **({} if attack_run.precision == "float32" else {"precision": attack_run.precision}),
+            **({"averaged": seen.draws} if (seen := attack_run.view) is not None and seen.draws > 1 else {}),
         }
         return PlannedCondition(point.coordinates, job, facts)
 

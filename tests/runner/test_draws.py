@@ -13,7 +13,8 @@ from scipy import stats
 from bench.api import packing
 from bench.errors import InputError
 from bench.noise import seed_of
-from bench.report import checks, tables
+from bench.report import tables
+from bench.report.checks.answers import _luck
 from bench.results import metrics
 from bench.results.conditions import conditions_of
 from bench.results.manifest import write
@@ -305,6 +306,6 @@ def test_what_chance_may_take_from_means_bounds_what_it_takes(draws: int) -> Non
     for _ in range(runs):
         held = noise.binomial(draws, chance) / draws
         answers = [shares(*(1 - each)) for each in held]
-        bounds.append(checks._luck(answers, draws))
+        bounds.append(_luck(answers, draws))
         taken.append(chance.min(0).mean() - held.min(0).mean())
     assert np.mean(bounds) >= np.mean(taken) > 0

@@ -201,13 +201,25 @@ def _unasked(seen: Sequence[Evidence]) -> Iterable[Flag]:
 
 def _short(seen: Sequence[Evidence]) -> Iterable[Flag]:
     fixed = [each for each in seen if each.condition.facts.kind == "fixed-budget"]
-    count, known = _on_failed(fixed, "probed", lambda rows: rows["probed"] < REACH)
+    count, known = _on_failed(fixed, "probed", lambda rows: (rows["probed"] < REACH) & ~_seemed_won(rows))
     if count > SHARE * known:
         yield Flag(
             "short-moves",
             f"on {count} of the {known} examples that held, the attack asked about no image farther than "
             f"{REACH:g} of the radius",
         )
+
+
+def _seemed_won(rows: Rows) -> Mask:
+    """Return on which examples the attack saw a success: whoever has one may stop, however near it is.
+
+    A random defense may answer otherwise to the referee, and a view that differs from the answer does.
+    """
+    won = np.zeros(len(rows["index"]), np.bool_)
+    for name in ("view_margin", "lost_success"):
+        if name in rows:
+            won |= rows[name] > 0
+    return won
 
 
 def _lost(seen: Sequence[Evidence]) -> Iterable[Flag]:

@@ -28,7 +28,7 @@ SURVIVORS = 0.01
 """Share of the survivors of one attack that another one may break before a flag is raised."""
 
 ITERATES = 1.5
-"""Backward passes of an example above which an attack takes more than one step."""
+"""Gradients of an example above which an attack takes more than one step."""
 
 Name = Hashable
 """An attack with its view on one defense at one threat: coordinates without seed and target."""
@@ -65,8 +65,13 @@ class _Attack:
 
     @cached_property
     def steps(self) -> float | None:
-        """Backward passes of an example, on average; None where they were not counted."""
-        counted = [each.rows["backwards"] for each in self.seen if "backwards" in each.rows]
+        """Gradients at points, for an example on average; None where passes were not counted."""
+        # One step that is averaged over twenty draws is one step, and twenty passes.
+        counted = [
+            each.rows["backwards"] / each.condition.facts.averaged
+            for each in self.seen
+            if "backwards" in each.rows
+        ]
         return float(np.concatenate(counted).mean()) if counted else None
 
     @cached_property
