@@ -30,7 +30,7 @@ from bench import (
 @attack(
     "feature-matching",
     norms={"linf", "l2"},
-    version=2,
+    version=1,
     space="features",
     flags=flags.of_ascent,
     check_params=check_params,

@@ -37,7 +37,7 @@ def cost(*, steps: int, bisections: int, classes: str, **_: object) -> int:
 @attack(
     "latent-descent",
     norms={"l2"},
-    version=2,
+    version=1,
     access="score",
     space="prototypes",
     kind="minimum-norm",

@@ -121,12 +121,14 @@ class Watch:
         radius = self._threat.radius
         # One step is returned without another question.
         reach = self._reach.maximum(self._threat.distance(self._x, z).double())
-        return {
+        found = {
             "zero_gradients": torch.where(self._backwards > 0, self._flat / self._backwards, nan),
             "probed": torch.where(self._asked, reach / radius, nan) if 0 < radius < torch.inf else nan,
             "lost_success": lost,
             **margins,
         }
+        # A file of tensors refuses two columns that are one.
+        return {name: values.clone() for name, values in found.items()}
 
 
 def _looks(count: int) -> bool:

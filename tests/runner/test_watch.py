@@ -1,0 +1,112 @@
+"""What the referee sees of an attack in passing, on a half-space where everything is known."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, autograd
+
+from bench.losses import objective
+from bench.protocols import Images, Shape, Threat, View
+from bench.results.outcomes import WATCHED
+from bench.runner.referee import QueryCounter, instrument
+from bench.runner.watch import EVERY, Watch
+from bench.testing import Halfspace
+
+PLANE = Halfspace(Shape(1, 4, 4, 2)).requires_grad_(False)
+X, Y = PLANE.examples(4)
+LEAST = PLANE.least(X, "linf")
+
+
+def looked(radius: float, view: View | None = None) -> tuple[View, View, Watch]:
+    """Return a view as the defense gives it, as an attack gets it, and the watch over it."""
+    bare = view or View(PLANE)
+    watch = Watch(X, Y, Threat("linf", radius), target=None, refusal=False)
+    counter = QueryCounter.of(len(X), X.device)
+    return bare, instrument(bare, counter, "gradient", target=None, exact=True, watch=watch), watch
+
+
+def pushed(by: float) -> Images:
+    """Return the images moved by so much towards the other side of the plane, which is on the way to it."""
+    z = X.clone().requires_grad_()
+    (slope,) = autograd.grad(objective(View(PLANE), PLANE(z), Y, "margin").sum(), z)
+    return (X + by * slope.sign()).clamp(0, 1)
+
+
+def test_what_is_seen_can_be_kept_also_where_nothing_is(tmp_path: Path) -> None:
+    code = View(lambda z: PLANE(z.sigmoid()), encode=lambda x: x.logit(eps=1e-6), decode=torch.sigmoid)
+    for bare in (View(PLANE), code):
+        _, _, watch = looked(0.1, bare)
+        columns = watch.columns(bare, X)
+        assert tuple(columns) == ("zero_gradients", "probed", "lost_success", *WATCHED[3:])
+        save_file(dict(columns), tmp_path / "columns.safetensors")
+        assert columns["zero_gradients"].isnan().all()
+        assert columns["probed"].isnan().all()
+    assert columns["view_margin"].isnan().all(), "the points of a code are no images"
+
+
+def test_the_view_s_own_verdicts_are_margins() -> None:
+    bare, _, watch = looked(1.0)
+    far = float(LEAST.max()) + 0.05
+    columns = watch.columns(bare, pushed(far))
+    assert (columns["view_margin_clean"] < 0).all()
+    assert (columns["view_margin"] > 0).all()
+    expected = objective(bare, PLANE(X), Y, "margin")
+    assert torch.allclose(columns["view_margin_clean"], expected.double())
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0, 1.5])
+def test_how_far_an_attack_looked_within_the_threat(share: float) -> None:
+    radius = 0.02
+    bare, view, watch = looked(radius)
+    view.logits(pushed(share * radius))
+    columns = watch.columns(bare, X)
+    # What is beyond the threat is no lawful image.
+    expected = share if share <= 1 else 0.0
+    assert columns["probed"].tolist() == pytest.approx([expected] * len(X), abs=1e-4)
+
+
+def test_a_success_that_is_not_returned_is_lost() -> None:
+    radius = float(LEAST.max()) + 0.05
+    bare, view, watch = looked(radius)
+    won = pushed(radius)
+    view.logits(won)
+    assert watch.columns(bare, X)["lost_success"].tolist() == [1.0] * len(X)
+    assert watch.columns(bare, won)["lost_success"].tolist() == [0.0] * len(X)
+    # One that is not lawful is none.
+    bare, view, watch = looked(float(LEAST.min()) / 2)
+    view.logits(won)
+    assert watch.columns(bare, X)["lost_success"].tolist() == [0.0] * len(X)
+
+
+def test_gradients_that_say_nothing_are_counted_by_example() -> None:
+    def half(z: Tensor) -> Tensor:
+        logits = PLANE(z)
+        flat = torch.arange(len(z)) % 2 == 0
+        return torch.where(flat[:, None], logits.detach() + 0 * logits, logits)
+
+    _, view, watch = looked(0.1, View(half))
+    for _ in range(2 * EVERY):
+        z = X.clone().requires_grad_()
+        autograd.grad(view.logits(z)[:, 0].sum(), z)
+    columns = watch.columns(View(half), X)
+    assert columns["zero_gradients"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    # Of some of the examples, in copies, by their places in the shard.
+    _, view, watch = looked(0.1, View(half))
+    part = view.select(torch.tensor([2]))
+    z = X[[2, 2]].clone().requires_grad_()
+    autograd.grad(part.logits(z)[:, 0].sum(), z)
+    found = watch.columns(View(half), X)["zero_gradients"]
+    assert found[2] == 0.5
+    assert found[[0, 1, 3]].isnan().all()
+
+
+def test_an_answer_is_the_same_with_and_without_a_watch() -> None:
+    bare, view, _ = looked(math.inf)
+    z = X.clone().requires_grad_()
+    one, other = PLANE(z), view.logits(z)
+    assert torch.equal(one - one.amax(1, keepdim=True), other)
+    slopes = [autograd.grad(each[:, 0].sum(), z)[0] for each in (bare.logits(z), view.logits(z))]
+    assert torch.equal(*slopes)
