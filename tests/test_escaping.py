@@ -251,7 +251,7 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())
-    state = cast(Any, SimpleNamespace(todo=[job]))
+    state = cast(Any, SimpleNamespace(todo={job: ()}))
     costs = cast(Estimates, SimpleNamespace(informed=False))
     display = Display(console, state, costs, ("cpu",), {"k": text}, {})
     display.started(job, 0)

@@ -56,7 +56,7 @@ _FLAGS = ("rejected", "invalid")
 _NUMBERS = ("target", "score", "distance", "differs")
 
 WATCHED = ("zero_gradients", "probed", "lost_success", "view_margin_clean", "view_margin")
-"""The columns of what the referee saw of an attack that looks at a network: float64, NaN for what it did not
+"""The columns of what the referee saw of an attack that looks at a network: float64, null for what it did not
 see.
 """
 

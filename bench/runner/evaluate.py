@@ -1,6 +1,7 @@
 """The evaluation job: asks a defense about crafted images, and keeps a row of outcomes for each."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
 from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
-from bench.results.outcomes import BROKEN_SHARE, schema
+from bench.results.outcomes import BROKEN_SHARE, WATCHED, schema
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.limits import out_of_memory
@@ -187,10 +188,11 @@ def _outcomes(
         "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **broken,
+        **{name.removeprefix("note."): value for name, value in crafted.items() if name.startswith("note.")},
         **{
-            name.partition(".")[2]: value
-            for name, value in crafted.items()
-            if name.startswith(("note.", "watch."))
+            name.removeprefix("watch."): [None if math.isnan(each) else each for each in values.tolist()]
+            for name, values in crafted.items()
+            if name.startswith("watch.")
         },
     }
 
@@ -410,7 +412,7 @@ def _table(columns: Mapping[str, Any]) -> pa.Table:
     arrays, fields = [], []
     for name, values in columns.items():
         plain = values.numpy() if isinstance(values, Tensor) else values
-        kind = known.field(name).type if name in known.names else None
+        kind = known.field(name).type if name in known.names else pa.float64() if name in WATCHED else None
         if plain is None:
             plain = [None] * len(columns["truth"])
         arrays.append(pa.array(plain, type=kind))

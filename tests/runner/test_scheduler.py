@@ -232,7 +232,10 @@ def test_a_report_is_strict_where_it_is_asked_to_be(tmp_path: Path) -> None:
     path = simple(tmp_path)
     assert bench(tmp_path, "run", path.name, "--executor", "inline").returncode == 0
     strict = ("report", path.name, "--strict")
-    assert bench(tmp_path, *strict).returncode == 0
+    alarmed = bench(tmp_path, *strict)
+    assert alarmed.returncode == 1
+    assert "strict: 1 alarm: at-chance in table t" in alarmed.stderr, "nobody has trained the network"
+    assert bench(tmp_path, "run", path.name, "--strict", "--executor", "inline").returncode == 1
     (first, *_) = sorted((tmp_path / "results" / "suite" / "evaluate").iterdir())
     whole = (first / "outcomes.parquet").read_bytes()
     for harm in ("damaged", "missing", "stale"):
@@ -248,7 +251,7 @@ def test_a_report_is_strict_where_it_is_asked_to_be(tmp_path: Path) -> None:
         assert "strict:" in found.stderr
         assert bench(tmp_path, "report", path.name).returncode == 0
     assert bench(tmp_path, "run", path.name, "--executor", "inline").returncode == 0
-    assert bench(tmp_path, *strict).returncode == 0
+    assert bench(tmp_path, *strict).returncode == 1
 
 
 @pytest.mark.parametrize("executor", ["inline", "process"])

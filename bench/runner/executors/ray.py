@@ -551,7 +551,7 @@ def _connect(address: str | None, workers: int | None) -> None:
         try:
             ray.init(address="local", num_cpus=workers or free_cores(), include_dashboard=False, **settings)
         except Exception as error:  # noqa: BLE001 - Ray raises even plain ones where a process does not start
-            raise InputError(f"--executor ray: no cluster starts here ({_first(error)})") from None
+            raise InputError(f"--executor ray: no cluster starts on this machine ({_first(error)})") from None
         return
     begun, named = time.monotonic(), "--ray-address" if address else "RAY_ADDRESS:"
     try:
