@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import second_author
-from test_planted import flags
+from test_broken_evaluations import flags
 
 from bench.report import tables
 from bench.results.outcomes import Stored
