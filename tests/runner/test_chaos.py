@@ -256,7 +256,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.xfail(
     strict=False,
-    reason="seen once on a busy machine: a job was done twice, with the same result, and nobody said why",
+    reason="not understood: a job is done twice, with the same result, and nobody says why",
 )
 def test_a_storm_over_drivers_workers_and_slots_loses_nothing_and_does_little_twice(
     tmp_path: Path, calm: dict[str, bytes]
