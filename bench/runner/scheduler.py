@@ -423,12 +423,20 @@ def ask_again(
 
 def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
     """Return how a stored network differs from the one that is built now, None where it does not."""
-    future = pool.submit(0, Recheck(job))
-    try:
-        said = future.result(None if limit is None else limit + GRACE)["different"]
-    except (TimeoutError, BrokenExecutor) as error:
-        pool.kill(0)
-        pool.restart(0)
-        how = "does not end" if isinstance(error, TimeoutError) else "ends its process"
-        return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"
-    return None if said is None else str(said)
+    how = ""
+    for _ in range(TRIES):
+        future = pool.submit(0, Recheck(job))
+        try:
+            said = future.result(None if limit is None else limit + GRACE)["different"]
+        except TimeoutError:
+            pool.kill(0)
+            pool.restart(0)
+            how = "does not end"
+            break
+        except BrokenExecutor:
+            # Once, somebody else may have killed it: no reason to discard what was finished.
+            pool.restart(0)
+            how = "ends its process"
+        else:
+            return None if said is None else str(said)
+    return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"

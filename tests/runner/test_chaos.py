@@ -254,10 +254,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return results(folder / "r")
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="not understood: a job is done twice, with the same result, and nobody says why",
-)
 def test_a_storm_over_drivers_workers_and_slots_loses_nothing_and_does_little_twice(
     tmp_path: Path, calm: dict[str, bytes]
 ) -> None:

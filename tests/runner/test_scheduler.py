@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench.errors import InputError
 from bench.results import store
+from bench.results.failures import TRIES
 from bench.runner import progress, scheduler
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
@@ -89,36 +90,52 @@ def test_a_full_disk_ends_the_run_at_once(
     assert not Ran(path).failed
 
 
-def test_a_network_whose_process_ends_when_it_is_asked_again_is_another(tmp_path: Path) -> None:
+class Dies:
+    """A pool whose process dies so many times, and then answers that nothing has changed."""
+
+    devices = ("cpu",)
+
+    def __init__(self, deaths: int) -> None:
+        self.deaths = deaths
+        self.restarts = 0
+
+    def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
+        future: Future[dict[str, Any]] = Future()
+        if self.restarts < self.deaths:
+            future.set_exception(BrokenProcessPool("gone"))
+        else:
+            future.set_result({"different": None})
+        return future
+
+    def restart(self, slot: int) -> None:
+        self.restarts += 1
+
+
+def test_a_network_whose_process_ends_whenever_it_is_asked_again_is_another(tmp_path: Path) -> None:
     path = simple(tmp_path)
     assert not Ran(path).failed
     made = planner.make(resolve.load(path))
     results = store.Store(tmp_path / "results")
-    calls: list[str] = []
-
-    class Dies:
-        devices = ("cpu",)
-
-        def submit(self, slot: int, job: Any) -> "Future[dict[str, Any]]":
-            future: Future[dict[str, Any]] = Future()
-            future.set_exception(BrokenProcessPool("gone"))
-            return future
-
-        def kill(self, slot: int) -> None:
-            calls.append("kill")
-
-        def restart(self, slot: int) -> None:
-            calls.append("restart")
-
-    pool: Any = Dies()
+    pool: Any = Dies(TRIES)
     found = scheduler.ask_again(made, results, pool)
-    assert calls == ["kill", "restart"]
+    assert pool.restarts == TRIES
     ((reason, count),) = found.items()
     assert "ends its process" in reason
     assert count == len([job for job in made.graph() if isinstance(job, Train | Evaluate)]) + 3
     assert not [
         job for job in made.graph() if isinstance(job, Evaluate) and results.receipt("evaluate", job.key)
     ]
+
+
+def test_a_process_that_somebody_kills_while_it_asks_costs_no_finished_result(tmp_path: Path) -> None:
+    path = simple(tmp_path)
+    assert not Ran(path).failed
+    made = planner.make(resolve.load(path))
+    results = store.Store(tmp_path / "results")
+    pool: Any = Dies(TRIES - 1)
+    assert scheduler.ask_again(made, results, pool) == {}
+    assert pool.restarts == TRIES - 1
+    assert all(results.receipt(job.kind, job.key) for job in made.graph())
 
 
 # --- what a run says ---------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
     """
     found = [flag for check in _CHECKS for flag in check(seen)]
     flags = dict.fromkeys(flag for each in seen for flag in each.condition.facts.flags)
-    return [*found, *(Flag("out-of-reach", flag) for flag in flags)]
+    # Seeds may find the same.
+    return list(dict.fromkeys([*found, *(Flag("out-of-reach", flag) for flag in flags)]))
 
 
 def invalid_moves(seen: Iterable[Evidence]) -> int:
