@@ -3,6 +3,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -443,3 +444,20 @@ def test_a_figure_marks_what_is_doubted_and_names_the_flags():
     drawn = figure.bars(table)
     assert [bar.get_hatch() or "" for bar in drawn.axes[0].patches] == ["", "///", "", "///"]
     assert drawn.axes[0].get_xlabel() == "hatched: doubt blind-beats-seeing"
+
+
+def test_no_mark_is_cut_on_a_narrow_terminal_however_many_a_number_has():
+    said = [f"reason {number}" for number in range(12)]
+    attacks = [f"a{place}" for place in range(8)]
+    conditions = [condition(each, attack=each, flags=said) for each in attacks]
+    outcomes = {each: rows(first(360, 100)) for each in attacks}
+    given = {
+        "title": "x",
+        "rows": ["defense"],
+        "columns": {f"Column {each}": {"attack": each} for each in attacks},
+    }
+    text = shown(tables.cut(manifest(conditions, given), "T", outcomes.get))
+    grid = text[: text.index("Data digits")]
+    assert "…" not in grid
+    marks = re.findall(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]+", grid)
+    assert sorted(Counter(marks).values()) == [len(attacks)] * len(said)

@@ -66,7 +66,9 @@ def to_text(table: RenderedTable) -> "Group":
 def _cell(cell: TableCell, unit: Unit, notes: words.Footnotes) -> "Text":
     from rich.text import Text
 
-    marks = words.raised(notes.marks(cell))
+    numbers = notes.marks(cell)
+    # Several would make the column wide, and be cut: on a line of their own they are broken between.
+    marks = words.raised(numbers) if len(numbers) < 2 else "\n" + " ".join(words.raised([n]) for n in numbers)
     if cell.estimate is None:
         return Text.assemble((cell.hole, "dim"), marks)
     value = f"{cell.bound}{words.number(cell.estimate.value, unit)}"
