@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ from manifests import but, clean, condition, first, manifest, rows
 from scipy import stats
 
 from bench.report import checks, tables
+from bench.results.conditions import conditions_of
+from bench.results.outcomes import arrays
 
 DOCS = Path(__file__).parents[2] / "docs"
 N = 200
@@ -282,6 +285,30 @@ def test_an_attack_that_the_table_does_not_show_counts():
     del outcomes["blind"]
     flags, _ = flagged([SEEING, BLIND["score"]], outcomes, where={"attack": "pgd"})
     assert codes(flags) == {"pgd, first": []}
+
+
+def test_attacks_of_worst_mode_are_not_compared_since_each_saw_what_others_left():
+    outcomes = {"see": rows(first(N, 100)), "blind": rows(first(N, 50))}
+    of = ["pgd", "spsa"]
+    members = [
+        but(each, member={"label": each["coordinates"]["attack"], "place": place, "of": of})
+        for place, each in enumerate(
+            {**given, "facts": {**given["facts"], "member": None}} for given in (SEEING, BLIND["score"])
+        )
+    ]
+    asked = {"see": members[0], "blind": members[1]}
+    evidence = [
+        [checks.Evidence(each, found, found, None)]
+        for name, given in asked.items()
+        for each in conditions_of({"conditions": [given]})
+        for found in [arrays(outcomes[name])]
+    ]
+    assert checks.compared([evidence]) == [[[], []]]
+    alone = [
+        [replace(seen, condition=replace(seen.condition, facts=replace(seen.condition.facts, member=None)))]
+        for (seen,) in evidence
+    ]
+    assert all(checks.compared([alone])[0])
 
 
 def test_a_random_defense_is_compared_by_the_difference():

@@ -128,7 +128,7 @@ def _refuses(seen: Sequence[Evidence]) -> Iterable[Flag]:
 
 def _above(count: int, n: int, share: float) -> bool:
     """Return whether a share is above another one by more than chance (exact binomial test)."""
-    return count > share * n and binomial_p(count, n, share) < CHANCE
+    return binomial_p(count, n, share) < CHANCE
 
 
 # --- the view and the answer ---------------------------------------------------------------------------
