@@ -705,6 +705,7 @@ class Planner:
             **({} if draws == 1 else {"draws": draws}),
             **({} if attack_run.precision == "float32" else {"precision": attack_run.precision}),
             **({"averaged": seen.draws} if (seen := attack_run.view) is not None and seen.draws > 1 else {}),
+            **({"trained_on_them": True} if _trained_on(request.victim, request.data) else {}),
         }
         return PlannedCondition(point.coordinates, job, facts)
 
@@ -806,6 +807,14 @@ def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     if flag := guard.said("flags", **{**request.victim.defense.params, **point.inference}):
         found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]
+
+
+def _trained_on(victim: Train, asked: Data) -> bool:
+    """Return whether a defense, or one of its parts, was fitted on the split that it is scored on."""
+    own = victim.defense.entry.learns and (
+        (victim.data.spec.name, victim.data.spec.split) == (asked.spec.name, asked.spec.split)
+    )
+    return own or any(_trained_on(part, asked) for _, part in victim.parts)
 
 
 def _draws(train: Train, inference: Mapping[str, Any]) -> bool:

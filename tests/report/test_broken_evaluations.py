@@ -93,6 +93,15 @@ def test_an_attack_that_does_not_attack_is_flagged_without_another_beside_it(
     assert code in flags(table, "doubt", "alarm")["own"]
 
 
+def test_a_defense_that_is_scored_on_what_it_was_fitted_on(tmp_path: Path) -> None:
+    defenses = {"d": {"use": "toy/planted", "epochs": 2}}
+    task = {**TASK, "defenses": ["d"], "attacks": ["clean"]}
+    path = suite(tmp_path, defenses, {"clean": {"use": "none"}}, [task])
+    assert flags(cut(path, ["clean"]), "alarm")["clean"] == set()
+    path.write_text(path.read_text().replace("split: test", "split: train"))
+    assert flags(cut(path, ["clean"]), "alarm")["clean"] == {"fitted-on-scored"}
+
+
 @pytest.mark.parametrize("robust", [False, True])
 def test_a_sound_evaluation_raises_nothing_above_a_note(robust: bool, tmp_path: Path) -> None:
     defenses = {"d": {"use": "toy/planted", "robust": robust, "epochs": 20}}

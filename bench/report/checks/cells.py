@@ -118,6 +118,11 @@ def _at_chance(seen: Sequence[Evidence]) -> Iterable[Flag]:
             )
 
 
+def _fitted_on_scored(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    if any(each.condition.facts.trained_on_them for each in seen):
+        yield Flag("fitted-on-scored", "the defense was fitted on the split that it is scored on")
+
+
 def _refuses(seen: Sequence[Evidence]) -> Iterable[Flag]:
     for rows in _clean(seen):
         count, n = int(rows["rejected"].sum()), len(rows["rejected"])
@@ -295,6 +300,7 @@ _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
     _invalid,
     _not_finite,
     _at_chance,
+    _fitted_on_scored,
     _refuses,
     _differs,
     _view_differs,

@@ -27,6 +27,7 @@ CODES: Mapping[str, Level] = {
     "attack-raised": "doubt",
     "above-clean": "doubt",
     "at-chance": "alarm",
+    "fitted-on-scored": "alarm",
     "refuses-clean": "doubt",
     "answers-differ": "alarm",
     "unluckiest-answer": "note",
