@@ -176,7 +176,9 @@ class Instrumented:
             points = (self._watch.through(self._rows, points[0]), *points[1:])
         answer = self._chunked(*points)
         parts = [each for each in (answer if isinstance(answer, tuple) else (answer,)) if each.requires_grad]
-        if parts:
+        if len(parts) == 1:
+            parts[0].register_hook(lambda _: self._count(self._counter.backwards, n))
+        elif parts:
             # Once, whichever of its parts a gradient comes from.
             register_multi_grad_hook(parts, lambda _: self._count(self._counter.backwards, n), mode="any")
         return self._entered(answer, points[0].dtype)
