@@ -41,9 +41,10 @@ from bench.protocols import (
     Threat,
     View,
 )
+from bench.referee.freezing import reseed
+from bench.referee.instruments import QueryCounter, answers_only, instrument, no_access_view
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, bind, discover, view
 from bench.results.outcomes import OUTCOME_COLUMNS
-from bench.runner.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
 from bench.runner.training import Trainer
 
 ROUNDING = 1e-6

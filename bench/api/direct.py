@@ -35,6 +35,9 @@ from bench.errors import InputError, did_you_mean
 from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
+from bench.referee.answers import CHUNK, out_of_memory
+from bench.referee.freezing import frozen
+from bench.referee.settings import Setting
 from bench.registry import (
     DEFENSES,
     DefenseEntry,
@@ -50,11 +53,9 @@ from bench.results.conditions import Condition, Facts
 from bench.results.metrics import Estimate
 from bench.results.outcomes import Rows, arrays
 from bench.runner import process_state
-from bench.runner.context import CHUNK, settle
+from bench.runner.context import settle
 from bench.runner.craft import attacked, unmoved
 from bench.runner.evaluate import answers_to, shown_images, table_of
-from bench.runner.limits import out_of_memory
-from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
 from bench.suite.planner import PlannedCondition
 from bench.suite.resolve import Resolved
@@ -481,7 +482,7 @@ def settings(device: torch.device) -> Iterator[None]:
     elsewhere = torch.get_default_device().type != "cpu"
     unreadable = object()
 
-    def read(setting: process_state.Setting) -> Any:
+    def read(setting: Setting) -> Any:
         # Torch's older names for what products are computed in raise where the newer ones say something else.
         try:
             return setting.read()

@@ -7,14 +7,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from bench.doctor.chance import CONFIDENCE, MOST, at_least, level_of
+from bench.doctor.chance import MOST, at_least, level_of, surely
 from bench.doctor.findings import Finding, Level
 from bench.doctor.patient import Columns, Patient, Sight, steps_away
 from bench.errors import InputError, OvertimeError
-from bench.gate.statistics import clopper_pearson
 from bench.protocols import Images
+from bench.referee.answers import DRIFT, ROUNDING, ask, changed, moved
 from bench.results.metrics import mcnemar_p
-from bench.runner.evaluate import DRIFT, ROUNDING, ask, changed, moved
 
 RARE = 1e-3
 """The probability by chance below which a comparison of random answers, or of two splits, is a finding."""
@@ -43,7 +42,7 @@ def clean(patient: Patient) -> Iterator[Finding]:
         yield Finding("clean", "quiet", said)
     refused = int(answers["rejected"].sum())
     if refused:
-        low, _ = clopper_pearson(refused, n, CONFIDENCE)
+        low = surely(refused, n)
         # Many defenses refuse some by design: a table says how many.
         level: Level = "alarm" if low > 2 * MOST else "doubt" if low > MOST else "note"
         yield Finding("clean", level, f"{refused} of {n} clean images are refused", "refuses-clean", 0.01)

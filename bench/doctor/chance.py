@@ -3,7 +3,6 @@
 from scipy import stats
 
 from bench.doctor.findings import Level
-from bench.gate.statistics import clopper_pearson
 
 CONFIDENCE = 0.98
 """Two-sided confidence of the intervals: a lower end is too high with a probability of 1 %."""
@@ -43,6 +42,21 @@ def at_least(wins: int, n: int, share: float) -> float:
     return float(stats.binom.sf(wins - 1, n, share))
 
 
+def surely(k: int, n: int) -> float:
+    """Return the share that k of n examples are surely above.
+
+    It is the lower Clopper-Pearson bound, at 1 % one-sided.
+
+    Args:
+        k: How many examples, in [0, n].
+        n: Out of how many, 1 or more.
+
+    Returns:
+        The share, in [0, 1].
+    """
+    return float(stats.binomtest(k, n).proportion_ci(CONFIDENCE, method="exact").low)
+
+
 def level_of(k: int, n: int) -> Level:
     """Return how heavy it is that k of n examples are what they should not be.
 
@@ -59,5 +73,5 @@ def level_of(k: int, n: int) -> Level:
     """
     if k == 0:
         return "quiet"
-    low, _ = clopper_pearson(k, n, CONFIDENCE)
+    low = surely(k, n)
     return "alarm" if low > MOST else "doubt" if low > SHARE else "note"

@@ -11,7 +11,7 @@ from bench.doctor.patient import Patient, Sight, steps_away
 from bench.losses import objective
 from bench.noise import Noise, seed_of
 from bench.protocols import Images, Labels, View
-from bench.runner.referee import reseed
+from bench.referee.freezing import reseed
 
 SCALES = (64, 16, 4)
 """The steps of `uphill` are the radius divided by these."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from bench.losses import eot
 from bench.noise import Noise, seed_of
 from bench.protocols import Images, Labels, Split, Threat, View
+from bench.referee.answers import CHUNK, ask
+from bench.referee.freezing import frozen
+from bench.referee.instruments import QueryCounter, instrument
+from bench.referee.validation import validate
 from bench.registry import DefenseEntry, ViewEntry, bind, bound
-from bench.runner.context import CHUNK
-from bench.runner.evaluate import ask
-from bench.runner.referee import QueryCounter, frozen, instrument, validate
 
 DRAWS = 8
 """Answers that a view of a random defense averages over."""

@@ -12,15 +12,11 @@ import torch
 from bench.data import spec as datasets
 from bench.errors import InputError
 from bench.protocols import Split
+from bench.referee.answers import CHUNK
+from bench.referee.settings import PRODUCTS
 from bench.results import fingerprint
 from bench.results.origin import processor
-from bench.runner import process_state
 from bench.suite.jobs import Data
-
-CHUNK = {"cpu": 256, "cuda": 4096}
-"""Number of images that are computed at once, by the type of device: few enough for the cache of a processor,
-and enough to fill a GPU.
-"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def settle(device: torch.device) -> None:
     for kind in CHUNK:
         # The caller's, where jobs run in its process. What a network casts by itself is its own.
         torch.set_autocast_enabled(kind, False)
-    for product in process_state.PRODUCTS:
+    for product in PRODUCTS:
         product.write("none")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True

@@ -15,28 +15,19 @@ from bench.errors import InputError
 from bench.losses import eot, succeeded
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
+from bench.referee.answers import CHUNK, decided, out_of_memory
+from bench.referee.freezing import frozen, seeded
+from bench.referee.instruments import QueryCounter, answers_only, guides, instrument, no_access_view
+from bench.referee.precision import Claims, check_bfloat16, copied, in_bfloat16
+from bench.referee.validation import Validated, leeway, validate
+from bench.referee.watch import Watch
 from bench.registry import bind, bound, needing
 from bench.results import replays
 from bench.results.outcomes import OUTCOME_COLUMNS, WATCHED
 from bench.results.store import Store
-from bench.runner.context import CHUNK, WorkerContext, load
-from bench.runner.evaluate import decided
-from bench.runner.limits import limited, out_of_memory
-from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16
-from bench.runner.referee import (
-    QueryCounter,
-    Validated,
-    answers_only,
-    frozen,
-    guides,
-    instrument,
-    leeway,
-    no_access_view,
-    seeded,
-    validate,
-)
+from bench.runner.context import WorkerContext, load
+from bench.runner.limits import limited
 from bench.runner.train import fitted, forget_fitted
-from bench.runner.watch import Watch
 from bench.suite.jobs import AttackRun, Craft, Starts
 
 

@@ -2,18 +2,17 @@
 
 import contextlib
 import os
-import random
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.errors import DisturbedError
+from bench.referee.freezing import random_states
 from bench.runner.child_processes import orphans_adopted
 from bench.runner.interrupts import ENDING
 from bench.runner.process_state import ProcessState, changed_kernels, set_signal_handlers, signal_handlers
@@ -87,25 +86,6 @@ def _restore_quietly(state: ProcessState) -> None:
     """Restore without an error of its own: the job has failed already, for another reason."""
     with contextlib.suppress(DisturbedError):
         state.restore()
-
-
-@contextmanager
-def random_states(devices: Iterable[int]) -> Iterator[None]:
-    """Restore the global random states of torch, numpy and Python after the block.
-
-    Args:
-        devices: Indices of the GPUs whose random states are restored too.
-
-    Yields:
-        Nothing.
-    """
-    states = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=list(devices)):
-        try:
-            yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 
 from bench.noise import Noise
 from bench.protocols import Images, Shape
+from bench.referee.freezing import seeded
 from bench.registry import DefenseEntry
-from bench.runner.referee import seeded
 
 IMAGES = 4
 """Number of images, half of them noise and half of them smooth."""

@@ -17,12 +17,12 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,25 +33,8 @@ import torch.utils.checkpoint
 from torch.nn.modules import module as torch_module
 
 from bench.errors import DisturbedError
+from bench.referee.settings import PRODUCTS, Setting, flag
 from bench.runner import child_processes
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that holds for the whole process."""
-
-    name: str
-    """The name of the setting in messages."""
-    read: Callable[[], Any]
-    """Returns the present value."""
-    write: Callable[[Any], object]
-    """Sets a value that `read` returned."""
-    lenient: Literal["never", "building", "always"] = "never"
-    """When the code of a job may change the setting. The change is then restored and noted, and the job
-    continues. ``building``: while a network is constructed, since nothing is computed yet. Any other change
-    fails the job.
-    """
-
 
 _ENTERED: list[torch.inference_mode] = []
 """Guards of inference mode. They hold as long as they live."""
@@ -120,28 +103,7 @@ def set_signal_handlers(value: Mapping[signal.Signals, Any]) -> None:
                 signal.signal(number, handler)
 
 
-def _flag(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], object]]:
-    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
-
-
 _KINDS = ("cpu", "cuda")
-
-PRODUCTS = tuple(
-    Setting(f"torch.backends.{path}fp32_precision", *_flag(owner, "fp32_precision"), lenient="building")
-    for path, owner in (
-        ("", torch.backends),
-        *(
-            (f"{library}.{operation}.", getattr(getattr(torch.backends, library), operation, None))
-            for library in ("cuda", "cudnn", "mkldnn")
-            for operation in ("matmul", "conv", "rnn")
-        ),
-    )
-    if hasattr(owner, "fp32_precision")
-)
-"""What products of float32 numbers are computed in, as torch 2.9 and later say it; none with an older torch.
-
-The general one comes first, since the others follow it while they are ``none``.
-"""
 
 SETTINGS = (
     Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
@@ -173,7 +135,7 @@ SETTINGS = (
         lenient="building",
     ),
     *(
-        Setting(f"torch.backends.{path}.{name}", *_flag(owner, name), lenient="building")
+        Setting(f"torch.backends.{path}.{name}", *flag(owner, name), lenient="building")
         for path, owner, names in (
             ("cudnn", torch.backends.cudnn, ("enabled", "deterministic", "benchmark", "allow_tf32")),
             (

@@ -17,12 +17,12 @@ from torch import Tensor
 from bench.errors import OvertimeError
 from bench.noise import Noise, seed_of
 from bench.protocols import Batch, Epoch, Split, Stateful
+from bench.referee.answers import decided
+from bench.referee.freezing import reseed, seeded
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.craft import look
-from bench.runner.evaluate import decided
 from bench.runner.isolation import isolated
 from bench.runner.limits import limited
-from bench.runner.referee import reseed, seeded
 from bench.runner.train import build
 from bench.runner.training import Pass, Trainer
 from bench.suite.jobs import AttackRun, Craft, Evaluate, Job, Train

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.errors import InputError, OtherNetworkError, TrainingError
 from bench.noise import seed_of
+from bench.referee.freezing import reseed, seeded
 from bench.registry import Entry, bind
 from bench.results import fingerprint
 from bench.results.origin import versions
@@ -20,7 +21,6 @@ from bench.results.store import Store
 from bench.runner import probes
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.isolation import building
-from bench.runner.referee import reseed, seeded
 from bench.runner.training import Progress, Trainer
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.resolve import Resolved, named_files

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from bench.errors import DamagedError, InputError, TrainingError
 from bench.noise import Noise, seed_of
 from bench.protocols import Attack, Batch, Epoch, Randomness, Split, Stateful, Use
+from bench.referee.freezing import reseed
 from bench.registry import bound
 from bench.results import durable
 from bench.runner import states
-from bench.runner.referee import reseed
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``; or what a person should know:

@@ -89,7 +89,7 @@ UNSEEN = ("latent", "inversion")
 """Spaces whose points are codes, from which another image is made than the one they are made from."""
 
 Precision = Literal["float32", "bf16-search"]
-"""What an attack searches in: float32; or bfloat16, and float32 judges what it found (`runner.precision`)."""
+"""What an attack searches in: float32; or bfloat16, and float32 judges what was found."""
 
 T = TypeVar("T")
 Several = Annotated[list[T], Field(min_length=1)]

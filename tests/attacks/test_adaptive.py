@@ -21,8 +21,8 @@ from attacks.pgd import pgd
 from attacks.threshold_cw import leads, threshold_cw
 from bench import Crafted, Described, Features, Images, InputError, Labels, Shape, Threat, View, view_of
 from bench.noise import Noise
+from bench.referee.instruments import QueryCounter, answers_only, instrument
 from bench.registry import ATTACKS, bind
-from bench.runner.referee import QueryCounter, answers_only, instrument
 from defenses.sdim import Sdim
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.15)

@@ -13,8 +13,8 @@ from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.noise import Noise
 from bench.protocols import Images, Inversion, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS, bind
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace, _Trial
 
 SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}

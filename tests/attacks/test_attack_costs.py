@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import bench.testing
+from bench.referee.instruments import QueryCounter
 from bench.registry import ATTACKS, bind
-from bench.runner.referee import QueryCounter
 from bench.testing import _Trial
 
 OWN = [

@@ -18,8 +18,8 @@ from attacks.spsa import estimate, spsa, spsa_released
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace, check_attack
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [

@@ -20,8 +20,8 @@ from attacks.square import square
 from bench.losses import objective, succeeded
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Norm, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}

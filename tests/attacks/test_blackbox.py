@@ -23,8 +23,8 @@ from attacks.square import square
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Decision, Images, Labels, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, answers_only, instrument
 from bench.registry import Access
-from bench.runner.referee import QueryCounter, answers_only, instrument
 from bench.testing import Halfspace
 
 

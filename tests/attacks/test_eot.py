@@ -14,7 +14,7 @@ from attacks.pgd import pgd
 from bench import InputError, Shape, View, eot, objective, succeeded
 from bench.noise import Noise
 from bench.protocols import Labels, Threat
-from bench.runner.referee import QueryCounter, instrument
+from bench.referee.instruments import QueryCounter, instrument
 from bench.suite import planner, resolve
 from defenses.defensegan import DefenseGan
 from suites import TASK, Ran, suite

@@ -9,8 +9,8 @@ from attacks import fast_worst as parts
 from attacks.fast_worst import directed_start, fast_worst, ranked
 from bench import Images, Labels, Norm, Shape, Threat, View
 from bench.noise import Noise
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace, check_planted
 
 DUAL = {"linf": 1.0, "l2": 2.0}

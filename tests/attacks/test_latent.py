@@ -19,8 +19,8 @@ from attacks.on_manifold import explain, on_manifold
 from bench.losses import objective
 from bench.noise import Noise
 from bench.protocols import Explained, Images, Inversion, Labels, Prototypes, Shape, Threat, View, distance
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 L2 = Threat("l2")

@@ -27,13 +27,15 @@ from bench import cli
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
 from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
+from bench.referee.freezing import frozen
+from bench.referee.instruments import QueryCounter, answers_only, instrument
+from bench.referee.validation import validate
 from bench.registry import ATTACKS, AttackEntry, bind
 from bench.results import fingerprint
 from bench.results.store import Store
 from bench.runner import outstanding, scheduler
 from bench.runner.context import WorkerContext
 from bench.runner.executors.process import Process
-from bench.runner.referee import QueryCounter, answers_only, frozen, instrument, validate
 from bench.suite import listing, planner, resolve
 from suites import TASK, Ran, scheduled, suite
 

@@ -25,8 +25,8 @@ from attacks.threshold_cw import threshold_cw
 from bench.losses import eot, objective
 from bench.noise import Noise
 from bench.protocols import Crafted, Images, Labels, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 L2, L0 = Threat("l2"), Threat("l0")

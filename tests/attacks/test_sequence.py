@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from attacks.sequence import sequence
 from bench import Crafted, Images, InputError, Labels, Norm, Shape, Threat, Use, View, bound, labels_of
 from bench.noise import Noise
+from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS, discover, needing
-from bench.runner.referee import QueryCounter, instrument
 from bench.testing import Halfspace
 
 discover()

@@ -14,7 +14,7 @@ from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.spsa import spsa
 from bench.protocols import Images, Threat, View
-from bench.runner.referee import QueryCounter, instrument
+from bench.referee.instruments import QueryCounter, instrument
 
 STEPS = 40
 

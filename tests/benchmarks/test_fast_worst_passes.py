@@ -17,7 +17,7 @@ from attacks.autoattack import autoattack
 from attacks.fast_worst import fast_worst
 from bench.noise import Noise
 from bench.protocols import Images, Labels, Norm, Threat, View
-from bench.runner.referee import QueryCounter, instrument
+from bench.referee.instruments import QueryCounter, instrument
 
 NETS: list[tuple[str, Norm, float]] = [
     ("mnist-certified-0.1", "linf", 0.1),

@@ -33,8 +33,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import bench
+from bench.referee.precision import in_bfloat16, reduced
 from bench.runner.context import device_name, settle
-from bench.runner.precision import in_bfloat16, reduced
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AGREEMENT = 0.99

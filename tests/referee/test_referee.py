@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.protocols import Decision, Features, Inversion, Threat, View, lengths
-from bench.runner.referee import (
+from bench.referee.freezing import frozen
+from bench.referee.instruments import (
     GUIDES,
     QueryCounter,
     answers_only,
     centred,
-    frozen,
     guides,
     instrument,
     no_access_view,
-    validate,
 )
+from bench.referee.validation import validate
 
 X = torch.full((4, 1, 2, 2), 0.5)
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.errors import DisturbedError, InputError
 from bench.losses import succeeded
 from bench.protocols import Images, Labels, Threat, View, distance, identity
-from bench.runner import process_state
+from bench.referee.settings import PRODUCTS
 
 _MENDED_BY = "write `precision: float32` beside the attack"
 
@@ -31,7 +31,7 @@ def reduced() -> list[str]:
     Returns:
         A phrase for each such setting; none where all products are those of float32.
     """
-    newer = ((each.name, each.read, ("none", "ieee")) for each in process_state.PRODUCTS)
+    newer = ((each.name, each.read, ("none", "ieee")) for each in PRODUCTS)
     older: tuple[tuple[str, Callable[[], Any], tuple[object, ...]], ...] = (
         ("the precision of float32 matrix products", torch.get_float32_matmul_precision, ("highest",)),
         ("torch.backends.cuda.matmul.allow_tf32", lambda: torch.backends.cuda.matmul.allow_tf32, (False,)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import InputError
-from bench.runner.referee import frozen
+from bench.referee.freezing import frozen
 from suites import TASK, Ran, suite
 
 X = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))

@@ -5,42 +5,24 @@ attack does not include, and cuts large batches into chunks. After it, the refer
 finiteness of the images. Around it, modes, gradients, weights and global random states are restored.
 """
 
-import contextlib
-import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
-from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
-from bench.errors import InputError
 from bench.protocols import (
-    Crafted,
     Features,
     Images,
     Labels,
-    Norm,
-    Threat,
     View,
-    distance,
     identity,
-    shrink,
 )
+from bench.referee.precision import Claims, in_bfloat16
 from bench.registry import Access
-from bench.runner.isolation import random_states
-from bench.runner.precision import Claims, full_products, in_bfloat16
-from bench.runner.snapshots import Snapshot
-
-ROUNDING = 1e-6
-"""Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""
-
 
 LOGITS = ("logits", "described", "explained")
 """The callables of a view that answer logits of its points, alone or with more."""
@@ -346,197 +328,3 @@ def guides(decide: Callable[[Images], Any], images: Images, labels: Labels, clas
             if len(right):
                 found[label] = own[right[0]]
     return found
-
-
-class Validated(NamedTuple):
-    """The images that the defense is shown, after the checks of the referee."""
-
-    images: Images
-    """Images (N, C, H, W) within the threat and in [0, 1]."""
-    invalid: Tensor
-    """True where the move was not allowed, so that the clean image stands in its place: bool (N,)."""
-    because: Mapping[str, int]
-    """The number of examples for each reason why a move was not allowed."""
-
-
-def validate(x: Images, returned: object, threat: Threat) -> Validated:
-    """Check what an attack returned, and project overshoots of the size of rounding back.
-
-    A move is not allowed where the image is not finite, leaves [0, 1], or leaves the ball of the threat. With
-    another shape or dtype no move of the shard is allowed.
-
-    Args:
-        x: Clean images (N, C, H, W).
-        returned: What the attack returned: images or `Crafted`.
-        threat: The norm and the radius.
-
-    Returns:
-        The images to show, where moves were not allowed, and why.
-
-    Raises:
-        TypeError: The attack returned something that is no tensor of images.
-    """
-    z = returned.images if isinstance(returned, Crafted) else returned
-    if not isinstance(z, Tensor):
-        raise TypeError(f"the attack returned a {type(z).__name__}, not a tensor of images")
-    if z.shape != x.shape:
-        return _nothing(x, f"shape {tuple(z.shape)}, not {tuple(x.shape)}")
-    if z.dtype != x.dtype:
-        return _nothing(x, f"{z.dtype}, not {x.dtype}")
-    z = z.detach().to(x.device)
-    wide, start = z.double(), x.double()
-    finite = wide.isfinite().flatten(1).all(1)
-    wide = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), wide, start)
-    outside = torch.maximum(-wide, wide - 1).flatten(1).amax(1)
-    invalid = ~finite | (outside > ROUNDING)
-    because = {"not finite": int((~finite).sum()), "out of the box": int((finite & invalid).sum())}
-    if math.isfinite(threat.radius):
-        beyond = distance(start, wide, threat.norm) - threat.radius > leeway(threat.norm, x[0].numel())
-        because["out of the budget"] = int((beyond & ~invalid).sum())
-        invalid |= beyond
-        if threat.norm == "linf":
-            wide = start + (wide - start).clamp(-threat.radius, threat.radius)
-        elif threat.norm != "l0":
-            wide = shrink(start, wide, threat.norm, threat.radius)
-    wide = wide.clamp(0, 1)
-    keep = invalid.view(-1, *[1] * (x.dim() - 1))
-    why = {reason: count for reason, count in because.items() if count}
-    return Validated(torch.where(keep, x, wide.to(x.dtype)), invalid, why)
-
-
-def leeway(norm: Norm, size: int) -> float:
-    """Return the most that an error of `ROUNDING` in every value can add to a distance.
-
-    Args:
-        norm: The norm of the distance.
-        size: Number of values of an image, 1 or more.
-
-    Returns:
-        The length, 0 or more.
-    """
-    return ROUNDING * {"linf": 1, "l2": math.sqrt(size), "l1": size, "l0": 0}[norm]
-
-
-def _nothing(x: Images, reason: str) -> Validated:
-    """Return the clean images: no move of the shard is allowed."""
-    return Validated(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
-
-
-@contextmanager
-def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
-    """Seed the global random states of torch, numpy and Python in the block, and restore them after it.
-
-    Args:
-        seed: The seed, any integer of 64 bits.
-        *devices: Devices whose random states are seeded and restored; those that are no GPU change nothing.
-
-    Yields:
-        Nothing.
-    """
-    with random_states(sorted({each.index or 0 for each in devices if each.type == "cuda"})):
-        reseed(seed)
-        yield
-
-
-def reseed(seed: int) -> None:
-    """Seed every global source of random numbers: torch's, numpy's and Python's.
-
-    Args:
-        seed: The seed, any integer of 64 bits.
-    """
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@contextmanager
-def frozen(*modules: nn.Module, seed: int, ask: Callable[[], object] | None = None) -> Iterator[None]:
-    """Freeze networks in the block: evaluation mode, no gradients of parameters, seeded global random states.
-
-    After the block modes, flags and random states are restored, and so is every weight or buffer that
-    changed. A change is an error, since later numbers would belong to another network. With `ask`, replaced
-    parameters, modules and hooks are found and put back as well; a network may replace its own.
-
-    Args:
-        *modules: The networks.
-        seed: Seed of the global random states.
-        ask: Asks the networks and does nothing else. It tells a network that changes itself from an attack
-            that changes it. Without it, every change counts as the network's own.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: A network changes its own weights or buffers whenever it is asked, or has weights that are
-            not made yet.
-        RuntimeError: The attack changed a network, or products of float32 numbers are reduced (TF32).
-    """
-    every = [module for each in modules for module in each.modules()]
-    modes = [(module, module.training) for module in every]
-    named = [pair for each in modules for pair in (*each.named_parameters(), *each.named_buffers())]
-    if lazy := [name for name, tensor in named if is_lazy(tensor)]:
-        raise InputError(
-            f"the network has weights that are not made yet ({', '.join(lazy[:4])}); ask it once before"
-        )
-    tensors = [tensor for _, tensor in named]
-    flags = [(tensor, tensor.requires_grad) for tensor in tensors]
-    # Values are compared, since a write through `.data` leaves no other trace.
-    before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
-    snapshots = Snapshot.of(modules) if ask is not None else []
-    own: list[str] = []
-    changed: list[str] = []
-    with seeded(seed, *(tensor.device for tensor in tensors)):
-        for tensor, _ in flags:
-            tensor.requires_grad_(False)
-        for module in modules:
-            module.eval()
-        try:
-            with full_products():
-                yield
-        finally:
-            replaced = _restored(snapshots)
-            own = changed = _put_back(before)
-            if (changed or replaced) and ask is not None:
-                # A network that cannot be asked does not answer for the change.
-                with torch.no_grad(), contextlib.suppress(Exception):
-                    ask()
-                by_itself = _restored(snapshots)
-                replaced = [each for each in replaced if each not in by_itself]
-                own = _put_back(before)
-            for module, mode in modes:
-                module.training = mode
-            for tensor, flag in flags:
-                tensor.requires_grad_(flag)
-                tensor.grad = None
-    if own:
-        raise InputError(
-            f"the network changes its own weights or buffers ({', '.join(own[:4])}) whenever it is asked, so "
-            "that its answers depend on what was asked before; they must stay as they are in evaluation mode"
-        )
-    if changed or replaced:
-        what = "weights or buffers of the network" if changed else "the network"
-        raise RuntimeError(f"the attack changed {what} it looked at ({', '.join((*changed, *replaced)[:4])})")
-
-
-def _restored(snapshots: Sequence[Snapshot]) -> list[str]:
-    """Put back what was replaced in networks; return a phrase for each difference."""
-    return [phrase for each in snapshots for phrase in each.restore()]
-
-
-def _put_back(before: Sequence[tuple[str, Tensor, Tensor]]) -> list[str]:
-    """Undo changes of tensors; return the names of those that had changed."""
-    changed = [(name, tensor, value) for name, tensor, value in before if not _equal(tensor, value)]
-    for _, tensor, value in changed:
-        # Other jobs of this process may use the same network.
-        if tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.device == value.device:
-            tensor.data.copy_(value)
-        else:
-            tensor.data = value.clone()
-    return [name for name, _, _ in changed]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same values; NaN equals NaN."""
-    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
-        return False
-    return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.losses import objective, succeeded
 from bench.protocols import Images, Labels, Threat, View, identity
-from bench.runner.referee import ROUNDING, leeway
+from bench.referee.validation import ROUNDING, leeway
 
 EVERY = 10
 """Of so many questions, and of so many gradients, one is looked at: more would slow small networks down."""

@@ -10,9 +10,9 @@ from torch import Tensor, autograd
 
 from bench.losses import objective
 from bench.protocols import Images, Shape, Threat, View
+from bench.referee.instruments import QueryCounter, instrument
+from bench.referee.watch import EVERY, Watch
 from bench.results.outcomes import WATCHED
-from bench.runner.referee import QueryCounter, instrument
-from bench.runner.watch import EVERY, Watch
 from bench.testing import Halfspace
 
 PLANE = Halfspace(Shape(1, 4, 4, 2)).requires_grad_(False)

@@ -1,7 +1,7 @@
 """What networks are made of, noted before an attack, so that what it replaced is found and put back.
 
 Identities are noted and no values: a look at a network costs microseconds for each of its modules. Values of
-weights and buffers are compared by `bench.runner.referee.frozen`.
+weights and buffers are compared by `bench.referee.freezing.frozen`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

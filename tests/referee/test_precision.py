@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import bench
 from bench.errors import DisturbedError, InputError
 from bench.protocols import Threat, View, identity
+from bench.referee.instruments import QueryCounter, instrument
+from bench.referee.precision import Claims, check_bfloat16, copied, in_bfloat16, reduced
 from bench.runner import craft, precision
 from bench.runner.context import settle
-from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16, reduced
-from bench.runner.referee import QueryCounter, instrument
 
 COARSE = "bf16-search"
 
