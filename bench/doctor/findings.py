@@ -38,6 +38,16 @@ ADVICE: Mapping[str, str] = {
     "noise-breaks": "do not quote the gradient attack alone",
     "blind-breaks": "add square to the task, and quote the worst",
     "stronger-attack": "add pgd with loss: margin, dlr to the task",
+    "attack-raises": "mend it: on a plane there is nothing to stumble over",
+    "unlawful-images": "project on the ball and the box, last of all",
+    "changes-others": "draw from noise alone, change copies alone",
+    "does-not-cross": "compare sign, step size, number of steps, radius",
+    "moves-too-far": "search on after the first success",
+    "misses-targets": "take the loss from bench.objective, or targeted=False",
+    "moves-otherwise": "draw from noise alone",
+    "examples-interact": "keep examples apart, or declare rng: shard",
+    "finds-few-plants": "more steps, smaller ones, restarts",
+    "drops-successes": "return the first success, not the last point",
 }
 """What to do about each code, in a few words; `docs/flags.md` has a section for each."""
 

@@ -1,7 +1,7 @@
 """What networks may answer with: classes that cannot be, and any floating dtype. No attack minds."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from attacks.common.candidates import candidate_labels
 from attacks.pgd import pgd
 from attacks.spsa import spsa
+from bench.doctor.ground import Ground
 from bench.noise import Noise
-from bench.protocols import Images, Inversion, Shape, Threat, View
+from bench.protocols import Crafted, Images, Inversion, Shape, Threat, View
 from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS, bind
-from bench.testing import Halfspace, _Trial
+from bench.testing import Halfspace
 
 SEEING = {(name, norm): params for name, norm, params in reversed(ROWS) if ATTACKS[name].access != "none"}
 """The first row of each attack and norm."""
@@ -33,27 +34,43 @@ class Answering(Halfspace):
         return logits if self.dtype is None else logits.to(self.dtype)
 
 
-def trial(name: str, norm: Any, params: dict[str, Any], classes: int, **answers: Any) -> tuple[_Trial, float]:
-    """Return an attack's trial on such a half-space, and the radius that is enough."""
+class Tried(NamedTuple):
+    """An attack on such a half-space."""
+
+    ground: Ground
+    enough: float
+    """The radius that is enough."""
+    within: float
+
+    def run(self, **how: Any) -> Crafted:
+        done = self.ground.run(self.enough, **how)
+        assert not done.faults
+        return done.crafted
+
+    def crosses(self, crafted: Crafted) -> None:
+        assert not self.ground.held(crafted.images).any()
+        if self.ground.entry.kind == "minimum-norm":
+            assert float(self.ground.farther(crafted.images).max()) <= self.within
+
+
+def trial(name: str, norm: Any, params: dict[str, Any], classes: int, **answers: Any) -> Tried:
     own = dict(params)
-    within = own.pop("within", 1.2)
-    made = _Trial(ATTACKS[name], norm, bind(ATTACKS[name], own), within)
-    made.plane = Answering(Shape(3, 5, 4, max(classes, ATTACKS[name].least_classes)))
+    within, entry = own.pop("within", 1.2), ATTACKS[name]
+    plane = Answering(Shape(3, 5, 4, max(classes, entry.least_classes)))
     for each, value in answers.items():
-        setattr(made.plane, each, value)
-    made.x, made.y = made.plane.examples(8)
-    made.least = made.plane.least(made.x, norm)
-    enough = within * float(made.least.max()) if made.entry.kind == "fixed-budget" else math.inf
-    return made, enough
+        setattr(plane, each, value)
+    ground = Ground(entry, bind(entry, own), norm, plane, *plane.examples(8))
+    enough = within * float(ground.least.max()) if entry.kind == "fixed-budget" else math.inf
+    return Tried(ground, enough, within)
 
 
 @pytest.mark.parametrize(("name", "norm"), SEEING, ids=lambda value: str(value))
 @pytest.mark.parametrize("level", [-math.inf, -1e4])
 def test_classes_that_cannot_be_are_in_no_attack_s_way(name: str, norm: Any, level: float) -> None:
-    made, enough = trial(name, norm, SEEING[name, norm], 5, level=level)
-    crafted = made.run(enough)
+    made = trial(name, norm, SEEING[name, norm], 5, level=level)
+    crafted = made.run()
     if math.isfinite(made.within):
-        made.crosses(crafted, f"with classes at {level}")
+        made.crosses(crafted)
     for note in ("nonfinite", "failed"):
         assert not crafted.notes.get(note, torch.zeros(1)).any() or not math.isfinite(made.within)
 
@@ -61,16 +78,18 @@ def test_classes_that_cannot_be_are_in_no_attack_s_way(name: str, norm: Any, lev
 @pytest.mark.parametrize(("name", "norm"), SEEING, ids=lambda value: str(value))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_may_answer_in_any_floating_dtype(name: str, norm: Any, dtype: torch.dtype) -> None:
-    made, enough = trial(name, norm, SEEING[name, norm], 2, dtype=dtype)
-    if dtype == torch.bfloat16 and made.entry.access == "score" and made.entry.kind == "minimum-norm":
-        made.within *= 1.25  # Two digits of a score do not say more exactly where the boundary is.
-    crafted = made.run(enough)
+    made = trial(name, norm, SEEING[name, norm], 2, dtype=dtype)
+    entry = ATTACKS[name]
+    if dtype == torch.bfloat16 and entry.access == "score" and entry.kind == "minimum-norm":
+        # Two digits of a score do not say more exactly where the boundary is.
+        made = made._replace(within=1.25 * made.within)
+    crafted = made.run()
     if math.isfinite(made.within):
-        made.crosses(crafted, f"with answers in {dtype}")
+        made.crosses(crafted)
     # Towards a target and on a surrogate nothing else goes in.
-    if made.entry.targeted:
-        made.run(enough, towards=True)
-    made.run(enough, exact=False)
+    if entry.targeted:
+        made.run(towards=True)
+    made.run(exact=False)
 
 
 def test_gradients_of_answers_in_half_precision_flow_and_logits_are_cast_once() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-import bench.testing
+import bench.doctor.ground
+from bench.doctor.ground import Ground
+from bench.protocols import Shape
 from bench.referee.instruments import QueryCounter
 from bench.registry import ATTACKS, bind
-from bench.testing import _Trial
+from bench.testing import Halfspace
 
 OWN = [
     (entry.name, norm)
@@ -60,10 +62,11 @@ def test_no_attack_asks_for_more_than_it_declares(
             meters.append(QueryCounter.of(n, device))
             return meters[-1]
 
-    monkeypatch.setattr(bench.testing, "QueryCounter", Kept)
+    monkeypatch.setattr(bench.doctor.ground, "QueryCounter", Kept)
     entry = ATTACKS[name]
     params = bind(entry, SHORT.get(name, {}))
-    trial = _Trial(entry, norm, params, math.inf)
+    plane = Halfspace(Shape(3, 5, 4, max(2, entry.least_classes)))
+    trial = Ground(entry, params, norm, plane, *plane.examples(8))
     radius = 0.5 * float(trial.least.min()) if entry.kind == "fixed-budget" else math.inf
     trial.run(radius, exact=exact)
     (counter,) = meters
