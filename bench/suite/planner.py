@@ -191,8 +191,10 @@ class AttackedView(NamedTuple):
 
     source: FittedDefense | None
     view: ViewUse | None
+    read: bool
+    """Whether the view's answer is what is scored."""
     exact: bool
-    """Whether an example is broken as soon as the view's answer is wrong."""
+    """Whether an example is broken once the view's answer is wrong; of a random defense that is a draw."""
 
 
 def lacks_readout(defense: DefenseEntry, readout: str) -> str | None:
@@ -675,7 +677,7 @@ class Planner:
         point = request.point
         if (reason := refusal(RULES, request)) is not None:
             return Skip(point.coordinates, reason)
-        attacked = AttackedView(None, None, True)
+        attacked = AttackedView(None, None, read=True, exact=True)
         if request.choice is not None:
             sight = self._sight(request, request.choice)
             if (reason := refusal(VIEW_RULES, sight)) is not None:
@@ -697,7 +699,7 @@ class Planner:
             "access": entry.access,
             "kind": entry.kind,
             "source": origin.defense if origin else None,
-            "exact": attacked.exact,
+            "exact": attacked.read,
             "n": n,
             "random": random,
             "flags": _flags(request, attack_run),
@@ -721,19 +723,20 @@ class Planner:
     def _attacked_view(self, sight: Sight) -> AttackedView:
         """Return what is looked at, by the view's own name and with its parameters filled in."""
         readout = sight.request.point.readout
+        certain = not sight.transfers and not _draws(sight.train, sight.inference)
         if sight.answers is not None:
-            exact = not sight.transfers and sight.answers == readout
-            return AttackedView(self.fitted(sight.train, sight.inference), sight.choice, exact)
+            read = not sight.transfers and sight.answers == readout
+            return AttackedView(
+                self.fitted(sight.train, sight.inference), sight.choice, read, read and certain
+            )
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
         # By what is written: 1, 1.0 and true are equal, and not the same parameter.
         name = ("view", sight.defense.name, self._spelled(sight.choice))
         resolved = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
-        return AttackedView(
-            source=self.fitted(sight.train, sight.inference, view.ignores),
-            view=resolved,
-            exact=not sight.transfers and readout in view.exact_for,
-        )
+        read = not sight.transfers and readout in view.exact_for
+        source = self.fitted(sight.train, sight.inference, view.ignores)
+        return AttackedView(source, resolved, read, read and certain)
 
     def _attack_run(self, request: Request, attacked: AttackedView) -> AttackRun:
         point, entry = request.point, request.attack.entry
