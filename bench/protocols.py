@@ -236,7 +236,8 @@ class View:
     exact: bool = True
     """Set by the harness. True where a success on this view is a success against the read-out that scores the
     defense, so that an attack may stop at its first success. False on a surrogate (the first pass of a
-    network with feedback, another network): there an attack uses all of its steps.
+    network with feedback, another network) and on a random defense, where a success may be the luck of a
+    draw: there an attack uses all of its steps.
     """
     starts: Images | None = None
     """Images (N, C, H, W) to begin at, set by the harness: what an earlier run left. None where an

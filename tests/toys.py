@@ -365,6 +365,14 @@ def square(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) 
     return x
 
 
+@attack("toy/stepping", norms={"linf"}, version=1)
+def stepping(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, steps: int, step_size: float
+) -> Images:
+    """Step towards white, and say nothing of steps."""
+    return threat.project(x, x + steps * step_size)
+
+
 @attack("toy/queries", norms={"linf"}, version=1, cost=lambda queries, rounds: queries * rounds)
 def queries(
     view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, queries: int = 50, rounds: int = 2

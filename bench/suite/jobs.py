@@ -166,7 +166,8 @@ class AttackRun(Keyed):
     """What is looked at: the victim, or the defense that the attack transfers from; None: nothing is."""
     view: ViewUse | None
     exact: bool
-    """Whether winning on the view is winning: else the attack pushes to the end."""
+    """Whether winning on the view is winning: else the attack pushes to the end, as it does wherever the
+    defense draws."""
     target: Target
     time_limit: float | None = None
     """Seconds that a shard may take; no part of the key, since a shard is complete or absent."""

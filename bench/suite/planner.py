@@ -21,8 +21,10 @@ from bench.results import fingerprint
 from bench.results.conditions import Skip
 from bench.results.store import SCHEME as STORE_SCHEME
 from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Target, Train, modules_of
+from bench.suite.reach import diameter, odd_steps, steps_too_long, too_long
 from bench.suite.resolve import Planned, Resolved, Suite, inner, named_files
 from bench.suite.schema import ANSWERS, Precision, Task, ViewUse, expanded
+from bench.suite.tables import Table
 from bench.suite.worst import Rates, Row, joins
 
 T = TypeVar("T")
@@ -191,8 +193,10 @@ class AttackedView(NamedTuple):
 
     source: FittedDefense | None
     view: ViewUse | None
+    read: bool
+    """Whether the view's answer is what is scored."""
     exact: bool
-    """Whether an example is broken as soon as the view's answer is wrong."""
+    """Whether an example is broken once the view's answer is wrong; of a random defense that is a draw."""
 
 
 def lacks_readout(defense: DefenseEntry, readout: str) -> str | None:
@@ -363,6 +367,8 @@ class Planner:
         for position in range(len(self.suite.model.tasks)):
             self._task(position)
         self._join()
+        for key, table in self.suite.model.tables.items():
+            self._check_table(key, table)
         return Plan(self.suite, tuple(self.conditions.values()), tuple(self.skips.values()))
 
     def _once(self, name: tuple[Hashable, ...], make: Callable[[], T]) -> T:
@@ -484,6 +490,35 @@ class Planner:
         except InputError as error:
             raise InputError(f"{self.suite.at(kind, name)}: {error}") from None
 
+    def _check_radii(self, position: int, shape: Shape) -> None:
+        """Raise where a radius of a task is greater than the distance of any two images."""
+        threat = self.suite.model.tasks[position].threat
+        for place, radius in enumerate(threat.radius):
+            said = too_long("radius", radius, diameter(threat.norm, shape), threat.norm)
+            if said is not None:
+                several = [place] if len(threat.radius) > 1 else []
+                at = self.suite.at("tasks", position, "threat", "radius", *several)
+                raise InputError(f"{at}: {said}")
+
+    def _check_table(self, key: str, table: Table) -> None:
+        """Raise where a table reads distances at a radius that is greater than any of its tasks knows."""
+        asked = [
+            (diameter(norm, self.data(self.suite.data[task.data], "").shape), norm)
+            for task in self.suite.model.tasks
+            if math.inf in task.threat.radius
+            and _selects(table.where, "norm", norm := task.threat.norm)
+            and _selects(table.where, "data", task.data)
+        ]
+        for place, radius in enumerate(table.radii if asked else ()):
+            if (said := too_long("radius", radius, *max(asked))) is not None:
+                raise InputError(f"{self.suite.at('tables', key, 'radii', place)}: {said}")
+
+    def _check_steps(self, name: str, attack: Resolved[AttackEntry], norm: Norm, shape: Shape) -> None:
+        """Raise where a step of an attack is longer than the distance of any two images."""
+        every = (each.params for each in (attack, *inner(attack)))
+        if (said := steps_too_long(every, norm, shape)) is not None:
+            raise InputError(f"{self.suite.at('attacks', name)}: {said}")
+
     def _learning(self, task: Task, defense: str) -> bool:
         """Return whether anything is trained where a defense is attacked: itself, a part, or a source."""
         origins = [self.suite.model.attacks[name].source for name in task.attacks or self.suite.attacks]
@@ -501,6 +536,7 @@ class Planner:
         suite, task = self.suite, self.suite.model.tasks[position]
         asked = self.data(suite.data[task.data], suite.at("data", task.data))
         n = min(task.limit or asked.count, asked.count)
+        self._check_radii(position, asked.shape)
         for defense in task.defenses or suite.defenses:
             fitted = self._fitted(position, defense, asked)
             for attack in task.attacks or suite.attacks:
@@ -508,6 +544,8 @@ class Planner:
                 if isinstance(resolved, Resolved):
                     check = partial(self._checked, "attacks", attack, resolved, fitted.shape)
                     self._once(("check", attack, fitted.shape), check)
+                    steps = partial(self._check_steps, attack, resolved, task.threat.norm, fitted.shape)
+                    self._once(("steps", attack, task.threat.norm, fitted.shape), steps)
                 for seed in task.seeds:
                     victim = self.train(defense, fitted, asked, seed)
                     for point, choice in self._points(position, victim, defense, attack, seed):
@@ -675,7 +713,7 @@ class Planner:
         point = request.point
         if (reason := refusal(RULES, request)) is not None:
             return Skip(point.coordinates, reason)
-        attacked = AttackedView(None, None, True)
+        attacked = AttackedView(None, None, read=True, exact=True)
         if request.choice is not None:
             sight = self._sight(request, request.choice)
             if (reason := refusal(VIEW_RULES, sight)) is not None:
@@ -697,7 +735,7 @@ class Planner:
             "access": entry.access,
             "kind": entry.kind,
             "source": origin.defense if origin else None,
-            "exact": attacked.exact,
+            "exact": attacked.read,
             "n": n,
             "random": random,
             "flags": _flags(request, attack_run),
@@ -721,19 +759,20 @@ class Planner:
     def _attacked_view(self, sight: Sight) -> AttackedView:
         """Return what is looked at, by the view's own name and with its parameters filled in."""
         readout = sight.request.point.readout
+        certain = not sight.transfers and not _draws(sight.train, sight.inference)
         if sight.answers is not None:
-            exact = not sight.transfers and sight.answers == readout
-            return AttackedView(self.fitted(sight.train, sight.inference), sight.choice, exact)
+            read = not sight.transfers and sight.answers == readout
+            return AttackedView(
+                self.fitted(sight.train, sight.inference), sight.choice, read, read and certain
+            )
         view = sight.defense.view(sight.choice.use)
         assert view is not None, "unknown_view lets only those pass that there are"
         # By what is written: 1, 1.0 and true are equal, and not the same parameter.
         name = ("view", sight.defense.name, self._spelled(sight.choice))
         resolved = self._once(name, partial(_filled_view, sight.defense, view, sight.choice))
-        return AttackedView(
-            source=self.fitted(sight.train, sight.inference, view.ignores),
-            view=resolved,
-            exact=not sight.transfers and readout in view.exact_for,
-        )
+        read = not sight.transfers and readout in view.exact_for
+        source = self.fitted(sight.train, sight.inference, view.ignores)
+        return AttackedView(source, resolved, read, read and certain)
 
     def _attack_run(self, request: Request, attacked: AttackedView) -> AttackRun:
         point, entry = request.point, request.attack.entry
@@ -797,10 +836,17 @@ def _planned(point: Point, victim: Train, attack: Planned) -> Skip:
     return Skip(point.coordinates, lacks_readout(victim.defense.entry, point.readout) or reason)
 
 
+def _selects(where: Mapping[str, Any], name: str, value: str) -> bool:
+    """Return whether a selection of a table leaves in what has a value of a coordinate."""
+    chosen = where.get(name, value)
+    return value in (chosen if isinstance(chosen, list) else [chosen])
+
+
 def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     """Return where the settings of attack, view or victim cannot do what they seem to."""
     point, entry, guard = request.point, request.attack.entry, request.victim.defense.entry
     found = [entry.said("flags", attack_run.threat, **request.attack.params)]
+    found += odd_steps(entry, request.attack.params, attack_run.threat)
     source, draws = attack_run.source, attack_run.view.draws if attack_run.view else 1
     if draws > 1 and source is not None and not _draws(source.train, dict(source.inference)):
         found.append(f"{draws} draws of {source.train.defense.name}, whose answers do not differ, are one")

@@ -6,13 +6,14 @@ What the names in it mean is `resolve.py`'s; the tables' models are `layout.py`'
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from bench.protocols import Norm
 from bench.quantities import fraction
 from bench.registry import WHOLE, Count, NonNegativeCount
 from bench.suite.names import FileName, Name, Sentence
 from bench.suite.policy import Policy
+from bench.suite.reach import too_long
 from bench.suite.tables import Table
 
 
@@ -48,6 +49,15 @@ class Threats(Model):
         BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
         Field(min_length=1),
     ] = [math.inf]
+
+    @field_validator("radius")
+    @classmethod
+    def _in_units(cls, radii: list[float], info: ValidationInfo) -> list[float]:
+        # How far images may be apart in other norms, only their form tells: the planner asks.
+        for radius in radii if info.data.get("norm") == "linf" else ():
+            if (said := too_long("radius", radius, 1.0, "linf")) is not None:
+                raise ValueError(said)
+        return radii
 
 
 class ViewUse(BaseModel):

@@ -437,6 +437,21 @@ def test_a_condition_says_whether_its_answers_are_drawn_by_the_defense_or_a_part
     }
 
 
+def test_a_success_against_a_random_defense_is_a_draw_so_that_no_attack_stops_at_it(tmp_path: Path) -> None:
+    """The view is what is scored all the same, which is what tables ask."""
+    views = ["logits", {"use": "logits", "draws": 4}]
+    found = crossed(tmp_path, DRAWING, PGD, views=views).conditions
+    told = {(cell.coordinates["defense"], cell.coordinates["view"]): cell for cell in found}
+    for (defense, view), cell in told.items():
+        (run,) = {craft.attack_run for craft in cell.job.crafts}
+        assert run.exact is (not cell.facts["random"]), (defense, view)
+        assert cell.facts["exact"] is (defense != "coin")
+    answers = {"answers": {"use": "toy/answers"}}
+    for cell in crossed(tmp_path, DRAWING, answers, readouts=["plain"]).conditions:
+        assert cell.job.crafts[0].attack_run.exact is (not cell.facts["random"])
+        assert cell.facts["exact"]
+
+
 def test_coordinates_have_one_order_in_which_manifests_are_compared(tmp_path: Path) -> None:
     defenses = {"linear": {"use": "toy/linear", "inference": {"threshold": [0.4, 0.6]}}}
     for cell in crossed(tmp_path, defenses, PGD).conditions:
@@ -457,6 +472,22 @@ def test_whether_a_defense_draws_may_depend_on_what_is_set_after_fitting(
     assert {threshold: facts["random"] for threshold, facts in told.items()} == {0.4: False, 0.6: True}
     said = "4 draws of toy/linear, whose answers do not differ, are one"
     assert {threshold: facts["flags"] for threshold, facts in told.items()} == {0.4: [said], 0.6: []}
+
+
+def test_what_is_certain_is_the_same_craft_as_ever_and_what_is_drawn_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defenses = {"linear": {"use": "toy/linear", "inference": {"threshold": [0.4, 0.6]}}}
+
+    def found() -> dict[Any, AttackRun]:
+        plan = crossed(tmp_path, defenses, PGD, views=["reject"], readouts=["reject"])
+        return runs(plan, "inference.threshold")
+
+    before = found()
+    declares(monkeypatch, "toy/linear", random=lambda params: params["threshold"] > 0.5)
+    now = found()
+    assert now[0.4].key == before[0.4].key
+    assert now[0.6].key == replace(before[0.6], exact=False).key != before[0.6].key
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3])
