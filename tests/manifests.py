@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+CHECKS = ("trial", "examinations")
+"""Facts that name the jobs that say whether to believe a condition."""
+
 
 def condition(job: str, **changes: Any) -> dict[str, Any]:
     """Return a condition of a manifest: PGD through `first` on `cnn`, unless said otherwise."""
@@ -47,8 +50,9 @@ def but(given: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "job": given["job"],
     }
     for name, value in changes.items():
-        place = made if name == "job" else made["facts"] if name in made["facts"] else made["coordinates"]
-        assert name in place or "." in name, name
+        factual = name in made["facts"] or name in CHECKS
+        place = made if name == "job" else made["facts"] if factual else made["coordinates"]
+        assert name in (*place, *CHECKS) or "." in name, name
         place[name] = value
     return made
 
@@ -88,8 +92,9 @@ def manifest(
     skips: Sequence[Mapping[str, Any]] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Return a manifest with one table, called ``T``."""
-    return {"conditions": list(conditions), "skips": list(skips), "tables": {"T": dict(table)}, **more}
+    """Return a manifest with one table, called ``T``, without grades unless it asks for them."""
+    shown = {"grades": False, **table}
+    return {"conditions": list(conditions), "skips": list(skips), "tables": {"T": shown}, **more}
 
 
 def first(n: int, count: int) -> np.ndarray[Any, Any]:

@@ -559,7 +559,8 @@ def _result(condition: PlannedCondition, done: _Done, images: Images, radius: fl
     for position, (name, values) in enumerate(zip(_ADDED, added, strict=True)):
         frame.insert(3 + position, name, values)
     point = Condition(condition.coordinates, Facts.read(condition.facts), condition.job.key)
-    flags = [flag.message for flag in checks.cell_flags([Evidence(point, stored, rows, clean)])]
+    seen = [Evidence(point, stored, rows, clean)]
+    flags = [flag.message for flag in (*checks.defense_flags(seen), *checks.cell_flags(seen))]
     reasons = [f"invalid moves: {void}, {reason}" for reason, void in sorted(done.invalid.items())]
     return Result(
         images=images,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,35 +18,31 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.console import count, duration, say
-from bench.doctor.examination import IMAGES, LIMIT, examine
+from bench.doctor.examination import ALONE, IMAGES, LIMIT, examine
 from bench.doctor.findings import Finding, Findings, Level
-from bench.doctor.patient import Columns, Patient, Sight
+from bench.doctor.patient import Columns, Patient
 from bench.errors import InputError, persons
 from bench.escaping import shown
-from bench.protocols import Images, Split, Threat
+from bench.protocols import Images
 from bench.quantities import format_value
-from bench.registry import DefenseEntry, discover
+from bench.registry import discover
+from bench.results.origin import commit_of
 from bench.results.store import Store
 from bench.runner import outstanding
-from bench.runner.context import WorkerContext, free_cores, load, prepare, settle
+from bench.runner.context import WorkerContext, free_cores, prepare, settle
+from bench.runner.examine import PATIENCE, kept, patient
 from bench.runner.limits import limited
-from bench.runner.train import restored
-from bench.runner.worker import look_again
+from bench.runner.worker import look_again, record
 from bench.suite import resolve
-from bench.suite.jobs import Data, FittedDefense, Job
+from bench.suite.examined import Name, examinations, name_of
+from bench.suite.jobs import Examination, Job
 from bench.suite.planner import PlannedCondition
 
 if TYPE_CHECKING:
     from bench.api.running import Project
 
-FALLBACK = Threat("linf", 0.1)
-"""What is assumed of a defense that no task attacks within a radius in linf or l2."""
-
 STYLES: dict[Level, str] = {"note": "dim", "doubt": "yellow", "alarm": "red"}
 """How lines of each level are printed."""
-
-PATIENCE = 20
-"""An examination that takes so many times its limit is ended: code of a user hangs."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +51,17 @@ class Case:
 
     defense: str
     """Its name in the task file."""
-    fitted: FittedDefense
-    """The training, and the settings at inference time."""
-    readout: str
-    """The read-out that is scored."""
-    data: Data
-    """The data set whose examples it is examined on."""
-    threat: Threat
-    """What attacks may do."""
-    looked: tuple[tuple[str, dict[str, Any]], ...]
-    """The views that the suite attacks through, with their parameters."""
+    job: Examination
+    """What is examined, and through which views."""
     held: tuple[bool, ...] | None
     """Which of the first examples all stored attacks left unbroken; None where none is stored."""
 
     @property
     def title(self) -> str:
         """The defense with its settings and its read-out: ``cnnf/avg``."""
-        settings = ", ".join(f"{name} {format_value(value)}" for name, value in self.fitted.inference)
-        return f"{self.defense}/{self.readout}{f' ({settings})' if settings else ''}"
+        inference = self.job.victim.inference
+        settings = ", ".join(f"{name} {format_value(value)}" for name, value in inference)
+        return f"{self.defense}/{self.job.readout}{f' ({settings})' if settings else ''}"
 
 
 class Examined(NamedTuple):
@@ -83,15 +72,15 @@ class Examined(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """Return everything for JSON."""
-        case = self.case
+        job = self.case.job
         return {
-            "defense": case.defense,
-            "readout": case.readout,
-            "inference": dict(case.fitted.inference),
-            "seed": case.fitted.train.seed,
-            "data": case.data.spec.name,
-            "norm": case.threat.norm,
-            "radius": case.threat.radius,
+            "defense": self.case.defense,
+            "readout": job.readout,
+            "inference": dict(job.victim.inference),
+            "seed": job.victim.train.seed,
+            "data": job.data.spec.name,
+            "norm": job.threat.norm,
+            "radius": job.threat.radius,
             **self.findings.described(),
         }
 
@@ -113,62 +102,47 @@ def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -
     suite = project.plan.suite
     for name in names or ():
         resolve.known("--defense", "defense", name, suite.defenses)
-    grouped: dict[tuple[str, FittedDefense, str], list[PlannedCondition]] = {}
-    for each in project.plan.conditions:
-        job, name = each.job, str(each.coordinates["defense"])
-        if (not names or name in names) and job.victim.train.seed == _first_seed(project, name):
-            grouped.setdefault((name, job.victim, job.readout), []).append(each)
-    if not grouped:
-        asked = ", ".join(names) if names else "any defense"
-        raise InputError(f"{suite.path}: no task attacks {asked}, so that there is nothing to examine")
+    asked = [
+        each for each in project.plan.conditions if not names or str(each.coordinates["defense"]) in names
+    ]
+    if not asked:
+        said = ", ".join(names) if names else "any defense"
+        raise InputError(f"{suite.path}: no task attacks {said}, so that there is nothing to examine")
+    found = examinations(asked, whole=True)
     # No job is wanted: what is asked for is why a result does not count.
     fault = outstanding.examine(project.plan, project.store, set()).fault
-    _refuse_untrained(project, grouped, fault)
+    _refuse_untrained(project, {name: job for (name, *_), job in found.items()}, fault)
+    grouped: dict[Name, list[PlannedCondition]] = defaultdict(list)
+    for each in asked:
+        if each.job.victim == found[name_of(each)].victim:
+            grouped[name_of(each)].append(each)
     return [
-        _case(*key, group, partial(_held, project.store, fault, images)) for key, group in grouped.items()
+        Case(name[0], job, _held(project.store, fault, images, _same(job, grouped[name])))
+        for name, job in found.items()
     ]
 
 
-def _first_seed(project: Project, name: str) -> int:
-    return min(
-        each.job.victim.train.seed for each in project.plan.conditions if each.coordinates["defense"] == name
-    )
+def _same(job: Examination, group: Iterable[PlannedCondition]) -> list[PlannedCondition]:
+    """Return the attacks within the threat of an examination, on the same examples."""
+    found = []
+    for each in group:
+        run = each.job.crafts[0].attack_run
+        if run.threat == job.threat and run.data == job.data and run.attack.entry.kind == "fixed-budget":
+            found.append(each)
+    return found
 
 
 def _refuse_untrained(
-    project: Project, asked: Iterable[tuple[str, FittedDefense, str]], fault: Callable[[Job], str | None]
+    project: Project, asked: Mapping[str, Examination], fault: Callable[[Job], str | None]
 ) -> None:
     """Raise where a training is not stored, or is of other code."""
-    missing = {name: reason for name, victim, _ in asked if (reason := fault(victim.train)) is not None}
+    missing = {name: reason for name, job in asked.items() if (reason := fault(job.victim.train)) is not None}
     if missing:
         said = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         raise InputError(
             f"{project.store.shown}: not trained there: {said}; "
             f"bench run {project.plan.suite.path} trains them"
         )
-
-
-def _case(
-    name: str,
-    victim: FittedDefense,
-    readout: str,
-    group: Sequence[PlannedCondition],
-    held: Callable[[Sequence[PlannedCondition]], tuple[bool, ...] | None],
-) -> Case:
-    runs = [each.job.crafts[0].attack_run for each in group]
-    bounded = [run for run in runs if run.threat.norm in ("linf", "l2") and math.isfinite(run.threat.radius)]
-    chosen = bounded[0] if bounded else runs[0]
-    threat = chosen.threat if bounded else FALLBACK
-    looked: dict[str, tuple[str, dict[str, Any]]] = {}
-    for run in runs:
-        if run.source == victim and run.view is not None and not run.view.use.startswith("decision:"):
-            looked.setdefault(f"{run.view.use} {run.view.params}", (run.view.use, dict(run.view.params)))
-    same = [
-        each
-        for each, run in zip(group, runs, strict=True)
-        if run.threat == threat and run.data == chosen.data and run.attack.entry.kind == "fixed-budget"
-    ]
-    return Case(name, victim, readout, chosen.data, threat, tuple(looked.values()), held(same))
 
 
 def _held(
@@ -188,75 +162,6 @@ def _held(
     return tuple(map(bool, held & seen)) if seen.any() else None
 
 
-def sights(case: Case) -> list[Sight]:
-    """Return the views to examine: those that the suite looks through, those that are exact first.
-
-    Args:
-        case: The defense.
-
-    Returns:
-        The views; where none of them reads what is scored, those of the defense that do come first.
-    """
-    entry = case.fitted.train.defense.entry
-    assert isinstance(entry, DefenseEntry)
-    used = [
-        Sight(found, entry.view_params(use, params))
-        for use, params in case.looked
-        if (found := entry.view(use)) is not None
-    ]
-
-    def exact(sight: Sight) -> bool:
-        return case.readout in sight.entry.exact_for
-
-    if not any(exact(each) and each.smooth for each in used):
-        used += [Sight(each) for each in entry.views.values() if exact(Sight(each)) and Sight(each).smooth]
-    return sorted(used, key=lambda each: not exact(each))
-
-
-def patient(case: Case, context: WorkerContext, images: int) -> Patient:
-    """Build a defense from its stored weights, with the first examples of its data set.
-
-    Args:
-        case: The defense.
-        context: The surroundings.
-        images: How many examples, 1 or more.
-
-    Returns:
-        The defense, to be examined.
-
-    Raises:
-        InputError: Its data set has no example, or something that it reads changed.
-    """
-    train = case.fitted.train
-    entry = train.defense.entry
-    assert isinstance(entry, DefenseEntry)
-    look_again(train, context)
-    split = load(case.data, context)
-    if not len(split):
-        raise InputError(f"{case.data.spec.name}: it has no images to examine {case.defense} on")
-    held = None if case.held is None else torch.tensor(case.held[: len(split)])
-    return Patient(
-        model=restored(case.fitted, context).requires_grad_(False).eval(),
-        entry=entry,
-        sights=sights(case),
-        readout=case.readout,
-        images=split.images[:images],
-        labels=split.labels[:images],
-        threat=case.threat,
-        classes=train.data.shape.classes,
-        random=entry.draws({**train.defense.params, **dict(case.fitted.inference)}),
-        train=_training_images(case, context),
-        held=held,
-    )
-
-
-def _training_images(case: Case, context: WorkerContext) -> Split | None:
-    """Return the images that a defense was fitted to; None where it learned from none of them."""
-    entry = case.fitted.train.defense.entry
-    assert isinstance(entry, DefenseEntry)
-    return load(case.fitted.train.data, context) if entry.learns else None
-
-
 def begin(context: WorkerContext) -> None:
     """Set a process up for examinations.
 
@@ -265,6 +170,13 @@ def begin(context: WorkerContext) -> None:
     """
     discover()
     prepare(context)
+
+
+def _patient(case: Case, context: WorkerContext, images: int) -> Patient:
+    """Build a defense in this process, as a job would."""
+    settle(torch.device(context.device))
+    look_again(case.job.victim.train, context)
+    return patient(case.job, context, images, case.held)
 
 
 def answer(case: Case, context: WorkerContext, images: int) -> Callable[[Images], Columns] | None:
@@ -278,8 +190,7 @@ def answer(case: Case, context: WorkerContext, images: int) -> Callable[[Images]
     Returns:
         The answers to what the test of processes asks about, as a callable; None for a random defense.
     """
-    settle(torch.device(context.device))
-    made = patient(case, context, images)
+    made = _patient(case, context, images)
     return None if made.random else Recorded.of(made)
 
 
@@ -321,7 +232,7 @@ def examination(
     limit: float,
     elsewhere: Callable[[Images], Columns] | None,
 ) -> Findings:
-    """Examine a defense in this process.
+    """Examine a defense in this process, and store what tables read of it, if that was not there.
 
     Args:
         case: The defense.
@@ -333,10 +244,18 @@ def examination(
     Returns:
         What was found.
     """
-    settle(torch.device(context.device))
-    made = replace(patient(case, context, images), elsewhere=elsewhere)
+    begun = time.perf_counter()
+    made = replace(_patient(case, context, images), elsewhere=elsewhere)
     with limited(PATIENCE * limit):
-        return examine(made, limit=limit)
+        found = examine(made, limit=limit)
+    job, store = case.job, Store(context.store)
+    if (images, limit) == (IMAGES, LIMIT) and store.damage(job.kind, job.key) is not None:
+        names = {test.name for test in ALONE}
+        alone = Findings.of((each for each in found.found if each.test in names), found.seconds)
+        # What was found is said all the same where nothing can be written.
+        with suppress(OSError):
+            record(job, context, time.perf_counter() - begun, *kept(alone, {"whole": job.whole}))
+    return found
 
 
 def examined(
@@ -471,7 +390,10 @@ def report(
     """
     images, limit = most
     found = cases(project, names, images)
-    context = WorkerContext(project.store.root, project.plan.suite.folder, data_root, "cpu", {})
+    sources, commit = project.manifest["sources"], commit_of(Path(__file__).parent)
+    context = WorkerContext(
+        project.store.root, project.plan.suite.folder, data_root, "cpu", sources, commit=commit
+    )
     done = []
     for each in examined(found, context, images=images, limit=limit):
         done.append(each)

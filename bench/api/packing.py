@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.console import condition_name, count
 from bench.errors import InputError
+from bench.report.provenance import checks_of
 from bench.results import pack
 from bench.results.conditions import conditions_of
 from bench.results.manifest import read
@@ -37,7 +38,7 @@ class Packing(NamedTuple):
 
 
 def packed(root: Path) -> Packing:
-    """Pack the evaluations that a manifest names into two files, and remove their folders.
+    """Pack the evaluations, trials and examinations that a manifest names, and remove their folders.
 
     Columns that no table of the manifest reads are left out. An evaluation that is packed already and has no
     folder stays as it is. Whenever the process dies, every evaluation is whole in its folder or in the pack.
@@ -70,18 +71,21 @@ def packed(root: Path) -> Packing:
         notes.append(f"{missing} of {every} are not there; {again} makes them, then pack again")
     reads = columns_read(manifest, manifest["tables"])
     entries = [_entry(store, key, reads.get(key, ())) for key in keys]
+    entries += [_checked(store, kind, key) for kind, key in _checks(store, manifest)]
     before = pack.opened(store.root).keys
     pack.write(store.root, entries, manifest["scheme"])
     for each in entries:
         # Another run may have made it anew meanwhile.
-        if store.receipt("evaluate", each.key) == each.receipt:
-            store.clear("evaluate", each.key)
-    with suppress(OSError):
-        (store.root / "evaluate").rmdir()
+        kind = str(each.job["kind"])
+        if store.receipt(kind, each.key) == each.receipt:
+            store.clear(kind, each.key)
+    for kind in pack.KINDS:
+        with suppress(OSError):
+            (store.root / kind).rmdir()
     return Packing(
         len(keys),
         {name: (store.root / name).stat().st_size for name in (pack.ROWS, pack.RECEIPTS)},
-        [*notes, *_left(entries, reads), *_unnamed(store, set(names), before)],
+        [*notes, *_left(entries, reads), *_unnamed(store, {each.key for each in entries}, before)],
     )
 
 
@@ -103,6 +107,19 @@ def _entry(store: Store, key: str, reads: Collection[str]) -> Entry:
         rows, gone = present.table(key), present.left_out(key)
     out = [name for name in LISTS if name in rows.column_names and name not in reads]
     return Entry(key, job, receipt, rows.drop_columns(out), tuple(sorted({*gone, *out})))
+
+
+def _checks(store: Store, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the kinds and keys of the trials and examinations that are there and whole."""
+    named = {pair for each in conditions_of(manifest) for pair in checks_of(each)}
+    return sorted(each for each in named if store.damage(*each) is None)
+
+
+def _checked(store: Store, kind: str, key: str) -> Entry:
+    """Return a trial or an examination: what it found is in its receipt."""
+    import pyarrow as pa
+
+    return Entry(key, store.job(kind, key), store.receipt(kind, key) or {}, pa.table({}), ())
 
 
 def _same(content: bytes, receipt: Mapping[str, Any], name: str, key: str) -> None:

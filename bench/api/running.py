@@ -34,7 +34,7 @@ from bench.runner.placement import length
 from bench.runner.progress import Display
 from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
-from bench.suite.jobs import Craft, Evaluate, Job, Train
+from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.layout import arrange, columns_read
 from bench.suite.planner import Plan, make
 
@@ -290,7 +290,7 @@ class Run:
         outcomes = Outcomes(self.store.root, self.store.reads)
         cut = []
         for key in self.keys:
-            table = tables.cut(self.project.manifest, key, outcomes)
+            table = tables.cut(self.project.manifest, key, outcomes, outcomes.found)
             name = self.store.root / "tables" / provenance.file_name(key)
             forms: dict[Path, Form] = {
                 name.with_name(name.name + ending): form for ending, form in provenance.ENDINGS.items()
@@ -456,7 +456,7 @@ def show_plan(console: Any, project: Project, found: Prospect) -> None:
     for heading in ("jobs", "all", "to do"):
         table.add_column(heading, justify="left" if heading == "jobs" else "right")
     every, todo = Counter(job.kind for job in plan.graph()), Counter(job.kind for job in state.todo)
-    for kind in ("train", "craft", "evaluate"):
+    for kind in ("train", "craft", "evaluate", "trial", "examination"):
         table.add_row(kind, str(every[kind]), str(todo[kind]))
     console.print(table)
     if state.todo and found.seconds is not None:
@@ -497,6 +497,12 @@ def costs(project: Project, found: Prospect) -> dict[str, dict[str, float]]:
     attacks = {
         each.job.crafts[0].attack_run: str(each.coordinates["attack"]) for each in project.plan.conditions
     }
+    tried = {
+        job: str(each.coordinates["attack"])
+        for each in project.plan.conditions
+        for job in each.checks
+        if isinstance(job, Trial)
+    }
     for job in todo:
         match job:
             case Train():
@@ -508,6 +514,11 @@ def costs(project: Project, found: Prospect) -> dict[str, dict[str, float]]:
                 network = job.attack_run.source.train
             case Evaluate():
                 by_attack[attacks[job.crafts[0].attack_run]] += seconds(job)
+                network = job.victim.train
+            case Trial():
+                by_attack[tried[job]] += seconds(job)
+                continue
+            case Examination():
                 network = job.victim.train
         by_defense[labels.get(network, network.defense.name)] += seconds(job)
     return {

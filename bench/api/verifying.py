@@ -131,13 +131,13 @@ def _folder(root: Path) -> Verified:
 
 def _stored(store: Store) -> Iterator[tuple[str, str]]:
     """Yield everything that is stored: kinds and keys."""
-    packed = set(pack.opened(store.root).keys)
+    packed = pack.opened(store.root)
     for kind in ARTEFACTS:
         there: set[str] = set()
         with suppress(OSError):
             # Drafts of processes that died begin with a dot.
             there = {name for name in os.listdir(store.root / kind) if not name.startswith(".")}
-        for key in sorted(there | packed if kind == "evaluate" else there):
+        for key in sorted(there.union(key for key in packed.keys if packed.kind(key) == kind)):
             yield kind, key
 
 

@@ -1,9 +1,9 @@
 """The examination: runs the tests in their order, within a limit of time."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bench.console import duration
 from bench.doctor import answers, attacking, gradients
@@ -14,6 +14,12 @@ from bench.errors import InputError, OvertimeError
 
 IMAGES = 48
 """How many images are looked at, unless another number is said."""
+
+LOOK_IMAGES = 24
+"""How many images are looked at where a defense is only looked at, and not attacked."""
+
+LOOK_LIMIT = 10.0
+"""How many seconds that takes at most."""
 
 LEAST = 12
 """Of a slow defense at least so many images are looked at."""
@@ -31,6 +37,8 @@ class Test(NamedTuple):
     """Passes over each image, a backward pass being one more; it decides whether there is time."""
     gradient: bool = False
     """Whether it needs a view of images with gradients."""
+    part: Literal["look", "attack", "run"] = "look"
+    """Whether it asks and compares gradients, attacks, or needs another process or what a run has stored."""
 
 
 TESTS = (
@@ -40,31 +48,39 @@ TESTS = (
     Test("view", answers.view, 6),
     Test("autograd", answers.autograd, 4),
     Test("company", answers.company, 10),
-    Test("process", answers.process, 4),
+    Test("process", answers.process, 4, part="run"),
     Test("refusals", answers.refusals, 4),
     Test("precision", answers.precision, 4),
     Test("path", gradients.path, 34, gradient=True),
     Test("jump", gradients.jump, 18, gradient=True),
-    Test("view-attacked", answers.attacked_view, 42, gradient=True),
-    Test("losses", attacking.losses, 120, gradient=True),
-    Test("stronger", attacking.stronger, 4, gradient=True),
-    Test("noise", attacking.noise, 24, gradient=True),
-    Test("unlimited", attacking.unlimited, 80, gradient=True),
-    Test("draws", attacking.draws, 100, gradient=True),
-    Test("blind", attacking.blind, 200, gradient=True),
-    Test("steps", attacking.steps, 160, gradient=True),
+    Test("view-attacked", answers.attacked_view, 42, gradient=True, part="attack"),
+    Test("losses", attacking.losses, 120, gradient=True, part="attack"),
+    Test("stronger", attacking.stronger, 4, gradient=True, part="run"),
+    Test("noise", attacking.noise, 24, gradient=True, part="attack"),
+    Test("unlimited", attacking.unlimited, 80, gradient=True, part="attack"),
+    Test("draws", attacking.draws, 100, gradient=True, part="attack"),
+    Test("blind", attacking.blind, 200, gradient=True, part="attack"),
+    Test("steps", attacking.steps, 160, gradient=True, part="attack"),
     Test("afterwards", answers.afterwards, 1),
 )
 """All tests, those that cost least and tell most first."""
 
 
-def examine(patient: Patient, *, limit: float = LIMIT) -> Findings:
+LOOK = tuple(test for test in TESTS if test.part == "look")
+"""The tests of answers and gradients."""
+
+ALONE = tuple(test for test in TESTS if test.part != "run")
+"""The tests that need nothing but the defense."""
+
+
+def examine(patient: Patient, *, limit: float = LIMIT, tests: Sequence[Test] = TESTS) -> Findings:
     """Examine a defense.
 
     Args:
         patient: The defense, with the images to examine it on: `IMAGES` of them say enough.
         limit: How many seconds it may take, of the processor's time or of the GPU's, above 0. A test for
             which there is no time left is ``untested``; of a slow defense fewer images are looked at.
+        tests: The tests to run: `TESTS`, `ALONE` or `LOOK`.
 
     Returns:
         What was found, test by test.
@@ -76,8 +92,8 @@ def examine(patient: Patient, *, limit: float = LIMIT) -> Findings:
     try:
         with patient.still("examination"):
             each = _pass(patient, clock)
-            patient = _affordable(patient, each, limit)
-            for test in TESTS:
+            patient = _affordable(patient, each, limit, tests)
+            for test in tests:
                 found += _looked(test, patient, each, limit - (clock() - begun))
     except InputError as error:
         # Weights or buffers were changed by questions alone; they are put back.
@@ -127,9 +143,9 @@ def _pass(patient: Patient, clock: Callable[[], float]) -> float:
     return taken / len(few.labels) / (1 if patient.attacked is None else 2)
 
 
-def _affordable(patient: Patient, each: float, limit: float) -> Patient:
+def _affordable(patient: Patient, each: float, limit: float, tests: Sequence[Test]) -> Patient:
     """Return the patient with as many images as can be seen by most tests: all, or half, and so on."""
-    needed = sum(test.passes for test in TESTS) * each * (DRAWS if patient.random else 1)
+    needed = sum(test.passes for test in tests) * each * (DRAWS if patient.random else 1)
     n = len(patient.labels)
     # Examples that are broken cost no more passes, so that half of this is what is needed.
     while n > LEAST and needed * n > 2 * limit:

@@ -194,8 +194,9 @@ class Planted:
         near = distance <= self.threat.radius + rounding * self.x[0].numel() ** 0.5
         inside = ((z >= -rounding) & (z <= 1 + rounding)).flatten(1).all(1)
         with torch.no_grad():
-            wrong: Tensor = self.logits(z, rows).argmax(1) != self.y[rows]
-        return wrong & near & inside
+            wrong = self.logits(z, rows).argmax(1) != self.y[rows]
+        found: Tensor = wrong & near & inside
+        return found
 
     def view(self) -> View:
         """Return the view of logits (N, K), each example's by its own head."""

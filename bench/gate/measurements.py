@@ -333,7 +333,7 @@ def flagged(measured: Mapping[Coordinates, Measured]) -> dict[Coordinates, Measu
             for cell in cells.values()
         ]
         for cell, seen, beside in zip(cells.values(), evidence, checks.compared([evidence])[0], strict=True):
-            flags = [*checks.cell_flags(seen), *beside]
+            flags = [*checks.defense_flags(seen), *checks.cell_flags(seen), *beside]
             said = tuple((each.message, each.code) for each in flags)
             for each in cell:
                 found[place_of(each.condition)] = replace(each, flags=said)

@@ -38,7 +38,8 @@ def read_table(root: Path, key: str) -> RenderedTable:
     manifest = read(root, _suite(root))
     if key not in manifest["tables"]:
         raise InputError(f"{root}: no table {key!r}{did_you_mean(key, manifest['tables'])}")
-    return tables.cut(manifest, key, Outcomes(root, columns_read(manifest, [key])))
+    outcomes = Outcomes(root, columns_read(manifest, [key]))
+    return tables.cut(manifest, key, outcomes, outcomes.found)
 
 
 def _suite(root: Path) -> Path:

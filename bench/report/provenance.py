@@ -19,7 +19,7 @@ from bench.console import condition_name
 from bench.errors import InputError
 from bench.report import tables
 from bench.report.render import Form
-from bench.results.conditions import conditions_of
+from bench.results.conditions import Condition, conditions_of
 from bench.results.manifest import Outcomes
 from bench.results.origin import commit_of, processor, versions
 from bench.results.seals import seal
@@ -140,6 +140,11 @@ def describe(
             "files": {path.name: {"format": form, "sha256": _digest(path)} for path, form in files.items()},
             "seeds": sorted({named[job].seed for job in needed}),
             **_made({job: condition_name(named[job].coordinates) for job in there}, there),
+            "checks": {
+                key: {"kind": kind, "receipt": digest_of(receipt)}
+                for kind, key in sorted({pair for job in needed for pair in checks_of(named[job])})
+                if (receipt := store.receipt(kind, key)) and source.outcomes.found(kind, key) is not None
+            },
             "missing": {
                 job: {
                     "condition": condition_name(named[job].coordinates),
@@ -156,6 +161,17 @@ def describe(
             },
         }
     )
+
+
+def checks_of(condition: Condition) -> list[tuple[str, str]]:
+    """Return the kinds and keys of the jobs that say whether to believe a condition, whether made or not.
+
+    Args:
+        condition: The condition.
+    """
+    facts = condition.facts
+    trials = [] if facts.trial is None else [("trial", facts.trial)]
+    return [*trials, *(("examination", key) for key in facts.examinations)]
 
 
 def _made(names: Mapping[str, str], receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -150,6 +150,12 @@ def _other_outcomes(told: Mapping[str, Any], store: Store, outcomes: Outcomes) -
             yield f"{name}, which it was made from, is not there now"
         elif receipt and outcomes(key) is not None and provenance.digest_of(receipt) != made["receipt"]:
             yield f"{name} was made again since, or altered"
+    for key, made in told.get("checks", {}).items():
+        receipt = store.receipt(made["kind"], key)
+        if receipt is None:
+            yield f"{made['kind']} {key}, which it was made from, is not there now"
+        elif provenance.digest_of(receipt) != made["receipt"]:
+            yield f"{made['kind']} {key} was made again since, or altered"
 
 
 # --- rebuilding --------------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ def _made(each: _File, root: Path, manifest: Mapping[str, Any], outcomes: Outcom
             for key in each.keys
         ]
         return reconciled.written(found, form)  # type: ignore[arg-type] # the format that was written
-    cut = [tables.cut(manifest, key, outcomes) for key in each.keys]
+    cut = [tables.cut(manifest, key, outcomes, outcomes.found) for key in each.keys]
     return joined(cut, form)  # type: ignore[arg-type] # the format that was written
 
 

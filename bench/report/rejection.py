@@ -168,7 +168,7 @@ def _readout(manifest: Mapping[str, Any], looked: _Looked) -> Readout:
     ]
     name = ", ".join([asked["data"], f"{asked['defense']} ({asked['readout']})", *settings])
     adaptive = [each for each in conditions if looked.refuses and _knows(each)]
-    made = {"where": asked, "bold": None}
+    made = {"where": asked, "bold": None, "grades": False}
     shown_tables: dict[str, Any] = {
         f"{name}, answers": {
             **made,

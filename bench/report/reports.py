@@ -80,7 +80,7 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     manifest = read(root, suite)
     keys = asked_tables(manifest, asked)
     outcomes = Outcomes(root, columns_read(manifest, keys))
-    cut = [tables.cut(manifest, key, outcomes) for key in keys]
+    cut = [tables.cut(manifest, key, outcomes, outcomes.found) for key in keys]
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, keys, outcomes)
     needed = set().union(*source.reads.values())

@@ -6,7 +6,7 @@ if what it counts was run. Every other cell is a hole that gives its reason.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from bench.errors import InputError
 from bench.quantities import DASH, format_value, fraction
 from bench.report import checks, published
 from bench.report.checks import Evidence, Flag
+from bench.report.grades import Grade, grade
 from bench.report.published import Quote
 from bench.results import metrics, standing
 from bench.results.conditions import Condition, Skip
@@ -63,6 +64,10 @@ class RenderedRow:
     cells: tuple[TableCell, ...]
     published: tuple[Quote | None, ...] = ()
     """A paper's numbers for the same columns; empty where there are none."""
+    flags: tuple[Flag, ...] = ()
+    """Flags of the defense that it shows, whatever attacks it."""
+    grade: Grade | None = None
+    """How much stands behind it; None where it attacks nothing, or shows several defenses."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ class RenderedTable:
     @property
     def alarms(self) -> list[str]:
         """The codes of its flags that are alarms, each once."""
+        rows = (flag for row in self.rows for flag in row.flags)
         cells = (flag for row in self.rows for cell in row.cells for flag in cell.flags)
-        return list(dict.fromkeys(flag.code for flag in (*self.flags, *cells) if flag.level == "alarm"))
+        every = (*self.flags, *rows, *cells)
+        return list(dict.fromkeys(flag.code for flag in every if flag.level == "alarm"))
 
 
 def check(manifest: Mapping[str, Any], key: str) -> None:
@@ -136,13 +143,23 @@ def jobs(manifest: Mapping[str, Any], key: str) -> set[str]:
     return arrange(manifest, key).jobs()
 
 
-def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTable:
+FoundOf: TypeAlias = Callable[[str, str], Mapping[str, Any] | None]
+"""Gives what a trial or an examination found, by its kind and key; None where there was none."""
+
+
+def cut(
+    manifest: Mapping[str, Any],
+    key: str,
+    outcomes: FrameOf,
+    found: FoundOf = lambda _kind, _key: None,
+) -> RenderedTable:
     """Read the outcomes of a table, each evaluation once, and compute its cells.
 
     Args:
         manifest: The manifest of a suite, as JSON has it.
         key: The table's key in the task file.
         outcomes: Gives the rows of an evaluation by its key, or None where there are none.
+        found: Gives what trials and examinations found.
 
     Returns:
         The table with its numbers.
@@ -152,14 +169,14 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
     """
     layout = arrange(manifest, key)
     quotes = published.quotes(layout, manifest)
-    reader = OutcomeReader(layout, outcomes)
+    reader = OutcomeReader(layout, outcomes, found)
     settled = [_row(layout, row, reader) for row in layout.rows]
     behind = [seen for row in settled for seen in row.seen]
     beside = [_beside(layout, row, reader) for row in layout.rows]
     flags = checks.compared([row.seen for row in settled], beside)
     rows = [
-        RenderedRow(row.label, row.at, _flagged(layout, row, made.cells, more), quotes.get(row.label, ()))
-        for row, made, more in zip(layout.rows, settled, flags, strict=True)
+        _rendered(layout, row, replace(made, cells=_flagged(layout, row, made.cells, more)), hidden, quotes)
+        for row, made, more, hidden in zip(layout.rows, settled, flags, beside, strict=True)
     ]
     metric = metrics.METRICS[layout.table.metric]
     extra = layout.table.extra
@@ -180,6 +197,43 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
+
+
+def _rendered(
+    layout: Layout,
+    row: TableRow,
+    made: "_SettledRow",
+    beside: Sequence[Evidence],
+    quotes: Mapping[tuple[str, ...], tuple[Quote | None, ...]],
+) -> RenderedRow:
+    """Return a row with the flags of its defense and its grade, where it shows one defense."""
+    printed = RenderedRow(row.label, row.at, made.cells, quotes.get(row.label, ()))
+    seen = [each for cell in made.seen for each in cell]
+    if len({checks.coordinates(each.condition, *_OF_ATTACKS) for each in seen}) != 1:
+        own = [(), *(tuple(checks.defense_flags(cell)) for cell in made.seen)][1:]
+        cells = [
+            replace(cell, flags=(*more, *cell.flags))
+            for cell, more in zip(made.cells[: len(own)], own, strict=True)
+        ]
+        return replace(printed, cells=(*cells, *made.cells[len(own) :]))
+    flags = checks.defense_flags(seen)
+    every = [*flags, *(flag for cell in made.cells for flag in cell.flags)]
+    graded = grade([*seen, *beside], every, _span(layout, made.cells))
+    return replace(printed, flags=tuple(flags), grade=graded)
+
+
+_OF_ATTACKS = ("norm", "radius", "attack", "view", "target", "seed")
+"""Coordinates in which the conditions of one defense may differ."""
+
+
+def _span(layout: Layout, cells: Sequence[TableCell]) -> float | None:
+    """Return the width of the interval of the lowest accuracy of a row."""
+    found = [
+        (each.estimate.value, (each.estimate.high or 0.0) - (each.estimate.low or 0.0))
+        for each, unit in zip(cells, layout.units, strict=False)
+        if each.estimate is not None and each.estimate.low is not None and unit == "percent"
+    ]
+    return min(found)[1] if found else None
 
 
 def _beside(layout: Layout, row: TableRow, reader: "OutcomeReader") -> list[Evidence]:
@@ -228,9 +282,10 @@ def _headings(layout: Layout) -> list[str]:
 class OutcomeReader:
     """Reads the outcomes of a table, each evaluation once."""
 
-    def __init__(self, layout: Layout, outcomes: FrameOf) -> None:
+    def __init__(self, layout: Layout, outcomes: FrameOf, found: FoundOf = lambda _kind, _key: None) -> None:
         self._layout = layout
         self._outcomes = outcomes
+        self._found = found
         self._rows: dict[str, Rows | None] = {}
 
     def rows(self, job: str) -> Rows | None:
@@ -281,7 +336,14 @@ class OutcomeReader:
         validated = rows
         if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
             validated = metrics.within(rows, clean, condition.radius)
-        return Evidence(condition, rows, validated, clean)
+        return Evidence(condition, rows, validated, clean, *self._checked(condition))
+
+    def _checked(self, condition: Condition) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+        """Return what the trial of a condition's attack and the examination of its defense found."""
+        facts = condition.facts
+        trial = None if facts.trial is None else self._found("trial", facts.trial)
+        examined = (self._found("examination", each) for each in facts.examinations)
+        return trial, next((each for each in examined if each is not None), None)
 
 
 SOME = (

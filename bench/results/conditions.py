@@ -65,6 +65,10 @@ class Facts:
     """How many answers of the attacked view are averaged at each point; each is a pass of its own."""
     trained_on_them: bool = False
     """Whether the defense was fitted on the split that it is scored on."""
+    trial: str | None = None
+    """The key of the attack's trial; None: it was not asked for."""
+    examinations: tuple[str, ...] = ()
+    """The keys of the defense's examinations, the one that says most first."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -85,6 +89,7 @@ class Facts:
         values["precision"] = given.get("precision", "float32")
         values["averaged"] = given.get("averaged", 1)
         values["trained_on_them"] = given.get("trained_on_them", False)
+        values |= {"trial": given.get("trial"), "examinations": tuple(given.get("examinations", ()))}
         if (member := given.get("member")) is not None:
             values["member"] = Member(member["label"], member["place"], tuple(member["of"]))
         return cls(**values)

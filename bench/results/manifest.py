@@ -172,7 +172,28 @@ class Outcomes:
             if reason != ABSENT:
                 self.damaged[key] = reason
             return None
-        made_by = (self._store.receipt("evaluate", key) or {}).get("sources", {})
+        self._note_age(self._store.receipt("evaluate", key))
+        return rows
+
+    @cache  # noqa: B019 - lives as long as a report
+    def found(self, kind: str, key: str) -> Mapping[str, Any] | None:
+        """Return what the trial of an attack or the examination of a defense has found.
+
+        Args:
+            kind: ``trial`` or ``examination``.
+            key: The key of the job.
+
+        Returns:
+            What its receipt says (`bench.runner.examine`); None where it was not made, or is damaged.
+        """
+        if self._store.damage(kind, key) is not None:
+            return None
+        receipt = self._store.receipt(kind, key)
+        self._note_age(receipt)
+        return None if receipt is None else receipt.get("found")
+
+    def _note_age(self, receipt: Mapping[str, Any] | None) -> None:
+        """Note which modules have other code now than when a result was made."""
+        made_by = (receipt or {}).get("sources", {})
         self._now |= _digests(set(made_by) - set(self._now))
         self.changed |= {name for name, digest in made_by.items() if self._now.get(name) != digest}
-        return rows

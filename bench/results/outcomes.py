@@ -60,7 +60,7 @@ WATCHED = ("zero_gradients", "probed", "lost_success", "view_margin_clean", "vie
 see.
 """
 
-NOTES = ("flat", "nonfinite", "raised", "saturated")
+NOTES = ("flat", "nonfinite", "raised", "saturated", "found_by")
 """The notes of attacks that tables know."""
 
 WHERE_THERE = (*NOTES, *WATCHED, "backwards", BROKEN_SHARE)

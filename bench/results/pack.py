@@ -2,7 +2,7 @@
 
 `receipts.jsonl` has a header, then a line for each evaluation in ascending order of keys. `outcomes.parquet`
 has their rows in the same order. The header holds the digest of both; each line holds its own, and that of
-its rows, so that damage is known by evaluation.
+its rows, so that damage is known by evaluation. Trials and examinations are lines without rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ ROWS = "outcomes.parquet"
 BEFORE = "outcomes.before.parquet"
 """The outcomes that `RECEIPTS` names while it is being replaced."""
 
+KINDS = ("evaluate", "trial", "examination")
+"""The kinds of jobs whose results can be packed."""
+
 _LEVEL = 19
 """Level of compression (zstd): twice as small as the default, at a second for 100,000 rows."""
 
@@ -42,7 +45,7 @@ _FRACTIONS = ("float", "double", "list<float>")
 
 @dataclass(frozen=True)
 class Entry:
-    """An evaluation that is to be packed."""
+    """An evaluation, a trial or an examination that is to be packed."""
 
     key: str
     job: Mapping[str, Any]
@@ -50,7 +53,7 @@ class Entry:
     receipt: Mapping[str, Any]
     """Its receipt as it was written, with the digest of the file that the rows come from."""
     rows: pa.Table
-    """Its rows, with the columns that are kept."""
+    """Its rows, with the columns that are kept; none of a trial or an examination."""
     left_out: tuple[str, ...]
     """The columns that are not kept."""
 
@@ -89,8 +92,19 @@ class Pack:
         return found if isinstance(found, int) else None
 
     def __contains__(self, key: str) -> bool:
-        """Return whether an evaluation is named, whole or not."""
+        """Return whether a result is named, whole or not."""
         return key in self._lines
+
+    def kind(self, key: str) -> str:
+        """Return the kind of job that left a result.
+
+        Args:
+            key: Its key, which the pack names.
+
+        Returns:
+            The kind; that of most where its line is altered.
+        """
+        return str(self._lines[key].get("job", {}).get("kind", KINDS[0]))
 
     def receipt(self, key: str) -> dict[str, Any]:
         """Return the receipt of an evaluation.

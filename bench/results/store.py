@@ -24,10 +24,22 @@ from bench.results.seals import seal
 SCHEME = 2
 """Number of the layout of a results folder. A folder with a newer one is refused."""
 
-ARTEFACTS = {"train": "weights.safetensors", "craft": "images.safetensors", "evaluate": "outcomes.parquet"}
+ARTEFACTS = {
+    "train": "weights.safetensors",
+    "craft": "images.safetensors",
+    "evaluate": "outcomes.parquet",
+    "trial": "findings.json",
+    "examination": "findings.json",
+}
 """The one file that a job leaves beside its description and its receipt, by kind."""
 
-NEEDED = {"train": ("answers", "as_built"), "craft": (), "evaluate": ()}
+NEEDED = {
+    "train": ("answers", "as_built"),
+    "craft": (),
+    "evaluate": (),
+    "trial": ("found",),
+    "examination": ("found",),
+}
 """Entries of a receipt without which its result cannot be used, by kind."""
 
 ABSENT = "absent"
@@ -289,7 +301,7 @@ class Store:
             kind: Kind of the job.
             key: Key of the job.
         """
-        if kind == "evaluate":
+        if kind in pack.KINDS:
             pack.drop(self.root, key)
         self.clear(kind, key)
 
@@ -366,7 +378,7 @@ class Store:
 
     def _packed(self, kind: str, key: str) -> Pack | None:
         """Return the pack if it has a result that has no folder of its own."""
-        if kind != "evaluate" or os.path.lexists(self.folder(kind, key)):
+        if kind not in pack.KINDS or os.path.lexists(self.folder(kind, key)):
             return None
         packed = pack.opened(self.root)
         return packed if key in packed else None

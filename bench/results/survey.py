@@ -90,7 +90,7 @@ class Survey:
         return names is not None and key not in names and not self._is_packed(kind, key)
 
     def _is_packed(self, kind: str, key: str) -> bool:
-        return kind == "evaluate" and key in self._packed and key not in (self.there[kind] or ())
+        return kind in pack.KINDS and key in self._packed and key not in (self.there[kind] or ())
 
     def _stamps(self, kind: str, key: str, receipt: Mapping[str, Any], depth: Depth) -> index.Stamps | None:
         return index.stamps(self._store.folder(kind, key), receipt, depth)

@@ -10,17 +10,23 @@ from collections.abc import Mapping
 from threading import RLock
 from typing import Any, NamedTuple
 
+from bench.doctor.examination import ALONE, IMAGES, LOOK, LOOK_IMAGES
 from bench.runner.rehearsal import Rehearsal, sight
-from bench.suite.jobs import Craft, Evaluate, Job, Train
+from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.resolve import inner
 
-_GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3}
+TRIED = 100
+"""About how many images an attack is tried on, one trial with another."""
+
+_GUESS = {"train": 1e-4, "craft": 2e-4, "evaluate": 1e-3, "trial": 1e-5, "examination": 2e-4}
 """Seconds for a pass over an example before anything was measured; only ratios matter."""
 
 _DOUBT = {
     "train": (4.0, 2.0, 1.0, 0.25),
     "craft": (4.0, 2.0, 1.0, 1.0, 0.5, 0.25),
     "evaluate": (4.0, 2.0, 1.0, 0.25),
+    "trial": (4.0, 2.0, 0.25),
+    "examination": (4.0, 2.0, 1.0, 0.25),
 }
 """For each level of likeness, the most general first: how many jobs it must have seen before it counts as
 much as the levels above.
@@ -279,6 +285,8 @@ class Estimates:
                 key = job.attack_run.key
             case Evaluate():
                 key = f"{job.victim.key} {job.readout}"
+            case Trial() | Examination():
+                key = job.key
         if key not in self._known:
             self._known[key] = _likeness(job)
         return self._known[key]
@@ -310,6 +318,10 @@ def examples(job: Job) -> int:
             return job.stop - job.start
         case Evaluate():
             return sum(examples(craft) for craft in job.crafts)
+        case Trial():
+            return TRIED
+        case Examination():
+            return IMAGES if job.whole else LOOK_IMAGES
 
 
 def passes(job: Job) -> int:
@@ -331,6 +343,10 @@ def passes(job: Job) -> int:
             return job.attack_run.attack.entry.passes(job.attack_run.attack.params)
         case Evaluate():
             return job.draws
+        case Trial():
+            return job.attack.entry.passes(job.attack.params)
+        case Examination():
+            return sum(test.passes for test in (ALONE if job.whole else LOOK))
 
 
 def _count(params: Mapping[str, Any], name: str) -> int:
@@ -371,3 +387,11 @@ def _likeness(job: Job) -> _Like:
             made = ("evaluate", *_made(train), job.readout)
             names = [("any",), ("evaluate",), ("evaluate", train.defense.name), made]
             return _Like(names, [made, ("evaluate",)], passes(job))
+        case Trial():
+            made = ("trial", job.attack.name)
+            return _Like([("any",), ("trial",), made], [], passes(job))
+        case Examination():
+            train = job.victim.train
+            made = ("examination", *_made(train))
+            names = [("any",), ("examination",), ("examination", train.defense.name), made]
+            return _Like(names, [("craft", *_made(train)), ("craft",)], passes(job))

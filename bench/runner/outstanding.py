@@ -15,7 +15,7 @@ from bench.data.spec import DataSpec
 from bench.results import fingerprint
 from bench.results.store import ABSENT, ARTEFACTS, Store
 from bench.results.survey import Survey, survey
-from bench.suite.jobs import Craft, Evaluate, Job, Train, below, modules_of
+from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, below, modules_of
 from bench.suite.planner import Plan
 
 
@@ -62,19 +62,19 @@ def examine(
         The jobs by their state.
     """
     state = State(fault=partial(_fault, store, trust=trust, verify=verify))
-    asked = [each.job for each in plan.conditions if wanted is None or each.job.key in wanted]
+    asked = [each for each in plan.conditions if wanted is None or each.job.key in wanted]
     with survey(store, afresh=afresh) as found:
         # Thousands of jobs are made of the same modules.
         digests = cache(fingerprint.digests)
-        for each in asked:
-            _visit(each, state, partial(_fault, found, trust=trust, verify=verify, digests=digests))
+        for needed in (job for each in asked for job in (*each.checks, each.job)):
+            _visit(needed, state, partial(_fault, found, trust=trust, verify=verify, digests=digests))
     for job in state.todo:
         state.todo[job] = tuple(need for need in job.needs if need in state.todo)
-    state.done.update(each for each in asked if each in state.kept)
+    state.done.update(each.job for each in asked if each.job in state.kept)
     return state
 
 
-def _visit(asked: Evaluate, state: State, fault: Callable[[Job], str | None]) -> None:
+def _visit(asked: Job, state: State, fault: Callable[[Job], str | None]) -> None:
     """Note whether a job is done or to do, and below one that is to do the same of what it needs."""
     stack: list[Job] = [asked]
     while stack:
@@ -154,6 +154,8 @@ def fetch(state: State, folder: Path, data_root: Path | None) -> None:
             case Evaluate():
                 data = job.crafts[0].attack_run.data
                 needed[data.key] = data.spec
+            case Examination():
+                needed |= {each.key: each.spec for each in (job.data, job.victim.train.data)}
     for spec in needed.values():
         datasets.prepare(spec, data_root, folder)
 

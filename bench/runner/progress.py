@@ -20,7 +20,7 @@ from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.placement import length
 from bench.runner.scheduler import Done, Watcher
-from bench.suite.jobs import Craft, Evaluate, Job, Train
+from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 
 SHOWN = 8
 """How many finished conditions stay in sight."""
@@ -56,6 +56,10 @@ def title(job: Job, names: Mapping[str, str]) -> str:
             return f"{attack_run.attack.name}{through}{view} [{job.start}:{job.stop}]"
         case Evaluate():
             return f"ask {called(job.victim.train)}/{job.readout}"
+        case Trial():
+            return f"try {job.attack.name}, {job.threat.norm}"
+        case Examination():
+            return f"examine {called(job.victim.train)}/{job.readout}"
 
 
 class Display(Watcher):

@@ -25,7 +25,7 @@ from bench.runner.isolation import isolated
 from bench.runner.limits import limited
 from bench.runner.train import build
 from bench.runner.training import Pass, Trainer
-from bench.suite.jobs import AttackRun, Craft, Evaluate, Job, Train
+from bench.suite.jobs import AttackRun, Craft, Evaluate, Examination, Job, Train, Trial
 
 SPAN = 0.1
 """Seconds after which a measurement takes no further step. A step that is longer is waited for."""
@@ -82,6 +82,8 @@ def rehearsals(jobs: Iterable[Job]) -> list[Rehearsal]:
             case Evaluate():
                 network = job.victim.train
                 readouts.setdefault(_name(network), {})[job.readout] = None
+            case Trial() | Examination():
+                continue
         trains.setdefault(_name(network), network)
     return [
         Rehearsal(train, tuple(runs.get(name, {}).values()), tuple(readouts.get(name, {})))

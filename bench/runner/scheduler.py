@@ -26,7 +26,7 @@ from bench.runner.interrupts import raise_if_asked
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
 from bench.runner.worker import Recheck, describe
-from bench.suite.jobs import Craft, Evaluate, Job, Train, foreign
+from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial, foreign
 from bench.suite.planner import Plan
 
 GRACE = 60.0
@@ -381,8 +381,10 @@ def _network(job: Job) -> str | None:
             return job.key
         case Craft():
             return job.attack_run.source.train.key if job.attack_run.source else None
-        case Evaluate():
+        case Evaluate() | Examination():
             return job.victim.train.key
+        case Trial():
+            return None
 
 
 def ask_again(

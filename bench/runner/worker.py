@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, assert_never
 
 import torch
@@ -14,13 +15,25 @@ from bench.results.store import ARTEFACTS, Store
 from bench.runner.context import WorkerContext, device_name, settle
 from bench.runner.craft import craft
 from bench.runner.evaluate import evaluate
+from bench.runner.examine import examination, trial
 from bench.runner.isolation import isolated
 from bench.runner.limits import limited
 from bench.runner.process_state import installed
 from bench.runner.rehearsal import Rehearsal, rehearse
 from bench.runner.train import restored, train, unchanged
 from bench.runner.training import Progress
-from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Train, own_modules
+from bench.suite.jobs import (
+    AttackRun,
+    Craft,
+    Data,
+    Evaluate,
+    Examination,
+    FittedDefense,
+    Job,
+    Train,
+    Trial,
+    own_modules,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
     if store.damage(job.kind, job.key) is None:
         # Another run was faster.
         return store.receipt(job.kind, job.key) or {}
-    code = {name: digest for name, digest in context.sources.items() if name in own_modules(job)}
+    code = _code(job, context)
     begun = time.perf_counter()
     facts: dict[str, Any]
     settle(torch.device(context.device))
@@ -85,17 +98,50 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
                 write, facts = craft(job, context, store)
             case Evaluate():
                 write, facts = evaluate(job, context, store)
+            case Trial():
+                write, facts = trial(job)
+            case Examination():
+                write, facts = examination(job, context)
             case _:
                 assert_never(job)
     for note in state.notes:
         if progress is not None:
             progress({"note": note})
+    return record(job, context, time.perf_counter() - begun, write, facts, state.notes)
+
+
+def record(
+    job: Job,
+    context: WorkerContext,
+    seconds: float,
+    write: Callable[[Path], None],
+    facts: Mapping[str, Any],
+    notes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Store the result of a job with its receipt.
+
+    Args:
+        job: The job; everything that it needs is stored.
+        context: Its surroundings.
+        seconds: How long it took.
+        write: Writes the artefact to the path that it is given.
+        facts: Entries of the receipt of this kind of job.
+        notes: Sentences about what the job changed and had put back.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        DamagedError: A result that the job needs is gone.
+    """
+    store = Store(context.store)
+    code = _code(job, context)
     receipt = {
-        "seconds": round(time.perf_counter() - begun, 3),
+        "seconds": round(seconds, 3),
         "device": device_name(context.device),
         "threads": torch.get_num_threads() if torch.device(context.device).type == "cpu" else None,
         **facts,
-        "notes": [*facts.get("notes", []), *state.notes],
+        "notes": [*facts.get("notes", []), *notes],
         "versions": versions(),
         "commit": context.commit,
         **inherited(job, store, code),
@@ -103,6 +149,11 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
     }
     store.keep(job.kind, job.key, describe(job), receipt, write)
     return receipt
+
+
+def _code(job: Job, context: WorkerContext) -> dict[str, str]:
+    """Return the digests of a job's own modules."""
+    return {name: digest for name, digest in context.sources.items() if name in own_modules(job)}
 
 
 def recheck(job: Recheck, context: WorkerContext) -> dict[str, Any]:
@@ -240,6 +291,8 @@ def describe(job: Job | AttackRun | FittedDefense) -> dict[str, Any]:
                 "attack_run": describe(job.crafts[0].attack_run),
                 "slices": [[each.start, each.stop] for each in job.crafts],
             }
+        case Examination():
+            own |= {"victim": describe(job.victim), "data": _described(job.data)}
     return own
 
 

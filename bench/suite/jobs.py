@@ -1,8 +1,9 @@
 """The kinds of work, each named by the hash of all that its result depends on.
 
-A job is fitting a defense, crafting a shard, or asking a defense about crafted images. Two jobs with the same
-key are the same job: crafting depends on the view, evaluation on the read-out. Labels of a task file enter
-no key.
+A job is fitting a defense, crafting a shard, or asking a defense about crafted images. Two more kinds say
+whether to believe these: an attack is tried where the answer is known, and a fitted defense is examined. Two
+jobs with the same key are the same job: crafting depends on the view, evaluation on the read-out. Labels of a
+task file enter no key.
 """
 
 import hashlib
@@ -259,7 +260,74 @@ class Evaluate(Keyed):
         return (self.victim.train, *self.crafts)
 
 
-Job: TypeAlias = Train | Craft | Evaluate
+TESTS = 1
+"""Number of the tests by which attacks are tried and defenses examined; raised when these ask otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial(Keyed):
+    """Try an attack, with the settings of the suite, on networks whose adversarial images are known."""
+
+    attack: Resolved[AttackEntry]
+    threat: Threat
+    shape: Shape
+    """The form of the suite's images, and the number of classes."""
+
+    kind = "trial"
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The jobs that come first: none."""
+        return ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Attack, threat, form, and the number of the tests."""
+        return {
+            "tests": TESTS,
+            "attack": self.attack.identity,
+            "norm": self.threat.norm,
+            "radius": None if math.isinf(self.threat.radius) else self.threat.radius,
+            "shape": list(self.shape),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Examination(Keyed):
+    """Examine a fitted defense on examples of the suite, as `bench doctor` does."""
+
+    victim: FittedDefense
+    readout: str
+    data: Data
+    threat: Threat
+    views: tuple[ViewUse, ...]
+    """The views that the suite attacks through."""
+    whole: bool
+    """Whether it is attacked, too; otherwise it is only asked, and its gradients are compared."""
+
+    kind = "examination"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Victim, read-out, data, threat, views, how much is looked at, and the number of the tests."""
+        return {
+            "tests": TESTS,
+            "victim": self.victim.key,
+            "readout": self.readout,
+            "data": self.data.key,
+            "norm": self.threat.norm,
+            "radius": self.threat.radius,
+            "views": [[each.use, each.params] for each in self.views],
+            "whole": self.whole,
+        }
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """The victim's training."""
+        return (self.victim.train,)
+
+
+Job: TypeAlias = Train | Craft | Evaluate | Trial | Examination
 
 
 def _foreign(entry: Entry) -> frozenset[str]:
@@ -290,7 +358,9 @@ def foreign(job: Job) -> frozenset[str]:
             source, attack = job.attack_run.source, job.attack_run.attack
             every = (_foreign(attack.entry), *(_foreign(each.entry) for each in inner(attack)))
             return (source.train.foreign if source else frozenset()).union(*every)
-        case Evaluate():
+        case Trial():
+            return _foreign(job.attack.entry).union(*(_foreign(each.entry) for each in inner(job.attack)))
+        case Evaluate() | Examination():
             return job.victim.train.foreign
 
 
@@ -352,7 +422,9 @@ def _used(job: Job | AttackRun) -> tuple[Resolved[Entry], ...]:
             return (job.attack, job.source.train.defense) if job.source else (job.attack,)
         case Craft():
             return _used(job.attack_run)
-        case Evaluate():
+        case Trial():
+            return (job.attack,)
+        case Evaluate() | Examination():
             return (job.victim.train.defense,)
 
 

@@ -20,7 +20,20 @@ from bench.registry import AttackEntry, DefenseEntry, ViewEntry
 from bench.results import fingerprint
 from bench.results.conditions import Skip
 from bench.results.store import SCHEME as STORE_SCHEME
-from bench.suite.jobs import AttackRun, Craft, Data, Evaluate, FittedDefense, Job, Target, Train, modules_of
+from bench.suite.examined import examinations, name_of
+from bench.suite.jobs import (
+    AttackRun,
+    Craft,
+    Data,
+    Evaluate,
+    Examination,
+    FittedDefense,
+    Job,
+    Target,
+    Train,
+    Trial,
+    modules_of,
+)
 from bench.suite.reach import diameter, odd_steps, steps_too_long, too_long
 from bench.suite.resolve import Planned, Resolved, Suite, inner, named_files
 from bench.suite.schema import ANSWERS, Precision, Task, ViewUse, expanded
@@ -41,6 +54,8 @@ class PlannedCondition:
     job: Evaluate
     facts: Mapping[str, Any]
     """What a table must know beside the coordinates: the fields of `bench.results.conditions.Facts`."""
+    checks: tuple[Trial | Examination, ...] = ()
+    """The jobs that say whether to believe it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ class Plan:
     def graph(self, wanted: set[str] | None = None) -> dict[Job, tuple[Job, ...]]:
         """Return every job below the conditions (those whose jobs are `wanted`), with those it needs."""
         graph: dict[Job, tuple[Job, ...]] = {}
-        todo: list[Job] = [each.job for each in self.conditions if wanted is None or each.job.key in wanted]
+        asked = [each for each in self.conditions if wanted is None or each.job.key in wanted]
+        todo: list[Job] = [job for each in asked for job in (*each.checks, each.job)]
         while todo:
             job = todo.pop()
             if job not in graph:
@@ -366,6 +382,7 @@ class Planner:
         """Return all conditions of all tasks."""
         for position in range(len(self.suite.model.tasks)):
             self._task(position)
+        self._examine()
         self._join()
         for key, table in self.suite.model.tables.items():
             self._check_table(key, table)
@@ -624,6 +641,26 @@ class Planner:
             )
         self.conditions[name] = made
 
+    def _examine(self) -> None:
+        """Have the defenses examined, as far as the file asks for it; say where a whole examination lies."""
+        asked = self.suite.model.doctor
+        looks = examinations(self.conditions.values(), whole=False)
+        for name, each in self.conditions.items():
+            look = looks[name_of(each)]
+            whole = self._once(("examination", look.key), partial(replace, look, whole=True))
+            wanted = whole if asked == "all" or each.job.victim.train.foreign else look
+            checks = () if asked == "none" else (wanted,)
+            facts = {**each.facts, "examinations": [whole.key, look.key]}
+            self.conditions[name] = replace(each, checks=(*each.checks, *checks), facts=facts)
+
+    def _trial(self, request: Request, threat: Threat) -> Trial | None:
+        """Return the trial of an attack; None where the file asks for none, or it looks at nothing."""
+        entry, shape = request.attack.entry, request.shape
+        if self.suite.model.doctor == "none" or entry.blind or entry.idle:
+            return None
+        name = ("trial", request.point.attack, threat, shape)
+        return self._once(name, lambda: Trial(request.attack, threat, shape))
+
     def _join(self) -> None:
         """Make one of the attacks of each row that is planned in worst mode, in the order of their rates."""
         rows: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
@@ -723,11 +760,12 @@ class Planner:
         victim = self.fitted(request.victim, point.inference)
         shard, n, readout = request.data.spec.shard, request.n, point.readout
         crafts = self._once(("crafts", attack_run.key, shard, n), lambda: _shards(attack_run, n))
-        random = _draws(request.victim, point.inference)
-        draws = self.suite.model.draws if random else 1
-        name = ("evaluate", victim.key, attack_run.key, shard, n, readout, draws)
-        job = self._once(name, lambda: Evaluate(victim, crafts, readout, draws))
+        random = draws(request.victim, point.inference)
+        asked = self.suite.model.draws if random else 1
+        name = ("evaluate", victim.key, attack_run.key, shard, n, readout, asked)
+        job = self._once(name, lambda: Evaluate(victim, crafts, readout, asked))
         entry, origin = request.attack.entry, self.suite.model.attacks[point.attack].source
+        trial = self._trial(request, attack_run.threat)
         facts = {
             "attack_run": attack_run.key,
             "use": entry.name,
@@ -740,12 +778,13 @@ class Planner:
             "random": random,
             "flags": _flags(request, attack_run),
             # One draw is no fact: manifests of defenses that are asked once stay as they are.
-            **({} if draws == 1 else {"draws": draws}),
+            **({} if asked == 1 else {"draws": asked}),
             **({} if attack_run.precision == "float32" else {"precision": attack_run.precision}),
             **({"averaged": seen.draws} if (seen := attack_run.view) is not None and seen.draws > 1 else {}),
             **({"trained_on_them": True} if _trained_on(request.victim, request.data) else {}),
+            **({} if trial is None else {"trial": trial.key}),
         }
-        return PlannedCondition(point.coordinates, job, facts)
+        return PlannedCondition(point.coordinates, job, facts, () if trial is None else (trial,))
 
     def _sight(self, request: Request, choice: ViewUse) -> Sight:
         point = request.point
@@ -759,7 +798,7 @@ class Planner:
     def _attacked_view(self, sight: Sight) -> AttackedView:
         """Return what is looked at, by the view's own name and with its parameters filled in."""
         readout = sight.request.point.readout
-        certain = not sight.transfers and not _draws(sight.train, sight.inference)
+        certain = not sight.transfers and not draws(sight.train, sight.inference)
         if sight.answers is not None:
             read = not sight.transfers and sight.answers == readout
             return AttackedView(
@@ -847,9 +886,9 @@ def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     point, entry, guard = request.point, request.attack.entry, request.victim.defense.entry
     found = [entry.said("flags", attack_run.threat, **request.attack.params)]
     found += odd_steps(entry, request.attack.params, attack_run.threat)
-    source, draws = attack_run.source, attack_run.view.draws if attack_run.view else 1
-    if draws > 1 and source is not None and not _draws(source.train, dict(source.inference)):
-        found.append(f"{draws} draws of {source.train.defense.name}, whose answers do not differ, are one")
+    source, averaged = attack_run.source, attack_run.view.draws if attack_run.view else 1
+    if averaged > 1 and source is not None and not draws(source.train, dict(source.inference)):
+        found.append(f"{averaged} draws of {source.train.defense.name}, whose answers do not differ, are one")
     if flag := guard.said("flags", **{**request.victim.defense.params, **point.inference}):
         found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]
@@ -863,10 +902,15 @@ def _trained_on(victim: Train, asked: Data) -> bool:
     return own or any(_trained_on(part, asked) for _, part in victim.parts)
 
 
-def _draws(train: Train, inference: Mapping[str, Any]) -> bool:
-    """Return whether two asks of a defense may differ at inference time, by itself or by one of its parts."""
+def draws(train: Train, inference: Mapping[str, Any]) -> bool:
+    """Return whether two asks of a defense may differ at inference time, by itself or by one of its parts.
+
+    Args:
+        train: Its training.
+        inference: Parameters that are replaced after it.
+    """
     own = train.defense.entry.draws({**train.defense.params, **inference})
-    return own or any(_draws(part, {}) for _, part in train.parts)
+    return own or any(draws(part, {}) for _, part in train.parts)
 
 
 def _shards(attack_run: AttackRun, n: int) -> tuple[Craft, ...]:

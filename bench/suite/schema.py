@@ -169,6 +169,9 @@ class SuiteModel(Model):
     """Whether tasks run in worst mode, unless they say otherwise."""
     check: Policy = Policy()
     """The rules of `bench check`."""
+    doctor: Literal["plugins", "all", "none"] = "plugins"
+    """Which defenses a run examines whole (`bench doctor`): those with code of other people, all, or none; of
+    others it looks at answers and gradients alone. With ``none``, attacks are not tried either."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
     """How often a random defense is asked about each final image; others are asked once."""
     time_limit: Seconds | None = None

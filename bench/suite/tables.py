@@ -95,6 +95,8 @@ class Table(Model):
     """Radii at which the distances of minimum-norm attacks are read."""
     published: Comparison | None = None
     figure: Figure | None = None
+    grades: bool = True
+    """Whether a column says how much stands behind each row (`docs/flags.md`, grades)."""
     bold: Literal["weakest"] | None = "weakest"
 
     @model_validator(mode="before")

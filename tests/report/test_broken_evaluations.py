@@ -55,10 +55,10 @@ def cut(path: Path, attacks: Iterable[str], table: dict[str, Any] | None = None)
 
 
 def flags(table: tables.RenderedTable, *levels: str) -> dict[str, set[str]]:
-    """Return the codes of the flags of these levels in each column."""
+    """Return the codes of the flags of these levels in each column, those of the row among them."""
     (row,) = table.rows
     return {
-        heading: {flag.code for flag in cell.flags if flag.level in levels}
+        heading: {flag.code for flag in (*row.flags, *cell.flags) if flag.level in levels}
         for heading, cell in zip(table.columns, row.cells, strict=True)
     }
 

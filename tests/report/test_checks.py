@@ -16,12 +16,13 @@ N = 200
 
 
 def flagged(conditions, outcomes, columns=("attack", "view"), **table):
-    """Return the flags of each column of a table with one row, and those of the table."""
+    """Return the flags of each column of a table with one row, those of the row first, and the table."""
     given = {"title": "x", "rows": ["readout"], "columns": list(columns), **table}
     rendered = tables.cut(manifest(conditions, given), "T", outcomes.get)
     assert len(rendered.rows) == 1
     named = {
-        heading: cell.flags for heading, cell in zip(rendered.columns, rendered.rows[0].cells, strict=True)
+        heading: (*rendered.rows[0].flags, *cell.flags)
+        for heading, cell in zip(rendered.columns, rendered.rows[0].cells, strict=True)
     }
     return named, rendered
 

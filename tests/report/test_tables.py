@@ -342,7 +342,9 @@ def test_every_plan_tells_the_facts_that_tables_need(tmp_path):
         tmp_path, {"net": {"use": "toy/linear"}}, {"clean": {"use": "none"}, "fgsm": {"use": "fgsm"}}, [TASK]
     )
     given = planner.make(resolve.load(path)).manifest()
-    assert {tuple(sorted(each["facts"])) for each in given["conditions"]} == {tuple(sorted(FACTS))}
+    assert {tuple(sorted(each["facts"])) for each in given["conditions"]} == {
+        tuple(sorted((*FACTS, "examinations")))
+    }
     assert {each.coordinates["attack"] for each in conditions_of(given) if each.facts.idle} == {"clean"}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from bench.report.checks.evidence import Evidence, differed, failed, is_random
 from bench.report.checks.flags import Flag, Level
 from bench.results.conditions import Condition
-from bench.results.metrics import Mask, binomial_p, goal_reached, is_correct
+from bench.results.metrics import Mask, binomial_p, goal_reached
 from bench.results.outcomes import Rows
 
 SHARE = 0.01
@@ -18,9 +18,6 @@ CHANCE = 0.01
 
 REACH = 0.5
 """Share of the radius to which an attack that fails should at least have looked."""
-
-REFUSED: Sequence[tuple[float, Level]] = ((0.5, "alarm"), (0.2, "doubt"), (0.05, "note"))
-"""The shares of refused clean images that raise a flag, and its levels."""
 
 
 def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
@@ -75,6 +72,17 @@ def _on_failed(seen: Sequence[Evidence], column: str, says: Callable[[Rows], Mas
     return count, known
 
 
+# --- the trial ------------------------------------------------------------------------------------------
+
+
+def _tried(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    """Say what an attack failed at where the answer is known."""
+    for each in seen:
+        for code, level, message in (each.trial or {}).get("found", ()):
+            if level != "note":
+                yield Flag("trial", f"{code}: {message}", level)
+
+
 # --- the images and the answers ------------------------------------------------------------------------
 
 
@@ -96,44 +104,6 @@ def _differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
         declared = any(each.condition.facts.random for each in seen)
         said = f"{count} of {asked} answers differed when asked again"
         yield Flag("answers-differ", said, "note" if declared else None)
-
-
-def _clean(seen: Sequence[Evidence]) -> list[Rows]:
-    """Return the answers to unmoved images that are known of the cell's defenses, each once."""
-    every = [each.rows if each.condition.facts.idle else each.clean for each in seen]
-    return list({id(rows): rows for rows in every if rows is not None}.values())
-
-
-def _at_chance(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    for rows in _clean(seen):
-        n = len(rows["truth"])
-        guess = float(np.unique(rows["truth"], return_counts=True)[1].max() / n) if n else 1.0
-        right = int(is_correct(rows).sum())
-        # Of few examples even right answers alone would not show it.
-        if guess**n < CHANCE and binomial_p(right, n, guess) > CHANCE:
-            yield Flag(
-                "at-chance",
-                f"{right} of {n} clean images are answered rightly; whoever always answers the most frequent "
-                f"class gets {round(guess * n)}",
-            )
-
-
-def _fitted_on_scored(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    if any(each.condition.facts.trained_on_them for each in seen):
-        yield Flag("fitted-on-scored", "the defense was fitted on the split that it is scored on")
-
-
-def _refuses(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    for rows in _clean(seen):
-        count, n = int(rows["rejected"].sum()), len(rows["rejected"])
-        level = next((level for share, level in REFUSED if _above(count, n, share)), None)
-        if level is not None:
-            yield Flag("refuses-clean", f"{count} of {n} clean images are refused", level)
-
-
-def _above(count: int, n: int, share: float) -> bool:
-    """Return whether a share is above another one by more than chance (exact binomial test)."""
-    return binomial_p(count, n, share) < CHANCE
 
 
 # --- the view and the answer ---------------------------------------------------------------------------
@@ -297,11 +267,9 @@ def _limitless(condition: Condition) -> bool:
 
 
 _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
+    _tried,
     _invalid,
     _not_finite,
-    _at_chance,
-    _fitted_on_scored,
-    _refuses,
     _differs,
     _view_differs,
     _flat,

@@ -1,7 +1,8 @@
 """The outcomes that flags are raised from."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ class Evidence:
     """The outcomes as they read at the condition's radius."""
     clean: Rows | None
     """The answers of the same defense to the unmoved images; None where they are not needed or not there."""
+    trial: Mapping[str, Any] | None = None
+    """What the attack's trial found; None where there was none."""
+    examination: Mapping[str, Any] | None = None
+    """What the defense's examination found; None where there was none."""
 
 
 def coordinates(condition: Condition, *without: str) -> tuple[tuple[str, Hashable], ...]:

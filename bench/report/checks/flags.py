@@ -26,6 +26,8 @@ CODES: Mapping[str, Level] = {
     "saturated-loss": "doubt",
     "attack-raised": "doubt",
     "above-clean": "doubt",
+    "trial": "doubt",
+    "examination": "doubt",
     "at-chance": "alarm",
     "fitted-on-scored": "alarm",
     "refuses-clean": "doubt",

@@ -81,6 +81,7 @@ def drawn(table: RenderedTable) -> "figure.Figure":
         raise InputError(f"table {table.key!r} names no figure: figure: {{x: radius}} makes it one")
     page = figure.Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = page.subplots()
+    table = words.inherited(table)
     for curve, style in zip(_curves(table), styles(), strict=False):
         _draw(axes, curve, style)
     _label(axes, table, said)

@@ -1,6 +1,7 @@
 """Tables in LaTeX (package: booktabs)."""
 
 import re
+from collections.abc import Sequence
 
 from bench.escaping import shown
 from bench.quantities import DASH
@@ -53,7 +54,8 @@ def to_latex(table: RenderedTable) -> str:
     for row in table.rows:
         bold += [(len(lines), len(table.heads) + at) for at, cell in enumerate(row.cells) if cell.weakest]
         cells = (_cell(cell, unit, notes) for cell, unit in zip(row.cells, table.units, strict=True))
-        lines.append([*map(_escaped, row.label), *cells])
+        *first, last = map(_escaped, row.label)
+        lines.append([*first, last + _marks(notes.of_row(row, graded=False)), *cells])
         if row.published:
             quotes = (" ".join(each) if each else DASH for each in words.quotes(table, row))
             blank = [""] * (len(row.label) - 1)
@@ -86,5 +88,8 @@ def to_latex(table: RenderedTable) -> str:
 
 
 def _cell(cell: TableCell, unit: Unit, notes: words.Footnotes) -> str:
-    marks = ",".join(map(str, notes.marks(cell)))
-    return _escaped(words.value(cell, unit)) + (f"\\textsuperscript{{{marks}}}" if marks else "")
+    return _escaped(words.value(cell, unit)) + _marks(notes.marks(cell))
+
+
+def _marks(numbers: Sequence[int]) -> str:
+    return f"\\textsuperscript{{{','.join(map(str, numbers))}}}" if numbers else ""

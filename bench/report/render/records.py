@@ -26,7 +26,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
         number.
     """
     found = []
-    for row in table.rows:
+    for row in words.inherited(table).rows:
         quotes = row.published or [None] * len(table.columns)
         for heading, unit, cell, quote in zip(table.columns, table.units, row.cells, quotes, strict=True):
             found.append(
@@ -44,6 +44,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
                     "note": "; ".join(_remarks(cell)),
                     "level": worst_level(cell.flags),
                     "flags": "; ".join(map(words.sentence, cell.flags)),
+                    **({"grade": row.grade and row.grade.letter} if words.graded(table) else {}),
                 }
             )
     return found

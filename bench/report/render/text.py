@@ -1,6 +1,6 @@
 """Tables on a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _STYLES = {"note": "", "doubt": "yellow", "alarm": "bold red"}
 """How the marks of flags look, by the gravest level."""
+
+_GRADES = {"A": "green", "D": "bold red"}
+"""How grades look; those between are plain."""
 
 WIDTH = 80
 """Columns of a terminal that hold a table of eight columns."""
@@ -44,9 +47,19 @@ def to_text(table: RenderedTable) -> "Group":
     grid.add_column(_narrow(words.headings(table), 9))
     for heading in table.columns:
         grid.add_column(_narrow([heading], 8), justify="right")
+    graded = words.graded(table)
+    if graded:
+        grid.add_column(words.GRADE, justify="right")
     for row in table.rows:
         cells = (_cell(cell, unit, notes) for cell, unit in zip(row.cells, table.units, strict=True))
-        grid.add_row(_narrow(row.label, 9), *cells)
+        label, printed = _narrow(row.label, 9), [*cells]
+        marks = _marks(notes.of_row(row, graded=graded))
+        if graded:
+            letter = row.grade.letter if row.grade else DASH
+            printed.append(Text.assemble((letter, _GRADES.get(letter, "")), (marks, _style(row.flags))))
+        else:
+            label.append(marks, _style(row.flags))
+        grid.add_row(label, *printed)
         if row.published:
             quotes = ("\n".join(each) if each else DASH for each in words.quotes(table, row))
             grid.add_row("published", *quotes, style="dim italic")
@@ -57,7 +70,7 @@ def to_text(table: RenderedTable) -> "Group":
     below = [Text(shown(said), style="dim")]
     below += [Text(shown(each), style="yellow") for each in flags]
     below += [Text(f"{words.raised([mark])} {shown(each)}") for mark, each in enumerate(notes.texts, 1)]
-    if flags or any(cell.flags for row in table.rows for cell in row.cells):
+    if flags or any(cell.flags for row in words.inherited(table).rows for cell in row.cells):
         below.append(Text("What each flag means, and what to do: docs/flags.md", style="dim"))
     title = Text(shown(f"Table {table.key}: {table.table.title}"), style="bold")
     return Group(Padding(title, (1, 0, 1, 0)), grid, *below)
@@ -66,9 +79,7 @@ def to_text(table: RenderedTable) -> "Group":
 def _cell(cell: TableCell, unit: Unit, notes: words.Footnotes) -> "Text":
     from rich.text import Text
 
-    numbers = notes.marks(cell)
-    # Several would make the column wide, and be cut: on a line of their own they are broken between.
-    marks = words.raised(numbers) if len(numbers) < 2 else "\n" + " ".join(words.raised([n]) for n in numbers)
+    marks = _marks(notes.marks(cell))
     if cell.estimate is None:
         return Text.assemble((cell.hole, "dim"), marks)
     value = f"{cell.bound}{words.number(cell.estimate.value, unit)}"
@@ -78,6 +89,13 @@ def _cell(cell: TableCell, unit: Unit, notes: words.Footnotes) -> "Text":
     if short := words.interval(cell.estimate, unit, short=True):
         parts.append((f"\n{short}", "dim"))
     return Text.assemble(*parts)
+
+
+def _marks(numbers: Sequence[int]) -> str:
+    """Return marks of footnotes; several would make a column wide, so that they are broken between."""
+    if len(numbers) < 2:
+        return words.raised(numbers)
+    return "\n" + " ".join(words.raised([number]) for number in numbers)
 
 
 def _style(flags: Iterable[Flag]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.quantities import DASH
 from bench.report.checks import Flag
@@ -137,6 +137,45 @@ class Footnotes:
         """
         return [self.mark(each) for each in (*cell.notes, *map(sentence, cell.flags))]
 
+    def of_row(self, row: RenderedRow, *, graded: bool) -> list[int]:
+        """Return the numbers of all sentences about a row as a whole.
+
+        Args:
+            row: A row of the table.
+            graded: Whether its grade is shown.
+
+        Returns:
+            The numbers of its flags, then of what is missing for a better grade.
+        """
+        missing = [row.grade.said] if graded and row.grade is not None else []
+        return [self.mark(each) for each in (*map(sentence, row.flags), *filter(None, missing))]
+
+
+GRADE = "Grade"
+"""The heading of the column of grades."""
+
+
+def graded(table: RenderedTable) -> bool:
+    """Return whether a table has a column of grades.
+
+    Args:
+        table: The table.
+    """
+    return table.table.grades and any(row.grade is not None for row in table.rows)
+
+
+def inherited(table: RenderedTable) -> RenderedTable:
+    """Return a table whose cells have the flags of their rows, for what shows cells alone.
+
+    Args:
+        table: The table.
+    """
+    rows = [
+        replace(row, cells=tuple(replace(cell, flags=(*row.flags, *cell.flags)) for cell in row.cells))
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(rows))
+
 
 def sentence(flag: Flag) -> str:
     """Write a flag with its level and its code, under which `docs/flags.md` gives advice.
@@ -188,6 +227,8 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
         else:
             superlative = "least" if heading == "Min" else "greatest"
             said.append(f"{heading}: the {superlative} of the attack columns, after averaging over seeds")
+    if graded(table):
+        said.append(f"{GRADE}: how much stands behind a row, from A to D (docs/flags.md)")
     if table.worst:
         said.append(
             "worst mode: each attack saw only the examples that stood against those before it, so that a "

@@ -1,0 +1,127 @@
+"""The grade of a row: how much stands behind its numbers, and what is missing for a better one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from bench.report.checks import Evidence, Flag
+from bench.report.checks.comparisons import ITERATES
+from bench.results.conditions import Condition
+
+Letter: TypeAlias = Literal["A", "B", "C", "D"]
+
+LETTERS: tuple[Letter, ...] = ("A", "B", "C", "D")
+"""All grades, the best first."""
+
+SPAN = 0.1
+"""The widest interval of the lowest accuracy that an A may have, as a share of the examples."""
+
+BELIEVED = ("quiet", "untested", "note")
+"""Levels of findings that leave an attack or a defense believed."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How much stands behind a row."""
+
+    letter: Letter
+    """``D``: an alarm stands. ``C``: a doubt stands, or evidence is missing without which no number can be
+    believed. ``B``: all of that is there. ``A``: and what makes a mistake unlikely."""
+    missing: tuple[str, ...] = ()
+    """What the next better grade needs; nothing for an ``A``."""
+
+    @property
+    def said(self) -> str:
+        """What is missing, in a sentence without a full stop; empty for an ``A``."""
+        if self.letter == "A":
+            return ""
+        better = LETTERS[LETTERS.index(self.letter) - 1]
+        return f"for a grade of {better}: {'; '.join(self.missing)}"
+
+
+def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -> Grade | None:
+    """Grade what stands behind a row.
+
+    Evidence counts, and silence does not: without an attack that was tried where the answer is known, an
+    iterative attack on what is scored, an attack without gradients and a whole examination of the defense, a
+    row has a ``C`` at most. At several threats, the one with the least evidence decides.
+
+    Args:
+        seen: The evidence of all stored attacks on the defense of the row, at its threats.
+        flags: All flags of the row and of its cells.
+        span: The widest interval of the lowest accuracy of the row, in [0, 1]; None where there is none.
+
+    Returns:
+        The grade; None where nothing is attacked.
+    """
+    attacks = [each for each in seen if not each.condition.facts.idle]
+    if not attacks:
+        return None
+    levels: dict[str, list[str]] = {"alarm": [], "doubt": [], "note": []}
+    for flag in flags:
+        levels[flag.level].append(flag.code)
+    if levels["alarm"]:
+        return Grade("D", (f"these alarms need a reason: {', '.join(dict.fromkeys(levels['alarm']))}",))
+    missing: list[str] = []
+    if levels["doubt"]:
+        missing.append(f"these doubts need a reason: {', '.join(dict.fromkeys(levels['doubt']))}")
+    missing += dict.fromkeys(said for same in _by_threat(attacks) for said in _core(same))
+    if missing:
+        return Grade("C", tuple(missing))
+    more = list(dict.fromkeys(said for same in _by_threat(attacks) for said in _more(same)))
+    if span is not None and span > SPAN:
+        more.append(f"more examples: the interval of the lowest accuracy spans {100 * span:.0f} points")
+    return Grade("B", tuple(more)) if more else Grade("A")
+
+
+def _by_threat(attacks: Iterable[Evidence]) -> list[list[Evidence]]:
+    found: dict[tuple[str, float | None], list[Evidence]] = {}
+    for each in attacks:
+        found.setdefault((each.condition.norm, each.condition.radius), []).append(each)
+    return list(found.values())
+
+
+def _core(attacks: Sequence[Evidence]) -> Iterator[str]:
+    """Yield what is missing without which no number can be believed."""
+    exact = [each for each in attacks if _exact(each)]
+    if not exact:
+        yield "an iterative attack with gradients of what is scored"
+    elif not any(_proven(each) for each in exact):
+        yield "a trial of its attack where the answer is known"
+    if not any(_blind(each.condition) for each in attacks):
+        yield "an attack without gradients"
+    if not any(_examined(each) for each in attacks):
+        yield "a whole examination of the defense (bench doctor)"
+
+
+def _more(attacks: Sequence[Evidence]) -> Iterator[str]:
+    """Yield what makes a mistake unlikely, and is missing."""
+    exact = [each for each in attacks if _exact(each)]
+    several = any("found_by" in each.rows for each in exact)
+    if not several and len({each.condition.attack for each in exact}) < 2:
+        yield "a second attack on what is scored, with another loss"
+    if untested := {name for each in attacks for name in (each.examination or {}).get("untested", ())}:
+        yield f"more time for the examination: untested are {', '.join(sorted(untested))}"
+
+
+def _exact(each: Evidence) -> bool:
+    """Return whether an attack follows gradients of what is scored, in more than one step."""
+    facts = each.condition.facts
+    if facts.access != "gradient" or facts.source is not None or not facts.exact:
+        return False
+    counted = each.rows.get("backwards")
+    return counted is None or float(counted.mean()) / facts.averaged > ITERATES
+
+
+def _proven(each: Evidence) -> bool:
+    return each.trial is not None and each.trial["worst"] in BELIEVED
+
+
+def _examined(each: Evidence) -> bool:
+    found = each.examination
+    return found is not None and bool(found["whole"])
+
+
+def _blind(condition: Condition) -> bool:
+    facts = condition.facts
+    return facts.access in ("decision", "score") or facts.source is not None

@@ -1,0 +1,200 @@
+"""Grades: what stands behind a row, and what is missing for a better one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from manifests import clean, condition, first, manifest, rows
+
+from bench.report import render, tables
+from bench.report.tables import RenderedTable
+from bench.suite.layout import arrange
+
+N = 2000
+SOUND = {"worst": "quiet", "found": [], "tests": 18, "untested": [], "whole": True}
+TRIED = {"worst": "note", "found": [["far", "note", "farther than needed"]], "crossed": 1.0, "planted": 0.95}
+CHECKS = {"trial": "t", "examinations": ["whole", "look"]}
+
+
+def evidence() -> dict[str, Any]:
+    """Return all that an A needs: conditions, outcomes, and what trials and examinations found."""
+    steps = np.full(N, 40.0)
+    conditions = [
+        clean("c", n=N),
+        condition("a", n=N, **CHECKS),
+        condition("b", n=N, attack="apgd", **CHECKS),
+        condition("s", n=N, attack="square", access="score", **CHECKS),
+    ]
+    outcomes = {
+        "c": rows(first(N, 1900), moved=False),
+        "a": rows(first(N, 900), backwards=steps),
+        "b": rows(first(N, 890), backwards=steps),
+        "s": rows(first(N, 1200)),
+    }
+    found = {("trial", "t"): TRIED, ("examination", "whole"): SOUND}
+    return {"conditions": conditions, "outcomes": outcomes, "found": found}
+
+
+def cut(given: dict[str, Any], **table: Any) -> RenderedTable:
+    asked = {"title": "x", "rows": ["defense"], "columns": ["attack"], "grades": True, **table}
+    made = manifest(given["conditions"], asked)
+    return tables.cut(made, "T", given["outcomes"].get, lambda *name: given["found"].get(name))
+
+
+def graded(given: dict[str, Any], **table: Any) -> tuple[str, str]:
+    (row,) = cut(given, **table).rows
+    assert row.grade is not None
+    return row.grade.letter, row.grade.said
+
+
+def without(given: dict[str, Any], *jobs: str) -> dict[str, Any]:
+    return {**given, "conditions": [each for each in given["conditions"] if each["job"] not in jobs]}
+
+
+def test_all_the_evidence_is_an_a() -> None:
+    assert graded(evidence()) == ("A", "")
+
+
+def test_evidence_that_the_table_leaves_out_counts() -> None:
+    assert graded(evidence(), columns={"PGD": {"attack": "pgd"}, "APGD": {"attack": "apgd"}})[0] == "A"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "missing"),
+    [
+        ({"jobs": ("s",)}, "for a grade of B: an attack without gradients"),
+        ({"jobs": ("a", "b")}, "for a grade of B: an iterative attack with gradients of what is scored"),
+        ({"found": ("trial", "t")}, "for a grade of B: a trial of its attack where the answer is known"),
+        (
+            {"found": ("examination", "whole")},
+            "for a grade of B: a whole examination of the defense (bench doctor)",
+        ),
+    ],
+)
+def test_what_no_number_can_be_believed_without_is_a_c(lacks: dict[str, Any], missing: str) -> None:
+    given = without(evidence(), *lacks.get("jobs", ()))
+    given["found"].pop(lacks.get("found"), None)
+    assert graded(given) == ("C", missing)
+
+
+def test_a_look_is_no_whole_examination() -> None:
+    given = evidence()
+    del given["found"]["examination", "whole"]
+    given["found"]["examination", "look"] = {**SOUND, "whole": False}
+    assert graded(given)[0] == "C"
+
+
+def test_one_step_is_no_iterative_attack() -> None:
+    given = evidence()
+    for job in "ab":
+        given["outcomes"][job]["backwards"] = 1.0
+    assert graded(given) == ("C", "for a grade of B: an iterative attack with gradients of what is scored")
+
+
+def test_a_surrogate_or_a_transfer_is_no_attack_on_what_is_scored() -> None:
+    for change in ({"exact": False}, {"source": "other"}):
+        given = evidence()
+        given["conditions"] = [
+            condition(each["job"], **{**each["coordinates"], **each["facts"], **change})
+            if each["job"] in "ab"
+            else each
+            for each in given["conditions"]
+        ]
+        letter, said = graded(given)
+        assert letter == "C"
+        assert "an iterative attack with gradients of what is scored" in said
+
+
+def test_one_kind_of_attack_few_examples_or_an_unfinished_examination_is_a_b() -> None:
+    one = without(evidence(), "b")
+    assert graded(one) == ("B", "for a grade of A: a second attack on what is scored, with another loss")
+    one["outcomes"]["a"]["found_by"] = 0
+    assert graded(one)[0] == "A"
+    late = evidence()
+    late["found"]["examination", "whole"] = {**SOUND, "untested": ["blind"]}
+    assert graded(late) == ("B", "for a grade of A: more time for the examination: untested are blind")
+
+
+def test_few_examples_are_a_b() -> None:
+    given = evidence()
+    given["outcomes"] = {job: frame[::20] for job, frame in given["outcomes"].items()}
+    letter, said = graded(given)
+    assert letter == "B"
+    assert said.startswith("for a grade of A: more examples: the interval of the lowest accuracy spans")
+
+
+def test_at_several_threats_the_least_evidence_decides() -> None:
+    given = evidence()
+    given["conditions"].append(condition("far", n=N, radius=0.2, **CHECKS))
+    given["outcomes"]["far"] = rows(first(N, 800), backwards=np.full(N, 40.0))
+    columns = {"near": {"attack": "pgd", "radius": 0.1}, "far": {"attack": "pgd", "radius": 0.2}}
+    assert graded(given, columns=columns) == ("C", "for a grade of B: an attack without gradients")
+
+
+def test_a_doubt_is_a_c_and_an_alarm_a_d_and_both_are_named() -> None:
+    given = evidence()
+    given["found"]["trial", "t"] = {**TRIED, "worst": "doubt", "found": [["weak", "doubt", "lags"]]}
+    letter, said = graded(given)
+    assert letter == "C"
+    assert said.startswith("for a grade of B: these doubts need a reason: trial; a trial of its attack")
+    given["found"]["examination", "whole"] = {**SOUND, "found": [["not-uphill", "alarm", "goes down"]]}
+    assert graded(given) == ("D", "for a grade of C: these alarms need a reason: examination")
+
+
+def test_findings_become_flags_notes_do_not_and_what_outcomes_tell_better_is_left_out() -> None:
+    given = evidence()
+    given["found"]["trial", "t"] = {**TRIED, "found": [*TRIED["found"], ["weak", "alarm", "crossed 0 of 8"]]}
+    given["found"]["examination", "whole"] = {
+        **SOUND,
+        "found": [["rough-slope", "note", "x"], ["at-chance", "alarm", "x"], ["not-uphill", "doubt", "y"]],
+    }
+    (row,) = cut(given, extra=["Worst"]).rows
+    assert [(flag.code, flag.level, flag.message) for flag in row.flags] == [
+        ("examination", "doubt", "not-uphill: y")
+    ]
+    trials = [[flag.message for flag in cell.flags if flag.code == "trial"] for cell in row.cells]
+    said = "weak: crossed 0 of 8"
+    assert trials == [[], [said], [said], [said], [said]]
+
+
+def test_a_row_of_several_defenses_has_no_grade_and_its_cells_have_the_flags() -> None:
+    given = evidence()
+    given["conditions"].append(condition("o", n=N, defense="other", examinations=["bad"]))
+    given["outcomes"]["o"] = rows(first(N, 900))
+    given["found"]["examination", "bad"] = {**SOUND, "found": [["not-uphill", "alarm", "y"]]}
+    table = cut(given, rows=["norm"], columns=["defense"], where={"attack": "pgd"})
+    (row,) = table.rows
+    assert row.grade is None
+    assert row.flags == ()
+    assert [[flag.code for flag in cell.flags] for cell in row.cells] == [[], ["examination"]]
+    assert "Grade" not in render.joined([table], "markdown")
+
+
+def test_a_table_of_clean_images_has_no_grade() -> None:
+    given = evidence()
+    assert "Grade" not in render.joined([cut(given, where={"attack": "clean"})], "markdown")
+
+
+def test_grades_are_printed_with_what_is_missing_and_can_be_left_out() -> None:
+    given = without(evidence(), "s")
+    text = render.joined([cut(given)], "markdown")
+    assert "| Grade |" in text
+    assert "| C¹ |" in text
+    assert "1. for a grade of B: an attack without gradients" in text
+    assert "Grade" not in render.joined([cut(given, grades=False)], "markdown")
+    assert ",grade\n" in render.joined([cut(given)], "csv").replace("\r", "")
+
+
+def test_flags_of_the_defense_stand_in_every_format() -> None:
+    given = evidence()
+    given["outcomes"]["c"] = rows(first(N, 1900), moved=False, rejected=np.ones(N, bool))
+    for form in ("markdown", "csv", "json", "latex"):
+        for table in (cut(given), cut(given, grades=False)):
+            assert "refuses-clean" in render.joined([table], form), form
+    assert "refuses-clean" in cut(given).alarms
+
+
+def test_grading_needs_no_more_jobs_than_the_table() -> None:
+    given = evidence()
+    made = manifest(given["conditions"], {"title": "x", "rows": ["defense"], "columns": ["attack"]})
+    assert arrange(made, "T").jobs() == {"c", "a", "b", "s"}
