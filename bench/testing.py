@@ -42,7 +42,7 @@ from bench.protocols import (
     View,
 )
 from bench.registry import ATTACKS, DEFENSES, AttackEntry, DefenseEntry, ViewEntry, bind, discover, view
-from bench.results.outcomes import OUTCOME_COLUMNS
+from bench.results.outcomes import RESERVED
 from bench.runner.referee import QueryCounter, answers_only, instrument, no_access_view, reseed
 from bench.runner.training import Trainer
 
@@ -369,7 +369,7 @@ class _Trial:
         )
         _expect(far <= room, f"{self.name} left the budget by {far:.3g}, {when}")
         for note, column in crafted.notes.items():
-            _expect(note not in OUTCOME_COLUMNS, f"{self.name}: the note {note!r} has the name of an outcome")
+            _expect(note not in RESERVED, f"{self.name}: the note {note!r} has the name of an outcome")
             _expect(
                 isinstance(column, Tensor) and column.shape == (len(x),),
                 f"{self.name}: the note {note!r} must be a tensor (N,), one value for each example",

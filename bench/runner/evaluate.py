@@ -1,6 +1,7 @@
 """The evaluation job: asks a defense about crafted images, and keeps a row of outcomes for each."""
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.errors import OvertimeError
+from bench.errors import DamagedError, OvertimeError
 from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
 from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
-from bench.results.outcomes import BROKEN_SHARE, WATCHED, schema
+from bench.results.outcomes import BROKEN_SHARE, JUDGED, OWN_SOURCE, TIED, WATCHED, schema
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.limits import out_of_memory
@@ -62,6 +63,8 @@ def evaluate(
     split = load(job.crafts[0].attack_run.data, context)
     crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
     columns = answers_to(job, crafted, model, split, torch.device(context.device))
+    if (own := crafted_on_own_weights(job, store)) is not None:
+        columns = [{**each, OWN_SOURCE: [own] * len(each["truth"])} for each in columns]
     table = table_of(columns)
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
@@ -76,6 +79,41 @@ def evaluate(
         },
     }
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
+
+
+def crafted_on_own_weights(job: Evaluate, store: Store) -> bool | None:
+    """Return whether the images of a transfer were crafted on the weights that are asked now.
+
+    The same network may stand in a suite twice, by another label and with settings that do not matter.
+
+    Args:
+        job: The evaluation.
+        store: The results folder, with the trainings of both.
+
+    Returns:
+        Whether both have the same tensors, whatever these are called; None where the attack is no transfer,
+        or where the weights of its source are not there any more.
+    """
+    source, victim = job.crafts[0].attack_run.source, job.victim.train
+    if source is None or source.train == victim:
+        return None
+    try:
+        one, other = (_tensors(store.artefact("train", each.key)) for each in (source.train, victim))
+    except DamagedError:
+        return None
+    return bool(one) and one == other
+
+
+def _tensors(path: Path) -> list[tuple[tuple[int, ...], str, str]]:
+    """Return the form, type and digest of each tensor in a file, in an order that no name decides."""
+    return sorted(
+        (
+            tuple(value.shape),
+            str(value.dtype),
+            hashlib.sha256(value.flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
+        for value in load_file(path).values()
+    )
 
 
 def killed(table: pa.Table, attack: Resolved[AttackEntry]) -> dict[str, Any]:
@@ -185,6 +223,7 @@ def _outcomes(
         "invalid": crafted["invalid"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
+        TIED: answers.get("tied"),
         "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **broken,
@@ -213,8 +252,8 @@ def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[
 
     Returns:
         Columns on the CPU: ``label`` int64 (N,), -1 where there is no answer, ``rejected`` bool (N,),
-        ``score`` float32 (N,), and ``logits`` and ``thresholds`` float32 (N, K) where the read-out gives
-        them.
+        ``score`` float32 (N,), and where the read-out gives them ``logits`` and ``thresholds``, float32
+        (N, K), and ``tied``, bool (N,): whether the two highest logits are equal.
     """
     decision = decided(model, images, readout, device)
     # A defense that answers NaN to a valid image counts as broken, and no class has the label -1.
@@ -228,6 +267,9 @@ def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[
     }
     if decision.logits is not None:
         found["logits"] = decision.logits.float()
+        # By the values that the label is the arg-max of: as they are stored, more of them may be equal.
+        best = decision.logits.topk(min(2, decision.logits.shape[1])).values
+        found["tied"] = (best[:, 0] == best[:, -1]) & (best.shape[1] > 1)
     if decision.thresholds is not None:
         found["thresholds"] = decision.thresholds.float()
     return {name: values.detach().cpu() for name, values in found.items()}
@@ -408,13 +450,13 @@ def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:
-    known = schema()
+    known = {each.name: each.type for each in schema()}
+    known |= {**dict.fromkeys(WATCHED, pa.float64()), **dict.fromkeys(JUDGED, pa.bool_())}
     arrays, fields = [], []
     for name, values in columns.items():
         plain = values.numpy() if isinstance(values, Tensor) else values
-        kind = known.field(name).type if name in known.names else pa.float64() if name in WATCHED else None
         if plain is None:
             plain = [None] * len(columns["truth"])
-        arrays.append(pa.array(plain, type=kind))
+        arrays.append(pa.array(plain, type=known.get(name)))
         fields.append(pa.field(name, arrays[-1].type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
