@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import planted  # noqa: F401 - registers itself before the registries close
+import published_nets  # noqa: F401 - as does this
 import pytest
 import second_author  # noqa: F401 - so does this
 import torch

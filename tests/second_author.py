@@ -141,6 +141,8 @@ class Broken(nn.Module):
         match self.case:
             case "hot":
                 return 1000 * self.bare(x)
+            case "probabilities":
+                return self.bare(x).softmax(1)
             case "clamped":
                 return self.bare(x).clamp(-1, 1) + 1e-6 * self.bare(x).detach()
             case "ensemble":

@@ -31,7 +31,7 @@ from bench.protocols import (
 from bench.referee.instruments import QueryCounter, Watching, answers_only, instrument, no_access_view
 from bench.referee.validation import ROUNDING
 from bench.registry import AttackEntry
-from bench.results.outcomes import OUTCOME_COLUMNS
+from bench.results.outcomes import RESERVED
 
 Rule: TypeAlias = Literal["weights", "flags", "draws", "given", "form", "finite", "box", "budget", "notes"]
 """What an attack may break: a network's weights, its flags and modes, global random states, the images and
@@ -273,7 +273,7 @@ def unlawful(crafted: Crafted, x: Images, threat: Threat, name: str, when: str) 
     if far > room:
         yield Fault("budget", f"{name} left the budget by {far:.3g}, {when}")
     for note, column in crafted.notes.items():
-        if note in OUTCOME_COLUMNS:
+        if note in RESERVED:
             yield Fault("notes", f"{name}: the note {note!r} has the name of an outcome")
         if not isinstance(column, Tensor) or column.shape != (len(x),):
             said = f"{name}: the note {note!r} must be a tensor (N,), one value for each example"

@@ -143,7 +143,7 @@ class _Watch:
     def through(self, rows: Tensor, z: Tensor) -> Tensor:
         return z
 
-    def asked(self, rows: Tensor, z: Tensor, logits: Tensor) -> None:
+    def asked(self, rows: Tensor, z: Tensor, logits: Tensor, plain: Tensor) -> None:
         if z.shape[1:] != self.x.shape[1:] or len(z) % max(len(rows), 1):
             return
         copied = rows.repeat(len(z) // len(rows))

@@ -34,8 +34,8 @@ def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[
 
     Returns:
         Columns on the CPU: ``label`` int64 (N,), -1 where there is no answer, ``rejected`` bool (N,),
-        ``score`` float32 (N,), and ``logits`` and ``thresholds`` float32 (N, K) where the read-out gives
-        them.
+        ``score`` float32 (N,), and where the read-out gives them ``logits`` and ``thresholds``, float32
+        (N, K), and ``tied``, bool (N,): whether the two highest logits are equal.
     """
     decision = decided(model, images, readout, device)
     # A defense that answers NaN to a valid image counts as broken, and no class has the label -1.
@@ -49,6 +49,9 @@ def ask(model: Any, images: Images, readout: str, device: torch.device) -> dict[
     }
     if decision.logits is not None:
         found["logits"] = decision.logits.float()
+        # By the values that the label is the arg-max of: as they are stored, more of them may be equal.
+        best = decision.logits.topk(min(2, decision.logits.shape[1])).values
+        found["tied"] = (best[:, 0] == best[:, -1]) & (best.shape[1] > 1)
     if decision.thresholds is not None:
         found["thresholds"] = decision.thresholds.float()
     return {name: values.detach().cpu() for name, values in found.items()}

@@ -35,8 +35,11 @@ class Watching(Protocol):
         """Return points (copies * n, ...) of examples `rows` (n,) by a name that their gradient passes."""
         ...
 
-    def asked(self, rows: Tensor, z: Tensor, logits: Tensor, /) -> None:
-        """Look at points (copies * n, ...) of the examples `rows` (n,) and at their logits."""
+    def asked(self, rows: Tensor, z: Tensor, logits: Tensor, plain: Tensor, /) -> None:
+        """Look at points (copies * n, ...) of the examples `rows` (n,) and at their logits.
+
+        An attack gets `logits`, and the network gave them as `plain`.
+        """
         ...
 
 
@@ -140,10 +143,11 @@ class Instrumented:
             The answers, centred if asked for, in the dtype of the first argument: a tensor, or a named tuple
             of tensors whose first are logits.
         """
-        answer = self._answered(*points)
-        logits = answer[0] if isinstance(answer, tuple) else answer
+        plain = self._answered(*points)
+        answer = self._entered(plain, points[0].dtype)
+        logits, own = (each[0] if isinstance(each, tuple) else each for each in (answer, plain))
         if self._watch is not None:
-            self._watch.asked(self._rows, points[0], logits.detach())
+            self._watch.asked(self._rows, points[0], logits.detach(), own.detach())
         if self._claims is not None:
             self._claims.note(self._rows, points[0], logits)
         return answer
@@ -153,7 +157,7 @@ class Instrumented:
         self._count(self._counter.forwards, n)
         if self._access != "gradient":
             with torch.no_grad():
-                return self._entered(self._chunked(*points), points[0].dtype)
+                return self._chunked(*points)
         if self._watch is not None:
             points = (self._watch.through(self._rows, points[0]), *points[1:])
         answer = self._chunked(*points)
@@ -163,7 +167,7 @@ class Instrumented:
         elif parts:
             # Once, whichever of its parts a gradient comes from.
             register_multi_grad_hook(parts, lambda _: self._count(self._counter.backwards, n), mode="any")
-        return self._entered(answer, points[0].dtype)
+        return answer
 
     def _entered(self, answer: Any, dtype: torch.dtype) -> Any:
         """Centre the answer and cast it, in one conversion; of several answers, the first are logits."""

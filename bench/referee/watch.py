@@ -17,6 +17,9 @@ from bench.referee.validation import ROUNDING, leeway
 EVERY = 10
 """Of so many questions, and of so many gradients, one is looked at: more would slow small networks down."""
 
+WHOLE = 0.01
+"""How far the sum of an answer may be from 1 to be that of probabilities: bfloat16 tells no more."""
+
 
 class Watch:
     """What is seen of an attack on a shard. Nothing here waits for a GPU.
@@ -39,7 +42,8 @@ class Watch:
         none = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         self._backwards, self._flat, self._reach = none, none.clone(), none.clone()
         self._asked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self._won = self._asked.clone()
+        self._won, self._heard = self._asked.clone(), self._asked.clone()
+        self._shares = torch.ones_like(self._asked)
         self._questions = self._gradients = 0
 
     def through(self, rows: Tensor, z: Tensor) -> Tensor:
@@ -71,19 +75,22 @@ class Watch:
         self._flat[rows] += says_nothing.double().mean(0)
 
     @torch.no_grad()
-    def asked(self, rows: Tensor, z: Tensor, logits: Tensor) -> None:
-        """Look at what an attack asked about; points that are no images are left out.
+    def asked(self, rows: Tensor, z: Tensor, logits: Tensor, plain: Tensor) -> None:
+        """Look at what an attack asked about; of points that are no images, at the answers alone.
 
         Args:
             rows: Positions in the shard of the examples, int64 (n,).
             z: Points (copies * n, ...).
-            logits: The answers, (copies * n, K) or (T, copies * n, K).
+            logits: The answers as the attack gets them, (copies * n, K) or (T, copies * n, K).
+            plain: The answers as the network gave them, of the same shape.
         """
         n = len(rows)
         self._questions += 1
-        if not _looks(self._questions):
+        if not _looks(self._questions) or not n or len(z) % n:
             return
-        if z.shape[1:] != self._x.shape[1:] or not n or len(z) % n:
+        self._heard[rows] = True
+        self._shares[rows] &= _sum_to_one(plain[..., :n, :], refusal=self._refusal)
+        if z.shape[1:] != self._x.shape[1:]:
             return
         z, logits = z[:n].detach(), logits[..., :n, :]
         far = self._threat.distance(self._x[rows], z)
@@ -126,6 +133,7 @@ class Watch:
             "probed": torch.where(self._asked, reach / radius, nan) if 0 < radius < torch.inf else nan,
             "lost_success": lost,
             **margins,
+            "probabilities": torch.where(self._heard, self._shares.double(), nan),
         }
         # A file of tensors refuses two columns that are one.
         return {name: values.clone() for name, values in found.items()}
@@ -134,3 +142,14 @@ class Watch:
 def _looks(count: int) -> bool:
     """Return whether the question of this number, from 1, is looked at."""
     return count <= 2 or count % EVERY == 0
+
+
+def _sum_to_one(answers: Tensor, *, refusal: bool) -> Tensor:
+    """Return which examples of (n, K) or (T, n, K) answers are answered by probabilities, bool (n,).
+
+    The last column may be a refusal, that is no probability of a class.
+    """
+    found = torch.zeros(answers.shape[:-1], dtype=torch.bool, device=answers.device)
+    for shares in (answers, answers[..., :-1]) if refusal else (answers,):
+        found |= (shares >= 0).all(-1) & ((shares.float().sum(-1) - 1).abs() < WHOLE)
+    return found.flatten(0, -2).all(0) if found.dim() > 1 else found

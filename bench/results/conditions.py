@@ -63,6 +63,8 @@ class Facts:
     """What the attack searched in; float32 judged what it found."""
     averaged: int = 1
     """How many answers of the attacked view are averaged at each point; each is a pass of its own."""
+    loss: str | None = None
+    """The loss that the attack climbs, where it has a choice and took another one than the cross-entropy."""
     trained_on_them: bool = False
     """Whether the defense was fitted on the split that it is scored on."""
     trial: str | None = None
@@ -88,6 +90,7 @@ class Facts:
         values |= {"flags": tuple(values["flags"]), "draws": given.get("draws", 1)}
         values["precision"] = given.get("precision", "float32")
         values["averaged"] = given.get("averaged", 1)
+        values["loss"] = given.get("loss")
         values["trained_on_them"] = given.get("trained_on_them", False)
         values |= {"trial": given.get("trial"), "examinations": tuple(given.get("examinations", ()))}
         if (member := given.get("member")) is not None:

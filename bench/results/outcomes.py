@@ -55,15 +55,33 @@ _INTEGERS = ("index", "truth", "label")
 _FLAGS = ("rejected", "invalid")
 _NUMBERS = ("target", "score", "distance", "differs")
 
-WATCHED = ("zero_gradients", "probed", "lost_success", "view_margin_clean", "view_margin")
+WATCHED = (
+    "zero_gradients",
+    "probed",
+    "lost_success",
+    "view_margin_clean",
+    "view_margin",
+    "probabilities",
+)
 """The columns of what the referee saw of an attack that looks at a network: float64, null for what it did not
 see.
 """
 
+TIED, OWN_SOURCE = "tied", "own_source"
+JUDGED = (TIED, OWN_SOURCE)
+"""The columns of what is seen where a defense is asked about the images: bool, null for what was not seen.
+
+Whether the two highest logits are equal; and of a transfer, whether the images were crafted on the weights
+that are asked now.
+"""
+
+RESERVED = frozenset({*OUTCOME_COLUMNS, *WATCHED, *JUDGED})
+"""Names of columns that no note of an attack may have."""
+
 NOTES = ("flat", "nonfinite", "raised", "saturated", "found_by")
 """The notes of attacks that tables know."""
 
-WHERE_THERE = (*NOTES, *WATCHED, "backwards", BROKEN_SHARE)
+WHERE_THERE = (*NOTES, *WATCHED, *JUDGED, "backwards", BROKEN_SHARE)
 """The columns that tables read where outcomes have them."""
 
 LISTS = ("logits", "thresholds")

@@ -23,7 +23,7 @@ from bench.referee.validation import Validated, leeway, validate
 from bench.referee.watch import Watch
 from bench.registry import bind, bound, needing
 from bench.results import replays
-from bench.results.outcomes import OUTCOME_COLUMNS, WATCHED
+from bench.results.outcomes import RESERVED
 from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.limits import limited
@@ -395,7 +395,7 @@ def _made(
     validated = validate(x, returned, run.threat)
     watched = {} if watch is None else watch.columns(judge(x, target), validated.images)
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}
-    if taken := sorted(set(notes) & {*OUTCOME_COLUMNS, *WATCHED}):
+    if taken := sorted(set(notes) & RESERVED):
         raise ValueError(f"the attack's notes {taken} have names that the referee's own columns have")
     for name, note in notes.items():
         _check_note(name, note, len(y))

@@ -1,6 +1,7 @@
 """The evaluation job: asks a defense about crafted images, and keeps a row of outcomes for each."""
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.errors import OvertimeError
+from bench.errors import DamagedError, OvertimeError
 from bench.noise import seed_of
 from bench.protocols import Images, Split, distance
 from bench.referee.answers import ask, changed
 from bench.referee.freezing import frozen, reseed
 from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
-from bench.results.outcomes import BROKEN_SHARE, WATCHED, schema
+from bench.results.outcomes import BROKEN_SHARE, JUDGED, OWN_SOURCE, TIED, WATCHED, schema
 from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.train import fitted
@@ -52,6 +53,8 @@ def evaluate(
     split = load(job.crafts[0].attack_run.data, context)
     crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
     columns = answers_to(job, crafted, model, split, torch.device(context.device))
+    if (own := crafted_on_own_weights(job, store)) is not None:
+        columns = [{**each, OWN_SOURCE: [own] * len(each["truth"])} for each in columns]
     table = table_of(columns)
     receipts = [store.receipt(each.kind, each.key) or {} for each in job.crafts]
     facts = {
@@ -66,6 +69,41 @@ def evaluate(
         },
     }
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
+
+
+def crafted_on_own_weights(job: Evaluate, store: Store) -> bool | None:
+    """Return whether the images of a transfer were crafted on the weights that are asked now.
+
+    The same network may stand in a suite twice, by another label and with settings that do not matter.
+
+    Args:
+        job: The evaluation.
+        store: The results folder, with the trainings of both.
+
+    Returns:
+        Whether both have the same tensors, whatever these are called; None where the attack is no transfer,
+        or where the weights of its source are not there any more.
+    """
+    source, victim = job.crafts[0].attack_run.source, job.victim.train
+    if source is None or source.train == victim:
+        return None
+    try:
+        one, other = (_tensors(store.artefact("train", each.key)) for each in (source.train, victim))
+    except DamagedError:
+        return None
+    return bool(one) and one == other
+
+
+def _tensors(path: Path) -> list[tuple[tuple[int, ...], str, str]]:
+    """Return the form, type and digest of each tensor in a file, in an order that no name decides."""
+    return sorted(
+        (
+            tuple(value.shape),
+            str(value.dtype),
+            hashlib.sha256(value.flatten().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        )
+        for value in load_file(path).values()
+    )
 
 
 def killed(table: pa.Table, attack: Resolved[AttackEntry]) -> dict[str, Any]:
@@ -175,6 +213,7 @@ def _outcomes(
         "invalid": crafted["invalid"],
         "forwards": crafted["forwards"],
         "backwards": crafted["backwards"],
+        TIED: answers.get("tied"),
         "differs": _asked_again(model, z, answers, job, craft_job, device),
         "parameters": [sum(each.numel() for each in model.parameters())] * len(truth),
         **broken,
@@ -278,13 +317,13 @@ def table_of(shards: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def _table(columns: Mapping[str, Any]) -> pa.Table:
-    known = schema()
+    known = {each.name: each.type for each in schema()}
+    known |= {**dict.fromkeys(WATCHED, pa.float64()), **dict.fromkeys(JUDGED, pa.bool_())}
     arrays, fields = [], []
     for name, values in columns.items():
         plain = values.numpy() if isinstance(values, Tensor) else values
-        kind = known.field(name).type if name in known.names else pa.float64() if name in WATCHED else None
         if plain is None:
             plain = [None] * len(columns["truth"])
-        arrays.append(pa.array(plain, type=kind))
+        arrays.append(pa.array(plain, type=known.get(name)))
         fields.append(pa.field(name, arrays[-1].type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))

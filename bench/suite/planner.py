@@ -780,6 +780,7 @@ class Planner:
             # One draw is no fact: manifests of defenses that are asked once stay as they are.
             **({} if asked == 1 else {"draws": asked}),
             **({} if attack_run.precision == "float32" else {"precision": attack_run.precision}),
+            **({} if (loss := request.attack.params.get("loss")) in _ENTROPY else {"loss": loss}),
             **({"averaged": seen.draws} if (seen := attack_run.view) is not None and seen.draws > 1 else {}),
             **({"trained_on_them": True} if _trained_on(request.victim, request.data) else {}),
             **({} if trial is None else {"trial": trial.key}),
@@ -846,6 +847,9 @@ class Planner:
 
         return self._once(name, make)
 
+
+_ENTROPY = (None, "ce", "crossentropy")
+"""What attacks call the cross-entropy, which is what is climbed where there is no choice."""
 
 _SIDES = (16, 28, 32, 64, 96, 128, 224)
 """Sides of images that networks are usually made for."""

@@ -81,6 +81,38 @@ def test_a_success_that_is_not_returned_is_lost() -> None:
     assert watch.columns(bare, X)["lost_success"].tolist() == [0.0] * len(X)
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_answers_that_are_probabilities_are_told_from_logits(copies: int) -> None:
+    def half(z: Tensor) -> Tensor:
+        shares = (torch.arange(len(z)) % len(X) < 2)[:, None]
+        return torch.where(shares, PLANE(z).softmax(1), PLANE(z))
+
+    def ask(view: View) -> list[float]:
+        _, seen, watch = looked(0.1, view)
+        seen.logits(X.repeat(copies, 1, 1, 1))
+        return watch.columns(view, X)["probabilities"].tolist()
+
+    assert ask(View(lambda z: PLANE(z).softmax(1))) == [1.0] * 4
+    assert ask(View(lambda z: PLANE(z).bfloat16().softmax(1))) == [1.0] * 4
+    assert ask(View(lambda z: PLANE(z).softmax(1).log())) == [0.0] * 4
+    assert ask(View(lambda z: PLANE(z) - PLANE(z).mean(1, keepdim=True) + 0.5)) == [0.0] * 4
+    assert ask(View(half)) == [1.0, 1.0, 0.0, 0.0]
+    # Of several draws, all.
+    assert ask(View(lambda z: torch.stack([PLANE(z).softmax(1), half(z)]))) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_refusal_is_no_probability_of_a_class() -> None:
+    def logits(z: Tensor) -> Tensor:
+        return torch.cat([PLANE(z).softmax(1), torch.full((len(z), 1), 0.7)], 1)
+
+    for refusal in (False, True):
+        watch = Watch(X, Y, Threat("linf", 0.1), target=None, refusal=refusal)
+        view, counter = View(logits, refusal=refusal), QueryCounter.of(len(X), X.device)
+        seen = instrument(view, counter, "gradient", target=None, exact=True, watch=watch)
+        seen.logits(X)
+        assert watch.columns(view, X)["probabilities"].tolist() == [float(refusal)] * 4
+
+
 def test_gradients_that_say_nothing_are_counted_by_example() -> None:
     def half(z: Tensor) -> Tensor:
         logits = PLANE(z)

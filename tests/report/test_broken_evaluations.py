@@ -6,6 +6,7 @@ from typing import Any
 
 import planted
 import pytest
+from published_nets import weights
 
 from bench.report import tables
 from bench.report.checks import LEVELS
@@ -37,6 +38,8 @@ PLANTS = {
     "one-hot": "flat-gradient",
     "permuted labels": "at-chance",
     "not finite": "not-finite",
+    "probabilities": "probabilities",
+    "whole numbers": "ties",
 }
 
 
@@ -102,6 +105,27 @@ def test_a_defense_that_is_scored_on_what_it_was_fitted_on(tmp_path: Path) -> No
     assert flags(cut(path, ["clean"]), "alarm")["clean"] == {"fitted-on-scored"}
 
 
+def test_a_transfer_from_the_victim_s_own_weights_under_another_name(tmp_path: Path) -> None:
+    """The file that only one of them names makes another training, and the same network."""
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text(f"{number / 10}")
+    means = [f"{number}.txt" for number in range(10)]
+    defenses = {
+        "d": {"use": "toy/files", "means": means},
+        "again": {"use": "toy/files", "means": means, "one": "0.txt"},
+        "other": {"use": "toy/files", "means": means[::-1]},
+    }
+    attacks = {
+        name: {"use": "pgd", "steps": 3, "source": {"defense": name, "view": "logits"}}
+        for name in ("again", "other")
+    }
+    task = {**TASK, "defenses": ["d"], "attacks": list(attacks)}
+    table = cut(suite(tmp_path, defenses, attacks, [task]), attacks)
+    found = flags(table, "note")
+    assert "source-is-victim" in found["again"]
+    assert "source-is-victim" not in found["other"]
+
+
 @pytest.mark.parametrize("robust", [False, True])
 def test_a_sound_evaluation_raises_nothing_above_a_note(robust: bool, tmp_path: Path) -> None:
     defenses = {"d": {"use": "toy/planted", "robust": robust, "epochs": 20}}
@@ -111,6 +135,18 @@ def test_a_sound_evaluation_raises_nothing_above_a_note(robust: bool, tmp_path: 
     assert cells[0].estimate is not None
     assert cells[0].estimate.value > 0.85
     found = flags(table, *LEVELS[1:])
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize(("name", "radius"), [("mnist-adv-a", 0.2), ("mnist-certified-0.1", 0.1)])
+def test_sound_networks_of_other_people_raise_nothing_above_a_note(
+    name: str, radius: float, tmp_path: Path
+) -> None:
+    defenses = {"d": {"use": "toy/published", "weights": str(weights(name))}}
+    data = {"mnist": {"name": "mnist", "split": "test"}}
+    threat = {"norm": "linf", "radius": radius}
+    task = {"data": "mnist", "limit": 100, "threat": threat, "attacks": list(FULL), "views": ["logits"]}
+    found = flags(cut(suite(tmp_path, defenses, FULL, [task], data=data), FULL), *LEVELS[1:])
     assert not any(found.values()), found
 
 

@@ -189,6 +189,54 @@ def test_what_nobody_saw_is_no_flag():
     assert flagged([condition("a")], {"a": watched(HELD, **blank)})[0]["pgd, first"] == ()
 
 
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, "doubt"),
+        ({"loss": "margin"}, "note"),
+        ({"access": "score"}, "note"),
+        ({"access": "decision"}, None),
+    ],
+)
+def test_probabilities_in_place_of_logits(changes, level):
+    made = condition("a")
+    made["facts"] |= changes
+    for column, expected in (
+        (np.ones(N), level),
+        (np.where(first(N, N - 1), 1.0, 0.0), None),
+        (np.where(first(N, 3), 1.0, np.nan), level),
+        (np.full(N, np.nan), None),
+    ):
+        flags, _ = flagged([made], {"a": watched(HELD, probabilities=column)})
+        assert [flag.level for flag in flags["pgd, first"] if flag.code == "probabilities"] == [expected] * (
+            expected is not None
+        )
+
+
+@pytest.mark.parametrize(("count", "found"), [(2, []), (3, ["ties"])])
+def test_labels_that_the_order_of_classes_decides(count, found):
+    for moved, given in ((True, condition("a")), (False, clean("a"))):
+        flags, _ = flagged([given], {"a": rows(HELD, moved=moved, tied=first(N, count))})
+        assert [flag.code for flags in flags.values() for flag in flags] == found
+    # Ties that went against the defense, or that were refused, decide nothing in its favour.
+    assert codes(flagged([condition("a")], {"a": rows(~HELD, tied=MANY)})[0]) == {"pgd, first": []}
+    refused = rows(HELD, tied=MANY, rejected=MANY)
+    assert codes(flagged([condition("a")], {"a": refused})[0]) == {"pgd, first": []}
+    unknown = rows(HELD, tied=np.full(N, np.nan))
+    assert codes(flagged([condition("a")], {"a": unknown})[0]) == {"pgd, first": []}
+
+
+def test_images_from_the_victim_s_own_weights_are_no_transfer_and_no_blind_attack():
+    """A blind attack that breaks what PGD left makes a doubt; one on the same weights is not blind."""
+    strong, weak = rows(first(N, 50)), watched(HELD)
+    conditions = [condition("a"), condition("b", attack="t", view="o:first", source="o", exact=False)]
+    for own, expected in ((None, ["blind-beats-seeing"]), (0, ["blind-beats-seeing"]), (1, [])):
+        seen = {**strong, **({} if own is None else {"own_source": np.full(N, float(own))})}
+        flags, _ = flagged(conditions, {"a": weak, "b": seen})
+        assert codes(flags)["pgd, first"] == expected
+        assert ("source-is-victim" in codes(flags)["t, o:first"]) is bool(own)
+
+
 def test_an_attack_that_walks_away_from_success():
     for away, found in ((70, []), (80, ["margin-grew"])):
         # Of a hundred that held, so many end with a margin that is worse; nobody else changes it.

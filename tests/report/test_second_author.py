@@ -29,6 +29,7 @@ DEFENSES = {
     "square root": "flat-gradient",
     "hot": "flat-gradient",
     "clamped": "flat-gradient",
+    "probabilities": "probabilities",
     "ripple": "one-step-beats-many",
     "ensemble": "view-differs",
     "rolled": "view-differs",

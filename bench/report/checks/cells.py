@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bench.report.checks.evidence import Evidence, differed, failed, is_random
+from bench.report.checks.evidence import Evidence, differed, failed, is_own_source, is_random
 from bench.report.checks.flags import Flag, Level
 from bench.results.conditions import Condition
 from bench.results.metrics import Mask, binomial_p, goal_reached
-from bench.results.outcomes import Rows
+from bench.results.outcomes import TIED, Rows
 
 SHARE = 0.01
 """Share of the examples above which what was seen on them raises a flag."""
@@ -106,6 +106,18 @@ def _differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
         yield Flag("answers-differ", said, "note" if declared else None)
 
 
+def _ties(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    known = [each.rows for each in seen if TIED in each.rows and not np.isnan(each.rows[TIED]).all()]
+    n = sum(len(rows["index"]) for rows in known)
+    count = sum(int((failed(rows) & (rows[TIED] > 0)).sum()) for rows in known)
+    if count > SHARE * n:
+        yield Flag(
+            "ties",
+            f"{count} of {n} images count as right although another class has the same logit: the order of "
+            "the classes decides",
+        )
+
+
 # --- the view and the answer ---------------------------------------------------------------------------
 
 
@@ -131,6 +143,31 @@ def _view_differs(seen: Sequence[Evidence]) -> Iterable[Flag]:
                 f"{held} the other way round, though the view is said to be exactly what is scored"
             )
             yield Flag("view-differs", said, None if won + held > SHARE * known else "note")
+
+
+def _probabilities(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    for each in _attacked(seen, "probabilities"):
+        # The answers of a read-out alone, to an attack that sees no more, are probabilities of 0 and 1.
+        facts, known = each.condition.facts, each.rows["probabilities"]
+        known = known[~np.isnan(known)]
+        if facts.access != "decision" and len(known) and known.all():
+            climbs = facts.access == "gradient" and facts.loss is None
+            yield Flag(
+                "probabilities",
+                f"the view's answers to all of {len(known)} examples are non-negative and sum to 1, as those "
+                "of a softmax do: the attack takes them for logits",
+                None if climbs else "note",
+            )
+            return
+
+
+def _own_source(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    for each in seen:
+        if is_own_source(each):
+            source = each.condition.facts.source
+            said = f"{source}, on which the images were crafted, has the weights of the defense: no transfer"
+            yield Flag("source-is-victim", said)
+            return
 
 
 def _together(rows: Rows, other: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -272,6 +309,9 @@ _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
     _not_finite,
     _differs,
     _view_differs,
+    _probabilities,
+    _ties,
+    _own_source,
     _flat,
     _unasked,
     _short,

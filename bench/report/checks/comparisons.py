@@ -15,7 +15,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report.checks.evidence import Evidence, coordinates, is_random, title
+from bench.report.checks.evidence import Evidence, coordinates, is_own_source, is_random, title
 from bench.report.checks.flags import Flag, Level
 from bench.results.conditions import Condition
 from bench.results.metrics import PerExample, Values, binomial_p, common, held_share, mcnemar_p
@@ -61,7 +61,8 @@ class _Attack:
     @property
     def blind(self) -> bool:
         """Whether it does not see gradients of the defense that it is judged on."""
-        return self.condition.facts.access != "gradient" or self.condition.facts.source is not None
+        transfers = self.condition.facts.source is not None and not any(map(is_own_source, self.seen))
+        return transfers or self.condition.facts.access != "gradient"
 
     @cached_property
     def steps(self) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.results.conditions import Condition
 from bench.results.metrics import Mask
-from bench.results.outcomes import Rows
+from bench.results.outcomes import OWN_SOURCE, Rows
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,19 @@ def is_random(seen: Sequence[Evidence]) -> bool:
         Whether two answers to one image may differ.
     """
     return any(each.condition.facts.random for each in seen) or differed([each.rows for each in seen])[0] > 0
+
+
+def is_own_source(evidence: Evidence) -> bool:
+    """Return whether the images of a transfer were crafted on the weights of the defense itself.
+
+    Args:
+        evidence: The evidence of a condition.
+
+    Returns:
+        Whether it is known to be so.
+    """
+    known = evidence.rows.get(OWN_SOURCE)
+    return evidence.condition.facts.source is not None and known is not None and bool((known > 0).any())
 
 
 def failed(rows: Rows) -> Mask:

@@ -18,6 +18,8 @@ CODES: Mapping[str, Level] = {
     "grows-with-radius": "doubt",
     "unbounded-fails": "doubt",
     "view-differs": "alarm",
+    "probabilities": "doubt",
+    "ties": "doubt",
     "margin-grew": "doubt",
     "lost-successes": "doubt",
     "short-moves": "doubt",
@@ -36,6 +38,7 @@ CODES: Mapping[str, Level] = {
     "invalid-moves": "doubt",
     "not-finite": "doubt",
     "out-of-reach": "note",
+    "source-is-victim": "note",
     "unequal-examples": "note",
 }
 """The codes of all flags, with their usual levels; `docs/flags.md` has a section for each."""
