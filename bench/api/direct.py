@@ -31,7 +31,7 @@ from bench.api.given import (
 )
 from bench.console import count
 from bench.data.spec import DataSpec
-from bench.errors import InputError, did_you_mean
+from bench.errors import InputError, did_you_mean, out_of_memory
 from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
@@ -53,7 +53,6 @@ from bench.runner import process_state
 from bench.runner.context import CHUNK, settle
 from bench.runner.craft import attacked, unmoved
 from bench.runner.evaluate import answers_to, shown_images, table_of
-from bench.runner.limits import out_of_memory
 from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
 from bench.suite.planner import PlannedCondition

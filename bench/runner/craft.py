@@ -11,17 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.errors import InputError
+from bench.errors import InputError, out_of_memory
 from bench.losses import eot, succeeded
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
 from bench.registry import bind, bound, needing
+from bench.remarks import listening
 from bench.results import replays
 from bench.results.outcomes import OUTCOME_COLUMNS, WATCHED
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.evaluate import decided
-from bench.runner.limits import limited, out_of_memory
+from bench.runner.interrupts import raise_if_asked
+from bench.runner.limits import limited
 from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16
 from bench.runner.referee import (
     QueryCounter,
@@ -79,7 +81,8 @@ def attacked(
     """
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
-    made = searched(job, model, Examples(x, y, split.index[rows]), split)
+    with listening() as remarks:
+        made = searched(job, model, Examples(x, y, split.index[rows]), split)
     validated = made.validated
     moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
@@ -105,6 +108,7 @@ def attacked(
         },
         "chunk": made.chunk,
         **({"precision": made.coarse} if made.coarse else {}),
+        **({"notes": remarks} if remarks else {}),
     }
     return plain, facts
 
@@ -401,6 +405,8 @@ def _made(
     noise = draws(job, examples.index, device)
     with limited(run.time_limit):
         returned = entry.make(view, x.clone(), y.clone(), run.threat, noise, **bind(entry, run.attack.params))
+    # An attack made of attacks goes on where one of them raised, and that may have hidden a signal.
+    raise_if_asked()
     validated = validate(x, returned, run.threat)
     watched = {} if watch is None else watch.columns(judge(x, target), validated.images)
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}

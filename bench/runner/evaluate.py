@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.errors import OvertimeError
+from bench.errors import OvertimeError, out_of_memory
 from bench.noise import seed_of
 from bench.protocols import Decision, Images, Split, answered, distance
 from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
-from bench.results.outcomes import BROKEN_SHARE, WATCHED, schema
+from bench.results.outcomes import BROKEN_SHARE, RAISED, WATCHED, schema
 from bench.results.store import Store
 from bench.runner.context import CHUNK, WorkerContext, load
-from bench.runner.limits import out_of_memory
 from bench.runner.referee import frozen, reseed
 from bench.runner.train import fitted
 from bench.suite.jobs import Craft, Evaluate
@@ -87,18 +87,25 @@ def killed(table: pa.Table, attack: Resolved[AttackEntry]) -> dict[str, Any]:
 
     Returns:
         ``kills``: how many images were moved and are answered wrongly; of an attack made of attacks also
-        ``members``: the kills of each, and its passes, forward and backward, over all examples.
+        ``members``: the kills of each, its passes, forward and backward, over all examples, and on how many
+        it ``raised``, where it did.
     """
     broken = ~is_correct(table) & (np.asarray(table["distance"]) > 0)
     facts: dict[str, Any] = {"kills": int(broken.sum())}
     if inner(attack):
         found_by = np.asarray(table["found_by"])
+        raised = {
+            name.removeprefix(RAISED): int(pc.sum(table[name]).as_py() or 0)
+            for name in table.column_names
+            if name.startswith(RAISED)
+        }
         facts["members"] = {
             label: {
                 "kills": int((broken & (found_by == place)).sum()),
                 "passes": sum(
                     float(np.asarray(table[f"{way}.{label}"]).sum()) for way in ("forwards", "backwards")
                 ),
+                **({"raised": raised[label]} if raised.get(label) else {}),
             }
             for place, label in enumerate(labels_of(attack.params["of"]))
         }

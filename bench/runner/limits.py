@@ -1,4 +1,4 @@
-"""Limits of a job: its time, by an alarm, and the memory of its device, by smaller batches."""
+"""The limit of a job's time, by an alarm."""
 
 import signal
 import sys
@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-import torch
 
 from bench.errors import OvertimeError
 from bench.runner.process_state import installed
@@ -79,16 +77,3 @@ def _importing(frame: FrameType | None) -> bool:
                 return True
         frame = frame.f_back
     return False
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that the memory of a device, or of the machine, is full.
-
-    Args:
-        error: Any exception.
-
-    Returns:
-        True for such an error.
-    """
-    said = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)

@@ -73,6 +73,7 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
     code = {name: digest for name, digest in context.sources.items() if name in own_modules(job)}
     begun = time.perf_counter()
     facts: dict[str, Any]
+    said: list[str] = []
     settle(torch.device(context.device))
     look_again(job, context)
     forget_modules(job)
@@ -83,11 +84,13 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
                 write, facts = train(job, context, store, code, progress)
             case Craft():
                 write, facts = craft(job, context, store)
+                said = facts.get("notes", [])
             case Evaluate():
                 write, facts = evaluate(job, context, store)
             case _:
                 assert_never(job)
-    for note in state.notes:
+    # A training says its own while it runs.
+    for note in (*said, *state.notes):
         if progress is not None:
             progress({"note": note})
     receipt = {
