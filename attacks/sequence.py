@@ -171,7 +171,8 @@ def sequence(
     An image that is wrong already is left unmoved. A member that moves as little as it can is given no
     radius, as where it runs alone; what it finds beyond the radius is none. Where winning here is not winning
     (``view.exact`` is false) nothing stands or falls: every member sees every example, and the image with the
-    highest margin is kept.
+    highest margin is kept. Where a member raises, its examples stay as they were, and the others go on; what
+    is no fault of its own (a limit of time, a full memory, a signal) ends all.
 
     Args:
         view: What the attacks look through.
@@ -187,10 +188,14 @@ def sequence(
         broke the example, from 0; -1 where none did, or the image was wrong already. ``forwards.NAME`` and
         ``backwards.NAME``: what each attack spent on the example, the look at its image included; 0 where it
         did not see it. A question that a view answers several times counts once. ``flat``, ``nonfinite``,
-        ``raised``, ``saturated``: as of any member. What else a member notes: ``NAME.note``.
+        ``raised``, ``saturated``: as of any member. ``raised.NAME``: the attack raised when it was run on the
+        example. What else a member notes: ``NAME.note``.
+
+    Raises:
+        Exception: A member's own, where each that was run raised.
     """
     members = [
-        Member(label, attack.stream, partial(_alone, attack))
+        Member(label, attack.stream, partial(_alone, attack), may_raise=True)
         for label, attack in zip(labels_of(of), map(bound, of), strict=True)
     ]
     return in_turn(members, range(len(of)) if order is None else order, view, x, y, threat, noise)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.api.direct import Loaded, Result, evaluate
     from bench.api.stored import Shown
     from bench.data.source import Examples, Pixels, Places, Source
-    from bench.errors import BenchError, InputError, TrainingError
+    from bench.errors import BenchError, InputError, TrainingError, beyond_the_code
     from bench.losses import Loss, eot, objective, succeeded
     from bench.networks import Classifier, check_network, check_normalisation
     from bench.protocols import (
@@ -63,12 +63,13 @@ if TYPE_CHECKING:
         view,
         view_of,
     )
+    from bench.remarks import remark
     from bench.results.fingerprint import module_file
 
 _HOME = {
     "api": ("Finished", "Outlook", "images", "load", "outcomes", "plan", "run", "table"),
     "api.direct": ("Loaded", "Result", "evaluate"),
-    "errors": ("BenchError", "InputError", "TrainingError"),
+    "errors": ("BenchError", "InputError", "TrainingError", "beyond_the_code"),
     "data.source": ("Examples", "Pixels", "Places", "Source"),
     "losses": ("Loss", "eot", "objective", "succeeded"),
     "networks": ("Classifier", "check_network", "check_normalisation"),
@@ -115,6 +116,7 @@ _HOME = {
         "view",
         "view_of",
     ),
+    "remarks": ("remark",),
     "results.fingerprint": ("module_file",),
     "api.stored": ("Shown",),
 }
@@ -166,6 +168,7 @@ __all__ = [
     "View",
     "answered",
     "attack",
+    "beyond_the_code",
     "bound",
     "check_network",
     "check_normalisation",
@@ -180,6 +183,7 @@ __all__ = [
     "objective",
     "outcomes",
     "plan",
+    "remark",
     "run",
     "source",
     "succeeded",

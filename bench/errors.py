@@ -120,3 +120,48 @@ def disk_full(error: BaseException) -> bool:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # safetensors and pyarrow say it in words of their own.
     return full or "No space left on device" in str(error)
+
+
+_FULL = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of a device, or of the machine, is full.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        True for such an error.
+    """
+    # By its name: what needs no torch does not import it.
+    named = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    return named or isinstance(error, MemoryError) or any(said in str(error) for said in _FULL)
+
+
+def beyond_the_code(error: BaseException) -> BaseException | None:
+    """Return what an error comes of, where that is no fault of the code that raised it.
+
+    Such are an end that somebody asked for, the errors of the harness (a limit of time, an input that cannot
+    be used), a memory that is full, and a disk that is full or read-only; also where code, as libraries do,
+    has caught one of them and raised another error in its place.
+
+    Args:
+        error: What the code of an attack or of a defense raised.
+
+    Returns:
+        That exception: `error` itself, or one that it was raised from or raised while handling; None where
+        the fault is the code's own.
+    """
+    seen: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo:
+        each = todo.pop()
+        if each is None or any(each is known for known in seen):
+            continue
+        seen.append(each)
+        asked = isinstance(each, KeyboardInterrupt | BenchError)
+        if asked or out_of_memory(each) or persons(each) is not None:
+            return each
+        todo += [each.__context__, each.__cause__]
+    return None

@@ -1,8 +1,18 @@
-"""The ends of messages about names that are unknown."""
+"""The ends of messages about names that are unknown, and whose fault an error is."""
+
+import errno
 
 import pytest
+import torch
 
-from bench.errors import did_you_mean
+from bench.errors import (
+    InputError,
+    OvertimeError,
+    TrainingError,
+    beyond_the_code,
+    did_you_mean,
+    out_of_memory,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,3 +35,58 @@ def test_an_unknown_name_is_answered_by_the_nearest_right_thing(
     name: str, known: list[str], said: str
 ) -> None:
     assert did_you_mean(name, known) == said
+
+
+FULL = [
+    MemoryError(),
+    torch.OutOfMemoryError("no room"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_memory_that_is_full_is_known_by_its_kind_or_its_words(error: Exception) -> None:
+    assert out_of_memory(error)
+    assert beyond_the_code(error) is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        InputError("not there"),
+        OvertimeError("too long"),
+        TrainingError("not finite"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system"),
+    ],
+    ids=repr,
+)
+def test_what_code_did_not_do_is_found_under_what_it_raised(error: BaseException) -> None:
+    assert beyond_the_code(error) is error
+    with pytest.raises(ValueError, match="b") as raised:
+        _raise_over(error)
+    assert beyond_the_code(raised.value) is error
+
+
+def _raise_over(error: BaseException) -> None:
+    """Raise something else where an error is handled, as libraries do."""
+    try:
+        raise error
+    except type(error):
+        try:
+            raise KeyError("a")
+        except KeyError as between:
+            raise ValueError("b") from between
+
+
+def test_what_code_did_itself_is_its_own() -> None:
+    first, second = ValueError("a"), PermissionError("an attack declared access='score' asked for gradients")
+    assert beyond_the_code(first) is None
+    assert beyond_the_code(second) is None
+    assert not out_of_memory(SystemExit(1))
+    # Errors may go in circles.
+    first.__context__, second.__cause__ = second, first
+    assert beyond_the_code(first) is None

@@ -401,6 +401,14 @@ def crash(
     raise ValueError("the attack is broken")
 
 
+@attack("toy/picky", norms={"linf"}, version=1)
+def picky(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, least: int = 11) -> Images:
+    """Step along the gradient, and break down on fewer images than it likes."""
+    if len(x) < least:
+        raise ValueError(f"{len(x)} images are too few")
+    return threat.project(x, x + threat.radius * _push(view, x, y).sign())
+
+
 @attack("toy/peek", norms={"linf"}, version=1, access="score")
 def peek(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
     """Ask for gradients without the right to."""

@@ -2,13 +2,25 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from traceback import clear_frames
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from attacks.common.best_so_far import BestIterate, by_example
-from bench import Crafted, Images, Labels, Randomness, Threat, View, objective, succeeded
+from bench import (
+    Crafted,
+    Images,
+    Labels,
+    Randomness,
+    Threat,
+    View,
+    beyond_the_code,
+    objective,
+    remark,
+    succeeded,
+)
 
 Run: TypeAlias = Callable[[View, Images, Labels, Threat, Randomness], Images | Crafted]
 """An attack with its settings."""
@@ -30,6 +42,8 @@ class Member:
     """What its draws are keyed by: what the attack is, wherever it stands."""
     run: Run
     """The attack."""
+    may_raise: bool = False
+    """Whether the others go on where it raised: it is an attack of its own, and no part of one."""
 
 
 def in_turn(
@@ -47,6 +61,9 @@ def in_turn(
     success. Where winning here is not winning (``view.exact`` is false) nothing stands or falls: every member
     sees every example, and the image with the highest margin is kept.
 
+    Where a member that `may_raise` raised, or returned what is no answer, the examples that it was run on
+    stay as they were, and the others go on. What is not its own fault (`beyond_the_code`) ends all.
+
     Args:
         members: The attacks.
         order: Their places in the order in which they run.
@@ -61,12 +78,20 @@ def in_turn(
         example; -1 where none did, or the image was wrong already. ``forwards.LABEL`` and
         ``backwards.LABEL``: what each member spent on the example, the look at its image included; 0 where it
         did not see it. A question that a view answers several times counts once. ``flat``, ``nonfinite``,
-        ``raised``, ``saturated``: as of any member. What else a member notes: ``LABEL.note``.
+        ``raised``, ``saturated``: as of any member. ``raised.LABEL``, of members that may: it raised when it
+        was run on the example, which counts as seen. What else a member notes: ``LABEL.note``.
+
+    Raises:
+        Exception: A member's own, where it may not raise, or where each that was run raised: nothing was
+            attacked, so that nothing may look robust.
     """
     best = BestIterate(x)
     found_by = torch.full((len(x),), -1, device=x.device)
     notes: dict[str, Tensor] = {}
     spent = {each.label: Spent(x) for each in members}
+    raised = {each.label: torch.zeros_like(y, dtype=torch.bool) for each in members if each.may_raise}
+    last: Exception | None = None
+    answered = False
     with torch.no_grad():
         done = succeeded(view, view.logits(x), y) & view.exact
     for place in order:
@@ -76,23 +101,55 @@ def in_turn(
         passes = spent[member.label]
         seen = replace(here, logits=Counted(here.logits, passes, rows))
         draws = noise.select(rows).spawn(member.stream)
-        returned = member.run(seen, clean.clone(), labels.clone(), threat, draws)
-        crafted = returned if isinstance(returned, Crafted) else Crafted(returned, {})
-        if crafted.images.shape != clean.shape:
-            found, asked = tuple(crafted.images.shape), tuple(clean.shape)
-            raise ValueError(f"{member.label} returned images of the shape {found} for {asked}")
-        z = lawful(clean, crafted.images.detach(), threat)
+        crafted, error = _tried(member, seen, clean, labels, threat, draws)
+        last, answered = error or last, answered or error is None
         passes.forwards[rows] += 1
         with torch.no_grad():
-            logits = here.logits(z)
+            # Also of what raised: a device that is lost, or a network that answers no more, ends all here.
+            logits = here.logits(crafted.images)
+        if error is not None:
+            raised[member.label][rows] = True
+            continue
+        z = crafted.images
         won = succeeded(here, logits, labels) & view.exact
         better = best.offer(rows, z, objective(here, logits, labels, "margin"), won)
         found_by[rows] = torch.where(won if view.exact else better, place, found_by[rows])
         done[rows] = won
         _take(notes, crafted.notes, member.label, rows, len(x))
+    if last is not None and not answered:
+        raise last
+    notes |= {f"raised.{label}": rows for label, rows in raised.items()}
     for label, passes in spent.items():
         notes |= {f"forwards.{label}": passes.forwards, f"backwards.{label}": passes.backwards}
     return Crafted(best.images, {"found_by": found_by, **notes})
+
+
+def _tried(
+    member: Member, view: View, x: Images, y: Labels, threat: Threat, noise: Randomness
+) -> tuple[Crafted, Exception | None]:
+    """Run a member; return its lawful images with its notes, or the clean ones and what it raised."""
+    try:
+        # What switches gradients off, and raises, does so for nobody else.
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            returned = member.run(view, x.clone(), y.clone(), threat, noise)
+        crafted = returned if isinstance(returned, Crafted) else Crafted(returned, {})
+        if crafted.images.shape != x.shape:
+            found, asked = tuple(crafted.images.shape), tuple(x.shape)
+            raise ValueError(f"{member.label} returned images of the shape {found} for {asked}")
+        for name, note in crafted.notes.items():
+            if note.shape != y.shape:
+                raise ValueError(f"{member.label}'s note {name!r} has the shape {tuple(note.shape)}")
+        return Crafted(lawful(x, crafted.images.detach(), threat), crafted.notes), None
+    except Exception as error:
+        if (cause := beyond_the_code(error)) not in (None, error):
+            raise cause from error
+        if cause is error or not member.may_raise:
+            raise
+        # Its frames hold what it computed, and the next one needs the memory.
+        clear_frames(error.__traceback__)
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        remark(f"{member.label} raised, and {len(x)} examples stay as they were before it: {said}")
+        return Crafted(x, {}), error
 
 
 class Spent:

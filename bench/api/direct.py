@@ -31,11 +31,11 @@ from bench.api.given import (
 )
 from bench.console import count
 from bench.data.spec import DataSpec
-from bench.errors import InputError, did_you_mean
+from bench.errors import InputError, did_you_mean, out_of_memory
 from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
-from bench.referee.answers import CHUNK, out_of_memory
+from bench.referee.answers import CHUNK
 from bench.referee.freezing import frozen
 from bench.referee.settings import Setting
 from bench.registry import (

@@ -36,7 +36,7 @@ from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.layout import arrange, columns_read
-from bench.suite.planner import Plan, make
+from bench.suite.planner import Plan, PlannedCondition, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -308,9 +308,17 @@ class Run:
         """Return how many of the conditions that are asked for have no number, also for want of time."""
         state = outstanding.examine(self.plan, self.store, self.missed, trust=True, verify=False)
         return sum(
-            (self.missed is None or condition.job.key in self.missed) and condition.job not in state.done
+            (self.missed is None or condition.job.key in self.missed)
+            and (condition.job not in state.done or self._raised(condition))
             for condition in self.plan.conditions
         )
+
+    def _raised(self, condition: PlannedCondition) -> bool:
+        """Return whether an attack raised that was run with others as one, so that it has no number."""
+        if (member := condition.facts.get("member")) is None:
+            return False
+        told = (self.store.receipt("evaluate", condition.job.key) or {}).get("members", {})
+        return bool(told.get(member["label"], {}).get("raised"))
 
     def stopped(self, command: list[str]) -> str:
         """Return what is kept of a run that was stopped, and the command that goes on.

@@ -102,7 +102,7 @@ class _Asked:
         self._watch.tick()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._access == "gradient"):
             logits = self._heads(z)
-        self._watch.asked(self._rows, z, logits.detach())
+        self._watch.asked(self._rows, z, logits.detach(), logits.detach())
         if self._access == "decision":
             return one_hot(logits.argmax(1), logits.shape[1] + 1).to(z.dtype)
         return logits

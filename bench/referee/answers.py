@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.errors import out_of_memory
 from bench.protocols import Decision, Images, answered
 
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -144,16 +145,3 @@ def moved(before: Tensor, now: Tensor) -> Tensor:
     one, other = (each.double().nan_to_num(0.0, 0.0, 0.0) for each in (before, now))
     apart, spread = (one - other).abs().amax(1), one.amax(1) - one.amin(1)
     return torch.where(apart > 0, apart / spread, 0.0)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that the memory of a device, or of the machine, is full.
-
-    Args:
-        error: Any exception.
-
-    Returns:
-        True for such an error.
-    """
-    said = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in said)

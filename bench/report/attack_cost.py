@@ -17,6 +17,7 @@ from bench.quantities import DASH, format_value
 from bench.report.render.markdown import pipes
 from bench.report.render.records import csv_lines
 from bench.report.render.text import printed
+from bench.results import standing
 from bench.results.conditions import Condition, conditions_of
 from bench.results.outcomes import FrameOf
 
@@ -93,9 +94,10 @@ def _cost(conditions: Sequence[Condition], outcomes: FrameOf, receipt: Receipt) 
     forwards, backwards, seconds, devices = [], [], [], []
     for condition in conditions:
         rows = outcomes(condition.job)
-        if rows is None:
-            continue
         member = condition.facts.member
+        # What raised did not do what it would have cost.
+        if rows is None or (member is not None and member.label in standing.raised(rows)):
+            continue
         own = "" if member is None else f".{member.label}"
         forwards.append(np.asarray(rows[f"forwards{own}"], np.float64))
         backwards.append(np.asarray(rows[f"backwards{own}"], np.float64))

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.console import condition_name
 from bench.errors import InputError, did_you_mean
 from bench.report import tables
 from bench.report.render.records import numbers, records
@@ -12,7 +13,7 @@ from bench.results.conditions import Condition, Member, conditions_of
 from bench.results.manifest import Outcomes, aged, read
 from bench.results.metrics import is_correct
 from bench.results.outcomes import LISTS, Stored
-from bench.results.standing import broke, saw
+from bench.results.standing import broke, raised, saw
 from bench.suite.layout import columns_read
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
         shown; of a random defense with several draws, in the first of them), and the columns of its outcomes,
         which `docs/results.md` explains. A radius or a target that there is not is a missing value.
         Conditions that share a job have the same rows.
-        ``attrs["notes"]`` says which outcomes are damaged or older than the code.
+        An attack that raised where several were run as one has no rows, as one whose job failed.
+        ``attrs["notes"]`` says which, and which outcomes are damaged or older than the code.
 
     Raises:
         InputError: There is no manifest, nothing was evaluated there yet, or `also` names no such column.
@@ -122,16 +124,21 @@ def outcomes_frame(root: Path, also: Collection[str] = ()) -> "pd.DataFrame":
     manifest = read(root, suite)
     outcomes = Outcomes(root)
     left_out = set(LISTS) - set(also)
-    parts = [
-        _rows(condition, stored, left_out)
-        for condition in conditions_of(manifest)
-        if isinstance(stored := outcomes(condition.job), Stored)
-    ]
+    parts, holes = [], []
+    for condition in conditions_of(manifest):
+        if isinstance(stored := outcomes(condition.job), Stored):
+            member = condition.facts.member
+            if member is not None and member.label in (there := raised(stored)):
+                count, name = int(there[member.label].sum()), condition_name(condition.coordinates)
+                holes.append(f"{name}: it raised on {count} examples, and has no rows")
+            else:
+                parts.append(_rows(condition, stored, left_out))
     if not parts:
         raise InputError(f"{root}: nothing was evaluated there yet: bench run {manifest['file']}")
     # A note that only some attacks leave, or a parameter of only some defenses, is missing elsewhere.
     frame = pd.concat(parts, ignore_index=True)
     notes = outcomes.faults + [f"evaluate {key}: {reason}" for key, reason in outcomes.damaged.items()]
+    notes += holes
     notes += [aged(outcomes.changed, suite)] if outcomes.changed else []
     frame.attrs = {"notes": notes}
     return frame

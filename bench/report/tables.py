@@ -6,8 +6,9 @@ if what it counts was run. Every other cell is a hole that gives its reason.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -26,6 +27,9 @@ from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct
 from bench.suite.tables import Table
 
 NOT_RUN = "not run"
+
+BROKE_DOWN = "it raised on"
+"""How the reason begins why one of several attacks that were run as one has no number."""
 
 OF_THOSE = ", of those that stood"
 """What the heading of a column says where its attacks saw only what others had left."""
@@ -315,6 +319,8 @@ class OutcomeReader:
         rows = self.rows(condition.job)
         if rows is None:
             return NOT_RUN
+        if count := _raised_on(condition, rows):
+            return f"{BROKE_DOWN} {count} of {len(rows['index'])} examples"
         # An attack that breaks an example ends its search, so that nobody has looked for the least distance,
         # nor for the surest wrong answer.
         if condition.facts.member is not None and (
@@ -344,6 +350,13 @@ class OutcomeReader:
         trial = None if facts.trial is None else self._found("trial", facts.trial)
         examined = (self._found("examination", each) for each in facts.examinations)
         return trial, next((each for each in examined if each is not None), None)
+
+
+def _raised_on(condition: Condition, rows: Rows) -> int:
+    """Return on how many examples an attack raised that was run with others as one."""
+    member = condition.facts.member
+    mask = standing.raised(rows).get(member.label) if member is not None else None
+    return 0 if mask is None else int(mask.sum())
 
 
 SOME = (
@@ -444,8 +457,13 @@ def _once(seen: Sequence[Evidence]) -> list[Evidence]:
     return list(found.values())
 
 
-def _together(union: Sequence[Evidence]) -> list[Evidence]:
-    """Return what is settled together, with attacks that were run as one as one: all, or what some left."""
+def _together(union: Sequence[Evidence], asked: Mapping[str, Collection[str]]) -> list[Evidence]:
+    """Return what is settled together, with attacks that were run as one as one: all, or what some left.
+
+    Args:
+        union: The evidence.
+        asked: The labels of the members that are asked for, by their job; those without evidence raised.
+    """
     found = [each for each in union if each.condition.facts.member is None]
     runs: dict[str, dict[str, Evidence]] = defaultdict(dict)
     for each in union:
@@ -454,7 +472,8 @@ def _together(union: Sequence[Evidence]) -> list[Evidence]:
     for shown in runs.values():
         first, members = next(iter(shown.values())), [each.condition.facts.member for each in shown.values()]
         known = [each for each in members if each is not None]
-        whole = len(known) == len(known[0].of)
+        # What raised broke nothing there; what it broke elsewhere is broken.
+        whole = len(asked[first.condition.job]) == len(known[0].of)
         found.append(first if whole else replace(first, validated=standing.left(first.validated, known)))
     return found
 
@@ -512,9 +531,20 @@ def worst_case(
     usable = complete or [seed for seed in partial if len(looked[seed].lacking) == fewest]
     if not usable:
         reasons = distinct(reason for each in looked.values() for reason in each.reasons)
-        hole = NOT_RUN if not reasons or any(each.startswith(NOT_RUN) for each in reasons) else DASH
-        return TableCell(None, hole, notes=tuple(each for each in reasons if each != hole)), seen
-    unions = {seed: [_together(union) for union in _unions(looked[seed].there, mean_over)] for seed in usable}
+        hole = (
+            NOT_RUN
+            if not reasons or any(each.startswith((NOT_RUN, BROKE_DOWN)) for each in reasons)
+            else DASH
+        )
+        said = tuple(each for each in reasons if each != hole)
+        return TableCell(None, hole, notes=said, flags=tuple(_raised_flags(parts, reader))), seen
+    asked: dict[str, set[str]] = defaultdict(set)
+    for each in chain.from_iterable(parts.values()):
+        if (member := each.facts.member) is not None:
+            asked[each.job].add(member.label)
+    unions = {
+        seed: [_together(union, asked) for union in _unions(looked[seed].there, mean_over)] for seed in usable
+    }
     scored = {seed: [_scored(union, metric, on) for union in joined] for seed, joined in unions.items()}
     estimate = metrics.estimate(metric, scored)
     notes = [f"{len(usable)} of {len(looked)} seeds"] if len(usable) < len(looked) else []
@@ -529,10 +559,30 @@ def worst_case(
     if math.isinf(estimate.value):
         shares = [np.isfinite(each.values).mean() for joined in scored.values() for each in joined]
         notes.append(f"{100 * float(np.mean(shares)):.1f} % of the examples were broken")
-    bound: Bound = "" if complete else _bound(metric)
-    flags = checks.union_flags([union for joined in unions.values() for union in joined], metric)
+    union_flags = checks.union_flags([union for joined in unions.values() for union in joined], metric)
+    flags = (*union_flags, *_raised_flags(parts, reader))
+    short = _short(seen, usable)
+    notes += [f"without {label} on the examples on which it raised" for label in short]
+    bound: Bound = _bound(metric) if (short or not complete) and metric.worst is not None else ""
     lacking = tuple(seed for seed in looked if seed not in usable)
-    return TableCell(estimate, bound=bound, notes=tuple(notes), flags=tuple(flags), lacking=lacking), seen
+    return TableCell(estimate, bound=bound, notes=tuple(notes), flags=flags, lacking=lacking), seen
+
+
+def _raised_flags(parts: Mapping[str, Sequence[Condition]], reader: OutcomeReader) -> Iterable[Flag]:
+    """Flag the attacks of a worst case that raised where they were run with others as one."""
+    found: dict[str, dict[object, tuple[int, int]]] = defaultdict(dict)
+    for each in chain.from_iterable(parts.values()):
+        if (rows := reader.rows(each.job)) is not None and (count := _raised_on(each, rows)):
+            found[checks.title(each)][each.job, each.facts.member] = count, len(rows["index"])
+    for name, counted in found.items():
+        count, n = (sum(numbers) for numbers in zip(*counted.values(), strict=True))
+        yield checks.member_raised(name, count, n)
+
+
+def _short(seen: Iterable[Evidence], seeds: Collection[int]) -> list[str]:
+    """Return the members of sequences that raised anywhere, in seeds that count."""
+    alone = [each for each in seen if each.condition.facts.member is None and each.condition.seed in seeds]
+    return distinct(label for each in alone for label in standing.raised(each.rows))
 
 
 def _draws_note(seen: Iterable[Evidence], metric: Metric) -> list[str]:

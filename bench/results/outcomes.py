@@ -47,7 +47,8 @@ Rows: TypeAlias = Mapping[str, NDArray[Any]]
 """Outcomes of one evaluation as arrays of shape (N,), in ascending order of `index`.
 
 `index`, `truth` and `label` are int64, `rejected` and `invalid` bool, the others float64 with NaN for null.
-`broken_share` is there where a random defense was asked several times about each image.
+`broken_share` is there where a random defense was asked several times about each image, and `raised.NAME`
+where several attacks were run as one: whether NAME raised when it was run on the example.
 Where they are asked for, `logits` and `thresholds` have shape (N, K), and `parameters` (N,).
 """
 
@@ -80,6 +81,9 @@ RESERVED = frozenset({*OUTCOME_COLUMNS, *WATCHED, *JUDGED})
 
 NOTES = ("flat", "nonfinite", "raised", "saturated", "found_by")
 """The notes of attacks that tables know."""
+
+RAISED = "raised."
+"""How the notes begin that name an attack that raised: one of several that were run as one."""
 
 WHERE_THERE = (*NOTES, *WATCHED, *JUDGED, "backwards", BROKEN_SHARE)
 """The columns that tables read where outcomes have them."""
@@ -128,7 +132,12 @@ class Stored:
     def __init__(self, names: Sequence[str], read: "Callable[[Sequence[str]], pa.Table]") -> None:
         self._names, self._read = names, read
         wanted = {*_INTEGERS, *_FLAGS, *_NUMBERS, *WHERE_THERE}
-        self._columns = read([name for name in names if name in wanted])
+        self._columns = read([name for name in names if name in wanted or name.startswith(RAISED)])
+
+    @property
+    def column_names(self) -> Sequence[str]:
+        """The names of all columns."""
+        return self._names
 
     @classmethod
     def of(cls, path: Path) -> "Stored":
@@ -220,6 +229,7 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
     rows: dict[str, NDArray[Any]] = {name: np.asarray(frame[name], np.int64) for name in _INTEGERS}
     rows |= {name: np.asarray(frame[name], np.bool_) for name in _FLAGS}
     rows |= {name: _numbers(frame[name]) for name in _NUMBERS}
+    rows |= beginning(frame, RAISED)
     for name in (*WHERE_THERE, *also):
         if (column := _optional(frame, name)) is not None:
             values = _lists(column) if name in LISTS else _numbers(column)
@@ -231,6 +241,21 @@ def arrays(frame: Frame, also: Iterable[str] = ()) -> Rows:
     if len(twice):
         raise ValueError(f"outcomes hold example {twice[0]} twice")
     return rows
+
+
+def beginning(frame: Frame, start: str) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of outcomes whose names begin with a text.
+
+    Args:
+        frame: The outcomes, in a form that tells its columns.
+        start: The text.
+
+    Returns:
+        By name: float64 (N,), NaN for null.
+    """
+    # An arrow table tells its columns, a mapping and a data frame their keys.
+    names: Iterable[Any] = getattr(frame, "column_names", None) or getattr(frame, "keys", list)()
+    return {name: _numbers(frame[name]) for name in names if str(name).startswith(start)}
 
 
 def select(rows: Rows, chosen: NDArray[Any]) -> Rows:

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.results.conditions import Condition, Member
 from bench.results.metrics import Mask
-from bench.results.outcomes import Frame, Rows, select
+from bench.results.outcomes import RAISED, Frame, Rows, beginning, select
 
 FOUND_BY = "found_by"
 """The note of the attack that broke an example: its place, or -1."""
@@ -44,6 +44,24 @@ def broke(rows: Frame, member: Member) -> Mask:
         member: The attack.
     """
     return np.asarray(np.asarray(rows[FOUND_BY]) == member.place, np.bool_)
+
+
+def raised(rows: Frame) -> dict[str, Mask]:
+    """Return on which examples attacks raised that were run with others as one.
+
+    There they moved nothing, and the others went on: whether they would have broken an example is not known.
+
+    Args:
+        rows: Outcomes of N examples.
+
+    Returns:
+        By the label of each attack that raised anywhere: bool (N,).
+    """
+    masks = {
+        name.removeprefix(RAISED): np.asarray(values > 0, np.bool_)
+        for name, values in beginning(rows, RAISED).items()
+    }
+    return {label: mask for label, mask in masks.items() if mask.any()}
 
 
 def left(rows: Rows, members: Sequence[Member]) -> Rows:

@@ -11,21 +11,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.errors import InputError
+from bench.errors import InputError, out_of_memory
 from bench.losses import eot, succeeded
 from bench.noise import Noise, seed_of
 from bench.protocols import Crafted, Decision, Images, Labels, Split, View
-from bench.referee.answers import CHUNK, decided, out_of_memory
+from bench.referee.answers import CHUNK, decided
 from bench.referee.freezing import frozen, seeded
 from bench.referee.instruments import QueryCounter, answers_only, guides, instrument, no_access_view
 from bench.referee.precision import Claims, check_bfloat16, copied, in_bfloat16
 from bench.referee.validation import Validated, leeway, validate
 from bench.referee.watch import Watch
 from bench.registry import bind, bound, needing
+from bench.remarks import listening
 from bench.results import replays
 from bench.results.outcomes import RESERVED
 from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
+from bench.runner.interrupts import raise_if_asked
 from bench.runner.limits import limited
 from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
@@ -70,7 +72,8 @@ def attacked(
     """
     rows = slice(job.start, job.stop)
     x, y = split.images[rows].to(device), split.labels[rows].to(device)
-    made = searched(job, model, Examples(x, y, split.index[rows]), split)
+    with listening() as remarks:
+        made = searched(job, model, Examples(x, y, split.index[rows]), split)
     validated = made.validated
     moved = (validated.images != x).flatten(1).any(1)
     target = made.target if made.target is not None else torch.full_like(y, -1)
@@ -96,6 +99,7 @@ def attacked(
         },
         "chunk": made.chunk,
         **({"precision": made.coarse} if made.coarse else {}),
+        **({"notes": remarks} if remarks else {}),
     }
     return plain, facts
 
@@ -392,6 +396,8 @@ def _made(
     noise = draws(job, examples.index, device)
     with limited(run.time_limit):
         returned = entry.make(view, x.clone(), y.clone(), run.threat, noise, **bind(entry, run.attack.params))
+    # An attack made of attacks goes on where one of them raised, and that may have hidden a signal.
+    raise_if_asked()
     validated = validate(x, returned, run.threat)
     watched = {} if watch is None else watch.columns(judge(x, target), validated.images)
     notes = dict(returned.notes) if isinstance(returned, Crafted) else {}

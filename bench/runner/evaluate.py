@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from bench.referee.answers import ask, changed
 from bench.referee.freezing import frozen, reseed
 from bench.registry import AttackEntry, labels_of
 from bench.results.metrics import is_correct
-from bench.results.outcomes import BROKEN_SHARE, JUDGED, OWN_SOURCE, TIED, WATCHED, schema
+from bench.results.outcomes import BROKEN_SHARE, JUDGED, OWN_SOURCE, RAISED, TIED, WATCHED, schema
 from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.train import fitted
@@ -115,18 +116,25 @@ def killed(table: pa.Table, attack: Resolved[AttackEntry]) -> dict[str, Any]:
 
     Returns:
         ``kills``: how many images were moved and are answered wrongly; of an attack made of attacks also
-        ``members``: the kills of each, and its passes, forward and backward, over all examples.
+        ``members``: the kills of each, its passes, forward and backward, over all examples, and on how many
+        it ``raised``, where it did.
     """
     broken = ~is_correct(table) & (np.asarray(table["distance"]) > 0)
     facts: dict[str, Any] = {"kills": int(broken.sum())}
     if inner(attack):
         found_by = np.asarray(table["found_by"])
+        raised = {
+            name.removeprefix(RAISED): int(pc.sum(table[name]).as_py() or 0)
+            for name in table.column_names
+            if name.startswith(RAISED)
+        }
         facts["members"] = {
             label: {
                 "kills": int((broken & (found_by == place)).sum()),
                 "passes": sum(
                     float(np.asarray(table[f"{way}.{label}"]).sum()) for way in ("forwards", "backwards")
                 ),
+                **({"raised": raised[label]} if raised.get(label) else {}),
             }
             for place, label in enumerate(labels_of(attack.params["of"]))
         }

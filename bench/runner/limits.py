@@ -1,4 +1,4 @@
-"""Limits of a job: its time, by an alarm, and the memory of its device, by smaller batches."""
+"""The limit of a job's time, by an alarm."""
 
 import signal
 import sys

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from bench.errors import InputError
-from bench.referee.answers import out_of_memory
+from bench.errors import InputError, out_of_memory
 
 MOST = 8
 """The most slots of a device. More processes spend their time on switching; each also holds the memory of a

@@ -86,6 +86,7 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
     code = _code(job, context)
     begun = time.perf_counter()
     facts: dict[str, Any]
+    said: list[str] = []
     settle(torch.device(context.device))
     look_again(job, context)
     forget_modules(job)
@@ -96,6 +97,7 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
                 write, facts = train(job, context, store, code, progress)
             case Craft():
                 write, facts = craft(job, context, store)
+                said = facts.get("notes", [])
             case Evaluate():
                 write, facts = evaluate(job, context, store)
             case Trial():
@@ -104,7 +106,8 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
                 write, facts = examination(job, context)
             case _:
                 assert_never(job)
-    for note in state.notes:
+    # A training says its own while it runs.
+    for note in (*said, *state.notes):
         if progress is not None:
             progress({"note": note})
     return record(job, context, time.perf_counter() - begun, write, facts, state.notes)

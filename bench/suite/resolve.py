@@ -411,7 +411,12 @@ def known(place: str, kind: str, name: str, options: Iterable[str]) -> None:
 
 
 DEEPEST = 100
-"""The most defenses in a chain in which each is built on the next: deeper ones overflow Python's stack."""
+"""The most defenses in a chain in which each is built on the next.
+
+A network holds its parts, and so does its training: whatever pickles one for another process, copies it or
+names its tensors goes down the chain on the stack, which Python limits to 1,000 calls. Of these, pickling
+needs five for each defense. So 100 leave half of the stack to who calls (a notebook, a cluster's worker).
+"""
 
 
 def _check_parts(suite: Suite) -> None:

@@ -100,7 +100,9 @@ class Rates:
         # A pass of one member takes as long as one of another.
         passes = sum(each["passes"] for each in told.values()) or 1
         for label, member in zip(labels_of(run.attack.params["of"]), run.members, strict=True):
-            self._add(member, told[label]["kills"], seconds * told[label]["passes"] / passes)
+            # What raised was not done with what it would have broken.
+            if not told[label].get("raised"):
+                self._add(member, told[label]["kills"], seconds * told[label]["passes"] / passes)
 
     def _add(self, run: AttackRun, kills: float, seconds: float) -> None:
         for name in _names(run):

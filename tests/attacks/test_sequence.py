@@ -1,5 +1,7 @@
 """An attack made of attacks: what it breaks is what its members break alone, in any order."""
 
+import errno
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -7,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.common.in_turn import Member, Run, in_turn
 from attacks.sequence import sequence
 from bench import Crafted, Images, InputError, Labels, Norm, Shape, Threat, Use, View, bound, labels_of
+from bench.errors import OvertimeError
 from bench.noise import Noise
 from bench.referee.instruments import QueryCounter, instrument
 from bench.registry import ATTACKS, discover, needing
+from bench.remarks import listening
 from bench.testing import Halfspace
 
 discover()
@@ -181,6 +186,135 @@ def test_what_misses_ball_or_box_is_no_success(monkeypatch: pytest.MonkeyPatch) 
     assert crafted.notes["found_by"].tolist() == [-1, -1, -1, -1, 0]
     assert torch.equal(crafted.images[:4], x[:4])
     assert float(crafted.images[4, 0, 0, 0]) == pytest.approx(0.55, abs=1e-7)
+
+
+# --- a member that raises ---------------------------------------------------------------------------------
+
+
+def members_of(runs: dict[str, Run], *, may_raise: bool = True) -> list[Member]:
+    return [Member(name, name, run, may_raise) for name, run in runs.items()]
+
+
+def moved(
+    view: View, x: Images, y: Labels, threat: Threat, noise: Any, *, steps: int = 1
+) -> Images | Crafted:
+    return bound({"use": "pgd", "steps": steps, "loss": "margin"})(view, x, y, threat, noise)
+
+
+def looks_and_raises(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Images:
+    torch.set_grad_enabled(False)
+    view.logits(x)
+    raise ValueError("nothing works\nbut the first line")
+
+
+def no_images(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Images:
+    return x[:, :1]
+
+
+def no_notes(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Crafted:
+    return Crafted(1 - x, {"steps": torch.zeros(3)})
+
+
+def nothing(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("bad", [looks_and_raises, no_images, no_notes, nothing])
+def test_what_raises_leaves_what_it_saw_unmoved_and_the_others_do_what_they_do_without_it(bad: Run) -> None:
+    good: dict[str, Run] = {"one": moved, "three": partial(moved, steps=3)}
+    without = in_turn(members_of(good), range(2), View(NET), X, Y, LINF, draws(X))
+    runs: dict[str, Run] = {"bad": bad, **good}
+    for order in permutations(range(3)):
+        view, counter = watched(NET, len(X))
+        with listening() as remarks:
+            found = in_turn(members_of(runs), order, view, X, Y, LINF, draws(X))
+        kept = torch.stack([found.notes["found_by"] - 1, torch.full_like(Y, -1)]).amax(0)
+        if order.index(1) < order.index(2):
+            assert torch.equal(found.images, without.images)
+            assert torch.equal(kept, without.notes["found_by"])
+        assert torch.equal(NET(found.images).argmax(1) != Y, NET(without.images).argmax(1) != Y)
+        # It saw what stood when its turn came, and every look at the network is somebody's.
+        before = [place for place in order[: order.index(0)]]
+        stood = ~torch.isin(found.notes["found_by"], torch.tensor(before, dtype=torch.int64))
+        assert torch.equal(found.notes["raised.bad"], stood)
+        assert torch.equal(found.notes["forwards.bad"] > 0, stood)
+        assert not found.notes["raised.one"].any()
+        spent = sum(found.notes[f"forwards.{name}"] for name in runs)
+        assert torch.allclose(spent + 1, counter.forwards)
+        (said,) = remarks
+        assert said.startswith(f"bad raised, and {int(stood.sum())} examples stay as they were before it: ")
+        assert "\n" not in said
+    assert torch.is_grad_enabled()
+
+
+def test_on_a_surrogate_the_image_of_what_raised_is_nobody_s() -> None:
+    runs: dict[str, Run] = {"bad": looks_and_raises, "three": partial(moved, steps=3)}
+    view = View(NET, exact=False)
+    found = in_turn(members_of(runs), (0, 1), view, X, Y, LINF, draws(X))
+    assert found.notes["raised.bad"].all()
+    assert (found.notes["found_by"] == 1).all()
+
+
+def test_where_each_that_was_run_raises_nothing_is_returned() -> None:
+    runs: dict[str, Run] = {"bad": looks_and_raises, "worse": no_images}
+    with pytest.raises(ValueError, match="worse returned images of the shape"):
+        in_turn(members_of(runs), (0, 1), View(NET), X, Y, LINF, draws(X))
+    # Nobody was run where every image is wrong already.
+    found = in_turn(members_of(runs), (0, 1), View(NET), X, (Y + 1) % 5, LINF, draws(X))
+    assert torch.equal(found.images, X)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("no such file"),
+        OvertimeError("too long"),
+        KeyboardInterrupt(),
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["as it is", "in another one"])
+def test_what_is_no_fault_of_a_member_ends_all_and_is_what_is_raised(
+    error: BaseException, wrapped: bool
+) -> None:
+    def bad(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Images:
+        if not wrapped:
+            raise error
+        try:
+            raise error
+        except BaseException:  # noqa: BLE001 - as a library does
+            raise ValueError("the library failed") from None
+
+    with pytest.raises(type(error)) as found:
+        in_turn(members_of({"bad": bad, "one": moved}), (0, 1), View(NET), X, Y, LINF, draws(X))
+    assert found.value is error
+
+
+def test_a_network_that_answers_no_more_ends_all() -> None:
+    lost = []
+
+    def net(z: Images) -> Tensor:
+        if lost:
+            raise RuntimeError("the device is lost")
+        return NET(z)
+
+    def loses(view: View, x: Images, y: Labels, threat: Threat, noise: Any) -> Images:
+        lost.append(True)
+        return view.logits(x)
+
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        in_turn(members_of({"one": moved, "bad": loses}), (0, 1), View(net), X, Y, LINF, draws(X))
+
+
+def test_a_part_of_one_attack_fails_the_whole() -> None:
+    parts = members_of({"one": moved, "bad": looks_and_raises}, may_raise=False)
+    with pytest.raises(ValueError, match="nothing works"):
+        in_turn(parts, (0, 1), View(NET), X, Y, LINF, draws(X))
+    found = in_turn(parts[:1], (0,), View(NET), X, Y, LINF, draws(X))
+    assert not any(name.startswith("raised.") for name in found.notes)
 
 
 # --- what it needs, and what is refused ------------------------------------------------------------------

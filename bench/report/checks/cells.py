@@ -1,11 +1,13 @@
 """Flags that the outcomes behind one cell raise by themselves."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from bench.report.checks.evidence import Evidence, differed, failed, is_own_source, is_random
 from bench.report.checks.flags import Flag, Level
+from bench.results import standing
 from bench.results.conditions import Condition
 from bench.results.metrics import Mask, binomial_p, goal_reached
 from bench.results.outcomes import TIED, Rows
@@ -281,6 +283,29 @@ def _raised(seen: Sequence[Evidence]) -> Iterable[Flag]:
         yield Flag("attack-raised", f"the attack broke down on {count} of {_count(noted)} examples")
 
 
+def _member_raised(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    """Flag a sequence one of whose attacks raised; in worst mode that is said of the attack's own column."""
+    counts: dict[str, int] = defaultdict(int)
+    for each in seen:
+        if each.condition.facts.member is None:
+            for label, mask in standing.raised(each.rows).items():
+                counts[label] += int(mask.sum())
+    for label, count in counts.items():
+        yield member_raised(label, count, _count(seen))
+
+
+def member_raised(name: str, count: int, n: int) -> Flag:
+    """Return the flag of one of several attacks that were run as one, which raised.
+
+    Args:
+        name: What it is called.
+        count: The number of examples on which it raised.
+        n: The number of examples of the row.
+    """
+    said = f"{name} raised on {count} of {n} examples: the worst case is one over the other attacks there"
+    return Flag("attack-raised", said)
+
+
 def _unbounded(seen: Sequence[Evidence]) -> Iterable[Flag]:
     free = [each for each in seen if _limitless(each.condition)]
     lost = 0
@@ -319,5 +344,6 @@ _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
     _grew,
     _saturated,
     _raised,
+    _member_raised,
     _unbounded,
 )
