@@ -19,7 +19,7 @@ from bench.suite.tables import Table
 class Model(BaseModel):
     """Base of what stands in a suite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _listed(value: object) -> object:
@@ -43,20 +43,24 @@ class Threats(Model):
     """A norm and one radius or several; none: as little as possible."""
 
     norm: Norm
+    """`linf`, `l2`, `l1` or `l0`."""
     radius: Annotated[
         list[Radius],
         BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
         Field(min_length=1),
     ] = [math.inf]
+    """A number or a fraction above 0, or a list of them, in units of [0, 1]. Without one only attacks run
+    that move as little as they can."""
 
 
 class ViewUse(BaseModel):
     """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     use: str
+    """A view of the defense."""
     draws: Annotated[Count, WHOLE] = 1
-    """How often each point is asked; losses are averaged over the answers (EOT)."""
+    """How often each point is asked, so that losses are averaged over a defense's own randomness."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -100,71 +104,96 @@ class Origin(Model):
     """Where a transferred attack is crafted: on another defense, through one of its views."""
 
     defense: str
+    """A defense of the file."""
     view: ViewChoice
+    """One of its views, as in a task."""
     seed: Literal["same"] | Annotated[NonNegativeCount, WHOLE] = "same"
+    """The seed of its training: `same` as the victim's, or a number."""
 
 
 class DefenseUse(BaseModel):
     """A defense with its parameters; some may have other values at inference time."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     use: str
+    """A registered defense."""
     inference: dict[str, Any] = {}
+    """Parameters that are set after training, `{eps_ap: [0.05, 0.1]}`; a list makes a setting of each value,
+    and several lists all combinations."""
 
 
 class AttackUse(BaseModel):
     """An attack with its parameters; crafted on the victim unless it has a source."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     use: Name
+    """A registered attack."""
     planned: Sentence | None = None
-    """Why `use` is not registered yet: its conditions are skipped, its other parameters are not looked at."""
+    """Why `use` is not written yet: its conditions are skipped with this reason."""
     source: Origin | None = None
+    """On which defense images are crafted, to be scored on the defense of the task: a transfer."""
     targets: (
         Literal["none", "others", "next", "random"]
         | Annotated[list[Annotated[Count, WHOLE]], Field(min_length=1)]
     ) = "none"
-    """The labels to reach: offsets from the true class, or a word for them."""
+    """`none`: any wrong label will do. The label to reach: `next`, `random`, `others` (each in turn), or a
+    list of offsets from the true class."""
     time_limit: Seconds | None = None
-    """Seconds that one shard may take; then it is stopped, and leaves a hole."""
+    """Seconds that one shard may take."""
     precision: Precision | None = None
-    """What it searches in; None: as the file says."""
+    """What it searches in."""
 
 
 class Task(Model):
     """A block of conditions: everything it names is crossed."""
 
     data: str
+    """The data set that is attacked."""
     fit: str | None = None
+    """The data set of the file that defenses are trained on, where it is not the train split of the same
+    form."""
     threat: Threats
+    """The norm, and one radius or several."""
     defenses: Several[str] | None = None
+    """Which are attacked."""
     attacks: Several[str] | None = None
+    """Which attack; of those that are named here, each must be made for the norm."""
     views: Several[ViewChoice] | None = None
+    """What attacks look through. `e2e_{readout}` stands for a view of each read-out, `decision:plain` for
+    the answers of one; attacks that see answers alone take the scored read-out's where none is named."""
     readouts: Several[str] | None = None
+    """Which answers are scored."""
     limit: Annotated[Count, WHOLE] | None = None
+    """How many examples: the first of the data set's order."""
     seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
+    """Seeds of trainings and attacks."""
     worst: bool | None = None
-    """Whether each attack sees only what stood against those before it; None: as the file says."""
+    """Whether each attack of a row sees only what stood against those before it."""
 
 
 class SuiteModel(Model):
     """A task file as it is written."""
 
     data: dict[Name, Any]
+    """Data sets, by name: Data."""
     defenses: dict[Name, DefenseUse]
+    """Defenses, by name."""
     attacks: dict[Name, AttackUse]
+    """Attacks, by name."""
     tasks: list[Task] = Field(min_length=1)
+    """A list of what is run."""
     tables: dict[FileName, Table] = {}
+    """Tables, by key."""
     worst: bool = False
-    """Whether tasks run in worst mode, unless they say otherwise."""
+    """Whether tasks run in worst mode."""
     check: Policy = Policy()
-    """The rules of `bench check`."""
+    """The rules by which `bench check` decides."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
-    """How often a random defense is asked about each final image; others are asked once."""
+    """How often a random defense is asked about each final image, from 1 to 1,000."""
     time_limit: Seconds | None = None
-    """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
+    """Seconds that any one job may take."""
     precision: Precision = "float32"
-    """What attacks search in, unless they say otherwise; verdicts are always float32's."""
+    """What attacks search in, `float32` or `bf16-search`."""
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:
