@@ -1,4 +1,4 @@
-"""What docstrings say of parameters: the one source of descriptions in lists, in the schema and in the docs."""
+"""What docstrings say of parameters: the one source of descriptions in lists, schema and docs."""
 
 import inspect
 import re

@@ -147,9 +147,7 @@ def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
     return Annotated[(_annotation(base), *bounds)] if bounds else base
 
 
-def schema_of(
-    function: Callable[..., Any], name: str, said: Mapping[str, str] | None = None
-) -> type[Schema]:
+def schema_of(function: Callable[..., Any], name: str, said: Mapping[str, str] | None = None) -> type[Schema]:
     """Derive a pydantic model from a function's keyword-only arguments.
 
     Args:
@@ -180,9 +178,7 @@ def schema_of(
     return schema_from([each.replace(annotation=hints[each.name]) for each in found], name, said)
 
 
-def schema_from(
-    parameters: Iterable[inspect.Parameter], name: str, said: Mapping[str, str]
-) -> type[Schema]:
+def schema_from(parameters: Iterable[inspect.Parameter], name: str, said: Mapping[str, str]) -> type[Schema]:
     """Derive a pydantic model from parameters that have annotations.
 
     Args:
@@ -386,7 +382,7 @@ class Entry:
 
 
 def _meanings_there(library: str, name: str) -> dict[str, str]:
-    """Return what the docstrings of a library's class, and of those that it is made from, say of parameters."""
+    """Return what the docstrings of a library's class, and of its bases, say of parameters."""
     found: dict[str, str] = {}
     for module in (library, f"{library}.attacks"):
         try:
@@ -394,7 +390,8 @@ def _meanings_there(library: str, name: str) -> dict[str, str]:
         except ImportError:
             continue
         for each in reversed(inspect.getmro(cls)) if inspect.isclass(cls) else ():
-            found |= docstrings.arguments(each.__doc__) | docstrings.arguments(each.__init__.__doc__)
+            made = vars(each).get("__init__")
+            found |= docstrings.arguments(each.__doc__) | docstrings.arguments(getattr(made, "__doc__", None))
     return found
 
 
@@ -644,7 +641,7 @@ class Registry(Generic[E]):
                 f": no installed package has the entry point {plugin!r} in the group {PLUGINS!r}, by which "
                 f"every process finds it (docs/own-{self.kind}.md)"
             )
-        return did_you_mean(name, self._entries)
+        return did_you_mean(name, self._entries, listed=f"bench list {LISTED.get(self.kind, self.kind)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -655,6 +652,9 @@ class Registry(Generic[E]):
 
 PLUGINS = "bench.plugins"
 """The group of entry points of packages that register attacks, defenses or data sources of their own."""
+
+LISTED: Mapping[str, str] = {"attack": "attacks", "defense": "defenses", "data source": "data"}
+"""What `bench list` calls each kind."""
 
 ATTACKS: Registry[AttackEntry] = Registry("attack")
 DEFENSES: Registry[DefenseEntry] = Registry("defense")

@@ -31,7 +31,12 @@ Level = Annotated[_Level, BeforeValidator(fraction, json_schema_input_type=_Leve
 class Tiers(BaseModel):
     """Which subjects decide, and which are only told of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"critical": [{"attack": "pgd"}]}]},
+    )
 
     critical: Annotated[list[Choice], Field(min_length=1)] | None = None
     """A list of what decides the exit status: names of defenses, or coordinates such as `{attack: pgd}`."""
@@ -42,7 +47,12 @@ class Tiers(BaseModel):
 class Policy(BaseModel):
     """The rules of `bench check`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"tolerance": 1.0, "alpha": 0.01}]},
+    )
 
     tolerance: Percent = 1.0
     """The net loss that is allowed, in points of accuracy, from 0 to 100."""

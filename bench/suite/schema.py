@@ -6,7 +6,7 @@ What the names in it mean is `resolve.py`'s; the tables' models are `layout.py`'
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bench.protocols import Norm
 from bench.quantities import fraction
@@ -26,6 +26,23 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
+        several = ", ".join(map(str, range(value)))
+        meant = f"; {value} seeds are [{several}], the seed {value} alone is [{value}]"
+        if value > 5:
+            meant = f"; several seeds are [0, 1, 2], the seed {value} alone is [{value}]"
+        raise ValueError(f"expected a list of seeds, found {value}{meant if value else '; write [0]'}")
+    return value
+
+
+def _seconds(value: object) -> object:
+    try:
+        return fraction(value)
+    except ValueError:
+        raise ValueError(f"expected seconds, such as 600, found {value!r}") from None
+
+
 _Above = Annotated[float, Field(gt=0)]
 
 Radius = Annotated[_Above, BeforeValidator(fraction, json_schema_input_type=_Above | str)]
@@ -34,7 +51,7 @@ Radius = Annotated[_Above, BeforeValidator(fraction, json_schema_input_type=_Abo
 Seconds = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False),
-    BeforeValidator(fraction, json_schema_input_type=_Above | str),
+    BeforeValidator(_seconds, json_schema_input_type=_Above | str),
 ]
 """A finite time above 0."""
 
@@ -42,21 +59,40 @@ Seconds = Annotated[
 class Threats(Model):
     """A norm and one radius or several; none: as little as possible."""
 
-    norm: Norm
+    model_config = ConfigDict(json_schema_extra={"examples": [{"norm": "linf", "radius": "8/255"}]})
+
+    norm: Norm = Field(examples=["linf"])
     """`linf`, `l2`, `l1` or `l0`."""
     radius: Annotated[
         list[Radius],
         BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
-        Field(min_length=1),
+        Field(min_length=1, examples=["8/255"]),
     ] = [math.inf]
     """A number or a fraction above 0, or a list of them, in units of [0, 1]. Without one only attacks run
     that move as little as they can."""
+
+    @model_validator(mode="after")
+    def _of_images(self) -> "Threats":
+        """Refuse a radius in units of 0 to 255 where no smaller one would mean less."""
+        for each in self.radius if self.norm == "linf" else ():
+            if 1 < each < math.inf:
+                meant = f"; did you mean {each:g}/255?" if each <= 255 else ""
+                raise ValueError(
+                    f"radius: images are in [0, 1], and so are radii of linf: expected a number up to 1, "
+                    f"found {each:g}{meant}"
+                )
+        return self
 
 
 class ViewUse(BaseModel):
     """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "logits", "draws": 20}]},
+    )
     use: str
     """A view of the defense."""
     draws: Annotated[Count, WHOLE] = 1
@@ -103,6 +139,8 @@ Several = Annotated[list[T], Field(min_length=1)]
 class Origin(Model):
     """Where a transferred attack is crafted: on another defense, through one of its views."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"defense": "standard", "view": "logits"}]})
+
     defense: str
     """A defense of the file."""
     view: ViewChoice
@@ -114,10 +152,15 @@ class Origin(Model):
 class DefenseUse(BaseModel):
     """A defense with its parameters; some may have other values at inference time."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "standard", "epochs": 5}]},
+    )
     use: str
     """A registered defense."""
-    inference: dict[str, Any] = {}
+    inference: dict[str, Any] = Field(default={}, examples=[{"eps_ap": [0.05, 0.1]}])
     """Parameters that are set after training, `{eps_ap: [0.05, 0.1]}`; a list makes a setting of each value,
     and several lists all combinations."""
 
@@ -125,7 +168,12 @@ class DefenseUse(BaseModel):
 class AttackUse(BaseModel):
     """An attack with its parameters; crafted on the victim unless it has a source."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "pgd", "steps": 40}]},
+    )
     use: Name
     """A registered attack."""
     planned: Sentence | None = None
@@ -147,6 +195,10 @@ class AttackUse(BaseModel):
 class Task(Model):
     """A block of conditions: everything it names is crossed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"data": "digits", "threat": {"norm": "linf", "radius": "8/255"}}]}
+    )
+
     data: str
     """The data set that is attacked."""
     fit: str | None = None
@@ -154,18 +206,20 @@ class Task(Model):
     form."""
     threat: Threats
     """The norm, and one radius or several."""
-    defenses: Several[str] | None = None
+    defenses: Several[str] | None = Field(default=None, examples=[["standard"]])
     """Which are attacked."""
-    attacks: Several[str] | None = None
+    attacks: Several[str] | None = Field(default=None, examples=[["clean", "pgd"]])
     """Which attack; of those that are named here, each must be made for the norm."""
-    views: Several[ViewChoice] | None = None
+    views: Several[ViewChoice] | None = Field(default=None, examples=[["logits"]])
     """What attacks look through. `e2e_{readout}` stands for a view of each read-out, `decision:plain` for
     the answers of one; attacks that see answers alone take the scored read-out's where none is named."""
-    readouts: Several[str] | None = None
+    readouts: Several[str] | None = Field(default=None, examples=[["plain"]])
     """Which answers are scored."""
     limit: Annotated[Count, WHOLE] | None = None
     """How many examples: the first of the data set's order."""
-    seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
+    seeds: Annotated[list[Annotated[NonNegativeCount, WHOLE]], BeforeValidator(_seeds)] = Field(
+        default=[0], min_length=1, examples=[[0, 1, 2]]
+    )
     """Seeds of trainings and attacks."""
     worst: bool | None = None
     """Whether each attack of a row sees only what stood against those before it."""
@@ -174,15 +228,22 @@ class Task(Model):
 class SuiteModel(Model):
     """A task file as it is written."""
 
-    data: dict[Name, Any]
+    data: dict[Name, Any] = Field(examples=[{"digits": {"name": "digits", "split": "test"}}])
     """Data sets, by name: Data."""
-    defenses: dict[Name, DefenseUse]
+    defenses: dict[Name, DefenseUse] = Field(examples=[{"standard": {"use": "standard"}}])
     """Defenses, by name."""
-    attacks: dict[Name, AttackUse]
+    attacks: dict[Name, AttackUse] = Field(
+        examples=[{"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 40}}]
+    )
     """Attacks, by name."""
-    tasks: list[Task] = Field(min_length=1)
+    tasks: list[Task] = Field(
+        min_length=1,
+        examples=[[{"data": "digits", "threat": {"norm": "linf", "radius": "8/255"}}]],
+    )
     """A list of what is run."""
-    tables: dict[FileName, Table] = {}
+    tables: dict[FileName, Table] = Field(
+        default={}, examples=[{"mine": {"title": "Mine", "rows": ["defense"], "columns": ["attack"]}}]
+    )
     """Tables, by key."""
     worst: bool = False
     """Whether tasks run in worst mode."""
@@ -190,7 +251,7 @@ class SuiteModel(Model):
     """The rules by which `bench check` decides."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
     """How often a random defense is asked about each final image, from 1 to 1,000."""
-    time_limit: Seconds | None = None
+    time_limit: Seconds | None = Field(default=None, examples=[600])
     """Seconds that any one job may take."""
     precision: Precision = "float32"
     """What attacks search in, `float32` or `bf16-search`."""

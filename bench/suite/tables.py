@@ -24,6 +24,7 @@ Scalar: TypeAlias = bool | int | float | str | None
 
 def _selection(value: object) -> object:
     if not isinstance(value, Mapping):
+        # pydantic makes a complaint with its place of a ValueError alone.
         raise ValueError(f"expected a selection such as {{attack: pgd}}, found {value!r}")  # noqa: TRY004
     return value
 
@@ -55,6 +56,8 @@ class Model(BaseModel):
 class Comparison(Model):
     """Numbers of a paper to print beside ours."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"table": "cnnf/3"}]})
+
     table: str
     """The key of a published table, such as `cnnf/3` (`bench/report/published.yaml`)."""
     columns: dict[str, str] = {}
@@ -68,6 +71,8 @@ class Comparison(Model):
 class Figure(Model):
     """A table that is a set of curves: what runs along the horizontal axis."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"x": "radius"}]})
+
     x: str
     """The coordinate of the horizontal axis, one of rows or columns."""
     xlabel: Sentence | None = None
@@ -79,14 +84,18 @@ class Figure(Model):
 class Table(Model):
     """How a numbered table is cut."""
 
-    title: Sentence
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"title": "Mine", "rows": ["defense"], "columns": ["attack"]}]}
+    )
+
+    title: Sentence = Field(examples=["My network"])
     """What stands above it."""
-    where: Selection = {}
+    where: Selection = Field(default={}, examples=[{"data": "digits"}])
     """A selection that holds for the whole table."""
-    rows: Axis
+    rows: Axis = Field(examples=[["defense"]])
     """Coordinates, `[defense, readout]`: a row for each combination of their values; or a selection for each
     heading, `CNN-F (avg): {defense: cnnf, readout: avg}`."""
-    columns: Axis
+    columns: Axis = Field(examples=[["attack"]])
     """The same of columns. `{readout}` in a value of a selection is the row's."""
     extra: list[Literal["Min", "Max", "Worst"]] = []
     """Further columns: `Min`, or `Max` of a metric that attackers want large; `Worst`."""
@@ -141,7 +150,8 @@ class Table(Model):
         for selection in ({"metric": self.metric}, *_selections(self.rows), *_selections(self.columns)):
             name, label = selection.get("metric", self.metric), selection.get("class", 0)
             if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}{did_you_mean(str(name), METRICS)}")
+                listed = did_you_mean(str(name), METRICS, listed="bench list metrics")
+                raise ValueError(f"unknown metric {name!r}{listed}")
             if not isinstance(label, int) or isinstance(label, bool) or label < 0:
                 raise ValueError(f"class: expected a whole number from 0, found {label!r}")
         self._check_names()
@@ -163,8 +173,12 @@ class Table(Model):
             for name in placeholders(selection):
                 if not all(name in scalars(each) for each in self._contexts()):
                     raise ValueError(f"columns: {heading!r}: {{{name}}} is no coordinate of every row")
-        if self.figure is not None and self.figure.x not in names_of(self.rows) | names_of(self.columns):
-            raise ValueError(f"figure: x: {self.figure.x!r} is a coordinate of neither rows nor columns")
+        shown = names_of(self.rows) | names_of(self.columns)
+        if self.figure is not None and self.figure.x not in shown:
+            near = did_you_mean(self.figure.x, shown)
+            raise ValueError(
+                f"figure: x: {self.figure.x!r} is a coordinate of neither rows nor columns{near}"
+            )
 
     def _contexts(self) -> Iterator[Mapping[str, Any]]:
         """Yield for each row (or for all) the coordinates that a placeholder may name."""

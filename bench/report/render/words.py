@@ -8,7 +8,7 @@ from bench.quantities import DASH
 from bench.report.checks import Flag
 from bench.report.published import Quote
 from bench.report.tables import RenderedRow, RenderedTable, TableCell
-from bench.results.metrics import CONFIDENCE, Estimate, Unit
+from bench.results.metrics import CONFIDENCE, METRICS, Estimate, Metric, Unit
 
 PLUS_MINUS = "±"
 MINUS = "\N{MINUS SIGN}"
@@ -160,6 +160,29 @@ def raised(marks: Iterable[int]) -> str:
         The superscripts, with dots between them.
     """
     return "\N{MIDDLE DOT}".join(str(each) for each in marks).translate(_RAISED)
+
+
+def metric_of(at: Mapping[str, object], table: RenderedTable) -> Metric:
+    """Return the metric of what fixes some coordinates: its own, else the table's.
+
+    Args:
+        at: What a row or a column fixes, or both.
+        table: The table.
+    """
+    return METRICS[str(at.get("metric", table.metric.name))]
+
+
+def counted(metric: Metric) -> str:
+    """Write what a metric counts, with its unit.
+
+    Args:
+        metric: The metric.
+
+    Returns:
+        ``Accuracy (%): right on the adversarial input alone``, without a full stop.
+    """
+    said = f"{metric.name}{LABELS.get(metric.unit, '')}: {metric.says}"
+    return f"{said[0].upper()}{said[1:]}"
 
 
 def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list[str]:
