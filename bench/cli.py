@@ -143,7 +143,7 @@ Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML the
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything there, for programs.")]
 Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write a comment for people there.")]
 Badge = Annotated[Path | None, typer.Option("--badge", help="Write a shields.io endpoint there.")]
-Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png"]
+Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png", "pdf"]
 
 
 @_command(app)
@@ -196,7 +196,7 @@ def run(  # noqa: PLR0913 - a command line's options
     """Train, attack and judge what is not done yet, then write and print the tables."""
     from bench.api import reading, running
     from bench.console import console, say
-    from bench.report import render, reports
+    from bench.report import reports
     from bench.runner import executors
     from bench.runner.budget import parse_duration
     from bench.runner.executors.protocol import Asked, slots_asked
@@ -220,8 +220,7 @@ def run(  # noqa: PLR0913 - a command line's options
     work = running.chosen(project, running.Options(start, data_root, trust_cache, screen), table, seconds)
     _work(work)
     cut, notes = work.tables()
-    for each in cut:
-        console().print(render.to_text(each))
+    _print_tables(cut)
     _note(notes)
     _ended(work, f"; tables in {project.store.shown / 'tables'}")
     if strict:
@@ -390,7 +389,7 @@ def report(  # noqa: PLR0913 - a command line's options
     results: Results = None,
     form: Annotated[
         Format,
-        typer.Option("--format", help="svg and png draw the tables that are curves."),
+        typer.Option("--format", help="svg, png and pdf draw the tables that are curves."),
     ] = "text",
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
     cost: Annotated[
@@ -437,9 +436,8 @@ def report(  # noqa: PLR0913 - a command line's options
     found = reports.reported(root, suite, table)
     _note(found.notes)
     if form == "text" and out is None:
-        for each in found.tables:
-            console().print(render.to_text(each))
-    elif form == "svg" or form == "png":
+        _print_tables(found.tables)
+    elif form == "svg" or form == "png" or form == "pdf":
         if out is None or len(found.tables) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.draw(found.tables[0], out)
@@ -526,6 +524,19 @@ def _folder(suite: Path, results: Path | None) -> tuple[Path, Path]:
     if suite.is_dir() and results is None:
         return suite, Path(f"{suite.resolve().name}.yaml")
     return results or Path("results") / suite.stem, suite
+
+
+def _print_tables(tables: Iterable[RenderedTable]) -> None:
+    """Print tables on a terminal as it is wide, and into a pipe or a file as wide as they are."""
+    from bench.console import console
+    from bench.report import render
+
+    screen = console()
+    for each in tables:
+        if screen.is_terminal:
+            screen.print(render.to_text(each))
+        else:
+            sys.stdout.write(render.joined([each], "text"))
 
 
 def _refuse_alarms(tables: Iterable[RenderedTable]) -> None:
@@ -921,7 +932,7 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
     from bench.console import console
     from bench.report import attack_cost, reports
 
-    if form == "latex" or form == "svg" or form == "png":
+    if form == "latex" or form == "svg" or form == "png" or form == "pdf":
         raise InputError(f"--format {form}: costs are written as text, markdown, csv or json")
     found = reports.costs(root, suite, asked)
     _note(found.notes)
@@ -947,7 +958,7 @@ def _report_published(found: Published, paper: list[str] | None, form: Format, o
     from bench.console import console
     from bench.report.render import reconciled
 
-    if form == "latex" or form == "svg" or form == "png":
+    if form == "latex" or form == "svg" or form == "png" or form == "pdf":
         raise InputError(f"--format {form}: published numbers are written as text, markdown, csv or json")
     _note(found.notes)
     if form == "text" and out is None:
@@ -966,7 +977,7 @@ def _report_rejection(
 
     found = reports.rejections(root, suite, asked)
     _note(found.notes)
-    if form == "svg" or form == "png":
+    if form == "svg" or form == "png" or form == "pdf":
         if out is None:
             raise InputError(f"--format {form} draws into a file: --out FILE")
         rejection.draw(found.judged, found.outcomes, out, form)

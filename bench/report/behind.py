@@ -182,7 +182,7 @@ def _condition(found: Behind, condition: Condition) -> dict[str, Any]:
         "attack": manifest["attacks"][condition.attack],
         "defense": manifest["defenses"][condition.coordinates["defense"]],
         "data": manifest["data"][condition.data],
-        "outcomes": None if rows is None else _counts(arrays(rows)),
+        "outcomes": None if rows is None else _counts(arrays(rows, ("forwards", "backwards"))),
         "receipt": {name: each for name, each in receipt.items() if name in _TOLD},
     }
 

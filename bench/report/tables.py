@@ -51,6 +51,8 @@ class TableCell:
     flags: tuple[Flag, ...] = ()
     lacking: tuple[int, ...] = ()
     """The seeds that were asked for and not run."""
+    jobs: tuple[str, ...] = ()
+    """The keys of the evaluations that it counts."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class RenderedRow:
     cells: tuple[TableCell, ...]
     published: tuple[Quote | None, ...] = ()
     """A paper's numbers for the same columns; empty where there are none."""
+    unmoved: TableCell | None = None
+    """What counts on the clean images, where the table is a figure over radii and they were asked about."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,13 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
     beside = [_beside(layout, row, reader) for row in layout.rows]
     flags = checks.compared([row.seen for row in settled], beside)
     rows = [
-        RenderedRow(row.label, row.at, _flagged(layout, row, made.cells, more), quotes.get(row.label, ()))
+        RenderedRow(
+            row.label,
+            row.at,
+            _keyed(layout, row, _flagged(layout, row, made.cells, more)),
+            quotes.get(row.label, ()),
+            _unmoved(layout, row, reader),
+        )
         for row, made, more in zip(layout.rows, settled, flags, strict=True)
     ]
     metric = metrics.METRICS[layout.table.metric]
@@ -180,6 +190,28 @@ def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf) -> RenderedTab
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
+
+
+def _keyed(layout: Layout, row: TableRow, cells: Sequence[TableCell]) -> tuple[TableCell, ...]:
+    """Return the cells of a row with the keys of what they count; those over columns count all attacks."""
+    own = [slot.attacks or slot.conditions for slot in row.slots]
+    every = [each for slot in row.slots if slot.metric.name == layout.table.metric for each in slot.attacks]
+    behind = [*own, *(every for _ in layout.table.extra)]
+    return tuple(
+        replace(cell, jobs=tuple(dict.fromkeys(each.job for each in conditions)))
+        for cell, conditions in zip(cells, behind, strict=True)
+    )
+
+
+def _unmoved(layout: Layout, row: TableRow, reader: "OutcomeReader") -> TableCell | None:
+    """Return what a figure over radii shows at radius 0, where the clean images were asked about."""
+    metric = metrics.METRICS[layout.table.metric]
+    if not layout.from_zero or metric.summary != "share":
+        return None
+    clean = [each for slot in row.slots for one in slot.attacks for each in layout.unmoved(one)[:1]]
+    found = list({each.job: each for each in clean}.values())
+    cell = worst_case({"clean": tuple(found)}, metric, reader, on=layout.table.worst_on)[0] if found else None
+    return cell if cell is not None and cell.estimate is not None else None
 
 
 def _beside(layout: Layout, row: TableRow, reader: "OutcomeReader") -> list[Evidence]:

@@ -44,6 +44,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
                     "note": "; ".join(_remarks(cell)),
                     "level": worst_level(cell.flags),
                     "flags": "; ".join(map(words.sentence, cell.flags)),
+                    "jobs": " ".join(cell.jobs),
                 }
             )
     return found
