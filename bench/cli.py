@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import typer
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from bench.report.tables import RenderedTable
     from bench.results.store import Store
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 app = typer.Typer(
     name="bench",
     help="Cross attacks with defenses, and print tables whose numbers can be trusted.",
@@ -34,7 +40,65 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"crossfire-bench {version('crossfire-bench')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def bench(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Cross attacks with defenses, and print tables whose numbers can be trusted."""
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print only what was asked for: no progress, no notes."),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Tell of each shard, and print the tracebacks of errors.")
+]
+
+
+def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Callable[[F], F]:
+    """Register a command that also takes --quiet and --verbose."""
+
+    def register(function: F) -> F:
+        @wraps(function)
+        def called(*, quiet: bool, verbose: bool, **given: Any) -> Any:
+            from bench.console import speak
+
+            speak(quiet=quiet, verbose=verbose)
+            return function(**given)
+
+        added = {"quiet": Quiet, "verbose": Verbose}
+        signature = inspect.signature(function)
+        voices = [
+            inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+            for each, hint in added.items()
+        ]
+        hints = get_type_hints(function, include_extras=True)
+        kept = [
+            each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
+            for each in signature.parameters.values()
+        ]
+        called.__signature__ = signature.replace(parameters=[*kept, *voices])  # type: ignore[attr-defined]
+        called.__annotations__ = {**hints, **added}
+        group.command(name, **options)(called)
+        return function
+
+    return register
+
 
 SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
 Results = Annotated[
@@ -79,10 +143,10 @@ Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML the
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything there, for programs.")]
 Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write a comment for people there.")]
 Badge = Annotated[Path | None, typer.Option("--badge", help="Write a shields.io endpoint there.")]
-Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png"]
+Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png", "pdf"]
 
 
-@app.command()
+@_command(app)
 def run(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
@@ -117,30 +181,46 @@ def run(  # noqa: PLR0913 - a command line's options
     strict: Annotated[
         bool, typer.Option("--strict", help="End with 1 where a flag of a table is an alarm.")
     ] = False,
+    again: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--again",
+            help="DEFENSE/ATTACK: attack and judge once more, whatever is stored; DEFENSE: train once more, "
+            "too. May be repeated.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do nothing; show what would be done, as bench plan does.")
+    ] = False,
 ) -> None:
     """Train, attack and judge what is not done yet, then write and print the tables."""
-    from bench.api import running
-    from bench.console import console
-    from bench.report import render, reports
+    from bench.api import reading, running
+    from bench.console import console, say
+    from bench.report import reports
     from bench.runner import executors
     from bench.runner.budget import parse_duration
     from bench.runner.executors.protocol import Asked, slots_asked
 
-    screen, seconds = console(), None if budget is None else parse_duration(budget)
+    screen, seconds = _progress(), None if budget is None else parse_duration(budget)
     project = running.planned(suite, results, data_root, worst=worst)
     reports.asked_tables(project.manifest, table)
+    _note(reading.remarks(project))
+    if dry_run:
+        running.show_plan(console(), project, running.prospect(project, table))
+        return
     start = executors.ready(
         executor, Asked(device, slots_asked(slots), workers, tuple(slurm or ()), ray_address)
     )
     _open(project.store)
+    if again:
+        say(screen, reading.again(project, again))
     if detached:
         _detach(project.store)
         return
     work = running.chosen(project, running.Options(start, data_root, trust_cache, screen), table, seconds)
     _work(work)
     cut, notes = work.tables()
-    for each in cut:
-        screen.print(render.to_text(each))
+    _print_tables(cut)
     _note(notes)
     _ended(work, f"; tables in {project.store.shown / 'tables'}")
     if strict:
@@ -163,18 +243,24 @@ def _work(work: Run) -> None:
 
 def _ended(work: Run, more: str = "") -> None:
     """Say what was done and what failed; end with 2 or 4 where something is missing."""
-    from bench.console import count, duration, say
+    from bench.console import console, count, duration, say, voice
 
     screen, shown = work.console, work.store.shown
     others = len(work.ended) - work.here
     done = f"{count(work.here, 'job')} done in {duration(time.monotonic() - work.begun)}"
     say(screen, done + (f", and {others} by other workers" if others else "") + more)
     if work.failures:
-        failed = count(len(work.failures), "job")
-        say(screen, f'{failed} failed: what needs them reads "not run"; tracebacks in {shown / "failed"}')
+        failed, loud = count(len(work.failures), "job"), screen or console(stderr=True)
+        if voice().verbose:
+            for each in work.failures:
+                say(loud, "".join(traceback.format_exception(each.error)).rstrip())
+        say(loud, f'{failed} failed: what needs them reads "not run"; tracebacks in {shown / "failed"}')
         raise typer.Exit(2 if work.mendable() else 4)
     if holes := work.holes():
-        say(screen, f"{count(holes, 'cell')} of those that were asked for have no number")
+        say(
+            screen or console(stderr=True),
+            f"{count(holes, 'cell')} of those that were asked for have no number",
+        )
         raise typer.Exit(4)
 
 
@@ -195,7 +281,7 @@ def _detach(store: Store) -> None:
 ResultsPath = Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")]
 
 
-@app.command()
+@_command(app)
 def worker(
     results: ResultsPath,
     device: DeviceOption = None,
@@ -205,19 +291,18 @@ def worker(
 ) -> None:
     """Help with the run that was started in a results folder, until nothing is left to do."""
     from bench.api import running, working
-    from bench.console import console
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
 
     options = running.Options(
-        executors.ready(executor, Asked(device, slots_asked(slots))), data_root, console=console()
+        executors.ready(executor, Asked(device, slots_asked(slots))), data_root, console=_progress()
     )
     work = working.helper(results, options)
     _work(work)
     _ended(work)
 
 
-@app.command()
+@_command(app)
 def status(
     results: ResultsPath,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
@@ -236,7 +321,7 @@ def status(
         working.show_status(console(), working.status(results))
 
 
-@app.command()
+@_command(app)
 def stop(
     results: ResultsPath,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for them to stop.", min=0)] = 60,
@@ -257,7 +342,7 @@ def _refuse_no_folder(results: Path) -> None:
         raise InputError(f"{results}: there is no such results folder")
 
 
-@app.command()
+@_command(app)
 def plan(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
@@ -266,6 +351,7 @@ def plan(  # noqa: PLR0913 - a command line's options
     results: Results = None,
     data_root: DataRoot = None,
     worst: Worst = False,
+    cells: Annotated[bool, typer.Option("--cells", help="A line for each condition, with its key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Show conditions and jobs: done, to do, skipped and why; and what they cost, as far as receipts say.
@@ -273,8 +359,8 @@ def plan(  # noqa: PLR0913 - a command line's options
     Runs nothing. With --device it asks each network a few times there (at most about 10 s), and says when
     everything would be done.
     """
-    from bench.api import running
-    from bench.console import console
+    from bench.api import reading, running
+    from bench.console import console, say
     from bench.report import reports
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
@@ -287,18 +373,23 @@ def plan(  # noqa: PLR0913 - a command line's options
     found = running.prospect(project, table, start and running.Options(start, data_root))
     if as_json:
         sys.stdout.write(json.dumps(running.described(project, found), indent=1) + "\n")
+    elif cells:
+        screen = console()
+        for line in reading.cells(project, found.state):
+            say(screen, line)
     else:
         running.show_plan(console(), project, found)
+    _note(reading.remarks(project))
 
 
-@app.command()
+@_command(app)
 def report(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     table: Tables = None,
     results: Results = None,
     form: Annotated[
         Format,
-        typer.Option("--format", help="svg and png draw the tables that are curves."),
+        typer.Option("--format", help="svg, png and pdf draw the tables that are curves."),
     ] = "text",
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
     cost: Annotated[
@@ -345,9 +436,8 @@ def report(  # noqa: PLR0913 - a command line's options
     found = reports.reported(root, suite, table)
     _note(found.notes)
     if form == "text" and out is None:
-        for each in found.tables:
-            console().print(render.to_text(each))
-    elif form == "svg" or form == "png":
+        _print_tables(found.tables)
+    elif form == "svg" or form == "png" or form == "pdf":
         if out is None or len(found.tables) != 1:
             raise InputError(f"--format {form} draws one table (--table KEY) into a file (--out FILE)")
         render.draw(found.tables[0], out)
@@ -363,6 +453,92 @@ def report(  # noqa: PLR0913 - a command line's options
         _refuse_alarms(found.tables)
 
 
+Row = Annotated[str | None, typer.Option("--row", help="Its row: the label, or a part of it.")]
+Heading = Annotated[str | None, typer.Option("--column", help="Its column: the heading, or a part of it.")]
+Number = Annotated[str | None, typer.Option("--table", help="The key of its table.")]
+Where = Annotated[Path, typer.Argument(help="The task file, or a results folder.", metavar="SUITE")]
+
+
+@_command(app)
+def show(
+    suite: Where = DEFAULT,
+    table: Number = None,
+    row: Row = None,
+    column: Heading = None,
+    results: Results = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Show what stands behind a number of a table: settings, outcomes, receipts, where its images lie."""
+    from bench.console import console, say
+    from bench.report import behind
+
+    root, suite = _folder(suite, results)
+    found = behind.behind(root, suite, behind.Asked(table, row, column))
+    if as_json:
+        sys.stdout.write(json.dumps(behind.described(found), indent=1, default=str) + "\n")
+        return
+    screen = console()
+    for line in behind.said(found):
+        say(screen, line)
+
+
+@_command(app)
+def images(  # noqa: PLR0913 - a command line's options
+    out: Annotated[Path, typer.Option("--out", help="A picture (.png, .svg, .pdf), or arrays (.npz).")],
+    suite: Where = DEFAULT,
+    table: Number = None,
+    row: Row = None,
+    column: Heading = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="NAME=VALUE of a coordinate, such as seed=0; may be repeated."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", help="Examples in a picture.", min=1, max=100)] = 8,
+    results: Results = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Write the images behind a number of a table: clean, as they were shown, and the difference."""
+    from bench.api import reading, stored
+    from bench.console import console, say
+    from bench.report.behind import Asked
+
+    root, suite = _folder(suite, results)
+    given = dict(_pair(each) for each in where or ())
+    asked = Asked(table, row, column)
+    wanted: dict[str, Any] = given
+    if not given or any(asked):
+        wanted = reading.coordinates(root, suite, asked, given)
+    shown = stored.shown(root, wanted, data_root, suite if suite.is_file() else None)
+    say(console(), reading.keep_images(shown, out, most))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--where {text}: expected NAME=VALUE, such as seed=0")
+    return name, int(value) if value.isdigit() else value
+
+
+def _folder(suite: Path, results: Path | None) -> tuple[Path, Path]:
+    """Return the results folder of a task file, and the file; or a results folder and its usual file."""
+    if suite.is_dir() and results is None:
+        return suite, Path(f"{suite.resolve().name}.yaml")
+    return results or Path("results") / suite.stem, suite
+
+
+def _print_tables(tables: Iterable[RenderedTable]) -> None:
+    """Print tables on a terminal as it is wide, and into a pipe or a file as wide as they are."""
+    from bench.console import console
+    from bench.report import render
+
+    screen = console()
+    for each in tables:
+        if screen.is_terminal:
+            screen.print(render.to_text(each))
+        else:
+            sys.stdout.write(render.joined([each], "text"))
+
+
 def _refuse_alarms(tables: Iterable[RenderedTable]) -> None:
     """End with 1 where a flag is an alarm."""
     from bench.console import console, count, say
@@ -374,7 +550,7 @@ def _refuse_alarms(tables: Iterable[RenderedTable]) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@_command(app)
 def verify(
     where: Annotated[
         Path,
@@ -403,7 +579,7 @@ def verify(
         raise typer.Exit(4)
 
 
-@app.command()
+@_command(app)
 def pack(
     results: Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")],
 ) -> None:
@@ -423,7 +599,7 @@ baseline_app = typer.Typer(
 app.add_typer(baseline_app, name="baseline")
 
 
-@baseline_app.command("save")
+@_command(baseline_app, "save")
 def baseline_save(
     suite: SuitePath = DEFAULT,
     out: Annotated[Path, typer.Option("--out", help="The folder of the baseline.")] = ROBUSTNESS,
@@ -439,7 +615,7 @@ def baseline_save(
     _told(out, *checking.save(project, out, limit=limit))
 
 
-@baseline_app.command("accept")
+@_command(baseline_app, "accept")
 def baseline_accept(
     reason: Annotated[str, typer.Option("--reason", help="Why the numbers may be others.")],
     suite: SuitePath = DEFAULT,
@@ -467,7 +643,7 @@ def _told(out: Path, accepted: Accepted, sizes: Mapping[str, int]) -> None:
     say(screen, f"baseline in {out}: {files}; commit it")
 
 
-@app.command()
+@_command(app)
 def check(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     baseline: BaselineDir = ROBUSTNESS,
@@ -512,7 +688,7 @@ def check(  # noqa: PLR0913 - a command line's options
     _checked(found, suite, written, fail_on_gain=fail_on_gain)
 
 
-@app.command()
+@_command(app)
 def doctor(
     suite: SuitePath = DEFAULT,
     defense: Annotated[
@@ -544,7 +720,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@_command(app)
 def compare(  # noqa: PLR0913 - a command line's options
     before: Annotated[Path, typer.Argument(help="A results folder.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="Another results folder.", metavar="AFTER")],
@@ -570,7 +746,7 @@ def compare(  # noqa: PLR0913 - a command line's options
     _checked(found, None, written, fail_on_gain=fail_on_gain)
 
 
-@app.command()
+@_command(app)
 def history(
     baseline: BaselineDir = ROBUSTNESS,
     form: Annotated[
@@ -634,23 +810,67 @@ def _checked(found: Check, suite: Path | None, written: Written, *, fail_on_gain
     raise typer.Exit(status)
 
 
-@app.command("list")
+@_command(app, "list")
 def list_(
-    what: Annotated[Literal["attacks", "defenses", "data"], typer.Argument(help="What to list.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="attacks, defenses, data, metrics or views; or the name of one.", metavar="WHAT"),
+    ],
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, to be shown whole.", metavar="[NAME]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """List what is registered, with everything that a suite may say of it."""
+    """List attacks, defenses, data, metrics or views; or show one whole, with each parameter."""
     from bench.console import console
     from bench.suite import listing
 
-    entries = listing.entries(what)
-    if as_json:
-        sys.stdout.write(json.dumps(entries, indent=1) + "\n")
+    kind = next((each for each in listing.WHATS if each == what), None)
+    if kind is None or name is not None:
+        found = listing.named(name or what, kind if name is not None else None)
+        if name is not None and kind is None:
+            raise InputError(f"bench list {what}: expected {', '.join(listing.WHATS)}, found {what!r}")
+        if as_json:
+            sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        else:
+            listing.explain(console(), found)
+    elif as_json:
+        sys.stdout.write(json.dumps(listing.entries(kind), indent=1) + "\n")
     else:
-        listing.show(console(), entries)
+        listing.show(console(), listing.entries(kind), kind)
 
 
-@app.command()
+@_command(app)
+def explain(
+    code: Annotated[
+        str | None,
+        typer.Argument(
+            help="The code of a flag or of a finding, or a word of the glossary.", metavar="[CODE]"
+        ),
+    ] = None,
+) -> None:
+    """Say what a flag, a finding of the doctor or a word means, and what to do; without a code: list all."""
+    from rich.text import Text
+
+    from bench import pages
+    from bench.console import console
+
+    screen = console()
+    if code is None:
+        for kind in dict.fromkeys(each.kind for each in pages.entries()):
+            words = [each.word for each in pages.entries() if each.kind == kind]
+            screen.print(Text(f"{kind}: {', '.join(words)}"))
+        return
+    for entry in pages.explained(code):
+        screen.print(
+            Text.assemble((entry.word, "bold"), (f", {entry.kind} (docs/{entry.page})", "dim"), "\n")
+        )
+        for line in pages.plain(entry.text):
+            screen.print(Text(line), soft_wrap=line.startswith("|"))
+        screen.print()
+
+
+@_command(app)
 def schema(
     out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
 ) -> None:
@@ -662,13 +882,16 @@ def schema(
 
 def main() -> None:
     """Run the command line: what a person can mend ends with one message and exit status 2."""
-    from bench.console import console, say
+    from bench.console import console, say, speak, voice
 
+    speak(quiet=False, verbose=False)
     for stream in (sys.stdout, sys.stderr):
         readable(stream)
     try:
         app()
     except BenchError as error:
+        if voice().verbose:
+            say(console(stderr=True), traceback.format_exc().rstrip())
         say(console(stderr=True), f"error: {error}", "red")
         sys.exit(2)
     except BrokenPipeError:
@@ -709,7 +932,7 @@ def _report_cost(root: Path, suite: Path, asked: list[str] | None, form: Format,
     from bench.console import console
     from bench.report import attack_cost, reports
 
-    if form == "latex" or form == "svg" or form == "png":
+    if form == "latex" or form == "svg" or form == "png" or form == "pdf":
         raise InputError(f"--format {form}: costs are written as text, markdown, csv or json")
     found = reports.costs(root, suite, asked)
     _note(found.notes)
@@ -735,7 +958,7 @@ def _report_published(found: Published, paper: list[str] | None, form: Format, o
     from bench.console import console
     from bench.report.render import reconciled
 
-    if form == "latex" or form == "svg" or form == "png":
+    if form == "latex" or form == "svg" or form == "png" or form == "pdf":
         raise InputError(f"--format {form}: published numbers are written as text, markdown, csv or json")
     _note(found.notes)
     if form == "text" and out is None:
@@ -754,7 +977,7 @@ def _report_rejection(
 
     found = reports.rejections(root, suite, asked)
     _note(found.notes)
-    if form == "svg" or form == "png":
+    if form == "svg" or form == "png" or form == "pdf":
         if out is None:
             raise InputError(f"--format {form} draws into a file: --out FILE")
         rejection.draw(found.judged, found.outcomes, out, form)
@@ -773,10 +996,21 @@ def _open(store: Store) -> None:
     _note(store.open())
 
 
-def _note(sentences: Iterable[str]) -> None:
-    from bench.console import console, say
+def _progress() -> Any | None:
+    """Return where a run says what happens; nowhere with --quiet."""
+    from bench.console import console, voice
 
-    for sentence in sentences:
+    if voice().verbose:
+        from bench.runner import progress
+
+        progress.QUIET = 0
+    return None if voice().quiet else console()
+
+
+def _note(sentences: Iterable[str]) -> None:
+    from bench.console import console, say, voice
+
+    for sentence in () if voice().quiet else sentences:
         say(console(stderr=True), f"note: {sentence}", "yellow")
 
 

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.escaping import shown
+from bench.quantities import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class Voice(NamedTuple):
+    """How much is said."""
+
+    quiet: bool = False
+    """Whether only what was asked for is printed, and errors: no progress, no notes."""
+    verbose: bool = False
+    """Whether tracebacks and each shard are told of, too."""
+
+
+_voice = [Voice()]
+
+
+def speak(*, quiet: bool, verbose: bool) -> None:
+    """Set how much this process says.
+
+    Args:
+        quiet: Whether only what was asked for is printed, and errors.
+        verbose: Whether tracebacks and each shard are told of, too.
+    """
+    _voice[0] = Voice(quiet, verbose)
+
+
+def voice() -> Voice:
+    """Return how much is to be said."""
+    return _voice[0]
 
 
 def console(*, stderr: bool = False) -> Any:
@@ -36,9 +64,15 @@ def say(console: Any | None, text: str, style: str = "") -> None:
         console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def count(n: int, noun: str) -> str:
-    """Return ``1 job`` or ``3 jobs``."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+def count(n: int, noun: str, several: str | None = None) -> str:
+    """Return ``1 job`` or ``3 jobs``.
+
+    Args:
+        n: How many.
+        noun: What, for one.
+        several: What, for more; None: with an s.
+    """
+    return f"{n} {noun if n == 1 else several or f'{noun}s'}"
 
 
 def duration(seconds: float) -> str:
@@ -53,6 +87,6 @@ def duration(seconds: float) -> str:
 def condition_name(coordinates: Mapping[str, Any]) -> str:
     """Return a condition in a few words, such as ``pgd/first on cnn/last, seed 0 at 0.1``."""
     through = f"/{coordinates['view']}" if coordinates["view"] else ""
-    radius = f" at {coordinates['radius']:g}" if coordinates["radius"] is not None else ""
+    radius = f" at {format_value(coordinates['radius'])}" if coordinates["radius"] is not None else ""
     victim = f"{coordinates['defense']}/{coordinates['readout']}"
     return f"{coordinates['attack']}{through} on {victim}, seed {coordinates['seed']}{radius}"

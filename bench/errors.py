@@ -18,6 +18,8 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from bench.vocabulary import ELSEWHERE, WORDS
+
 
 class BenchError(Exception):
     """Base of the errors that the harness raises on purpose."""
@@ -62,30 +64,66 @@ EVERYWHERE = frozenset({"inference"})
 """Of these, words that belong to no parameter, so that no list of known ones has them."""
 
 
-def did_you_mean(name: object, known: Iterable[object]) -> str:
+MANY = 30
+"""More names than these are not listed in a message."""
+
+
+def did_you_mean(name: object, known: Iterable[object], *, listed: str = "", most: int = 3) -> str:
     """Return the end of a message about an unknown name: its new name, the nearest, or all there are.
 
     Args:
         name: The unknown name.
         known: The known names.
+        listed: The command that lists them all, for messages; empty: there is none.
+        most: How many names are named at most, where none of many is near.
 
     Returns:
         ``; step is called step_size now`` for a word that was renamed (and which there are, where its new
-        name is none of them), ``; did you mean 'pgd'?`` where a
-        known name is near, else `` (known: ...)`` or `` (there are none)``.
+        name is none of them); ``; alpha is called step_size here`` for a word of other tools, or where it is
+        said here; ``; did you mean 'pgd'?`` where a known name is near, letters of either case being the
+        same; else `` (known: ...)`` or `` (there are none)``.
     """
     names = sorted(str(each) for each in known)
     head, dot, rest = str(name).partition(".")
     now = RENAMED.get(head)
-    every = f" (known: {', '.join(names)})" if names else " (there are none)"
     if now is not None:
         # A word that only looks like it would be a false friend.
         here = now in EVERYWHERE or now in names
         return f"; {name} is called {now}{dot}{rest} now" + (
-            "" if here else f", which is unknown here{every}"
+            "" if here else f", which is unknown here{_every(names, listed)}"
         )
-    near = get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else every
+    word = str(name).strip().casefold()
+    if same := [each for each in names if each.casefold() == word]:
+        return f"; did you mean {same[0]!r}?"
+    if ours := [each for each in WORDS.get(word, ()) if each in names]:
+        return f"; {name} is called {' or '.join(ours[:2])} here"
+    near = _nearest(word, names, 0.85 if word in ELSEWHERE else 0.6)
+    if word in ELSEWHERE and near is None:
+        return f"; {ELSEWHERE[word]}"
+    if near is not None:
+        return f"; did you mean {near!r}?"
+    if len(names) > MANY:
+        close = get_close_matches(word, names, n=most, cutoff=0.3)
+        where = f", which {listed} lists" if listed else ""
+        return f" ({len(names)} are known{where}" + (f"; like it are {', '.join(close)})" if close else ")")
+    return _every(names, listed)
+
+
+def _every(names: list[str], listed: str) -> str:
+    return f" (known: {', '.join(names)}{f'; {listed}' if listed else ''})" if names else " (there are none)"
+
+
+def _nearest(word: str, names: list[str], cutoff: float) -> str | None:
+    """Return the name that is nearest to a word, in letters of either case; None where none is near."""
+    folded: dict[str, str] = {}
+    for each in names:
+        folded.setdefault(each.casefold(), each)
+    if "/" not in word:
+        for each in names:
+            # Of a plug-in or a library, by what stands after its prefix.
+            folded.setdefault(each.rpartition("/")[2].casefold(), each)
+    near = get_close_matches(word, folded, n=1, cutoff=cutoff)
+    return folded[near[0]] if near else None
 
 
 def persons(error: BaseException) -> str | None:

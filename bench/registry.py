@@ -33,7 +33,7 @@ from typing import (
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from bench import ours
+from bench import docstrings, ours
 from bench.errors import InputError, did_you_mean
 from bench.protocols import (
     Crafted,
@@ -147,12 +147,13 @@ def _bounded(base: Any, bounds: tuple[Any, ...]) -> Any:
     return Annotated[(_annotation(base), *bounds)] if bounds else base
 
 
-def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
+def schema_of(function: Callable[..., Any], name: str, said: Mapping[str, str] | None = None) -> type[Schema]:
     """Derive a pydantic model from a function's keyword-only arguments.
 
     Args:
         function: what is called with the parameters.
         name: the registered name, for messages.
+        said: what is known of each parameter, in a sentence; None: what its docstring says.
 
     Returns:
         A model with a field for each argument: its annotation, with bounds, and its default.
@@ -173,15 +174,17 @@ def schema_of(function: Callable[..., Any], name: str) -> type[Schema]:
     for parameter in found:
         if parameter.name not in hints:
             raise InputError(f"{name}: the parameter {parameter.name!r} has no annotation, so no schema")
-    return schema_from([each.replace(annotation=hints[each.name]) for each in found], name)
+    said = docstrings.arguments(inspect.getdoc(function)) if said is None else said
+    return schema_from([each.replace(annotation=hints[each.name]) for each in found], name, said)
 
 
-def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Schema]:
+def schema_from(parameters: Iterable[inspect.Parameter], name: str, said: Mapping[str, str]) -> type[Schema]:
     """Derive a pydantic model from parameters that have annotations.
 
     Args:
         parameters: what `inspect.signature` gives.
         name: the registered name, which the model gets.
+        said: what is known of each parameter, in a sentence.
 
     Returns:
         A model with a field for each parameter.
@@ -198,6 +201,7 @@ def schema_from(parameters: Iterable[inspect.Parameter], name: str) -> type[Sche
             Field(
                 default=... if default is parameter.empty else default,
                 alias=parameter.name if hidden else None,
+                description=said.get(parameter.name),
             ),
         )
     return create_model(name, __base__=Schema, **fields)
@@ -242,9 +246,32 @@ class Entry:
     def schema(self) -> type[Schema]:
         """The parameters as a pydantic model."""
         if self.signature is not None:
-            return schema_from(self.signature(), self.name)
+            found = list(self.signature())
+            silent = f"What {self.library}'s own class takes by this name; its documentation does not say."
+            return schema_from(
+                found, self.name, {each.name: self.meanings.get(each.name, silent) for each in found}
+            )
         target = self.make.__init__ if inspect.isclass(self.make) else self.make
-        return schema_of(target, self.name)
+        return schema_of(target, self.name, self.meanings)
+
+    @cached_property
+    def meanings(self) -> Mapping[str, str]:
+        """What its docstrings say of each parameter; of those of a library's class, the class's own."""
+        texts = [inspect.getdoc(self.make)]
+        if inspect.isclass(self.make):
+            texts.append(inspect.getdoc(self.make.__init__))
+        if self.library is None:
+            return {name: said for text in texts for name, said in docstrings.arguments(text).items()}
+        return _meanings_there(self.library, self.name.rpartition("/")[2])
+
+    @property
+    def docstring(self) -> str:
+        """Its whole docstring but for the section about parameters; else that of its module."""
+        made: Any = self.make
+        while isinstance(made, partial):
+            made = made.func
+        own = inspect.getdoc(self.make) if self.library is None else None
+        return docstrings.without_arguments(own) or self.summary
 
     @property
     def module(self) -> str:
@@ -352,6 +379,20 @@ class Entry:
             for name, info in self.schema.model_fields.items()
             if marked(info.annotation, list(info.metadata), mark)
         ]
+
+
+def _meanings_there(library: str, name: str) -> dict[str, str]:
+    """Return what the docstrings of a library's class, and of its bases, say of parameters."""
+    found: dict[str, str] = {}
+    for module in (library, f"{library}.attacks"):
+        try:
+            cls = getattr(importlib.import_module(module), name.partition("-")[0], None)
+        except ImportError:
+            continue
+        for each in reversed(inspect.getmro(cls)) if inspect.isclass(cls) else ():
+            made = vars(each).get("__init__")
+            found |= docstrings.arguments(each.__doc__) | docstrings.arguments(getattr(made, "__doc__", None))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -600,7 +641,7 @@ class Registry(Generic[E]):
                 f": no installed package has the entry point {plugin!r} in the group {PLUGINS!r}, by which "
                 f"every process finds it (docs/own-{self.kind}.md)"
             )
-        return did_you_mean(name, self._entries)
+        return did_you_mean(name, self._entries, listed=f"bench list {LISTED.get(self.kind, self.kind)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
@@ -611,6 +652,9 @@ class Registry(Generic[E]):
 
 PLUGINS = "bench.plugins"
 """The group of entry points of packages that register attacks, defenses or data sources of their own."""
+
+LISTED: Mapping[str, str] = {"attack": "attacks", "defense": "defenses", "data source": "data"}
+"""What `bench list` calls each kind."""
 
 ATTACKS: Registry[AttackEntry] = Registry("attack")
 DEFENSES: Registry[DefenseEntry] = Registry("defense")

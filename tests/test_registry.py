@@ -180,7 +180,7 @@ def placed(folder: Path, text: str) -> yaml_source.Document:
     [
         ("steps: 0", "steps: expected a number of 1 or more, found 0"),
         ("steps: true", "steps: expected a whole number, found true"),
-        ("steps: 1.5", "steps: input should be a valid integer, got a number with a fractional part, found 1.5"),  # noqa: E501 - pydantic's sentence
+        ("steps: 1.5", "steps: expected a whole number, found 1.5"),
         ("warmup: -1", "warmup: expected a number of 0 or more, found -1"),
         ("step_size: 0/255", "step_size: expected a number above 0, found 0.0"),
         ("step_size: .inf", "step_size: expected a finite number, found inf"),
@@ -233,7 +233,7 @@ def test_the_same_is_said_of_values_that_stand_in_no_file(given: dict[str, Any],
 def test_filling_in_says_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^restart: unknown key; did you mean 'restarts'\?$"):
         resolve.resolve(ATTACKS["pgd"], {"restart": 3}, tmp_path)
-    with pytest.raises(InputError, match=r"^missing key 'build'$"):
+    with pytest.raises(InputError, match=r"^missing key 'build': .*returns the network"):
         resolve.resolve(DEFENSES["module"], {}, tmp_path)
 
 

@@ -50,10 +50,17 @@ def _counted(name: str) -> list[tuple[bool, int, str]]:
 class Parquet:
     """Parquet files in the layout of Hugging Face: a column of encoded images, and one of labels.
 
-    `path` is a folder; `train` and `test` are the patterns of a split's files in it: one, or the numbered
-    parts of one set. `image` and `label` name columns: unless said, those named ``image`` or ``img`` and
-    ``label`` or ``labels``, or the only ones of a fitting type. The number of classes is that of the label's
-    names, where the file has them, or else follows from the largest label of both splits.
+    Args:
+        split: The split that is read, ``train`` or ``test``.
+        places: Where paths start.
+        path: The folder; relative paths start at that of the task file, then at the data root.
+        train: The pattern of the files of the split ``train`` in it: one, or the numbered parts of one set.
+        test: The pattern of the files of the split ``test``.
+        image: The column of encoded images; None: ``image`` or ``img``, or the only one of a fitting type.
+        label: The column of labels, whole numbers from 0; None: ``label`` or ``labels``, or the only one of
+            a fitting type.
+        classes: How many classes there are; None: as many as the file has names of labels, or else one more
+            than the largest label of both splits.
     """
 
     def __init__(  # noqa: PLR0913 - the parameters of a data source are its keywords
@@ -266,10 +273,18 @@ def _read(file: Path, column: str, group: int | None = None) -> Any:
 class ImageFolder:
     """A folder of images for each split, in it one for each class: ``train/cat/1.png``.
 
-    `path` holds the folders that `train` and `test` name. Classes are numbered by the names of the folders in
-    either split: as numbers where all of them are whole numbers, else by their letters, or as `names` lists
-    them. Folders in a class's folder belong to it, links are followed; other files, and hidden ones, are
-    passed over.
+    Folders in a class's folder belong to it, links are followed; other files, and hidden ones, are passed
+    over.
+
+    Args:
+        split: The split that is read, ``train`` or ``test``.
+        places: Where paths start.
+        path: The folder that holds both; relative paths start at that of the task file, then at the data
+            root.
+        train: The folder of the split ``train`` in it.
+        test: The folder of the split ``test`` in it.
+        names: The folders of classes in the order of their numbers; None: numbered by their names, as
+            numbers where all are whole numbers, else by their letters.
     """
 
     def __init__(

@@ -43,10 +43,12 @@ class DataSpec(BaseModel):
     source's parameters.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
+    """The source: `bench list data` has all of them."""
     split: SplitName = "test"
+    """`train` or `test`."""
     size: Annotated[Count, WHOLE] | None = None
     """The number of examples: a prefix of the order; all, unless said."""
     only: Annotated[tuple[Annotated[NonNegativeCount, WHOLE], ...], Field(min_length=1)] | None = None

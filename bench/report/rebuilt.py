@@ -21,7 +21,7 @@ from bench.suite.layout import columns_read
 NAMED = 5
 """How many cells of a file are named; of more it is said how many they are."""
 
-DRAWN = ("svg", "png")
+DRAWN = ("svg", "png", "pdf")
 """Formats that are drawn, whose bytes differ with the libraries that draw: they have their digest alone."""
 
 

@@ -56,6 +56,8 @@ class TableCell:
     flags: tuple[Flag, ...] = ()
     lacking: tuple[int, ...] = ()
     """The seeds that were asked for and not run."""
+    jobs: tuple[str, ...] = ()
+    """The keys of the evaluations that it counts."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class RenderedRow:
     """Flags of the defense that it shows, whatever attacks it."""
     grade: Grade | None = None
     """How much stands behind it; None where it attacks nothing, or shows several defenses."""
+    unmoved: TableCell | None = None
+    """What counts on the clean images, where the table is a figure over radii and they were asked about."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,14 @@ def cut(
     beside = [_beside(layout, row, reader) for row in layout.rows]
     flags = checks.compared([row.seen for row in settled], beside)
     rows = [
-        _rendered(layout, row, replace(made, cells=_flagged(layout, row, made.cells, more)), hidden, quotes)
+        _rendered(
+            layout,
+            row,
+            replace(made, cells=_keyed(layout, row, _flagged(layout, row, made.cells, more))),
+            hidden,
+            quotes,
+            reader,
+        )
         for row, made, more, hidden in zip(layout.rows, settled, flags, beside, strict=True)
     ]
     metric = metrics.METRICS[layout.table.metric]
@@ -209,9 +220,12 @@ def _rendered(
     made: "_SettledRow",
     beside: Sequence[Evidence],
     quotes: Mapping[tuple[str, ...], tuple[Quote | None, ...]],
+    reader: "OutcomeReader",
 ) -> RenderedRow:
     """Return a row with the flags of its defense and its grade, where it shows one defense."""
-    printed = RenderedRow(row.label, row.at, made.cells, quotes.get(row.label, ()))
+    printed = RenderedRow(
+        row.label, row.at, made.cells, quotes.get(row.label, ()), unmoved=_unmoved(layout, row, reader)
+    )
     seen = [each for cell in made.seen for each in cell]
     if len({checks.coordinates(each.condition, *_OF_ATTACKS) for each in seen}) != 1:
         own = [(), *(tuple(checks.defense_flags(cell)) for cell in made.seen)][1:]
@@ -238,6 +252,28 @@ def _span(layout: Layout, cells: Sequence[TableCell]) -> float | None:
         if each.estimate is not None and each.estimate.low is not None and unit == "percent"
     ]
     return min(found)[1] if found else None
+
+
+def _keyed(layout: Layout, row: TableRow, cells: Sequence[TableCell]) -> tuple[TableCell, ...]:
+    """Return the cells of a row with the keys of what they count; those over columns count all attacks."""
+    own = [slot.attacks or slot.conditions for slot in row.slots]
+    every = [each for slot in row.slots if slot.metric.name == layout.table.metric for each in slot.attacks]
+    behind = [*own, *(every for _ in layout.table.extra)]
+    return tuple(
+        replace(cell, jobs=tuple(dict.fromkeys(each.job for each in conditions)))
+        for cell, conditions in zip(cells, behind, strict=True)
+    )
+
+
+def _unmoved(layout: Layout, row: TableRow, reader: "OutcomeReader") -> TableCell | None:
+    """Return what a figure over radii shows at radius 0, where the clean images were asked about."""
+    metric = metrics.METRICS[layout.table.metric]
+    if not layout.from_zero or metric.summary != "share":
+        return None
+    clean = [each for slot in row.slots for one in slot.attacks for each in layout.unmoved(one)[:1]]
+    found = list({each.job: each for each in clean}.values())
+    cell = worst_case({"clean": tuple(found)}, metric, reader, on=layout.table.worst_on)[0] if found else None
+    return cell if cell is not None and cell.estimate is not None else None
 
 
 def _beside(layout: Layout, row: TableRow, reader: "OutcomeReader") -> list[Evidence]:

@@ -131,7 +131,12 @@ class Layout:
         return metric.clean == "needed" or at_radius
 
     def _uses_unmoved(self, condition: Condition, metric: Metric) -> bool:
-        return metric.clean == "used" or self.needs_unmoved(condition, metric)
+        return metric.clean == "used" or self.from_zero or self.needs_unmoved(condition, metric)
+
+    @property
+    def from_zero(self) -> bool:
+        """Whether it is a figure over radii, whose curves begin with the clean images."""
+        return self.table.figure is not None and self.table.figure.x == "radius"
 
     def jobs(self) -> set[str]:
         """Return the keys of the evaluations that the table reads."""

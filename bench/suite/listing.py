@@ -1,25 +1,31 @@
 """What is registered, as a list for people and as a JSON Schema for editors."""
 
+import json
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import TypeAdapter
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from bench.errors import InputError
+from bench.errors import InputError, did_you_mean
+from bench.pages import plain
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
+from bench.results.metrics import METRICS, Metric
 from bench.suite.names import Sentence
 from bench.suite.schema import AttackUse, DefenseUse, SuiteModel
 
+What: TypeAlias = Literal["attacks", "defenses", "data", "metrics", "views"]
+"""What may be listed."""
 
-def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]]:
+
+def entries(what: What) -> list[dict[str, Any]]:
     """Return what is registered: names, parameters with their defaults, and what each kind declares.
 
     Args:
-        what: which registry.
+        what: Which registry; ``metrics`` are what a table may count, ``views`` those of all defenses.
 
     Returns:
         A mapping of plain JSON for each name, sorted.
@@ -65,10 +71,90 @@ def entries(what: Literal["attacks", "defenses", "data"]) -> list[dict[str, Any]
             ]
         case "data":
             return [_common(SOURCES[name]) for name in SOURCES]
+        case "metrics":
+            return [_metric(each) for each in sorted(METRICS.values(), key=lambda each: each.name)]
+        case "views":
+            return _views()
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {
+        "name": metric.name,
+        "summary": f"{metric.says[0].upper()}{metric.says[1:]}.",
+        "unit": metric.unit,
+        "summarised": metric.summary,
+        "attackers_want": metric.worst,
+        "clean": metric.clean,
+        "by_class": metric.by_class,
+        "reads": list(metric.reads),
+    }
+
+
+def _views() -> list[dict[str, Any]]:
+    """Return the views of all defenses; those of one name that say the same are one entry."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in map(DEFENSES.__getitem__, DEFENSES):
+        for name, view in entry.views.items():
+            said = {
+                "name": name,
+                "summary": view.summary,
+                "docstring": view.docstring,
+                "space": view.space,
+                "gradient": view.gradient,
+                "parameters": _parameters(view),
+                "of": [],
+            }
+            kept = found.setdefault((name, json.dumps(said, sort_keys=True, default=str)), said)
+            exact = f" (is read-out {', '.join(sorted(view.exact_for))})" if view.exact_for else ""
+            kept["of"].append(f"{entry.name}{exact}")
+    return sorted(found.values(), key=lambda each: (each["name"], each["of"]))
+
+
+WHATS: tuple[What, ...] = get_args(What)
+
+
+def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
+    """Return everything of a name: attacks, defenses, data sources, metrics and views.
+
+    Args:
+        name: The name; letters of either case are the same.
+        what: What it must be; None: anything.
+
+    Returns:
+        The entries, each with ``what`` it is; several where an attack and a view, say, have one name.
+
+    Raises:
+        InputError: Nothing is called so.
+    """
+    every = [(kind, each) for kind in ([what] if what else WHATS) for each in entries(kind)]
+    found = [{"what": _KINDS[kind], **each} for kind, each in every if each["name"] == name]
+    if not found:
+        folded = name.casefold()
+        found = [{"what": _KINDS[kind], **each} for kind, each in every if each["name"].casefold() == folded]
+    if not found:
+        near = did_you_mean(name, {each["name"] for _, each in every}, most=8)
+        kind = f"no {_KINDS[what]}" if what else "nothing"
+        where = f"bench list {what or '|'.join(WHATS)}"
+        raise InputError(f"{kind} is called {name!r}{near}; names: {where}")
+    return found
+
+
+_KINDS: Mapping[What, str] = {
+    "attacks": "attack",
+    "defenses": "defense",
+    "data": "data source",
+    "metrics": "metric",
+    "views": "view",
+}
 
 
 def _common(entry: Entry) -> dict[str, Any]:
-    common = {"name": entry.name, "summary": entry.summary, "version": entry.version}
+    common = {
+        "name": entry.name,
+        "summary": entry.summary,
+        "docstring": entry.docstring,
+        "version": entry.version,
+    }
     try:
         return {**common, "parameters": _parameters(entry)}
     except InputError as error:
@@ -88,7 +174,12 @@ def _parameters(entry: Entry) -> dict[str, dict[str, Any]]:
     required = {info.alias or name for name, info in entry.schema.model_fields.items() if info.is_required()}
     found = {}
     for name, info in properties.items():
-        found[name] = {"type": _kind(info), "bounds": _bounds(info), "required": name in required}
+        found[name] = {
+            "type": _kind(info),
+            "bounds": _bounds(info),
+            "required": name in required,
+            "description": info.get("description", ""),
+        }
         if name not in required:
             found[name]["default"] = info.get("default")
     return found
@@ -120,44 +211,108 @@ def _bounds(info: dict[str, Any]) -> str | None:
     return None
 
 
-def show(console: Console, found: list[dict[str, Any]]) -> None:
-    """Print entries: a paragraph each, parameters with their defaults.
+def show(console: Console, found: list[dict[str, Any]], what: What) -> None:
+    """Print entries: a name and a sentence each.
 
     Args:
-        console: where they are printed.
-        found: what `entries` returned.
+        console: Where they are printed.
+        found: What `entries` returned.
+        what: What was asked for.
     """
     for entry in found:
-        lines: list[Text] = [Text(entry["summary"]), *_needs(entry)]
-        for heading in ("readouts", "inference"):
-            if entry.get(heading):
-                lines.append(Text.assemble((f"{heading}: ", "dim"), ", ".join(entry[heading])))
-        for name, view in entry.get("views", {}).items():
-            also = [alias for alias, of in entry["aliases"].items() if of == name]
-            text = Text.assemble(("view ", "dim"), name)
-            if also:
-                text.append(f" (also {', '.join(also)})")
-            text.append(f", {view['space']} space")
-            text.append(f", is read-out {', '.join(view['reads'])}" if view["reads"] else ", a surrogate")
-            if view["parameters"]:
-                text.append("; " + _signature(view["parameters"]))
-            lines.append(text)
         console.print(Text(entry["name"], style="bold"))
-        body: list[RenderableType] = [*lines]
-        if entry["parameters"]:
-            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            table.add_column("parameter", no_wrap=True)
-            table.add_column("kind")
-            table.add_column("default")
-            for name, info in entry["parameters"].items():
-                default = "(required)" if info["required"] else _written(info["default"])
-                kind = ", ".join(filter(None, (info["type"], info["bounds"])))
-                table.add_row(*map(Text, (name, kind, default)))
-            body.append(table)
+        facts = [Text(entry["summary"])]
+        if what in ("attacks", "defenses"):
+            facts += _needs(entry, brief=True)
+        if entry.get("of"):
+            facts.append(Text.assemble(("of: ", "dim"), ", ".join(entry["of"])))
+        console.print(Padding(Group(*facts), (0, 0, 0, 2)), highlight=False)
+    console.print(Text(f"{len(found)} {what}; all of one of them: bench list NAME", style="dim"))
+
+
+def explain(console: Console, found: list[dict[str, Any]]) -> None:
+    """Print all of some entries: docstrings, what they declare, and each parameter with its meaning.
+
+    Args:
+        console: Where they are printed.
+        found: What `named` returned.
+    """
+    for entry in found:
+        console.print(Text.assemble((entry["name"], "bold"), (f", {entry['what']}", "dim")))
+        text = plain(entry.get("docstring") or entry["summary"])
+        body: list[RenderableType] = [Text("\n".join(text)), Text()]
+        body += [*_needs(entry), *_facts(entry)]
+        for name, view in entry.get("views", {}).items():
+            body.append(_view(name, view, entry["aliases"]))
+        parameters = entry.get("parameters", {})
+        if parameters:
+            body.append(Text("\nparameters", style="dim"))
+        for name, info in parameters.items():
+            default = "required" if info["required"] else f"default {_written(info['default'])}"
+            kind = ", ".join(filter(None, (info["type"], info["bounds"])))
+            body.append(Text.assemble((name, "bold"), f": {kind}; {default}"))
+            if info["description"]:
+                body.append(Padding(Text(info["description"]), (0, 0, 0, 4)))
+        if example := _example(entry):
+            body += [Text("\nin a task file", style="dim"), Text(example)]
         console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
 
 
-def _needs(entry: dict[str, Any]) -> list[Text]:
+def _view(name: str, view: dict[str, Any], aliases: Mapping[str, str]) -> Text:
+    """Return a view of a defense in a line."""
+    also = [alias for alias, of in aliases.items() if of == name]
+    text = Text.assemble(("view ", "dim"), name)
+    if also:
+        text.append(f" (also {', '.join(also)})")
+    text.append(f", {view['space']} space")
+    text.append(f", is read-out {', '.join(view['reads'])}" if view["reads"] else ", a surrogate")
+    if view["parameters"]:
+        text.append("; " + _signature(view["parameters"]))
+    return text
+
+
+_SAID: Mapping[str, str] = {
+    "readouts": "read-outs",
+    "inference": "may be set after training",
+    "unit": "unit",
+    "attackers_want": "attackers want the",
+    "of": "of",
+    "space": "space",
+}
+"""What else an entry may have, by its heading for people; an attack's needs are `_needs`'."""
+
+
+def _facts(entry: dict[str, Any]) -> list[Text]:
+    found = []
+    for name, heading in _SAID.items():
+        value = entry.get(name)
+        if value and "norms" not in entry:
+            said = ", ".join(value) if isinstance(value, list) else str(value)
+            found.append(Text.assemble((f"{heading}: ", "dim"), said))
+    if entry.get("by_class"):
+        found.append(Text("of one class: a heading or the table says class: 3"))
+    if entry.get("clean") == "needed":
+        found.append(Text("needs the answers to clean images: an attack {use: none} in the same tasks"))
+    return found
+
+
+def _example(entry: dict[str, Any]) -> str:
+    """Return a line of a task file that has an entry in it."""
+    required = [f"{name}: ..." for name, info in entry.get("parameters", {}).items() if info["required"]]
+    label = entry["name"].rpartition("/")[2].lower()
+    match entry["what"]:
+        case "attack" | "defense":
+            return f"{label}: {{{', '.join(['use: ' + entry['name'], *required])}}}"
+        case "data source":
+            return f"{label}: {{{', '.join(['name: ' + entry['name'], 'split: test', *required])}}}"
+        case "metric":
+            of_class = ", class: 3" if entry["by_class"] else ""
+            return f"columns: {{PGD: {{attack: pgd, metric: {entry['name']}{of_class}}}}}"
+        case _:
+            return f"views: [{entry['name']}]"
+
+
+def _needs(entry: dict[str, Any], *, brief: bool = False) -> list[Text]:
     """Return what an attack needs, of its view, of the data and of what is installed."""
     if "norms" not in entry:
         return []
@@ -177,10 +332,12 @@ def _needs(entry: dict[str, Any]) -> list[Text]:
         "targets": "" if entry["targeted"] else "none",
         "time limit": f"{entry['time_limit']:g} s" if entry["time_limit"] else "",
     }
+    if brief:
+        facts = {name: facts[name] for name in ("norms", "access", "kind")}
     lines = [
         Text("; ").join(Text.assemble((f"{name}: ", "dim"), said) for name, said in facts.items() if said)
     ]
-    if entry["library"]:
+    if entry["library"] and not (brief and entry["installed"]):
         found = f"{entry['library']} {entry['installed'] or 'not installed'}"
         lines.append(Text.assemble(("library: ", "dim"), found))
     if "missing" in entry:

@@ -31,23 +31,35 @@ Level = Annotated[_Level, BeforeValidator(fraction, json_schema_input_type=_Leve
 class Tiers(BaseModel):
     """Which subjects decide, and which are only told of."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"critical": [{"attack": "pgd"}]}]},
+    )
 
     critical: Annotated[list[Choice], Field(min_length=1)] | None = None
-    """What decides: everything, unless said. Then what is named neither here nor below is advisory."""
+    """A list of what decides the exit status: names of defenses, or coordinates such as `{attack: pgd}`."""
     advisory: list[Choice] = []
-    """What is told of and decides nothing."""
+    """A list of what is only told of."""
 
 
 class Policy(BaseModel):
     """The rules of `bench check`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"tolerance": 1.0, "alpha": 0.01}]},
+    )
 
     tolerance: Percent = 1.0
-    """The net loss that is allowed, in points of accuracy."""
+    """The net loss that is allowed, in points of accuracy, from 0 to 100."""
     alpha: Level = 0.01
-    """The level of significance of the tests, and of the intervals (1 - alpha)."""
+    """The level of significance of the tests, above 0, up to 0.5; intervals are at 1 - `alpha`."""
     tiers: Tiers = Tiers()
+    """Which subjects decide, see below."""
     floors: dict[Name, Percent] = {}
-    """The least accuracy, in percent, of the worst case of each row of a defense, by its name."""
+    """By the name of a defense, the least accuracy in percent that the worst case of each of its rows may
+    have."""

@@ -20,11 +20,28 @@ from bench.suite.tables import Table
 class Model(BaseModel):
     """Base of what stands in a suite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _listed(value: object) -> object:
     return value if isinstance(value, list) else [value]
+
+
+def _seeds(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100:
+        several = ", ".join(map(str, range(value)))
+        meant = f"; {value} seeds are [{several}], the seed {value} alone is [{value}]"
+        if value > 5:
+            meant = f"; several seeds are [0, 1, 2], the seed {value} alone is [{value}]"
+        raise ValueError(f"expected a list of seeds, found {value}{meant if value else '; write [0]'}")
+    return value
+
+
+def _seconds(value: object) -> object:
+    try:
+        return fraction(value)
+    except ValueError:
+        raise ValueError(f"expected seconds, such as 600, found {value!r}") from None
 
 
 _Above = Annotated[float, Field(gt=0)]
@@ -35,7 +52,7 @@ Radius = Annotated[_Above, BeforeValidator(fraction, json_schema_input_type=_Abo
 Seconds = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False),
-    BeforeValidator(fraction, json_schema_input_type=_Above | str),
+    BeforeValidator(_seconds, json_schema_input_type=_Above | str),
 ]
 """A finite time above 0."""
 
@@ -43,12 +60,17 @@ Seconds = Annotated[
 class Threats(Model):
     """A norm and one radius or several; none: as little as possible."""
 
-    norm: Norm
+    model_config = ConfigDict(json_schema_extra={"examples": [{"norm": "linf", "radius": "8/255"}]})
+
+    norm: Norm = Field(examples=["linf"])
+    """`linf`, `l2`, `l1` or `l0`."""
     radius: Annotated[
         list[Radius],
         BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
-        Field(min_length=1),
+        Field(min_length=1, examples=["8/255"]),
     ] = [math.inf]
+    """A number or a fraction above 0, or a list of them, in units of [0, 1]. Without one only attacks run
+    that move as little as they can."""
 
     @field_validator("radius")
     @classmethod
@@ -63,10 +85,16 @@ class Threats(Model):
 class ViewUse(BaseModel):
     """``{use: bpda, temperature: 0.1}``; a bare name is short for no parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "logits", "draws": 20}]},
+    )
     use: str
+    """A view of the defense."""
     draws: Annotated[Count, WHOLE] = 1
-    """How often each point is asked; losses are averaged over the answers (EOT)."""
+    """How often each point is asked, so that losses are averaged over a defense's own randomness."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -109,75 +137,125 @@ Several = Annotated[list[T], Field(min_length=1)]
 class Origin(Model):
     """Where a transferred attack is crafted: on another defense, through one of its views."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"defense": "standard", "view": "logits"}]})
+
     defense: str
+    """A defense of the file."""
     view: ViewChoice
+    """One of its views, as in a task."""
     seed: Literal["same"] | Annotated[NonNegativeCount, WHOLE] = "same"
+    """The seed of its training: `same` as the victim's, or a number."""
 
 
 class DefenseUse(BaseModel):
     """A defense with its parameters; some may have other values at inference time."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "standard", "epochs": 5}]},
+    )
     use: str
-    inference: dict[str, Any] = {}
+    """A registered defense."""
+    inference: dict[str, Any] = Field(default={}, examples=[{"eps_ap": [0.05, 0.1]}])
+    """Parameters that are set after training, `{eps_ap: [0.05, 0.1]}`; a list makes a setting of each value,
+    and several lists all combinations."""
 
 
 class AttackUse(BaseModel):
     """An attack with its parameters; crafted on the victim unless it has a source."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"use": "pgd", "steps": 40}]},
+    )
     use: Name
+    """A registered attack."""
     planned: Sentence | None = None
-    """Why `use` is not registered yet: its conditions are skipped, its other parameters are not looked at."""
+    """Why `use` is not written yet: its conditions are skipped with this reason."""
     source: Origin | None = None
+    """On which defense images are crafted, to be scored on the defense of the task: a transfer."""
     targets: (
         Literal["none", "others", "next", "random"]
         | Annotated[list[Annotated[Count, WHOLE]], Field(min_length=1)]
     ) = "none"
-    """The labels to reach: offsets from the true class, or a word for them."""
+    """`none`: any wrong label will do. The label to reach: `next`, `random`, `others` (each in turn), or a
+    list of offsets from the true class."""
     time_limit: Seconds | None = None
-    """Seconds that one shard may take; then it is stopped, and leaves a hole."""
+    """Seconds that one shard may take."""
     precision: Precision | None = None
-    """What it searches in; None: as the file says."""
+    """What it searches in."""
 
 
 class Task(Model):
     """A block of conditions: everything it names is crossed."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"data": "digits", "threat": {"norm": "linf", "radius": "8/255"}}]}
+    )
+
     data: str
+    """The data set that is attacked."""
     fit: str | None = None
+    """The data set of the file that defenses are trained on, where it is not the train split of the same
+    form."""
     threat: Threats
-    defenses: Several[str] | None = None
-    attacks: Several[str] | None = None
-    views: Several[ViewChoice] | None = None
-    readouts: Several[str] | None = None
+    """The norm, and one radius or several."""
+    defenses: Several[str] | None = Field(default=None, examples=[["standard"]])
+    """Which are attacked."""
+    attacks: Several[str] | None = Field(default=None, examples=[["clean", "pgd"]])
+    """Which attack; of those that are named here, each must be made for the norm."""
+    views: Several[ViewChoice] | None = Field(default=None, examples=[["logits"]])
+    """What attacks look through. `e2e_{readout}` stands for a view of each read-out, `decision:plain` for
+    the answers of one; attacks that see answers alone take the scored read-out's where none is named."""
+    readouts: Several[str] | None = Field(default=None, examples=[["plain"]])
+    """Which answers are scored."""
     limit: Annotated[Count, WHOLE] | None = None
-    seeds: list[Annotated[NonNegativeCount, WHOLE]] = Field(default=[0], min_length=1)
+    """How many examples: the first of the data set's order."""
+    seeds: Annotated[list[Annotated[NonNegativeCount, WHOLE]], BeforeValidator(_seeds)] = Field(
+        default=[0], min_length=1, examples=[[0, 1, 2]]
+    )
+    """Seeds of trainings and attacks."""
     worst: bool | None = None
-    """Whether each attack sees only what stood against those before it; None: as the file says."""
+    """Whether each attack of a row sees only what stood against those before it."""
 
 
 class SuiteModel(Model):
     """A task file as it is written."""
 
-    data: dict[Name, Any]
-    defenses: dict[Name, DefenseUse]
-    attacks: dict[Name, AttackUse]
-    tasks: list[Task] = Field(min_length=1)
-    tables: dict[FileName, Table] = {}
+    data: dict[Name, Any] = Field(examples=[{"digits": {"name": "digits", "split": "test"}}])
+    """Data sets, by name: Data."""
+    defenses: dict[Name, DefenseUse] = Field(examples=[{"standard": {"use": "standard"}}])
+    """Defenses, by name."""
+    attacks: dict[Name, AttackUse] = Field(
+        examples=[{"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 40}}]
+    )
+    """Attacks, by name."""
+    tasks: list[Task] = Field(
+        min_length=1,
+        examples=[[{"data": "digits", "threat": {"norm": "linf", "radius": "8/255"}}]],
+    )
+    """A list of what is run."""
+    tables: dict[FileName, Table] = Field(
+        default={}, examples=[{"mine": {"title": "Mine", "rows": ["defense"], "columns": ["attack"]}}]
+    )
+    """Tables, by key."""
     worst: bool = False
-    """Whether tasks run in worst mode, unless they say otherwise."""
+    """Whether tasks run in worst mode."""
     check: Policy = Policy()
-    """The rules of `bench check`."""
+    """The rules by which `bench check` decides."""
     doctor: Literal["plugins", "all", "none"] = "plugins"
     """Which defenses a run examines whole (`bench doctor`): those with code of other people, all, or none; of
     others it looks at answers and gradients alone. With ``none``, attacks are not tried either."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
-    """How often a random defense is asked about each final image; others are asked once."""
-    time_limit: Seconds | None = None
-    """Seconds that any one job may take, a training, a shard or an evaluation; then it fails."""
+    """How often a random defense is asked about each final image, from 1 to 1,000."""
+    time_limit: Seconds | None = Field(default=None, examples=[600])
+    """Seconds that any one job may take."""
     precision: Precision = "float32"
-    """What attacks search in, unless they say otherwise; verdicts are always float32's."""
+    """What attacks search in, `float32` or `bf16-search`."""
 
 
 def expanded(choice: ViewUse, readout: str) -> ViewUse:

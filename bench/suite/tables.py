@@ -24,6 +24,7 @@ Scalar: TypeAlias = bool | int | float | str | None
 
 def _selection(value: object) -> object:
     if not isinstance(value, Mapping):
+        # pydantic makes a complaint with its place of a ValueError alone.
         raise ValueError(f"expected a selection such as {{attack: pgd}}, found {value!r}")  # noqa: TRY004
     return value
 
@@ -49,18 +50,20 @@ Radius = Annotated[float, Field(ge=0), BeforeValidator(fraction, json_schema_inp
 class Model(BaseModel):
     """Base of what a table says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Comparison(Model):
     """Numbers of a paper to print beside ours."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"table": "cnnf/3"}]})
+
     table: str
-    """The key of the published table, such as ``cnnf/3``."""
+    """The key of a published table, such as `cnnf/3` (`bench/report/published.yaml`)."""
     columns: dict[str, str] = {}
-    """By our heading, the paper's name of the column, where it is another one."""
+    """By our heading, the paper's name of the column."""
     rows: dict[str, str] = {}
-    """By our row (``cnnf, last``), the paper's name of it, where it is another one."""
+    """By our row, `cnnf, last`, the paper's name of it."""
     differences: list[Sentence] = []
     """What is known to be different from the paper, in sentences."""
 
@@ -68,36 +71,59 @@ class Comparison(Model):
 class Figure(Model):
     """A table that is a set of curves: what runs along the horizontal axis."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"x": "radius"}]})
+
     x: str
-    """The coordinate of the horizontal axis: of the columns (a curve for each row), or of the rows."""
+    """The coordinate of the horizontal axis, one of rows or columns."""
     xlabel: Sentence | None = None
+    """What stands at the horizontal axis."""
     ylabel: Sentence | None = None
+    """What stands at the vertical axis."""
 
 
 class Table(Model):
     """How a numbered table is cut."""
 
-    title: Sentence
-    where: Selection = {}
-    rows: Axis
-    columns: Axis
-    """A row or a column may also have a `metric` of its own, and name the `class` that it is of."""
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"title": "Mine", "rows": ["defense"], "columns": ["attack"]}]}
+    )
+
+    title: Sentence = Field(examples=["My network"])
+    """What stands above it."""
+    where: Selection = Field(default={}, examples=[{"data": "digits"}])
+    """A selection that holds for the whole table."""
+    rows: Axis = Field(examples=[["defense"]])
+    """Coordinates, `[defense, readout]`: a row for each combination of their values; or a selection for each
+    heading, `CNN-F (avg): {defense: cnnf, readout: avg}`."""
+    columns: Axis = Field(examples=[["attack"]])
+    """The same of columns. `{readout}` in a value of a selection is the row's."""
     extra: list[Literal["Min", "Max", "Worst"]] = []
+    """Further columns: `Min`, or `Max` of a metric that attackers want large; `Worst`."""
     mean_over: list[Literal["seed", "target"]] = ["seed"]
+    """Of `seed` and `target`, what is averaged."""
     min_over: list[Literal["attack", "view"]] = []
-    """What is averaged one by one: the number is the least of these averages, as papers print it."""
+    """Of `attack` and `view`, what is averaged one by one: the cell is the least of these averages, as
+    papers print it."""
     worst_over: list[Literal["attack", "view", "target"]] = ["attack", "view", "target"]
+    """What is settled example by example, by the worst. Unless it is said: those that `mean_over` and
+    `min_over` leave. Each stands in one of the three, or is one value in each cell."""
     worst_on: On = "every"
-    """Which examples a worst case counts: ``every``, each settled by the attacks that saw it; or ``common``,
-    those alone that all its attacks saw."""
+    """The examples of a worst case: `every` one that any of its attacks saw, settled by those that did, or
+    `common`: those alone that all saw."""
     metric: str = "accuracy"
+    """What is counted: metrics. A heading's selection may have a `metric` of its own, and the `class` of
+    `logit` and `threshold`."""
     radii: list[Radius] = []
-    """Radii at which the distances of minimum-norm attacks are read."""
+    """Radii at which the distances of attacks that move as little as they can are read, each as a coordinate
+    `radius`."""
     published: Comparison | None = None
+    """Numbers of a paper beside ours."""
     figure: Figure | None = None
+    """The table as curves, for `--format svg` and `png`; without it, `.figure()` of Python draws bars."""
     grades: bool = True
     """Whether a column says how much stands behind each row (`docs/flags.md`, grades)."""
     bold: Literal["weakest"] | None = "weakest"
+    """The attack column that is worst for the defender is bold; `null`: none is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,7 +152,8 @@ class Table(Model):
         for selection in ({"metric": self.metric}, *_selections(self.rows), *_selections(self.columns)):
             name, label = selection.get("metric", self.metric), selection.get("class", 0)
             if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}{did_you_mean(str(name), METRICS)}")
+                listed = did_you_mean(str(name), METRICS, listed="bench list metrics")
+                raise ValueError(f"unknown metric {name!r}{listed}")
             if not isinstance(label, int) or isinstance(label, bool) or label < 0:
                 raise ValueError(f"class: expected a whole number from 0, found {label!r}")
         self._check_names()
@@ -148,8 +175,12 @@ class Table(Model):
             for name in placeholders(selection):
                 if not all(name in scalars(each) for each in self._contexts()):
                     raise ValueError(f"columns: {heading!r}: {{{name}}} is no coordinate of every row")
-        if self.figure is not None and self.figure.x not in names_of(self.rows) | names_of(self.columns):
-            raise ValueError(f"figure: x: {self.figure.x!r} is a coordinate of neither rows nor columns")
+        shown = names_of(self.rows) | names_of(self.columns)
+        if self.figure is not None and self.figure.x not in shown:
+            near = did_you_mean(self.figure.x, shown)
+            raise ValueError(
+                f"figure: x: {self.figure.x!r} is a coordinate of neither rows nor columns{near}"
+            )
 
     def _contexts(self) -> Iterator[Mapping[str, Any]]:
         """Yield for each row (or for all) the coordinates that a placeholder may name."""

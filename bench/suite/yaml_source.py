@@ -14,8 +14,10 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from bench.console import count
 from bench.errors import InputError, did_you_mean
 from bench.escaping import shown
 from bench.suite.names import LONGEST
@@ -142,9 +144,75 @@ def _refusal(model: type[BaseModel], problem: ErrorDetails, key: Place) -> str:
         case "extra_forbidden", (name,):
             return f"unknown key{did_you_mean(name, _keys(model, problem['loc'][:-1]))}"
         case "missing", (name,):
-            return f"missing key {name!r}"
+            return f"missing key {name!r}{_meant(model, problem['loc'])}"
         case _:
-            return complaint(problem)
+            return complaint(problem, _example(model, problem))
+
+
+def _meant(model: type[BaseModel], loc: Place) -> str:
+    """Return what a key that is missing means: by an example, or by its description."""
+    for info in _fields(model, loc):
+        shown = [info.examples[0]] if info.examples else _examples(*_models(info.annotation))
+        if shown:
+            return f", such as {loc[-1]}: {_flow(shown[0])}"
+        if info.description:
+            said = " ".join(info.description.split()).rstrip(".")
+            return f": {said[0].lower()}{said[1:]}"
+    return ""
+
+
+def _examples(*models: type[BaseModel]) -> list[Any]:
+    """Return the examples that models have."""
+    found: list[Any] = []
+    for each in models:
+        extra = each.model_config.get("json_schema_extra")
+        examples = extra.get("examples") if isinstance(extra, dict) else None
+        found += examples if isinstance(examples, list) else []
+    return found
+
+
+def _example(model: type[BaseModel], problem: ErrorDetails) -> str | None:
+    """Return how a task file writes what was expected, from the examples of the model or of its field."""
+    for info in reversed(_fields(model, problem["loc"])):
+        if info.examples:
+            return _flow(info.examples[0])
+    named = problem.get("ctx", {}).get("class_name")
+    found = _examples(*(each for each in _inside(model) if each.__name__ == named))
+    return _flow(found[0]) if found else None
+
+
+def _inside(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """Return a model and all that its fields are made of."""
+    found = [model]
+    for each in found:
+        for info in each.model_fields.values():
+            found += [other for other in _models(info.annotation) if other not in found]
+    return found
+
+
+def _fields(model: type[BaseModel], loc: Place) -> list[FieldInfo]:
+    """Return the fields that a place may be, those that lead there left out."""
+    models, found = [model], list[FieldInfo]()
+    for step in loc:
+        fields = {info.alias or name: info for each in models for name, info in each.model_fields.items()}
+        if str(step) in fields:
+            found = [fields[str(step)]]
+            models = list(_models(found[0].annotation)) or models
+        elif not _is_member(step):
+            # Inside a list or a mapping that has no model, an example of the whole is none of a part.
+            found = []
+    return found
+
+
+def _flow(value: Any) -> str:
+    """Return plain data as a task file writes it on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_flow(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_member(step: str | int) -> bool:
@@ -152,25 +220,71 @@ def _is_member(step: str | int) -> bool:
     return isinstance(step, str) and ("[" in step or step in {"str", "int", "float", "list"})
 
 
-def complaint(problem: ErrorDetails) -> str:
+_KINDS = {
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of 64 bits",
+    "int_from_float": "a whole number",
+    "finite_number": "a finite number",
+    "none_required": "null",
+}
+"""What pydantic's errors about the kind of a value mean in the words of a task file."""
+
+
+def complaint(problem: ErrorDetails, example: str | None = None) -> str:
     """Return what is wrong with a value: ``expected a number of 1 or more, found 0``.
 
     Args:
         problem: one of `pydantic.ValidationError.errors()`, of any type but a key too many or too few.
+        example: how a task file writes what was expected; None: nobody says.
 
     Returns:
         What was expected and what was found, without the place.
     """
-    found = problem["input"]
-    if problem["type"] in _BOUNDS:
-        name, words = _BOUNDS[problem["type"]]
+    found, kind = problem["input"], problem["type"]
+    more = ""
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
         text = "expected a number " + words.format(f"{problem['ctx'][name]:.15g}")
-    elif problem["type"] == "finite_number":
-        text = "expected a finite number"
+    elif kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        text = f"expected {problem['ctx']['expected'].replace(chr(39), '')}"
+        more = did_you_mean(found, choices) if choices else ""
+        # What there is was said already.
+        more = "" if more.startswith(" (") else more
+    elif kind in ("too_short", "too_long"):
+        bound = int(problem["ctx"].get("min_length") or problem["ctx"]["max_length"])
+        text = f"expected at {'least' if kind == 'too_short' else 'most'} {count(bound, 'entry', 'entries')}"
+    elif kind in _KINDS:
+        text = f"expected {_KINDS[kind]}"
+        if isinstance(found, str) and _KINDS[kind] == "a list":
+            example = f"[{found}]"
+        if example is not None and _KINDS[kind] in ("a list", "a mapping", "a text"):
+            text += f" such as {example}"
     else:
         text = problem["msg"].removeprefix("Value error, ")
-    shown = "" if "found" in text or isinstance(found, Mapping) else f", found {_brief(found)}"
-    return f"{text[0].lower()}{text[1:]}{shown}"
+    whole = kind == "value_error" and isinstance(found, Mapping)
+    said = "" if "found" in text or whole else f", found {_found(found)}"
+    return f"{text[0].lower()}{text[1:]}{said}{more}"
+
+
+def _found(value: object) -> str:
+    """Return what was found, for a message: a mapping by its keys."""
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(str, value))}" if value else "an empty mapping"
+    return _brief(value)
 
 
 def read(path: Path) -> Document:
@@ -380,7 +494,7 @@ def _number(text: str, where: str) -> int | float:
 def _brief(value: object) -> str:
     """Return a value for a message, not all of it where it is long."""
     # As a task file writes it; so are true and false.
-    text = "null" if value is None else repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 120 else f"{text[:100]} and so on ({len(text)} characters)"
 
 

@@ -47,6 +47,19 @@ def listed(text: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def meanings(text: str) -> dict[str, dict[str, str]]:
+    """Return what the tables of keys of a page say, by the nearest line of `MODELS` above them."""
+    found: dict[str, dict[str, str]] = {}
+    above = ""
+    for line in text.splitlines():
+        if line in MODELS or line.startswith("#"):
+            above = line
+        if above in MODELS and line.startswith("| "):
+            key, _, meaning = (each.strip() for each in line.strip("|").split("|"))
+            found.setdefault(above, {})[key] = meaning
+    return found
+
+
 def agrees(said: str, default: Any) -> bool:
     """Return whether a default is written as it is; words stand for what no YAML says."""
     if default is None or default in ([], {}, [math.inf], Policy(), Tiers()):
@@ -71,6 +84,21 @@ def test_a_table_lists_the_keys_of_its_model(above: str) -> None:
         said = rows[f"`{name}`"]
         assert (said == "*required*") == info.is_required(), name
         assert info.is_required() or agrees(said, info.default), f"{name}: {said} for {info.default!r}"
+
+
+def meant(text: str) -> str:
+    """Return a meaning without what only a page has: links, and where on it more stands."""
+    bare = re.sub(r", see \*[^*]+\* below", "", re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text))
+    return " ".join(bare.split()).rstrip(".")
+
+
+@pytest.mark.parametrize("above", MODELS)
+def test_a_key_means_on_the_page_what_its_model_and_the_schema_say(above: str) -> None:
+    model, said = MODELS[above], meanings(PAGE.read_text(encoding="utf-8"))[above]
+    for name, info in model.model_fields.items():
+        ours = meant(said[f"`{name}`"])
+        assert info.description is not None, name
+        assert f"{ours[0].upper()}{ours[1:]}" == " ".join(info.description.split()).rstrip("."), name
 
 
 def test_no_model_of_a_task_file_is_left_out() -> None:

@@ -230,6 +230,68 @@ def test_notes_stand_once_and_are_pointed_at(rendered):
     assert "docs/flags.md" in text
 
 
+@pytest.mark.parametrize("width", [12, 20, 33, 40, 57, 79, 80, 120, 300])
+def test_nothing_is_cut_at_any_width(rendered, width):
+    text = shown(rendered, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    # Every heading and every number is there, whatever block it stands in.
+    said = "".join(text.split())
+    for heading in rendered.columns:
+        assert all(word in said for word in heading.split())
+    for row in rendered.rows:
+        for cell in row.cells:
+            if cell.estimate is not None:
+                assert f"{100 * cell.estimate.value:.1f}" in said
+
+
+def test_a_file_is_as_wide_as_its_table(rendered):
+    wide = render.joined([rendered], "text")
+    assert "…" not in wide
+    assert sum("Clean" in line for line in wide.splitlines()[:8]) == 1
+    narrow = shown(rendered, 50)
+    assert max(map(len, narrow.splitlines())) <= 50 < max(map(len, wide.splitlines()))
+
+
+def test_a_caption_says_what_where_pins_and_each_own_metric():
+    conditions = [condition("a", n=10), clean("c", n=10)]
+    columns = {
+        "A": {"attack": "pgd"},
+        "B": {"attack": "pgd", "metric": "success"},
+        "C": {"attack": "pgd", "metric": "success"},
+    }
+    table = {"title": "x", "where": {"readout": "last", "seed": 0}, "rows": ["defense"], "columns": columns}
+    outcomes = {"a": rows(first(10, 5)), "c": rows(first(10, 9), moved=False)}
+    said = " ".join(words.caption(tables.cut(manifest(conditions, table), "T", outcomes.get)))
+    assert "readout last, seed 0." in said
+    assert f"Accuracy (%): {METRICS['accuracy'].says}." in said
+    assert f"B, C: Success (%): {METRICS['success'].says}." in said
+
+
+def test_a_curve_over_radii_begins_with_the_clean_images():
+    conditions = [condition(f"a{r}", radius=r, n=10) for r in (2 / 255, 8 / 255)] + [clean("c", n=10)]
+    outcomes = {f"a{r}": rows(first(10, n)) for r, n in ((2 / 255, 6), (8 / 255, 3))}
+    outcomes["c"] = rows(first(10, 9), moved=False)
+    given = {
+        "title": "x",
+        "where": {"attack": "pgd"},
+        "rows": ["defense"],
+        "columns": ["radius"],
+        "figure": {"x": "radius"},
+    }
+    told = manifest(conditions, given)
+    table = tables.cut(told, "T", outcomes.get)
+    assert "c" in tables.jobs(told, "T")
+    page = figure.drawn(table)
+    (line,) = page.axes[0].get_lines()
+    assert list(line.get_xdata()) == pytest.approx([0, 2 / 255, 8 / 255])
+    assert list(line.get_ydata()) == pytest.approx([90, 60, 30])
+    assert [each.get_text() for each in page.axes[0].get_xticklabels()] == ["0", "2/255", "8/255"]
+    assert "attack pgd, n 10" in page.get_supxlabel()
+    for job, cell in zip(("a0.00784314", "a0.0313725"), table.rows[0].cells, strict=True):
+        assert cell.jobs[0].startswith(job[:6])
+
+
 # --- markdown and LaTeX ------------------------------------------------------------------------------
 
 
@@ -273,7 +335,13 @@ def test_latex_is_escaped_and_bold(rendered, plain):
     assert r"\begin{tabular}{llrrrrrrrr}" in text
     cell = rendered.rows[0].cells[1]
     value, std = 100 * cell.estimate.value, 100 * cell.estimate.std
-    assert rf"\textbf{{{value:.1f} $\pm$ {std:.1f}}}" in text
+    assert rf"\textbf{{{value:.1f}}}" in text
+    assert rf"{{\scriptsize $\pm${std:.1f}}}" in text
+    ends = words.interval(cell.estimate, "percent", short=True).replace(DASH, "--")
+    assert rf"{{\scriptsize {ends}}}" in text
+    assert text.startswith("% Packages: ")
+    assert "\\midrule\nn &  & 120 & 120 & 120 & 20 & 20 & 120 & 120 & 120 \\\\\n\\bottomrule" in text
+    assert r"\shortstack[r]{PGD\\(first)}" in text
     assert r"digits \& not objects" in text
     assert "e2e\\_last" in text
     assert "±" not in text.replace("\\", "")
@@ -438,7 +506,9 @@ def test_a_figure_marks_what_is_doubted_and_names_the_flags():
     given = {"title": "x", "rows": ["attack"], "columns": ["radius"], "figure": {"x": "radius"}}
     table = tables.cut(manifest(conditions, given), "T", outcomes.get)
     page = figure.drawn(table)
-    assert page.get_supxlabel() == "open marks: doubt blind-beats-seeing"
+    asked, doubts = page.get_supxlabel().split("\n")
+    assert asked == "data digits, norm linf, n 200; bands: 95 % intervals of one seed"
+    assert doubts == "open marks: doubt blind-beats-seeing"
     marks = [each.get_offsets() for each in page.axes[0].collections if len(each.get_offsets()) == 1]
     assert [tuple(map(float, each[0])) for each in marks if each[0][0] == 0.2] == [(0.2, 50.0), (0.2, 30.0)]
     drawn = figure.bars(table)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError
 from bench.escaping import shown
+from bench.quantities import DASH, format_value
 from bench.report.checks import worst_level
 from bench.report.published import Quote
 from bench.report.render import words
 from bench.report.tables import RenderedRow, RenderedTable, TableCell, position
-from bench.results.metrics import Unit
+from bench.results.metrics import CONFIDENCE, Unit
 from bench.suite.tables import Figure
 
 if TYPE_CHECKING:
@@ -51,9 +52,13 @@ def save(make: Callable[[], "figure.Figure"], path: Path, form: str) -> None:
     with _deterministic():
         page = make()
         try:
-            page.savefig(path, dpi=200, format=form, metadata={"Date": None} if form == "svg" else None)
+            page.savefig(path, dpi=200, format=form, metadata=_TIMELESS.get(form))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be drawn: {error}") from None
+
+
+_TIMELESS: Mapping[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""What keeps the time out of a file, by its format."""
 
 
 def _deterministic() -> Any:
@@ -85,9 +90,37 @@ def drawn(table: RenderedTable) -> "figure.Figure":
     for curve, style in zip(_curves(table), styles(), strict=False):
         _draw(axes, curve, style)
     _label(axes, table, said)
-    doubts = _doubts("open marks", [cell for curve in _curves(table) for _, cell in curve.points])
-    page.supxlabel(doubts, fontsize="x-small")
+    _ticks(axes, table, said.x)
+    cells = [cell for curve in _curves(table) for _, cell in curve.points]
+    below = "\n".join(filter(None, [_caption(table, cells), _doubts("open marks", cells)]))
+    page.supxlabel(below, fontsize="x-small", parse_math=False)
     return page
+
+
+MOST_TICKS = 9
+"""Values at a horizontal axis that are written out; of more, matplotlib chooses."""
+
+
+def _ticks(axes: "Axes", table: RenderedTable, x: str) -> None:
+    """Write the values of the horizontal axis as task files do: 8/255."""
+    xs = sorted({place for curve in _curves(table) for place, _ in curve.points})
+    if 0 < len(xs) <= MOST_TICKS:
+        axes.set_xticks(xs, [format_value(each) for each in xs], parse_math=False, fontsize="small")
+        axes.minorticks_off()
+    if x == "radius":
+        axes.set_xlim(left=0)
+
+
+def _caption(table: RenderedTable, cells: Sequence[TableCell]) -> str:
+    """Return what is asked, by which attack, and on how many examples."""
+    ns = sorted({cell.estimate.n for cell in cells if cell.estimate is not None})
+    n = DASH.join(map(str, dict.fromkeys((ns[0], ns[-1])))) if ns else ""
+    figure = table.table.figure
+    asked = {**words.pinned(table), **({"n": n} if n else {})}
+    said = ", ".join(f"{name} {value}" for name, value in asked.items() if figure is None or name != figure.x)
+    band = any(cell.estimate is not None and cell.estimate.low is not None for cell in cells)
+    more = f"; bands: {100 * CONFIDENCE:.0f} % intervals of one seed" if band else ""
+    return "\n".join(wrap(shown(said + more), 90))
 
 
 def _doubted(cell: TableCell) -> bool:
@@ -133,7 +166,7 @@ def _curves(table: RenderedTable) -> list[_Curve]:
     if any(at(each) is not None for each in table.at):
         places = [(x, column) for column, each in enumerate(table.at) if (x := at(each)) is not None]
         for row in table.rows:
-            points = [(x, row.cells[column]) for x, column in places]
+            points = [*_unmoved(table, row), *((x, row.cells[column]) for x, column in places)]
             quotes = [(x, row.published[column]) for x, column in places] if row.published else []
             found.append(_curve(", ".join(row.label), points, quotes, table.metric.unit))
         return found
@@ -143,10 +176,16 @@ def _curves(table: RenderedTable) -> list[_Curve]:
     for name in names:
         own = [(x, row) for x, row in lines if tuple(row.label[place] for place in others) == name]
         for column, heading in enumerate(table.columns):
-            points = [(x, row.cells[column]) for x, row in own]
+            points = [*_unmoved(table, own[0][1]), *((x, row.cells[column]) for x, row in own)]
             quotes = [(x, row.published[column]) for x, row in own if row.published]
             found.append(_curve(", ".join((*name, heading)), points, quotes, table.units[column]))
     return found
+
+
+def _unmoved(table: RenderedTable, row: RenderedRow) -> list[tuple[float, TableCell]]:
+    """Return the point of a curve over radii at radius 0: the clean images, where they are known."""
+    over_radii = table.table.figure is not None and table.table.figure.x == "radius"
+    return [(0.0, row.unmoved)] if over_radii and row.unmoved is not None else []
 
 
 def _curve(

@@ -45,6 +45,7 @@ def records(table: RenderedTable) -> list[dict[str, Any]]:
                     "level": worst_level(cell.flags),
                     "flags": "; ".join(map(words.sentence, cell.flags)),
                     **({"grade": row.grade and row.grade.letter} if words.graded(table) else {}),
+                    "jobs": " ".join(cell.jobs),
                 }
             )
     return found

@@ -1,6 +1,7 @@
 """Tables on a terminal."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ from bench.report.tables import RenderedTable, TableCell
 from bench.results.metrics import Unit
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
+    from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+    from rich.table import Table
     from rich.text import Text
 
 _STYLES = {"note": "", "doubt": "yellow", "alarm": "bold red"}
@@ -26,6 +28,70 @@ WIDTH = 80
 """Columns of a terminal that hold a table of eight columns."""
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A row of a grid."""
+
+    label: "Text"
+    cells: "Sequence[Text]"
+    style: str = ""
+    last: bool = False
+    """Whether a line goes below it."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A grid whose columns stand in several blocks, one below the other, where it is too wide.
+
+    Nothing is cut at any width: what is too wide alone is broken.
+    """
+
+    corner: "Text"
+    """The headings of the labels."""
+    heads: "Sequence[Text]"
+    lines: "Sequence[_Line]"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """Yield the blocks."""
+        blocks: list[list[int]] = [[]]
+        for place in range(len(self.heads)):
+            if blocks[-1] and _width(self._grid([*blocks[-1], place])) > options.max_width:
+                blocks.append([])
+            blocks[-1].append(place)
+        for number, block in enumerate(blocks):
+            if number:
+                yield ""
+            yield self._grid(block)
+
+    @property
+    def width(self) -> int:
+        """How many columns of a terminal it takes in one block."""
+        return _width(self._grid(range(len(self.heads))))
+
+    def _grid(self, places: "Iterable[int]") -> "Table":
+        from rich import box
+        from rich.table import Table
+
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        grid.add_column(self.corner, overflow="fold")
+        places = list(places)
+        for place in places:
+            grid.add_column(self.heads[place], justify="right", overflow="fold")
+        for line in self.lines:
+            cells = [line.cells[place] for place in places]
+            grid.add_row(line.label, *cells, style=line.style, end_section=line.last)
+        return grid
+
+
+def _width(grid: "Table") -> int:
+    """Return how many columns of a terminal a grid takes where nothing in it is broken."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    endless = Console(width=100_000, color_system=None)
+    return Measurement.get(endless, endless.options, grid).maximum
+
+
 def to_text(table: RenderedTable) -> "Group":
     """Return what rich prints on a terminal.
 
@@ -33,45 +99,43 @@ def to_text(table: RenderedTable) -> "Group":
         table: The table.
 
     Returns:
-        The table with its caption and footnotes; eight columns fit into `WIDTH`.
+        The table with its caption and footnotes; eight columns fit into `WIDTH`, and where they do not, they
+        stand in blocks below each other.
     """
-    from rich import box
     from rich.console import Group
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     notes = words.Footnotes()
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    # Labels go below each other, as the lines of a cell do: that leaves room for columns.
-    grid.add_column(_narrow(words.headings(table), 9))
-    for heading in table.columns:
-        grid.add_column(_narrow([heading], 8), justify="right")
     graded = words.graded(table)
-    if graded:
-        grid.add_column(words.GRADE, justify="right")
+    blank = [Text()] if graded else []
+    lines: list[_Line] = []
     for row in table.rows:
-        cells = (_cell(cell, unit, notes) for cell, unit in zip(row.cells, table.units, strict=True))
-        label, printed = _narrow(row.label, 9), [*cells]
-        marks = _marks(notes.of_row(row, graded=graded))
+        cells = [_cell(cell, unit, notes) for cell, unit in zip(row.cells, table.units, strict=True)]
+        label, marks = _narrow(row.label, 9), _marks(notes.of_row(row, graded=graded))
         if graded:
             letter = row.grade.letter if row.grade else DASH
-            printed.append(Text.assemble((letter, _GRADES.get(letter, "")), (marks, _style(row.flags))))
+            cells.append(Text.assemble((letter, _GRADES.get(letter, "")), (marks, _style(row.flags))))
         else:
             label.append(marks, _style(row.flags))
-        grid.add_row(label, *printed)
+        lines.append(_Line(label, cells))
         if row.published:
-            quotes = ("\n".join(each) if each else DASH for each in words.quotes(table, row))
-            grid.add_row("published", *quotes, style="dim italic")
-        grid.add_section()
-    grid.add_row("n", *words.counts(table), style="dim")
+            quotes = [Text("\n".join(each) if each else DASH) for each in words.quotes(table, row)]
+            lines.append(_Line(Text("published"), [*quotes, *blank], "dim italic"))
+        lines[-1] = replace(lines[-1], last=True)
+    lines.append(_Line(Text("n"), [*(Text(each) for each in words.counts(table)), *blank], "dim"))
+    # Labels go below each other, as the lines of a cell do: that leaves room for columns.
+    heads = [_narrow([heading], 8) for heading in (*table.columns, *([words.GRADE] if graded else []))]
+    grid = Stacked(_narrow(words.headings(table), 9), heads, lines)
     flags = words.flag_lines(table)
     said = " ".join([*words.caption(table, "below"), *words.published_lines(table)])
     below = [Text(shown(said), style="dim")]
     below += [Text(shown(each), style="yellow") for each in flags]
     below += [Text(f"{words.raised([mark])} {shown(each)}") for mark, each in enumerate(notes.texts, 1)]
     if flags or any(cell.flags for row in words.inherited(table).rows for cell in row.cells):
-        below.append(Text("What each flag means, and what to do: docs/flags.md", style="dim"))
+        below.append(
+            Text("What a flag means, and what to do: bench explain CODE (docs/flags.md)", style="dim")
+        )
     title = Text(shown(f"Table {table.key}: {table.table.title}"), style="bold")
     return Group(Padding(title, (1, 0, 1, 0)), grid, *below)
 
@@ -118,10 +182,12 @@ def printed(page: "RenderableType") -> str:
         page: Anything that rich prints.
 
     Returns:
-        The text without colours, `WIDTH` columns wide.
+        The text without colours, `WIDTH` columns wide, or as wide as its widest table: no file is narrow.
     """
     from rich.console import Console
 
     out = StringIO()
-    Console(file=out, width=WIDTH, color_system=None, highlight=False).print(page)
+    parts = getattr(page, "renderables", ())
+    width = max([WIDTH, *(each.width for each in parts if isinstance(each, Stacked))])
+    Console(file=out, width=width, color_system=None, highlight=False).print(page)
     return out.getvalue()

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from bench.quantities import DASH
+from bench.quantities import DASH, format_value
 from bench.report.checks import Flag
 from bench.report.published import Quote
 from bench.report.tables import RenderedRow, RenderedTable, TableCell
-from bench.results.metrics import CONFIDENCE, Estimate, Unit
+from bench.results.metrics import CONFIDENCE, METRICS, Estimate, Metric, Unit
 
 PLUS_MINUS = "±"
 MINUS = "\N{MINUS SIGN}"
@@ -60,12 +60,13 @@ def interval(estimate: Estimate, unit: Unit, *, short: bool = False) -> str:
     return f"{number(estimate.low, unit)}{between}{number(estimate.high, unit)}"
 
 
-def value(cell: TableCell, unit: Unit) -> str:
+def value(cell: TableCell, unit: Unit, *, spread: bool = True) -> str:
     """Write the number of a cell with its bound, and its standard deviation over seeds.
 
     Args:
         cell: A cell of a table.
         unit: The unit of its column.
+        spread: Whether the standard deviation is written, too.
 
     Returns:
         ``≤71.3 ± 0.2``, or what stands in place of a number.
@@ -73,7 +74,7 @@ def value(cell: TableCell, unit: Unit) -> str:
     if cell.estimate is None:
         return cell.hole
     found = f"{cell.bound}{number(cell.estimate.value, unit)}"
-    if cell.estimate.std is not None:
+    if spread and cell.estimate.std is not None:
         found += f" {PLUS_MINUS} {number(cell.estimate.std, unit)}"
     return found
 
@@ -201,6 +202,29 @@ def raised(marks: Iterable[int]) -> str:
     return "\N{MIDDLE DOT}".join(str(each) for each in marks).translate(_RAISED)
 
 
+def metric_of(at: Mapping[str, object], table: RenderedTable) -> Metric:
+    """Return the metric of what fixes some coordinates: its own, else the table's.
+
+    Args:
+        at: What a row or a column fixes, or both.
+        table: The table.
+    """
+    return METRICS[str(at.get("metric", table.metric.name))]
+
+
+def counted(metric: Metric) -> str:
+    """Write what a metric counts, with its unit.
+
+    Args:
+        metric: The metric.
+
+    Returns:
+        ``Accuracy (%): right on the adversarial input alone``, without a full stop.
+    """
+    said = f"{metric.name}{LABELS.get(metric.unit, '')}: {metric.says}"
+    return f"{said[0].upper()}{said[1:]}"
+
+
 def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list[str]:
     """Write the caption: what is counted and averaged, and what the extra columns are.
 
@@ -211,9 +235,9 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
     Returns:
         Sentences with their full stops.
     """
-    question = ", ".join(f"{name} {said}" for name, said in table.question.items())
-    counted = f"{table.metric.name}{LABELS.get(table.metric.unit, '')}: {table.metric.says}"
-    said = [*filter(None, [question]), counted, _averaged(table, intervals)]
+    question = ", ".join(f"{name} {said}" for name, said in pinned(table).items())
+    said = [*filter(None, [question]), counted(table.metric), *_own_metrics(table)]
+    said.append(_averaged(table, intervals))
     for heading in table.table.extra:
         if heading == "Worst":
             said.append(
@@ -244,6 +268,48 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
     if table.invalid:
         said.append(f"{table.invalid} invalid moves in the whole table")
     return [f"{each[0].upper()}{each[1:]}." for each in said]
+
+
+def pinned(table: RenderedTable) -> dict[str, str]:
+    """Return what holds for the whole table: what is asked, and what its `where` says beside it.
+
+    Args:
+        table: The table.
+
+    Returns:
+        By coordinate the value, or several with "or" between them, as a task file writes them.
+    """
+    found = dict(table.question)
+    for name, chosen in table.table.where.items():
+        values = [chosen] if not isinstance(chosen, list) else chosen
+        head = name.rpartition(".")[2]
+        # What rows or columns show of it, everybody sees.
+        if head not in found and not (len(values) > 1 and _shown(table, name)):
+            found[head] = " or ".join(map(_written, values))
+    return found
+
+
+def _shown(table: RenderedTable, name: str) -> bool:
+    return name in table.heads or any(name in each for each in (*table.at, *(row.at for row in table.rows)))
+
+
+def _written(value: object) -> str:
+    """Return a value of a selection; null is no limit, or none."""
+    return "none" if value is None else format_value(value)
+
+
+def _own_metrics(table: RenderedTable) -> list[str]:
+    """Return a sentence for each metric that rows or columns have of their own."""
+    found: dict[tuple[str, object], list[str]] = {}
+    axes = [(at, heading) for at, heading in zip(table.at, table.columns, strict=True)]
+    axes += [(row.at, ", ".join(row.label)) for row in table.rows]
+    for at, heading in axes:
+        if "metric" in at and at["metric"] != table.metric.name:
+            found.setdefault((str(at["metric"]), at.get("class")), []).append(heading)
+    return [
+        f"{', '.join(headings)}: {counted(METRICS[name])}{'' if label is None else f', of class {label}'}"
+        for (name, label), headings in found.items()
+    ]
 
 
 def _averaged(table: RenderedTable, intervals: str | None) -> str:
