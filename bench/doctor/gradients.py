@@ -25,6 +25,9 @@ RARE = 1e-3
 OFF = 0.5
 """The largest relative difference between what a short step gains and what its gradient promises."""
 
+ERRORS = 4.0
+"""Standard errors of a sum of slopes that a change of the margin may be away from it."""
+
 PART = 0.1
 """The least share of a margin's change that gradients on the way must make up; at most they make up its
 inverse. Surrogates of masks and of inner searches make up 0.3 and more.
@@ -162,7 +165,8 @@ def path(patient: Patient) -> Iterator[Finding]:
 
     The gradient theorem, at `PLACES` places on a straight line, each drawn within its part. Exact gradients
     are off by some per cent, gradients of something else by all. What makes up less than `PART` of the
-    change, more than its inverse, or is of the other sign, counts.
+    change, more than its inverse, or is of the other sign, counts, if it is farther from the change than
+    `ERRORS` standard errors, by how much the slopes of neighbouring places differ.
 
     Args:
         patient: The defense.
@@ -178,14 +182,19 @@ def path(patient: Patient) -> Iterator[Finding]:
         with patient.still("path", sight.entry.name):
             view = patient.view(sight, len(rows))
             places = Noise(("doctor", "path"), rows).uniform((PLACES,)).to(a)
-            summed = torch.zeros(len(rows), dtype=torch.float64, device=a.device)
+            slopes = []
             for place in range(PLACES):
                 at = ((place + places[:, place]) / PLACES).view(-1, 1, 1, 1)
                 _, gradient = steepness(view, a + at * (b - a), y)
-                summed += (gradient * (b - a)).flatten(1).sum(1).double() / PLACES
+                slopes.append((gradient * (b - a)).flatten(1).sum(1).double())
             change = margins(view, b, y) - margins(view, a, y)
+        along = torch.stack(slopes)
+        summed = along.mean(0)
         share = summed / change
-        off = int((~((share > PART) & (share < 1 / PART)) & (change != 0)).sum())
+        # Where slopes go up and down along the way, few places say little: on a network that hardly learned.
+        error = (along.diff(dim=0).square().sum(0) / 2).sqrt() / PLACES
+        beyond = (summed - change).abs() > ERRORS * error
+        off = int((~((share > PART) & (share < 1 / PART)) & (change != 0) & beyond).sum())
         said = (
             f"view {sight.entry.name!r}: on {off} of {len(rows)} ways to an image of another class the "
             "gradients do not make up the change of the margin"

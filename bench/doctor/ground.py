@@ -92,6 +92,13 @@ class Ground:
         """The attack, as messages say it."""
         return f"attack {self.entry.name!r}"
 
+    @property
+    def guides(self) -> Images:
+        """An image of each class that the half-space names, black ones for the others."""
+        found = self.x.new_zeros(self.plane.classes, *self.x.shape[1:])
+        found[:2] = self.plane.examples(2, margin=8.0)[0]
+        return found
+
     def view(self, rows: Tensor, *, towards: bool, exact: bool, nan: bool) -> View:
         """Return what the attack would be handed in a run.
 
@@ -123,8 +130,8 @@ class Ground:
             seen = Features(
                 logits,
                 described=lambda z: Described(found := logits(z), found[:, :2]),
-                centres=torch.tensor([[6.0, -6.0], [-6.0, 6.0]]),
-                guides=self.plane.examples(2, margin=8.0)[0],
+                centres=torch.tensor([[6.0, -6.0], [-6.0, 6.0]] + [[0.0, 0.0]] * (self.plane.classes - 2)),
+                guides=self.guides,
             )
         elif self.entry.space == "prototypes":
             seen = Prototypes(logits, explained=lambda z: Explained(logits(z), self.plane.prototypes(z)))
@@ -200,17 +207,15 @@ class Ground:
         given = self.x[:n].to(images.dtype).double()
         return Threat(self.norm).distance(given, images.double()) / self.least[:n]
 
-    def gained(self, images: Images) -> float:
-        """Return which share of the way to the plane images went in the mean; less than 0: away from it.
+    def gained(self, images: Images) -> Tensor:
+        """Return which share of the way to the plane each image went, float64 (n,): below 0 away from it.
 
         Args:
             images: What became of the first n examples, (n, C, H, W).
         """
-        before, after = (
-            self.plane.margin(each.double()) * (2 * self.y[: len(images)] - 1)
-            for each in (self.x[: len(images)], images)
-        )
-        return float(((before - after) / before).clamp_max(1).mean())
+        with torch.no_grad():
+            before, after = (self.plane.margin(each.double()) for each in (self.x[: len(images)], images))
+        return ((before - after) / before).clamp_max(1)
 
     def apart(self, radius: float, n: int) -> float:
         """Return how far some examples end from where they end in other company, or in another order.

@@ -220,12 +220,14 @@ class Placed:
 
 
 @torch.no_grad()
-def placed(shape: Shape, norm: Norm, distance: float, n: int, *, seed: int = 0) -> Placed:
+def placed(
+    shape: Shape, norm: Norm, distance: float, n: int, *, margin: float = MARGIN, seed: int = 0
+) -> Placed:
     """Return a half-space with images whose least adversarial distance is given.
 
     Images on the plane are shifted away from it, every value by as much as the box allows, until they are as
     far as they should be. Then weights and bias are scaled, which moves no distance, so that the mean margin
-    is `MARGIN` logits, whatever the norm, the form and the distance.
+    is as it should be, whatever the norm, the form and the distance.
 
     Args:
         shape: The form of an image, and the number of classes (at least 2).
@@ -233,6 +235,7 @@ def placed(shape: Shape, norm: Norm, distance: float, n: int, *, seed: int = 0) 
         distance: The least distance, above 0, in ``l0`` a whole number. Where the box is too small for it,
             images lie at most at `FARTHEST` of the way between a corner of the box and the plane.
         n: The number of images, at least 1.
+        margin: The mean margin of the images, in logits, above 0.
         seed: The seed of weights and images.
 
     Returns:
@@ -251,7 +254,7 @@ def placed(shape: Shape, norm: Norm, distance: float, n: int, *, seed: int = 0) 
         near = plane.reach((x + middle.exp() * away).clamp(0, 1), norm)[:, None, None, None] < wanted
         low, high = torch.where(near, middle, low), torch.where(near, high, middle)
     x = (x + high.exp() * away).clamp(0, 1)
-    scale = MARGIN / plane.margin(x).abs().mean()
+    scale = margin / plane.margin(x).abs().mean()
     plane.weight.mul_(scale)
     plane.bias.mul_(scale)
     return Placed(plane, x, y, plane.least(x, norm))

@@ -14,13 +14,16 @@ RADII: dict[Norm, float] = {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 6.0}
 WIDEST: dict[Norm, float] = {"linf": 3.5, "l2": 1.3, "l1": 1.0, "l0": 1.0}
 """How many times as large a ball around an image near grey may be, so that it lies in the box."""
 
+LEAD = 0.15
+"""The score at the planted point; 0 is the boundary, and -1 is the image's."""
+
 
 class Planted:
     """Images, each with a binary classifier of its own that is known to be wrong at one place of its ball.
 
     The binarisation test (Zimmermann et al. 2022, arXiv:2206.13991): on the features of a fixed random
     network, each head is solved so that its score is -1 at the image and at random points on the ball's
-    surface, and `lead` at one more of them. An attack that reports nothing there has failed, not the
+    surface, and `LEAD` at one more of them. An attack that reports nothing there has failed, not the
     network. A step along the first gradient is too coarse to get there, and so is half the radius.
 
     The network sees the means of the cells of an image, at most `CELLS` in a row (in l0, one pixel of each),
@@ -33,7 +36,7 @@ class Planted:
         radius: The radius of the balls, above 0, in l0 at least 2; None for that of `RADII`, by cells. The
             plants of a ball that does not fit into the box lie in a smaller one (`WIDEST`).
         classes: The number of labels, at least 2.
-        lead: How far the planted label leads at the planted point, above 0.
+        scale: What logits are multiplied by, above 0.
         seed: The seed of images, network and points.
 
     Raises:
@@ -48,11 +51,11 @@ class Planted:
         form: tuple[int, int, int] = (1, CELLS, CELLS),
         radius: float | None = None,
         classes: int = 2,
-        lead: float = 0.15,
+        scale: float = 1.0,
         seed: int = 0,
     ) -> None:
         draw = torch.Generator().manual_seed(seed)
-        self.classes, self.form, self._sparse = classes, form, norm == "l0"
+        self.classes, self.form, self._sparse, self._scale = classes, form, norm == "l0", scale
         self._places = tuple(torch.arange(size) * min(size, CELLS) // size for size in form[1:])
         # The values of the smallest cell: what a move of all of them costs in each norm.
         size = form[0] * int(torch.stack([each.bincount().amin() for each in self._places]).prod())
@@ -76,7 +79,7 @@ class Planted:
         start = self.features(self.x)
         ways = self.features(self.points.flatten(0, 1)).view(cases, 32, -1) - start[:, None]
         rise = torch.zeros(cases, 32, 1, dtype=torch.float64)
-        rise[:, 0] = 1 + lead
+        rise[:, 0] = 1 + LEAD
         # The shortest of all heads that rise so: the others' rows are orthogonal to it.
         gram = ways @ ways.mT
         # Where few pixels change, some points are the same.
@@ -177,7 +180,7 @@ class Planted:
         # Label 1 leads where the score's sign says so: of every second example it is the true one.
         lead = self.score(z, rows) * (1 - 2.0 * self.y[rows])
         others = [torch.full_like(lead, -20.0 - each) for each in range(self.classes - 2)]
-        return torch.stack([-lead, lead, *others], 1).to(z.dtype)
+        return (torch.stack([-lead, lead, *others], 1) * self._scale).to(z.dtype)
 
     def found(self, z: Images, rows: Tensor, rounding: float) -> Tensor:
         """Return where images are wrong, in their balls and in the box.
@@ -190,8 +193,10 @@ class Planted:
         Returns:
             bool (n,).
         """
-        distance = self.threat.distance(self.x[rows].double(), z.double())
-        near = distance <= self.threat.radius + rounding * self.x[0].numel() ** 0.5
+        near = (
+            self.threat.distance(self.x[rows].double(), z.double())
+            <= self.threat.radius + rounding * self.x[0].numel() ** 0.5
+        )
         inside = ((z >= -rounding) & (z <= 1 + rounding)).flatten(1).all(1)
         with torch.no_grad():
             wrong = self.logits(z, rows).argmax(1) != self.y[rows]

@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from bench.doctor.findings import Finding, Findings, Level
 from bench.doctor.ground import Attempt, Ground, apart
-from bench.doctor.halfspace import placed
+from bench.doctor.halfspace import MARGIN, placed
 from bench.doctor.plants import Heads, Planted, Unnarrowed
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
@@ -55,7 +55,11 @@ ALONE = 12
 MOST = 0.95
 """The share of images that a sound attack with gradients brings across the plane."""
 
-GAINED = 0.2
+WEAK = 2 / 3
+"""The share of the way to the plane from which images that did not cross tell of a weak attack, not of a broken
+one: what uses half of its radius goes less far."""
+
+GAINED = 0.02
 """The share of the way to the plane below which a search by scores went nowhere."""
 
 NEAR, FAR = 1.25, 2.0
@@ -269,6 +273,12 @@ class _Trial:
         """How many examples there are."""
         return next((n for most, n in EXAMPLES if self.passes <= most), FEW)
 
+    @cached_property
+    def confidence(self) -> float:
+        """By how many logits a label must lead to be a success for it, where it has such a parameter."""
+        given = (self.plain.get(name) for name in ("kappa", "confidence"))
+        return max((float(each) for each in given if isinstance(each, int | float)), default=0.0)
+
     @property
     def distance(self) -> float:
         """How far images are from the plane."""
@@ -289,7 +299,8 @@ class _Trial:
     @cached_property
     def ground(self) -> Ground:
         """The attack on the half-space."""
-        ground = placed(self.shape, self.threat.norm, self.distance, self.n)
+        margin = max(MARGIN, 10 * self.confidence)
+        ground = placed(self.shape, self.threat.norm, self.distance, self.n, margin=margin)
         return Ground(
             self.entry,
             bind(self.entry, self.plain),
@@ -305,7 +316,12 @@ class _Trial:
         radius = self.threat.radius if math.isfinite(self.threat.radius) else None
         cases = min(self.n, ALONE) if self.entry.library else self.n
         return Planted(
-            self.threat.norm, cases, form=self.shape[:3], radius=radius, classes=self.shape.classes
+            self.threat.norm,
+            cases,
+            form=self.shape[:3],
+            radius=radius,
+            classes=self.shape.classes,
+            scale=max(1.0, 20 * self.confidence),
         )
 
     # --- what is asked
@@ -320,31 +336,38 @@ class _Trial:
             return
         z = self.main.crafted.images
         held = self.ground.held(z)
-        self.crossed = 1 - float(held.double().mean())
         gained = self.ground.gained(z)
         n, k = len(held), int((~held).sum())
+        self.crossed = k / n
+        far = self.ground.farther(z)
         said = f"{k} of {n} images cross a plane" + (
             f" with {WITHIN:g} times the radius that is needed" if math.isfinite(self.threat.radius) else ""
         )
         if k < n:
-            said += f", and went {gained:.0%} of the way in the mean"
-        level = self._crossing(gained)
+            said += f", the others went {float(gained[held].mean()):.0%} of the way in the mean"
+        level = self._crossing(float(gained.mean()), float(gained[held].mean()), float(far[held].nanmedian()))
         yield Finding("plane", level, said, "does-not-cross" if level != "quiet" else None)
         if self.entry.kind == "minimum-norm" and k:
-            far = float(self.ground.farther(z)[~held].median())
-            yield self._distance(far, k)
-        lost = int((held & self.watch.won).sum())
-        yield self._kept(lost, n, "images")
+            yield self._distance(float(far[~held].median()), k)
+        yield self._kept(int((held & self.watch.won).sum()), n, "images")
 
-    def _crossing(self, gained: float) -> Level:
-        """Return how much it says that so many images crossed, and went so far."""
+    def _crossing(self, gained: float, others: float, moved: float) -> Level:
+        """Return how much it says that so many images crossed.
+
+        The shares of the way that all of them and those that held have gone, and how far the latter moved, in
+        units of what is needed.
+        """
         assert self.crossed is not None
         if self.crossed >= MOST:
             return "quiet"
-        if self.entry.access == "decision" or self.short or gained >= 1 - 1e-9:
+        if self.entry.access == "decision" or self.short or others >= WEAK:
             return "note"
         if self.entry.access == "score":
-            return "alarm" if gained < GAINED and not self.crossed else "note"
+            if self.entry.kind == "minimum-norm":
+                # What it returns where it found nothing is not what it tried.
+                return "note"
+            lame = moved < WITHIN / 2
+            return "doubt" if lame and self.crossed else "alarm" if lame or gained < GAINED else "note"
         return "doubt" if self.crossed else "alarm"
 
     @cached_property
@@ -412,7 +435,9 @@ class _Trial:
         self.planted = float(won.double().mean())
         said = f"{int(won.sum())} of {n} planted adversarial examples are found"
         poor = self.planted < PLANTED and self.entry.access == "gradient" and self.passes >= ITERATIVE
-        level: Level = "doubt" if poor and not self.short else "quiet"
+        # Where it is not even led across a plane, that has been said; what moves least may stay outside.
+        fair = self.entry.kind == "fixed-budget" and not self.short and (self.crossed or 0) >= MOST
+        level: Level = "quiet" if not poor else "doubt" if fair else "note"
         yield Finding("plants", level, said, "finds-few-plants" if poor else None)
         yield self._kept(int((watch.won & ~won).sum()), n, "plants")
 

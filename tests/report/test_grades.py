@@ -182,7 +182,7 @@ def test_grades_are_printed_with_what_is_missing_and_can_be_left_out() -> None:
     assert "| C¹ |" in text
     assert "1. for a grade of B: an attack without gradients" in text
     assert "Grade" not in render.joined([cut(given, grades=False)], "markdown")
-    assert ",grade\n" in render.joined([cut(given)], "csv").replace("\r", "")
+    assert ",grade," in render.joined([cut(given)], "csv").partition("\n")[0]
 
 
 def test_flags_of_the_defense_stand_in_every_format() -> None:
