@@ -52,7 +52,7 @@ from bench.results.outcomes import Rows, arrays
 from bench.runner import process_state
 from bench.runner.context import CHUNK, settle
 from bench.runner.craft import attacked, unmoved
-from bench.runner.evaluate import answers_to, shown_images, table_of
+from bench.runner.evaluate import ROUNDING, answers_to, moved, shown_images, table_of
 from bench.runner.limits import out_of_memory
 from bench.runner.referee import frozen
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
@@ -350,17 +350,20 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         if entry.make is type(model):
             no_normalisation(mean, std)
             with frozen(model, seed=0), torch.no_grad():
-                logits = model.decide(few, entry.readouts[0]).logits  # type: ignore[operator]
-            if logits is None:
+                logits, again = (model.decide(few, entry.readouts[0]).logits for _ in range(2))  # type: ignore[operator]
+            if logits is None or again is None:
                 raise InputError(f"model: {entry.name} tells no logits, and so no number of classes")
             # With which parameters it was made, nobody can tell.
-            unknown = replace(entry, flags=None, random=entry.random is not False)
+            drawn = entry.random is not False and _differ(logits, again)
+            unknown = replace(entry, flags=None, random=drawn)
             return _made(unknown, model, Shape(form[0], form[1], form[2], logits.shape[1]), split)
     network = _Network(model, mean, std, form[0])
     # Not the whole module: the network may lie on several devices.
     network.mean, network.std = network.mean.to(device), network.std.to(device)
     with frozen(network, seed=0):
         network.classes = classes = _classes(network, few)
+        with torch.no_grad():
+            drawn = _differ(network(few), network(few))
     declared: Any = Classifier.logits
     logits_view = ViewEntry(make=declared, version=1, method="logits", **declared.__view__)
     entry = DefenseEntry(
@@ -371,8 +374,7 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         views={"logits": logits_view},
         aliases={},
         inference=frozenset(),
-        # It may draw, for all that anybody knows.
-        random=True,
+        random=drawn,
         learns=False,
         flags=None,
         check_params=None,
@@ -395,6 +397,11 @@ class _Network(Classifier):
             f"model: expected logits of shape ({len(x)}, {self.classes}) for {len(x)} images, as at first, "
             f"found {found}"
         )
+
+
+def _differ(logits: Tensor, again: Tensor) -> bool:
+    """Return whether two answers (n, K) to the same images differ by more than rounding: they are drawn."""
+    return bool((moved(logits, again) > ROUNDING).any())
 
 
 def _classes(network: nn.Module, few: Images) -> int:
