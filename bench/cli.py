@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
@@ -21,9 +21,9 @@ from bench.escaping import readable
 from bench.runner.executors import Name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from bench.api.running import Run
+    from bench.api.running import Project, Run
     from bench.gate.baseline import Accepted
     from bench.gate.verdicts import Check
     from bench.report.provenance import Source
@@ -689,7 +689,7 @@ def check(  # noqa: PLR0913 - a command line's options
 
 
 @_command(app)
-def doctor(
+def doctor(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     defense: Annotated[
         list[str] | None, typer.Option("--defense", help="A defense's name; may be repeated.")
@@ -699,6 +699,13 @@ def doctor(
     images: Annotated[int, typer.Option("--images", help="How many images of each.", min=12)] = 48,
     limit: Annotated[float, typer.Option("--limit", help="Seconds for each defense.", min=1)] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Add what rows need for a better grade, run it, and grade again."),
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="With --fix: what fits into this time (10min, 2h).")
+    ] = None,
 ) -> None:
     """Examine trained defenses for what makes robustness look better than it is.
 
@@ -709,6 +716,14 @@ def doctor(
 
     project = running.planned(suite, results, data_root)
     _refuse_no_folder(project.store.shown)
+    if fix:
+        _refuse_beside(
+            "--fix",
+            {"--defense": bool(defense), "--images": images != 48, "--limit": limit != 40, "--json": as_json},
+        )
+        _fix(project, data_root, budget)
+        return
+    _refuse_beside("an examination alone", {"--budget": budget is not None})
     screen = None if as_json else console()
     try:
         found = doctoring.report(project, defense, data_root, (images, limit), screen)
@@ -718,6 +733,35 @@ def doctor(
         sys.stdout.write(json.dumps(doctoring.described(found), indent=1) + "\n")
     if any(each.findings.codes for each in found):
         raise typer.Exit(1)
+
+
+def _refuse_beside(what: str, given: Mapping[str, bool]) -> None:
+    """Refuse options that mean nothing beside what is asked for."""
+    if wrong := [name for name, there in given.items() if there]:
+        raise InputError(f"{', '.join(wrong)}: goes without {what}")
+
+
+def _fix(project: Project, data_root: Path | None, budget: str | None) -> None:
+    """Add what rows need for a better grade, run it, and print the tables."""
+    from bench.api import fixing, running
+    from bench.console import say
+    from bench.runner import executors
+    from bench.runner.budget import parse_duration
+    from bench.runner.executors.protocol import Asked
+
+    seconds, screen = None if budget is None else parse_duration(budget), _progress()
+    _open(project.store)
+    for sentence in fixing.add(project):
+        say(screen, sentence)
+    project = running.planned(project.plan.suite.path, project.store.shown, data_root)
+    say(screen, fixing.summary(project))
+    start = executors.ready("process", Asked())
+    work = running.chosen(project, running.Options(start, data_root, console=screen), None, seconds)
+    _work(work)
+    cut, notes = work.tables()
+    _print_tables(cut)
+    _note(notes)
+    _ended(work, f"; tables in {project.store.shown / 'tables'}")
 
 
 @_command(app)

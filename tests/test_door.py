@@ -254,6 +254,26 @@ def test_an_own_attack_that_replaces_part_of_the_network_is_caught(what: str) ->
     assert torch.equal(net(X), before)
 
 
+class Drawn(nn.Module):
+    """The plain network on noisy images."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.net, self.sigma = plain(), sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.net(x + self.sigma * torch.randn_like(x))
+        return answer
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.01])
+def test_an_attack_stops_at_a_success_unless_the_network_draws(sigma: float) -> None:
+    """A radius of 1 breaks every example at once; each answer is a pass."""
+    found = attacked(Drawn(sigma), attack={"use": "pgd", "steps": 20}, radius=1.0)
+    passes = found.frame["forwards"]
+    assert (passes >= 21).all() if sigma else (passes < 10).all()
+
+
 # --- where it is called ------------------------------------------------------------------------------
 
 

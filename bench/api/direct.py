@@ -35,7 +35,7 @@ from bench.errors import InputError, did_you_mean, out_of_memory
 from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
-from bench.referee.answers import CHUNK
+from bench.referee.answers import CHUNK, ROUNDING, moved
 from bench.referee.freezing import frozen
 from bench.referee.settings import Setting
 from bench.registry import (
@@ -351,17 +351,20 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         if entry.make is type(model):
             no_normalisation(mean, std)
             with frozen(model, seed=0), torch.no_grad():
-                logits = model.decide(few, entry.readouts[0]).logits  # type: ignore[operator]
-            if logits is None:
+                logits, again = (model.decide(few, entry.readouts[0]).logits for _ in range(2))  # type: ignore[operator]
+            if logits is None or again is None:
                 raise InputError(f"model: {entry.name} tells no logits, and so no number of classes")
             # With which parameters it was made, nobody can tell.
-            unknown = replace(entry, flags=None, random=entry.random is not False)
+            drawn = entry.random is not False and _differ(logits, again)
+            unknown = replace(entry, flags=None, random=drawn)
             return _made(unknown, model, Shape(form[0], form[1], form[2], logits.shape[1]), split)
     network = _Network(model, mean, std, form[0])
     # Not the whole module: the network may lie on several devices.
     network.mean, network.std = network.mean.to(device), network.std.to(device)
     with frozen(network, seed=0):
         network.classes = classes = _classes(network, few)
+        with torch.no_grad():
+            drawn = _differ(network(few), network(few))
     declared: Any = Classifier.logits
     logits_view = ViewEntry(make=declared, version=1, method="logits", **declared.__view__)
     entry = DefenseEntry(
@@ -372,8 +375,7 @@ def _fitted(model: nn.Module, split: Split, device: torch.device, mean: Any, std
         views={"logits": logits_view},
         aliases={},
         inference=frozenset(),
-        # It may draw, for all that anybody knows.
-        random=True,
+        random=drawn,
         learns=False,
         flags=None,
         check_params=None,
@@ -396,6 +398,11 @@ class _Network(Classifier):
             f"model: expected logits of shape ({len(x)}, {self.classes}) for {len(x)} images, as at first, "
             f"found {found}"
         )
+
+
+def _differ(logits: Tensor, again: Tensor) -> bool:
+    """Return whether two answers (n, K) to the same images differ by more than rounding: they are drawn."""
+    return bool((moved(logits, again) > ROUNDING).any())
 
 
 def _classes(network: nn.Module, few: Images) -> int:

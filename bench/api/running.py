@@ -58,6 +58,10 @@ class Project(NamedTuple):
     """Whether every task is planned in worst mode, whatever the file says."""
 
 
+ADDED = "added.yaml"
+"""The file in a results folder of what `bench doctor --fix` added to the suite."""
+
+
 def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: bool = False) -> Project:
     """Read and check a task file and its tables.
 
@@ -74,9 +78,10 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
         InputError: The file cannot be read, or something in it cannot be as asked.
     """
     suite = resolve.load(path)
+    store = Store(results or Path("results") / suite.name)
+    suite = resolve.extended(suite, store.shown / ADDED)
     if worst:
         suite = resolve.in_worst_mode(suite)
-    store = Store(results or Path("results") / suite.name)
     crossed = make(suite, data_root, store.receipt)
     manifest = crossed.manifest()
     names: dict[str, str] = {}

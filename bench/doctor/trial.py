@@ -56,8 +56,8 @@ MOST = 0.95
 """The share of images that a sound attack with gradients brings across the plane."""
 
 WEAK = 2 / 3
-"""The share of the way to the plane from which images that did not cross tell of a weak attack, not of a broken
-one: what uses half of its radius goes less far."""
+"""The share of the way to the plane from which images that did not cross tell of a weak attack, not of a
+broken one: what uses half of its radius goes less far."""
 
 GAINED = 0.02
 """The share of the way to the plane below which a search by scores went nowhere."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from bench.report.checks import Evidence, Flag
 from bench.report.checks.comparisons import ITERATES
@@ -20,6 +20,18 @@ BELIEVED = ("quiet", "untested", "note")
 """Levels of findings that leave an attack or a defense believed."""
 
 
+Kind: TypeAlias = Literal["flags", "attack", "trial", "blind", "examination", "second", "time", "examples"]
+"""What may be missing."""
+
+
+class Lack(NamedTuple):
+    """What is missing for a better grade."""
+
+    kind: Kind
+    said: str
+    """The same in words."""
+
+
 @dataclass(frozen=True)
 class Grade:
     """How much stands behind a row."""
@@ -27,7 +39,7 @@ class Grade:
     letter: Letter
     """``D``: an alarm stands. ``C``: a doubt stands, or evidence is missing without which no number can be
     believed. ``B``: all of that is there. ``A``: and what makes a mistake unlikely."""
-    missing: tuple[str, ...] = ()
+    missing: tuple[Lack, ...] = ()
     """What the next better grade needs; nothing for an ``A``."""
 
     @property
@@ -36,7 +48,7 @@ class Grade:
         if self.letter == "A":
             return ""
         better = LETTERS[LETTERS.index(self.letter) - 1]
-        return f"for a grade of {better}: {'; '.join(self.missing)}"
+        return f"for a grade of {better}: {'; '.join(each.said for each in self.missing)}"
 
 
 def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -> Grade | None:
@@ -61,16 +73,19 @@ def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -
     for flag in flags:
         levels[flag.level].append(flag.code)
     if levels["alarm"]:
-        return Grade("D", (f"these alarms need a reason: {', '.join(dict.fromkeys(levels['alarm']))}",))
-    missing: list[str] = []
+        said = f"these alarms need a reason: {', '.join(dict.fromkeys(levels['alarm']))}"
+        return Grade("D", (Lack("flags", said),))
+    missing: list[Lack] = []
     if levels["doubt"]:
-        missing.append(f"these doubts need a reason: {', '.join(dict.fromkeys(levels['doubt']))}")
+        said = f"these doubts need a reason: {', '.join(dict.fromkeys(levels['doubt']))}"
+        missing.append(Lack("flags", said))
     missing += dict.fromkeys(said for same in _by_threat(attacks) for said in _core(same))
     if missing:
         return Grade("C", tuple(missing))
     more = list(dict.fromkeys(said for same in _by_threat(attacks) for said in _more(same)))
     if span is not None and span > SPAN:
-        more.append(f"more examples: the interval of the lowest accuracy spans {100 * span:.0f} points")
+        said = f"more examples: the interval of the lowest accuracy spans {100 * span:.0f} points"
+        more.append(Lack("examples", said))
     return Grade("B", tuple(more)) if more else Grade("A")
 
 
@@ -81,27 +96,27 @@ def _by_threat(attacks: Iterable[Evidence]) -> list[list[Evidence]]:
     return list(found.values())
 
 
-def _core(attacks: Sequence[Evidence]) -> Iterator[str]:
+def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what is missing without which no number can be believed."""
     exact = [each for each in attacks if _exact(each)]
     if not exact:
-        yield "an iterative attack with gradients of what is scored"
+        yield Lack("attack", "an iterative attack with gradients of what is scored")
     elif not any(_proven(each) for each in exact):
-        yield "a trial of its attack where the answer is known"
+        yield Lack("trial", "a trial of its attack where the answer is known")
     if not any(_blind(each.condition) for each in attacks):
-        yield "an attack without gradients"
+        yield Lack("blind", "an attack without gradients")
     if not any(_examined(each) for each in attacks):
-        yield "a whole examination of the defense (bench doctor)"
+        yield Lack("examination", "a whole examination of the defense (bench doctor)")
 
 
-def _more(attacks: Sequence[Evidence]) -> Iterator[str]:
+def _more(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what makes a mistake unlikely, and is missing."""
     exact = [each for each in attacks if _exact(each)]
     several = any("found_by" in each.rows for each in exact)
     if not several and len({each.condition.attack for each in exact}) < 2:
-        yield "a second attack on what is scored, with another loss"
+        yield Lack("second", "a second attack on what is scored, with another loss")
     if untested := {name for each in attacks for name in (each.examination or {}).get("untested", ())}:
-        yield f"more time for the examination: untested are {', '.join(sorted(untested))}"
+        yield Lack("time", f"more time for the examination: untested are {', '.join(sorted(untested))}")
 
 
 def _exact(each: Evidence) -> bool:

@@ -106,6 +106,8 @@ class RenderedTable:
     """Moves that were invalid, over the whole table; a job that several cells share counts once."""
     coarse: tuple[str, ...] = ()
     """The attacks that searched in bfloat16, by their names in the task file."""
+    added: tuple[str, ...] = ()
+    """The attacks that `bench doctor --fix` added, which only the extra columns count."""
     flags: tuple[Flag, ...] = ()
     """Flags of the table as a whole."""
     source: str = ""
@@ -209,6 +211,9 @@ def cut(
         worst=any(each.facts.member for slot in layout.slots for each in slot.conditions),
         invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
         coarse=_coarse(layout),
+        added=tuple(dict.fromkeys(name for row in layout.rows for name in _added(layout, row)))
+        if layout.table.extra
+        else (),
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
@@ -421,6 +426,7 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
         place for place, slot in enumerate(row.slots) if slot.attacks and slot.metric.name == table.metric
     ]
     named = {layout.columns[place].heading: cells[place] for place in attacked}
+    added = _added(layout, row) if attacked and table.extra else {}
     apart = any(row.slots[place].apart for place in attacked)
     if table.bold == "weakest" and not apart and metric.worst is not None and merged(layout, row) is None:
         weakest = _weakest(metric, list(named.values()))
@@ -431,6 +437,7 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
     for heading in table.extra:
         if heading == "Worst":
             parts = {layout.columns[place].heading: row.slots[place].attacks for place in attacked}
+            parts |= added
             if standing.apart(each for conditions in parts.values() for each in conditions):
                 cells.append(TableCell(None, DASH, notes=(SOME,)))
             else:
@@ -438,8 +445,20 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
         elif apart:
             cells.append(_incomparable(heading))
         else:
-            cells.append(_best(metric, named))
+            more = {
+                name: worst_case({name: conditions}, metric, reader, on=table.worst_on)[0]
+                for name, conditions in added.items()
+            }
+            cells.append(_best(metric, {**named, **more}))
     return _SettledRow(tuple(cells), tuple(seen))
+
+
+def _added(layout: Layout, row: TableRow) -> dict[str, tuple[Condition, ...]]:
+    """Return what `bench doctor --fix` added for a row, by the names of attacks and views."""
+    found: dict[str, tuple[Condition, ...]] = {}
+    for each in layout.added(row):
+        found[checks.title(each)] = (*found.get(checks.title(each), ()), each)
+    return found
 
 
 def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:

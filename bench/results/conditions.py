@@ -67,6 +67,8 @@ class Facts:
     """The loss that the attack climbs, where it has a choice and took another one than the cross-entropy."""
     trained_on_them: bool = False
     """Whether the defense was fitted on the split that it is scored on."""
+    added: bool = False
+    """Whether `bench doctor --fix` added it to the suite."""
     trial: str | None = None
     """The key of the attack's trial; None: it was not asked for."""
     examinations: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class Facts:
         values["averaged"] = given.get("averaged", 1)
         values["loss"] = given.get("loss")
         values["trained_on_them"] = given.get("trained_on_them", False)
+        values["added"] = given.get("added", False)
         values |= {"trial": given.get("trial"), "examinations": tuple(given.get("examinations", ()))}
         if (member := given.get("member")) is not None:
             values["member"] = Member(member["label"], member["place"], tuple(member["of"]))

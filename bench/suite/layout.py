@@ -117,6 +117,17 @@ class Layout:
         every = (each for key in keys for each in self.attacked.get(key, ()))
         return tuple(each for each in every if (each.job, each.radius) not in known)
 
+    def added(self, row: TableRow) -> tuple[Condition, ...]:
+        """Return the attacks that `bench doctor --fix` added for what a row shows, and that no column has.
+
+        Args:
+            row: A row of the table.
+
+        Returns:
+            The conditions; they count in the columns over all attacks.
+        """
+        return tuple(each for each in self.beside(row) if each.facts.added)
+
     def needs_unmoved(self, condition: Condition, metric: Metric) -> bool:
         """Return whether a number depends on the answers to unmoved images.
 
@@ -146,6 +157,8 @@ class Layout:
                 found.add(condition.job)
                 if self._uses_unmoved(condition, slot.metric):
                     found |= {each.job for each in self.unmoved(condition)[:1]}
+        if self.table.extra:
+            found |= {each.job for row in self.rows for each in self.added(row)}
         return found
 
     def reads_by_job(self) -> dict[str, set[str]]:

@@ -648,8 +648,9 @@ class Planner:
         for name, each in self.conditions.items():
             look = looks[name_of(each)]
             whole = self._once(("examination", look.key), partial(replace, look, whole=True))
-            wanted = whole if asked == "all" or each.job.victim.train.foreign else look
-            checks = () if asked == "none" else (wanted,)
+            named = each.coordinates["defense"] in self.suite.added.doctor
+            wanted = whole if asked == "all" or named or each.job.victim.train.foreign else look
+            checks = () if asked == "none" and not named else (wanted,)
             facts = {**each.facts, "examinations": [whole.key, look.key]}
             self.conditions[name] = replace(each, checks=(*each.checks, *checks), facts=facts)
 
@@ -784,6 +785,7 @@ class Planner:
             **({"averaged": seen.draws} if (seen := attack_run.view) is not None and seen.draws > 1 else {}),
             **({"trained_on_them": True} if _trained_on(request.victim, request.data) else {}),
             **({} if trial is None else {"trial": trial.key}),
+            **({"added": True} if point.attack in self.suite.added.attacks else {}),
         }
         return PlannedCondition(point.coordinates, job, facts, () if trial is None else (trial,))
 

@@ -35,9 +35,11 @@ from bench.suite.schema import (
     ANSWERS,
     AVERAGED,
     UNSEEN,
+    Addition,
     AttackUse,
     DefenseUse,
     SuiteModel,
+    Task,
     ViewUse,
     expanded,
 )
@@ -209,6 +211,8 @@ class Suite:
     attacks: Mapping[str, Resolved[AttackEntry] | Planned]
     inference_settings: Mapping[str, tuple[Mapping[str, Any], ...]]
     """For each defense, the settings at inference time; several where a list was given."""
+    added: Addition = field(default_factory=Addition)
+    """What `bench doctor --fix` added to the file; it is among the attacks and the tasks."""
 
     @property
     def path(self) -> Path:
@@ -271,6 +275,44 @@ def load(path: Path) -> Suite:
             inference_settings={name: _serves(doc, name, use) for name, use in model.defenses.items()},
         )
     )
+
+
+def extended(suite: Suite, path: Path) -> Suite:
+    """Return a suite with what `bench doctor --fix` added to it.
+
+    Args:
+        suite: the checked suite.
+        path: the file of what was added; it need not be there.
+
+    Raises:
+        InputError: something in it cannot be used, or does not fit the suite any more.
+    """
+    if not path.is_file():
+        return suite
+    doc = yaml_source.read(path)
+    mended = f"; bench doctor {suite.path} --fix writes {path} anew where it is deleted"
+    try:
+        added = doc.check(Addition, doc.data)
+        if both := sorted(added.attacks.keys() & suite.attacks.keys()):
+            raise InputError(f"{doc.at('attacks', both[0])}: {suite.path} has an attack of this name, too")
+        for name in added.doctor:
+            known(doc.at("doctor"), "defense", name, suite.defenses)
+        made = {name: _attack(doc, name, use, suite.folder) for name, use in added.attacks.items()}
+        model = suite.model.model_copy(
+            update={
+                "attacks": {**suite.model.attacks, **added.attacks},
+                # What the file says of all attacks means those that it had.
+                "tasks": [*(_spelled(task, suite) for task in suite.model.tasks), *added.tasks],
+            }
+        )
+        return checked(replace(suite, model=model, attacks={**suite.attacks, **made}, added=added))
+    except InputError as error:
+        raise InputError(f"{error}{mended}") from None
+
+
+def _spelled(task: Task, suite: Suite) -> Task:
+    """Return a task that names its attacks."""
+    return task if task.attacks else task.model_copy(update={"attacks": list(suite.attacks)})
 
 
 def in_worst_mode(suite: Suite) -> Suite:

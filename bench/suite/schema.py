@@ -258,6 +258,15 @@ class SuiteModel(Model):
     """What attacks search in, `float32` or `bf16-search`."""
 
 
+class Addition(Model):
+    """What `bench doctor --fix` adds to a suite: a file in the results folder."""
+
+    attacks: dict[Name, AttackUse] = {}
+    tasks: list[Task] = []
+    doctor: list[str] = []
+    """The defenses that are examined whole."""
+
+
 def expanded(choice: ViewUse, readout: str) -> ViewUse:
     """Return a view with ``{readout}`` filled in: ``e2e_{readout}`` is one name for each read-out.
 

@@ -99,7 +99,7 @@ def test_stored_attacks_of_the_same_threat_are_used_where_they_are(folder: Path,
     project = running.planned(tmp_path / "copy" / "suite.yaml", tmp_path / "copy" / "results" / "suite", None)
     sound, hidden = doctoring.cases(project, None, 40)
     assert (sound.title, hidden.title) == ("sound/label", "hidden/label")
-    assert sound.looked == (("logits", {}),)
+    assert [(each.use, each.params) for each in sound.job.views] == [("logits", {})]
     fgsm = {
         each.coordinates["defense"]: project.store.outcomes(each.job.key)
         for each in project.plan.conditions
