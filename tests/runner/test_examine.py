@@ -1,0 +1,230 @@
+"""Trials and examinations as jobs: which are planned, what they leave, and that no number waits for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.api import fixing, packing, running
+from bench.errors import InputError
+from bench.results import pack
+from bench.results.manifest import Outcomes
+from bench.results.store import Store
+from bench.suite import planner, resolve
+from bench.suite.jobs import Examination, Trial
+from suites import TASK, Ran, suite
+
+VIEWS = ["logits", None]
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+TABLE = {
+    "title": "x",
+    "rows": ["defense", "readout"],
+    "where": {"view": VIEWS},
+    "columns": {"PGD": {"attack": "pgd"}},
+    "extra": ["Min", "Worst"],
+}
+ATTACKS = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 5}, "wrong": {"use": "toy/wrong-sign"}}
+
+
+def written(folder: Path, **more: Any) -> Path:
+    (folder / "mynet.py").write_text(NETWORK)
+    defenses = {"net": {"use": "toy/linear"}, "own": {"use": "module", "build": "mynet:build"}}
+    task = {**TASK, "attacks": list(ATTACKS)}
+    return suite(folder, defenses, ATTACKS, [task], **{"doctor": "plugins", "tables": {"1": TABLE}, **more})
+
+
+def checks(path: Path) -> dict[str, set[tuple[str, Any]]]:
+    """Return the kinds of checks that are planned, by defense: trials by attack, examinations by depth."""
+    found: dict[str, set[tuple[str, Any]]] = {}
+    for each in planner.make(resolve.load(path)).conditions:
+        for job in each.checks:
+            told = job.attack.name if isinstance(job, Trial) else job.whole
+            found.setdefault(str(each.coordinates["defense"]), set()).add((job.kind, told))
+    return found
+
+
+TRIALS = {("trial", "pgd"), ("trial", "toy/wrong-sign")}
+
+
+def test_code_of_other_people_is_examined_whole_and_ours_is_looked_at(tmp_path: Path) -> None:
+    # What tests register is of other people, too.
+    assert checks(written(tmp_path))["own"] == {*TRIALS, ("examination", True)}
+    ours = suite(tmp_path, {"cnn": {"use": "standard"}}, {"pgd": {"use": "pgd"}}, [TASK], doctor="plugins")
+    assert checks(ours)["cnn"] == {("trial", "pgd"), ("examination", False)}
+
+
+def test_all_or_none_are_examined_as_the_file_says(tmp_path: Path) -> None:
+    ours = {"cnn": {"use": "standard"}}
+    every = suite(tmp_path, ours, {"pgd": {"use": "pgd"}}, [TASK], doctor="all")
+    assert checks(every)["cnn"] == {("trial", "pgd"), ("examination", True)}
+    assert checks(written(tmp_path, doctor="none")) == {}
+    with pytest.raises(InputError, match=r"suite.yaml:\d+: doctor: .*'some'"):
+        resolve.load(written(tmp_path, doctor="some"))
+
+
+def test_a_trial_is_shared_by_defenses_and_an_examination_by_attacks_and_seeds(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("tasks:\n- ", "tasks:\n- seeds: [3, 5]\n  "))
+    plan = planner.make(resolve.load(path))
+    jobs = [job for job in plan.graph() if isinstance(job, Trial | Examination)]
+    assert sorted(job.kind for job in jobs) == ["examination"] * 3 + ["trial"] * 2
+    assert {job.victim.train.seed for job in jobs if isinstance(job, Examination)} == {3}
+
+
+def test_settings_threat_and_form_are_in_the_key_of_a_trial_and_no_label_is(tmp_path: Path) -> None:
+    def key(**changes: Any) -> str:
+        attack = {"use": "pgd", "steps": changes.pop("steps", 5)}
+        task = {**TASK, "threat": {"norm": "linf", "radius": changes.pop("radius", 0.1)}, "views": ["logits"]}
+        path = suite(tmp_path, {"d": {"use": "toy/linear"}}, {changes.pop("label", "a"): attack}, [task])
+        condition = planner.make(resolve.load(path)).conditions[0]
+        found: str = condition.facts["trial"]
+        return found
+
+    assert key() == key(label="b")
+    assert len({key(), key(steps=6), key(radius=0.2)}) == 3
+
+
+def test_worst_mode_tries_each_attack_by_itself(tmp_path: Path) -> None:
+    path = written(tmp_path, worst=True)
+    assert checks(path)["own"] == {*TRIALS, ("examination", True)}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    ran = Ran(written(tmp_path_factory.mktemp("examined")))
+    assert not ran.failed, ran.failed[0].error
+    return ran
+
+
+def test_what_was_found_stands_in_receipts_and_whole_beside_them(done: Ran) -> None:
+    outcomes = Outcomes(done.store.root)
+    for each in done.plan.conditions:
+        facts = each.facts
+        if (key := facts.get("trial")) is not None:
+            found = outcomes.found("trial", key)
+            whole = json.loads(done.store.artefact("trial", key).read_text())
+            assert found is not None
+            assert found["worst"] == whole["worst"]
+            assert (found["worst"] in ("doubt", "alarm")) == (each.coordinates["attack"] == "wrong")
+            assert (found["crossed"] == 1) == (each.coordinates["attack"] == "pgd")
+        examined = [outcomes.found("examination", key) for key in facts["examinations"]]
+        assert [each is None for each in examined] == [False, True], "a whole one, and so no look"
+    assert outcomes.found("trial", "0" * 32) is None
+
+
+def test_a_damaged_finding_is_none_and_is_made_again(done: Ran, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "results"
+    shutil.copytree(done.store.root, root)
+    key = next(each.facts["trial"] for each in done.plan.conditions if "trial" in each.facts)
+    (root / "trial" / key / "findings.json").write_text("{}")
+    assert Outcomes(root).found("trial", key) is None
+    again = Ran(done.plan.suite.path, root)
+    assert [each.job.kind for each in again.done] == ["trial"]
+    assert Outcomes(root).found("trial", key) is not None
+
+
+def test_a_check_that_fails_costs_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("bench.runner.examine.try_attack", broken)
+    monkeypatch.setattr("bench.runner.examine.examine", broken)
+    ran = Ran(written(tmp_path))
+    assert {each.job.kind for each in ran.failed} == {"trial", "examination"}
+    outcomes = Outcomes(ran.store.root)
+    assert all(outcomes(each.job.key) is not None for each in ran.plan.conditions)
+
+
+def test_findings_are_packed_read_and_verified(done: Ran, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "suite"
+    shutil.copytree(done.store.root, root)
+    project = running.planned(done.plan.suite.path, root, None)
+    project.store.write_text(root / "manifest.json", json.dumps({}))
+    from bench.results import manifest
+
+    manifest.write(project.store, project.manifest)
+    packing.packed(root)
+    packed = pack.opened(root)
+    kinds = sorted({packed.kind(key) for key in packed.keys})
+    assert kinds == ["evaluate", "examination", "trial"]
+    assert not any((root / kind).exists() for kind in kinds)
+    before, after = Outcomes(done.store.root), Outcomes(root)
+    for each in done.plan.conditions:
+        for kind, key in [("trial", each.facts.get("trial")), ("examination", each.facts["examinations"][0])]:
+            if key is not None:
+                assert before.found(kind, key) == after.found(kind, key) is not None
+    assert not Ran(done.plan.suite.path, root).done
+    store = Store(root)
+    store.discard("trial", next(key for key in packed.keys if packed.kind(key) == "trial"))
+    assert [each.job.kind for each in Ran(done.plan.suite.path, root).done] == ["trial"]
+
+
+# --- what is added -----------------------------------------------------------------------------------
+
+
+def added(folder: Path) -> running.Project:
+    return running.planned(folder / "suite.yaml", folder / "results", None)
+
+
+def test_what_a_row_lacks_is_added_once_and_counts_where_it_is_shown(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    Ran(path)
+    said = fixing.add(added(tmp_path))
+    assert any(each.startswith("table 1, net, plain: ") and "doctor-square" in each for each in said), said
+    told = yaml.safe_load((tmp_path / "results" / "added.yaml").read_text())
+    project = added(tmp_path)
+    extra = [each for each in project.plan.conditions if each.facts.get("added")]
+    assert {each.coordinates["attack"] for each in extra} <= set(told["attacks"])
+    assert all(len(each["threat"]["radius"]) == 1 for each in told["tasks"])
+    # Asked again, nothing more is needed of what is planned already.
+    fixing.add(project)
+    assert yaml.safe_load((tmp_path / "results" / "added.yaml").read_text()) == told
+
+
+def test_an_added_attack_is_in_min_and_worst_and_in_no_column(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    Ran(path)
+    fixing.add(added(tmp_path))
+    project = added(tmp_path)
+    work = running.Run(project, running.Options(_inline), None)
+    work.do()
+    (table,), _ = work.tables()
+    assert list(table.columns) == ["PGD", "Min", "Worst"]
+    assert "doctor-square (logits)" in table.added
+    for row in table.rows:
+        pgd, least, worst = (cell.estimate for cell in row.cells)
+        assert pgd is not None
+        assert least is not None
+        assert worst is not None
+        assert worst.value <= least.value <= pgd.value
+
+
+def _inline(context: Any, listener: Any) -> Any:
+    from bench.runner.executors.inline import Inline
+
+    return Inline(context, listener, "cpu")
+
+
+def test_what_was_added_must_fit_the_suite(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    place = tmp_path / "added.yaml"
+    place.write_text(yaml.safe_dump({"attacks": {"pgd": {"use": "pgd"}}}))
+    with pytest.raises(InputError, match=r"added.yaml:\d+: attacks.pgd: .* has an attack of this name"):
+        resolve.extended(resolve.load(path), place)
+    place.write_text(yaml.safe_dump({"doctor": ["gone"]}))
+    with pytest.raises(InputError, match=r"gone.*bench doctor .* --fix"):
+        resolve.extended(resolve.load(path), place)
