@@ -60,9 +60,24 @@ STARTS, MORE_STARTS, START_STEPS, DIRECTED_STEPS = 4, 8, 7, 25
 CLOSE = 0.1
 """The share of its clean margin that is left at most of what nearly fell."""
 
-BOUNDARY_STEPS, BOUNDARY_BACK, BOUNDARY_CLASSES = (20, 50), (0.5, 0.9), 4
-"""Of each search along the boundary, in l2: steps for each class, what a success keeps of its way; how
-many classes are gone for."""
+NEAR, FAR = (5.0, 3.0, 2.0, 1.4, 1.0), (7.0, 4.0, 2.5, 1.6, 1.0)
+"""Radii of balls, the largest first, as multiples of the radius that is attacked."""
+
+SHRINKING: tuple[tuple[tuple[float, ...], Loss], ...] = (
+    (NEAR, "margin"),
+    (NEAR, "ce"),
+    (FAR, "margin"),
+    (FAR, "ce"),
+    (NEAR, "margin"),
+)
+"""Of each walk in ever smaller balls, in l2: the balls, and what is climbed."""
+
+SHRINKING_STEPS = (8, 8, 8, 8, 12)
+"""Steps in each ball."""
+
+BOUNDARY_STEPS, BOUNDARY_BACK, BOUNDARY_CLASSES = 20, 0.5, 4
+"""Of the search along the boundary, in l2: steps for each class, what a success keeps of its way; how many
+classes are gone for."""
 
 QUERIES = 3000
 """Points that Square asks for, where it is asked at all."""
@@ -74,23 +89,24 @@ SPREAD = 1e-3
 def cost() -> int:
     """Return how many forward passes it makes over each example, at most."""
     # Each with the look at its image; the first ones are the image's own and the stored one's.
-    parts = [1, 1, MARGIN_STEPS + 2, 1 + CLASSES["linf"] * (TARGET_STEPS + 1) + 1, PROBABILITY_STEPS + 2]
+    parts = [1, 1, MARGIN_STEPS + 2, 1 + CLASSES["linf"] * (TARGET_STEPS + 1) + 1]
     starts = (STARTS + MORE_STARTS) * (START_STEPS + DIRECTED_STEPS + 1)
-    linf = ENTROPY_STEPS + 2 + starts + 1 + (1 + QUERIES) + 2
-    l2 = sum(1 + boundary_cost(steps=steps, classes=BOUNDARY_CLASSES) for steps in BOUNDARY_STEPS)
+    linf = PROBABILITY_STEPS + 2 + ENTROPY_STEPS + 2 + starts + 1 + (1 + QUERIES) + 2
+    l2 = 1 + boundary_cost(steps=BOUNDARY_STEPS, classes=BOUNDARY_CLASSES)
+    l2 += len(SHRINKING) * (sum(steps + 1 for steps in SHRINKING_STEPS) + 1)
     return sum(parts) + max(linf, l2) + 1 + (1 + QUERIES) + 1
 
 
-@attack("fast-worst", norms={"linf", "l2"}, version=1, starts="any", cost=cost)
+@attack("fast-worst", norms={"linf", "l2"}, version=2, starts="any", cost=cost)
 def fast_worst(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Crafted:
     """Find nearly what AutoAttack finds at a fraction of its passes.
 
-    In turn: stored images, where there are any; a short walk up the margin; in l2, searches along the
-    boundary; walks to the classes that a linear estimate ranks first; one up the margin of probabilities; in
-    linf, one up the cross-entropy, and walks up the margin from directed starts, more where it nearly fell;
-    and Square, only there and where the gradient or the logits tell nothing. Where winning here is not
-    winning (``view.exact`` is false), every part sees every example, and the image with the highest margin is
-    kept.
+    In turn: stored images, where there are any; a short walk up the margin; in l2, walks in ever smaller
+    balls, and a search along the boundary; walks to the classes that a linear estimate ranks first; in linf,
+    one up the margin of probabilities, one up the cross-entropy, and walks up the margin from directed
+    starts, more where it nearly fell; and Square, only there and where the gradient or the logits tell
+    nothing. Where winning here is not winning (``view.exact`` is false), every part sees every example, and
+    the image with the highest margin is kept.
 
     Args:
         view: What the attack looks through, with gradients.
@@ -101,20 +117,21 @@ def fast_worst(view: View, x: Images, y: Labels, threat: Threat, noise: Randomne
 
     Returns:
         The images, in the ball and the box, with the notes of `sequence`, whose members are here called
-        ``stored``, ``margin``, ``boundary-1`` and ``boundary-2`` (l2), ``targets``, ``probabilities``,
-        ``entropy`` and ``directed`` (linf), and ``search``.
+        ``stored``, ``margin``, ``shrinking-1`` to ``shrinking-5`` and ``boundary`` (l2), ``targets``,
+        ``probabilities``, ``entropy`` and ``directed`` (all in linf), and ``search``.
     """
-    boundary: list[tuple[str, Run]] = [
-        (f"boundary-{number}", partial(_boundary, steps=steps, back=back))
-        for number, (steps, back) in enumerate(zip(BOUNDARY_STEPS, BOUNDARY_BACK, strict=True), 1)
+    wide: list[tuple[str, Run]] = [
+        (f"shrinking-{number}", partial(_shrinking, factors=factors, loss=loss))
+        for number, (factors, loss) in enumerate(SHRINKING, 1)
     ]
     parts: list[tuple[str, Run]] = [
         ("margin", partial(_climb, steps=MARGIN_STEPS, loss="margin")),
-        *([] if threat.norm == "linf" else boundary),
+        *([] if threat.norm == "linf" else [*wide, ("boundary", _boundary)]),
         ("targets", _targets),
-        ("probabilities", partial(_climb, steps=PROBABILITY_STEPS, loss="margin", of=_Probabilities)),
     ]
     if threat.norm == "linf":
+        probabilities = partial(_climb, steps=PROBABILITY_STEPS, loss="margin", of=_Probabilities)
+        parts.append(("probabilities", probabilities))
         parts.append(("entropy", partial(_climb, steps=ENTROPY_STEPS, loss="ce")))
         parts.append(("directed", _directed))
     parts.append(("search", _search))
@@ -273,15 +290,40 @@ def directed_start(view: View, x: Images, y: Labels, threat: Threat, noise: Rand
     return z.detach()
 
 
-def _boundary(
-    view: View, x: Images, y: Labels, threat: Threat, noise: Randomness, *, steps: int, back: float
+def _shrinking(
+    view: View,
+    x: Images,
+    y: Labels,
+    threat: Threat,
+    noise: Randomness,
+    *,
+    factors: tuple[float, ...],
+    loss: Loss,
 ) -> Crafted:
-    """Step along the boundaries of the likeliest classes (FAB, arXiv:1907.02044), which may leave the ball.
+    """Walk in ever smaller balls, the last of which is the threat's, each time from where the last walk led.
 
-    In l2 it is what finds images behind a plateau on which no loss has a slope.
+    What lies behind a plateau on which no loss has a slope is found from outside the ball (the idea is that
+    of Croce and Hein 2021 for l1, arXiv:2103.01208; balls and steps are ours).
     """
+    # Far from the image a wrong answer is no success, and the walk goes on to the highest loss.
+    seen = replace(view, starts=None, exact=False)
+    for factor, steps in zip(factors, SHRINKING_STEPS, strict=True):
+        if factor == 1:
+            seen = replace(seen, exact=view.exact)
+        ball = replace(threat, radius=factor * threat.radius)
+        walks = Walks(seen, x, y, ball, noise, Settings(steps, loss, RHO))
+        walks.climb()
+        found = walks.crafted()
+        seen = replace(seen, starts=found.images)
+    return found
+
+
+def _boundary(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Crafted:
+    """Step along the boundaries of the likeliest classes, also out of the ball (FAB, arXiv:1907.02044)."""
     view = replace(view, starts=None)
-    found = fab_t(view, x, y, threat, noise, steps=steps, classes=BOUNDARY_CLASSES, beta=back)
+    found = fab_t(
+        view, x, y, threat, noise, steps=BOUNDARY_STEPS, classes=BOUNDARY_CLASSES, beta=BOUNDARY_BACK
+    )
     # Of what is too far the nearest point of the ball.
     return Crafted(threat.project(x, found.images), {})
 
