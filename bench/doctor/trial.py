@@ -55,8 +55,8 @@ MOST = 0.95
 """The share of images that a sound attack with gradients brings across the plane."""
 
 WEAK = 2 / 3
-"""The share of the way to the plane from which images that did not cross tell of a weak attack, not of a broken
-one: what uses half of its radius goes less far."""
+"""The share of the way to the plane from which images that did not cross tell of a weak attack, and not of a
+broken one: what uses half of its radius goes less far."""
 
 GAINED = 0.02
 """The share of the way to the plane below which a search by scores went nowhere."""
@@ -69,7 +69,7 @@ LOST = 0.1
 """The share of successes that may be seen and not returned."""
 
 ITERATIVE = 10
-"""Passes from which an attack is expected to find plants."""
+"""Questions about an example from which an attack is expected to find plants."""
 
 PLANTED = 0.5
 """The share of plants that an iterative attack with gradients finds."""
@@ -133,6 +133,7 @@ class _Watch:
 
     def __post_init__(self) -> None:
         self.won = torch.zeros(len(self.y), dtype=torch.bool)
+        self.asks = torch.zeros(len(self.y), dtype=torch.int64)
 
         self._looked = time.monotonic()
 
@@ -149,6 +150,7 @@ class _Watch:
     def asked(self, rows: Tensor, z: Tensor, logits: Tensor) -> None:
         if z.shape[1:] != self.x.shape[1:] or len(z) % max(len(rows), 1):
             return
+        self.asks[rows] += len(z) // len(rows)
         copied = rows.repeat(len(z) // len(rows))
         hit = (logits.argmax(1) != self.y[copied]).nonzero().flatten()
         if len(hit):
@@ -248,7 +250,7 @@ class _Trial:
     def _stage(self, test: str, run: Callable[[], Iterator[Finding]]) -> None:
         """Run a test, and take what it raises for a finding."""
         try:
-            with seeded(0), warnings.catch_warnings():
+            with seeded(0), torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.found += (each for each in run() if each not in self.found)
         except (OvertimeError, MemoryError, torch.OutOfMemoryError):
@@ -433,7 +435,8 @@ class _Trial:
         won = self.plants.found(z, everyone, ROUNDING)
         self.planted = float(won.double().mean())
         said = f"{int(won.sum())} of {n} planted adversarial examples are found"
-        poor = self.planted < PLANTED and self.entry.access == "gradient" and self.passes >= ITERATIVE
+        iterative = float(watch.asks.double().median()) >= ITERATIVE
+        poor = self.planted < PLANTED and self.entry.access == "gradient" and iterative
         # Where it is not even led across a plane, that has been said; what moves least may stay outside.
         fair = self.entry.kind == "fixed-budget" and not self.short and (self.crossed or 0) >= MOST
         level: Level = "quiet" if not poor else "doubt" if fair else "note"

@@ -299,6 +299,16 @@ def test_what_is_not_its_own_is_left_alone() -> None:
     assert judged(writes) == {"changes-others": "note"}
 
 
+def test_autograd_stays_on_for_those_who_come_after() -> None:
+    def turns_off(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+        z = climb(view, x, y, threat, noise)
+        torch.set_grad_enabled(False)
+        return z
+
+    assert judged(turns_off) == {"changes-others": "note"}
+    assert torch.is_grad_enabled()
+
+
 def test_what_differs_every_time_cannot_be_repeated() -> None:
     calls: list[int] = []
 
@@ -326,6 +336,22 @@ def test_a_target_that_is_passed_by_is_seen() -> None:
 
     assert judged(aimless) == {"misses-targets": "doubt"}
     assert judged(aimless, targeted=False) == {}
+
+
+def test_steps_along_the_first_gradient_find_no_plants() -> None:
+    def stale(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+        way = step(view, x, y, x, threat) - x
+        for _ in range(12):
+            view.logits(x + way)
+        return threat.project(x, x + 8 * way)
+
+    assert judged(stale) == {"finds-few-plants": "doubt"}
+
+
+def test_confidence_is_asked_for_in_logits_that_have_it() -> None:
+    proof = tried("cw-l2", Threat("l2"), kappa=200.0, steps=60, searches=5)
+    assert proof.findings.worst == "quiet"
+    assert proof.crossed == 1
 
 
 def test_one_that_goes_too_far_without_a_radius_is_seen() -> None:
