@@ -54,7 +54,7 @@ ALONE = 12
 MOST = 0.95
 """The share of images that a sound attack with gradients brings across the plane."""
 
-WEAK = 2 / 3
+WEAK = 0.625
 """The share of the way to the plane from which images that did not cross tell of a weak attack, and not of a
 broken one: what uses half of its radius goes less far."""
 
@@ -250,7 +250,7 @@ class _Trial:
     def _stage(self, test: str, run: Callable[[], Iterator[Finding]]) -> None:
         """Run a test, and take what it raises for a finding."""
         try:
-            with seeded(0), torch.enable_grad(), warnings.catch_warnings():
+            with seeded(0), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.found += (each for each in run() if each not in self.found)
         except (OvertimeError, MemoryError, torch.OutOfMemoryError):
@@ -345,7 +345,9 @@ class _Trial:
             f" with {WITHIN:g} times the radius that is needed" if math.isfinite(self.threat.radius) else ""
         )
         if k < n:
-            said += f", the others went {float(gained[held].mean()):.0%} of the way in the mean"
+            said += (
+                f", the others went {round(float(gained[held].mean()), 2) + 0.0:.0%} of the way in the mean"
+            )
         level = self._crossing(float(gained.mean()), float(gained[held].mean()), float(far[held].nanmedian()))
         yield Finding("plane", level, said, "does-not-cross" if level != "quiet" else None)
         if self.entry.kind == "minimum-norm" and k:
@@ -451,7 +453,8 @@ class _Trial:
         noise = Noise("planted", rows, dtype=dtype, shard="planted" if self.entry.rng == "shard" else None)
         x = self.plants.x[rows].to(dtype)
         params = bind(self.entry, self.plain)
-        returned = self.entry.make(view, x, self.plants.y[rows].clone(), self.threat, noise, **params)
+        with torch.enable_grad():
+            returned = self.entry.make(view, x, self.plants.y[rows].clone(), self.threat, noise, **params)
         found: Images = returned.images if isinstance(returned, Crafted) else returned
         return found
 
