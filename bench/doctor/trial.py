@@ -134,7 +134,6 @@ class _Watch:
     def __post_init__(self) -> None:
         self.won = torch.zeros(len(self.y), dtype=torch.bool)
         self.asks = torch.zeros(len(self.y), dtype=torch.int64)
-
         self._looked = time.monotonic()
 
     def tick(self) -> None:
@@ -214,6 +213,8 @@ class _Trial:
         self.crossed: float | None = None
         self.planted: float | None = None
         self.main: Attempt | None = None
+        # A library may keep a list of what is left, and not narrow the view: it is shown plants one by one.
+        self.alone = entry.library is not None
 
     def proof(self) -> Proof:
         """Ask everything that there is time for."""
@@ -313,9 +314,9 @@ class _Trial:
 
     @cached_property
     def plants(self) -> Planted:
-        """The planted examples. A library that keeps a list of its own is shown them one by one."""
+        """The planted examples."""
         radius = self.threat.radius if math.isfinite(self.threat.radius) else None
-        cases = min(self.n, ALONE) if self.entry.library else self.n
+        cases = min(self.n, ALONE) if self.alone else self.n
         return Planted(
             self.threat.norm,
             cases,
@@ -417,11 +418,11 @@ class _Trial:
 
     def _company(self) -> Iterator[Finding]:
         """Ask it about a few images in other company and order, in float64."""
-        apart = self.ground.apart(self.threat.radius, min(FEW, self.n))
-        if self.entry.space == "pixel" and not self.entry.blind:
-            apart = max(apart, self._planted_apart())
-        said = f"in other company or order, images end elsewhere by {apart:.3g} at most"
-        mixed = apart > ROUNDING
+        moved = self.ground.apart(self.threat.radius, min(FEW, self.n))
+        if self.entry.space == "pixel" and not self.entry.blind and not self.alone:
+            moved = max(moved, self._planted_apart())
+        said = f"in other company or order, images end elsewhere by {moved:.3g} at most"
+        mixed = moved > ROUNDING
         yield Finding("company", "doubt" if mixed else "quiet", said, "examples-interact" if mixed else None)
 
     def _plants(self) -> Iterator[Finding]:
@@ -429,10 +430,10 @@ class _Trial:
         n = len(self.plants.y)
         everyone = torch.arange(n)
         watch = _Watch(self.plants.x, self.plants.y, self.plants.threat, self.begun + self.limit)
-        parts = everyone.split(1 if self.entry.library else n)
         try:
-            z = torch.cat([self._on_plants(rows, watch) for rows in parts])
+            z = torch.cat([self._on_plants(rows, watch) for rows in everyone.split(1 if self.alone else n)])
         except Unnarrowed:
+            self.alone = True
             z = torch.cat([self._on_plants(rows, watch) for rows in everyone.split(1)])
         won = self.plants.found(z, everyone, ROUNDING)
         self.planted = float(won.double().mean())

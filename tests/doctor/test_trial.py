@@ -390,6 +390,7 @@ def test_one_that_looks_at_some_of_a_batch_is_told_to_narrow() -> None:
 
     proof = try_attack(made(lists), {}, Threat("linf", 0.1), DIGITS)
     assert proof.planted == 1
+    assert proof.findings.worst == "quiet"
 
 
 def test_what_says_that_it_cannot_reach_has_a_note() -> None:
