@@ -12,6 +12,7 @@ import second_author
 import torch
 from test_testing import solved
 from torch import Tensor, autograd
+from torch.nn.functional import avg_pool2d
 
 from bench import Images, Labels, Randomness, Shape, Threat, View, objective
 from bench.doctor.findings import Level
@@ -399,6 +400,25 @@ def test_what_says_that_it_cannot_reach_has_a_note() -> None:
 
     assert judged(short)["does-not-cross"] == "alarm"
     assert judged(short, flags=lambda threat: "it is short")["does-not-cross"] == "note"
+
+
+def test_what_smooths_its_gradients_has_a_note_and_what_turns_them_an_alarm() -> None:
+    """Over 7x7 pixels, as attacks do that mean to transfer; transposed, it leads to one quarter for another."""
+
+    def climbs(change: Callable[[Tensor], Tensor]) -> Callable[..., Images]:
+        def attack(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+            z = x
+            for _ in range(12):
+                way = change(step(view, z, y, x, Threat("linf", 1.0), 1e-3) - z)
+                z = threat.project(x, z + threat.radius / 4 * way.sign()).detach()
+            return z
+
+        return attack
+
+    smooth = climbs(lambda way: avg_pool2d(way, 7, stride=1, padding=3))
+    assert judged(smooth)["does-not-cross"] == "note"
+    assert judged(climbs(lambda way: way.transpose(2, 3)))["does-not-cross"] == "alarm"
+    assert judged(climbs(lambda way: way)) == {}
 
 
 def test_a_search_by_scores_that_goes_nowhere_is_an_alarm_and_a_short_one_a_note() -> None:
