@@ -174,7 +174,8 @@ class Ground:
         noise = Noise("check", rows, dtype=dtype, shard="check" if self.entry.rng == "shard" else None)
         threat = Threat(self.norm, radius)
         view = self.view(rows, towards=towards, exact=exact, nan=nan)
-        with untouched(self.plane) as changed:
+        # Whatever it turns off is on again for the next call.
+        with torch.enable_grad(), untouched(self.plane) as changed:
             returned = self.entry.make(view, x, y, threat, noise, **self.params)
         faults = [
             Fault(rule, f"{self.name} changed something that is not its own: {what}")

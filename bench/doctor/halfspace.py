@@ -28,13 +28,17 @@ class Halfspace(nn.Module):
     Args:
         shape: The form of an image, and the number of classes (at least 2).
         seed: The seed of the weights: of magnitude uniform in [0.2, 1], of either sign.
+        smooth: Whether the sign is the same in each quarter of an image, negative in the upper right alone.
     """
 
-    def __init__(self, shape: Shape, *, seed: int = 0) -> None:
+    def __init__(self, shape: Shape, *, seed: int = 0, smooth: bool = False) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
         size = torch.empty(shape[:3]).uniform_(0.2, 1.0, generator=draw)
         sign = torch.empty(shape[:3]).bernoulli_(0.5, generator=draw) * 2 - 1
+        if smooth:
+            sign = torch.ones(shape[:3])
+            sign[:, : shape.height // 2, shape.width // 2 :] = -1
         self.weight = nn.Parameter(size * sign)
         self.bias = nn.Parameter(-0.5 * self.weight.detach().sum())
         self.classes = shape.classes
@@ -221,7 +225,14 @@ class Placed:
 
 @torch.no_grad()
 def placed(
-    shape: Shape, norm: Norm, distance: float, n: int, *, margin: float = MARGIN, seed: int = 0
+    shape: Shape,
+    norm: Norm,
+    distance: float,
+    n: int,
+    *,
+    margin: float = MARGIN,
+    smooth: bool = False,
+    seed: int = 0,
 ) -> Placed:
     """Return a half-space with images whose least adversarial distance is given.
 
@@ -236,12 +247,13 @@ def placed(
             images lie at most at `FARTHEST` of the way between a corner of the box and the plane.
         n: The number of images, at least 1.
         margin: The mean margin of the images, in logits, above 0.
+        smooth: Whether the weights have one sign in each quarter of an image.
         seed: The seed of weights and images.
 
     Returns:
         The half-space, the images, their labels and their exact distances.
     """
-    plane = Halfspace(shape, seed=seed)
+    plane = Halfspace(shape, seed=seed, smooth=smooth)
     x, y = plane.examples(n, seed=seed, margin=0.0)
     away = plane.weight.double().sign() * (2.0 * y - 1)[:, None, None, None]
     corners = ((away[:2] + 1) / 2).clamp(0, 1)

@@ -55,8 +55,8 @@ ALONE = 12
 MOST = 0.95
 """The share of images that a sound attack with gradients brings across the plane."""
 
-WEAK = 2 / 3
-"""The share of the way to the plane from which images that did not cross tell of a weak attack, not of a
+WEAK = 0.625
+"""The share of the way to the plane from which images that did not cross tell of a weak attack, and not of a
 broken one: what uses half of its radius goes less far."""
 
 GAINED = 0.02
@@ -70,10 +70,10 @@ LOST = 0.1
 """The share of successes that may be seen and not returned."""
 
 ITERATIVE = 10
-"""Passes from which an attack is expected to find plants."""
+"""Questions about an example from which an attack is expected to find plants."""
 
-PLANTED = 0.5
-"""The share of plants that an iterative attack with gradients finds."""
+PLANTED, FEWEST = 0.5, 0.1
+"""The shares of plants below which an iterative attack with gradients gets a note, and a doubt."""
 
 WHERE: Mapping[str, str] = {
     "plane": "on a half-space",
@@ -96,14 +96,16 @@ EXAMPLES = ((200, 48), (1000, 24), (5000, 12))
 class _Asked:
     """The heads of planted examples as an attack is handed them: by its access, and watched."""
 
-    def __init__(self, heads: Heads, rows: Tensor, access: Access, watch: "_Watch") -> None:
-        self._heads, self._rows, self._access, self._watch = heads, rows, access, watch
+    def __init__(self, heads: Heads, rows: Tensor, access: Access, clock: "_Clock", watch: "_Watch") -> None:
+        self._heads, self._rows, self._access = heads, rows, access
+        self._clock, self._watch = clock, watch
 
     def select(self, rows: Tensor) -> "_Asked":
-        return _Asked(self._heads.select(rows), self._rows[rows], self._access, self._watch)
+        heads = self._heads.select(rows)
+        return _Asked(heads, self._rows[rows], self._access, self._clock, self._watch)
 
     def __call__(self, z: Images) -> Tensor:
-        self._watch.tick()
+        self._clock.tick()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._access == "gradient"):
             logits = self._heads(z)
         self._watch.asked(self._rows, z, logits.detach(), logits.detach())
@@ -119,30 +121,38 @@ class _OverError(BaseException):
     """The time of the trial is over: nothing that means to mend errors sees it."""
 
 
-@dataclass
-class _Watch:
-    """Sees what is asked, knows where a lawful success was among it, and when time is over."""
+class _Clock:
+    """Knows when time is over.
 
-    x: Images
-    """The clean images (N, C, H, W)."""
-    y: Labels
-    """Their labels (N,)."""
-    threat: Threat
-    """What is lawful."""
-    end: float
-    """The processor time at which the trial is over."""
+    Args:
+        limit: Seconds of this thread's time on the processor.
+    """
 
-    def __post_init__(self) -> None:
-        self.won = torch.zeros(len(self.y), dtype=torch.bool)
-
-        self._looked = time.monotonic()
+    def __init__(self, limit: float) -> None:
+        self.begun = time.thread_time()
+        self._end, self._looked = self.begun + limit, time.monotonic()
 
     def tick(self) -> None:
         # To ask for the processor's time may take as long as a question.
         if time.monotonic() > self._looked + TICK:
-            if time.thread_time() > self.end:
+            if time.thread_time() > self._end:
                 raise _OverError
             self._looked = time.monotonic()
+
+
+class _Watch:
+    """Sees what is asked, and knows where a lawful success was among it.
+
+    Args:
+        x: The clean images (N, C, H, W).
+        y: Their labels (N,).
+        threat: What is lawful.
+    """
+
+    def __init__(self, x: Images, y: Labels, threat: Threat) -> None:
+        self.x, self.y, self.threat = x, y, threat
+        self.won = torch.zeros(len(y), dtype=torch.bool)
+        self.asks = torch.zeros(len(y), dtype=torch.int64)
 
     def through(self, rows: Tensor, z: Tensor) -> Tensor:
         return z
@@ -150,6 +160,7 @@ class _Watch:
     def asked(self, rows: Tensor, z: Tensor, logits: Tensor, plain: Tensor) -> None:
         if z.shape[1:] != self.x.shape[1:] or len(z) % max(len(rows), 1):
             return
+        self.asks[rows] += len(z) // len(rows)
         copied = rows.repeat(len(z) // len(rows))
         hit = (logits.argmax(1) != self.y[copied]).nonzero().flatten()
         if len(hit):
@@ -208,11 +219,13 @@ class _Trial:
     ) -> None:
         self.entry, self.plain, self.threat, self.limit = entry, params, threat, limit
         self.shape = _smaller(entry, params, shape)
-        self.begun = time.thread_time()
+        self.clock = _Clock(limit)
         self.found: list[Finding] = []
         self.crossed: float | None = None
         self.planted: float | None = None
         self.main: Attempt | None = None
+        # A library may keep a list of what is left, and not narrow the view: it is shown plants one by one.
+        self.alone = entry.library is not None
 
     def proof(self) -> Proof:
         """Ask everything that there is time for."""
@@ -223,7 +236,9 @@ class _Trial:
             if self.main is not None and self.main.usable:
                 for test, run in self._stages():
                     self._stage(test, run)
-        return Proof(Findings.of(self.found, time.thread_time() - self.begun), self.crossed, self.planted)
+        return Proof(
+            Findings.of(self.found, time.thread_time() - self.clock.begun), self.crossed, self.planted
+        )
 
     def _pointless(self) -> str | None:
         if self.entry.starts == "stored":
@@ -294,13 +309,16 @@ class _Trial:
     @cached_property
     def watch(self) -> _Watch:
         """Who sees what is asked on the half-space."""
-        return _Watch(self.ground.x.float(), self.ground.y, self.threat, self.begun + self.limit)
+        return _Watch(self.ground.x.float(), self.ground.y, self.threat)
 
     @cached_property
     def ground(self) -> Ground:
         """The attack on the half-space."""
+        return self._ground()
+
+    def _ground(self, *, smooth: bool = False) -> Ground:
         margin = max(MARGIN, 10 * self.confidence)
-        ground = placed(self.shape, self.threat.norm, self.distance, self.n, margin=margin)
+        ground = placed(self.shape, self.threat.norm, self.distance, self.n, margin=margin, smooth=smooth)
         return Ground(
             self.entry,
             bind(self.entry, self.plain),
@@ -308,13 +326,14 @@ class _Trial:
             ground.plane.requires_grad_(False),
             ground.images,
             ground.labels,
+            tick=self.clock.tick,
         )
 
     @cached_property
     def plants(self) -> Planted:
-        """The planted examples. A library that keeps a list of its own is shown them one by one."""
+        """The planted examples."""
         radius = self.threat.radius if math.isfinite(self.threat.radius) else None
-        cases = min(self.n, ALONE) if self.entry.library else self.n
+        cases = min(self.n, ALONE) if self.alone else self.n
         return Planted(
             self.threat.norm,
             cases,
@@ -328,7 +347,6 @@ class _Trial:
 
     def _plane(self) -> Iterator[Finding]:
         """Ask it to cross the plane."""
-        self.ground.tick = self.watch.tick
         self.ground.watch = self.watch if self.entry.space == "pixel" else None
         self.main = self.ground.run(self.threat.radius)
         yield from self._faulty("plane", self.main)
@@ -344,8 +362,12 @@ class _Trial:
             f" with {WITHIN:g} times the radius that is needed" if math.isfinite(self.threat.radius) else ""
         )
         if k < n:
-            said += f", the others went {float(gained[held].mean()):.0%} of the way in the mean"
+            said += (
+                f", the others went {round(float(gained[held].mean()), 2) + 0.0:.0%} of the way in the mean"
+            )
         level = self._crossing(float(gained.mean()), float(gained[held].mean()), float(far[held].nanmedian()))
+        if level in ("doubt", "alarm") and self._smooths():
+            level, said = "note", f"{said}; they cross one whose weights have one sign in each quarter"
         yield Finding("plane", level, said, "does-not-cross" if level != "quiet" else None)
         if self.entry.kind == "minimum-norm" and k:
             yield self._distance(float(far[~held].median()), k)
@@ -370,6 +392,14 @@ class _Trial:
             return "doubt" if lame and self.crossed else "alarm" if lame or gained < GAINED else "note"
         return "doubt" if self.crossed else "alarm"
 
+    def _smooths(self) -> bool:
+        """Return whether it crosses where gradients are alike in large parts, as those do that smooth them."""
+        if self.entry.access != "gradient" or self.entry.space != "pixel":
+            return False
+        ground = self._ground(smooth=True)
+        done = ground.run(self.threat.radius)
+        return done.usable and not ground.held(done.crafted.images).any()
+
     @cached_property
     def short(self) -> bool:
         """Whether it says itself that its settings cannot do it, which has a flag of its own."""
@@ -380,7 +410,8 @@ class _Trial:
         said = f"{n} images that cross went {far:.2f} times as far as they need to in the median"
         if far <= NEAR:
             return Finding("distance", "quiet", said)
-        doubtful = far > FAR and self.entry.access == "gradient"
+        # In l0 all but exhaustive searches are greedy.
+        doubtful = far > FAR and self.entry.access == "gradient" and self.threat.norm != "l0"
         return Finding("distance", "doubt" if doubtful else "note", said, "moves-too-far")
 
     def _kept(self, lost: int, n: int, what: str) -> Finding:
@@ -414,42 +445,44 @@ class _Trial:
 
     def _company(self) -> Iterator[Finding]:
         """Ask it about a few images in other company and order, in float64."""
-        apart = self.ground.apart(self.threat.radius, min(FEW, self.n))
-        if self.entry.space == "pixel" and not self.entry.blind:
-            apart = max(apart, self._planted_apart())
-        said = f"in other company or order, images end elsewhere by {apart:.3g} at most"
-        mixed = apart > ROUNDING
+        moved = self.ground.apart(self.threat.radius, min(FEW, self.n))
+        if self.entry.space == "pixel" and not self.entry.blind and not self.alone:
+            moved = max(moved, self._planted_apart())
+        said = f"in other company or order, images end elsewhere by {moved:.3g} at most"
+        mixed = moved > ROUNDING
         yield Finding("company", "doubt" if mixed else "quiet", said, "examples-interact" if mixed else None)
 
     def _plants(self) -> Iterator[Finding]:
         """Ask it to find what is planted."""
         n = len(self.plants.y)
         everyone = torch.arange(n)
-        watch = _Watch(self.plants.x, self.plants.y, self.plants.threat, self.begun + self.limit)
-        parts = everyone.split(1 if self.entry.library else n)
+        watch = _Watch(self.plants.x, self.plants.y, self.plants.threat)
         try:
-            z = torch.cat([self._on_plants(rows, watch) for rows in parts])
+            z = torch.cat([self._on_plants(rows, watch) for rows in everyone.split(1 if self.alone else n)])
         except Unnarrowed:
+            self.alone = True
             z = torch.cat([self._on_plants(rows, watch) for rows in everyone.split(1)])
         won = self.plants.found(z, everyone, ROUNDING)
         self.planted = float(won.double().mean())
         said = f"{int(won.sum())} of {n} planted adversarial examples are found"
-        poor = self.planted < PLANTED and self.entry.access == "gradient" and self.passes >= ITERATIVE
+        iterative = float(watch.asks.double().median()) >= ITERATIVE
+        poor = self.planted < PLANTED and self.entry.access == "gradient" and iterative
         # Where it is not even led across a plane, that has been said; what moves least may stay outside.
         fair = self.entry.kind == "fixed-budget" and not self.short and (self.crossed or 0) >= MOST
-        level: Level = "quiet" if not poor else "doubt" if fair else "note"
+        level: Level = "quiet" if not poor else "doubt" if fair and self.planted < FEWEST else "note"
         yield Finding("plants", level, said, "finds-few-plants" if poor else None)
         yield self._kept(int((watch.won & ~won).sum()), n, "plants")
 
     def _on_plants(self, rows: Tensor, watch: _Watch, dtype: torch.dtype = torch.float32) -> Images:
         """Return what becomes of some of the planted examples."""
-        asked = _Asked(Heads(self.plants, rows), rows, self.entry.access, watch)
+        asked = _Asked(Heads(self.plants, rows), rows, self.entry.access, self.clock, watch)
         blind = self.entry.access == "decision"
         view = Features(asked, refusal=True, centred=False) if blind else View(asked)
         noise = Noise("planted", rows, dtype=dtype, shard="planted" if self.entry.rng == "shard" else None)
         x = self.plants.x[rows].to(dtype)
         params = bind(self.entry, self.plain)
-        returned = self.entry.make(view, x, self.plants.y[rows].clone(), self.threat, noise, **params)
+        with torch.enable_grad():
+            returned = self.entry.make(view, x, self.plants.y[rows].clone(), self.threat, noise, **params)
         found: Images = returned.images if isinstance(returned, Crafted) else returned
         return found
 
@@ -467,7 +500,7 @@ class _Trial:
 
     def _planted_apart(self) -> float:
         """Return how far planted examples end from where they end in other company, or in another order."""
-        watch = _Watch(self.plants.x, self.plants.y, self.plants.threat, self.begun + self.limit)
+        watch = _Watch(self.plants.x, self.plants.y, self.plants.threat)
         n = min(FEW, len(self.plants.y))
         return apart(lambda rows: self._on_plants(rows, watch, torch.float64), n)
 

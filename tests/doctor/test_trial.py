@@ -12,6 +12,7 @@ import second_author
 import torch
 from test_testing import solved
 from torch import Tensor, autograd
+from torch.nn.functional import avg_pool2d
 
 from bench import Images, Labels, Randomness, Shape, Threat, View, objective
 from bench.doctor.findings import Level
@@ -299,6 +300,16 @@ def test_what_is_not_its_own_is_left_alone() -> None:
     assert judged(writes) == {"changes-others": "note"}
 
 
+def test_autograd_stays_on_for_those_who_come_after() -> None:
+    def turns_off(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+        z = climb(view, x, y, threat, noise)
+        torch.set_grad_enabled(False)
+        return z
+
+    assert judged(turns_off) == {"changes-others": "note"}
+    assert torch.is_grad_enabled()
+
+
 def test_what_differs_every_time_cannot_be_repeated() -> None:
     calls: list[int] = []
 
@@ -326,6 +337,22 @@ def test_a_target_that_is_passed_by_is_seen() -> None:
 
     assert judged(aimless) == {"misses-targets": "doubt"}
     assert judged(aimless, targeted=False) == {}
+
+
+def test_steps_along_the_first_gradient_find_no_plants() -> None:
+    def stale(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+        way = step(view, x, y, x, threat) - x
+        for _ in range(12):
+            view.logits(x + way)
+        return threat.project(x, x + 8 * way)
+
+    assert judged(stale) == {"finds-few-plants": "doubt"}
+
+
+def test_confidence_is_asked_for_in_logits_that_have_it() -> None:
+    proof = tried("cw-l2", Threat("l2"), kappa=200.0, steps=60, searches=5)
+    assert proof.findings.worst == "quiet"
+    assert proof.crossed == 1
 
 
 def test_one_that_goes_too_far_without_a_radius_is_seen() -> None:
@@ -364,6 +391,7 @@ def test_one_that_looks_at_some_of_a_batch_is_told_to_narrow() -> None:
 
     proof = try_attack(made(lists), {}, Threat("linf", 0.1), DIGITS)
     assert proof.planted == 1
+    assert proof.findings.worst == "quiet"
 
 
 def test_what_says_that_it_cannot_reach_has_a_note() -> None:
@@ -372,6 +400,25 @@ def test_what_says_that_it_cannot_reach_has_a_note() -> None:
 
     assert judged(short)["does-not-cross"] == "alarm"
     assert judged(short, flags=lambda threat: "it is short")["does-not-cross"] == "note"
+
+
+def test_what_smooths_its_gradients_has_a_note_and_what_turns_them_an_alarm() -> None:
+    """Over 7x7 pixels, as attacks do that mean to transfer; transposed, it leads to one quarter for another."""
+
+    def climbs(change: Callable[[Tensor], Tensor]) -> Callable[..., Images]:
+        def attack(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
+            z = x
+            for _ in range(12):
+                way = change(step(view, z, y, x, Threat("linf", 1.0), 1e-3) - z)
+                z = threat.project(x, z + threat.radius / 4 * way.sign()).detach()
+            return z
+
+        return attack
+
+    smooth = climbs(lambda way: avg_pool2d(way, 7, stride=1, padding=3))
+    assert judged(smooth)["does-not-cross"] == "note"
+    assert judged(climbs(lambda way: way.transpose(2, 3)))["does-not-cross"] == "alarm"
+    assert judged(climbs(lambda way: way)) == {}
 
 
 def test_a_search_by_scores_that_goes_nowhere_is_an_alarm_and_a_short_one_a_note() -> None:
