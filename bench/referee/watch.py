@@ -121,7 +121,7 @@ class Watch:
         lost = nan
         if view.encode is identity:
             margins = {
-                name: objective(view, view.logits(images), self._y, "margin").double()
+                name: objective(view, _as_judged(view.logits(images)), self._y, "margin").double()
                 for name, images in (("view_margin_clean", self._x), ("view_margin", z))
             }
             lost = torch.where(self._asked, (self._won & ~(margins["view_margin"] > 0)).double(), nan)
@@ -142,6 +142,11 @@ class Watch:
 def _looks(count: int) -> bool:
     """Return whether the question of this number, from 1, is looked at."""
     return count <= 2 or count % EVERY == 0
+
+
+def _as_judged(logits: Tensor) -> Tensor:
+    """Return the logits (n, K) that decide about a success: of several answers (T, n, K), their mean."""
+    return logits.mean(0) if logits.dim() == 3 else logits
 
 
 def _sum_to_one(answers: Tensor, *, refusal: bool) -> Tensor:

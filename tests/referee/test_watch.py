@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, autograd
 
-from bench.losses import objective
+from bench.losses import objective, succeeded
 from bench.protocols import Images, Shape, Threat, View
 from bench.referee.instruments import QueryCounter, instrument
 from bench.referee.watch import EVERY, Watch
@@ -55,6 +55,19 @@ def test_the_view_s_own_verdicts_are_margins() -> None:
     assert (columns["view_margin"] > 0).all()
     expected = objective(bare, PLANE(X), Y, "margin")
     assert torch.allclose(columns["view_margin_clean"], expected.double())
+
+
+def test_the_verdict_on_several_answers_is_that_on_their_mean() -> None:
+    """Two answers name two wrong classes, and their mean names the right one."""
+    one, other = torch.tensor([0.0, 3.0, -9.0]), torch.tensor([0.0, -9.0, 3.0])
+
+    def answers(z: Tensor) -> Tensor:
+        return torch.stack([each.expand(len(z), 3) + 0 * z.flatten(1)[:, :1] for each in (one, other)])
+
+    watch = Watch(X, torch.zeros_like(Y), Threat("linf", 0.1), target=None, refusal=False)
+    view = View(answers)
+    assert not succeeded(view, answers(X), torch.zeros_like(Y)).any()
+    assert watch.columns(view, X)["view_margin"].tolist() == [-3.0] * len(X)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0, 1.5])
