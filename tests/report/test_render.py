@@ -337,7 +337,9 @@ def test_latex_is_escaped_and_bold(rendered, plain):
     value, std = 100 * cell.estimate.value, 100 * cell.estimate.std
     assert rf"\textbf{{{value:.1f}}}" in text
     assert rf"{{\scriptsize $\pm${std:.1f}}}" in text
-    assert rf"{{\scriptsize {words.interval(cell.estimate, 'percent', short=True).replace(DASH, '--')}}}" in text
+    assert (
+        rf"{{\scriptsize {words.interval(cell.estimate, 'percent', short=True).replace(DASH, '--')}}}" in text
+    )
     assert text.startswith("% Packages: ")
     assert "\\midrule\nn &  & 120 & 120 & 120 & 20 & 20 & 120 & 120 & 120 \\\\\n\\bottomrule" in text
     assert r"\shortstack[r]{PGD\\(first)}" in text
