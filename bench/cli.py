@@ -825,11 +825,11 @@ def list_(
     from bench.console import console
     from bench.suite import listing
 
-    kind = next((each for each in listing.WHATS if each == what), None)
+    kind = next((each for each in listing.LISTS if each == what), None)
     if kind is None or name is not None:
         found = listing.named(name or what, kind if name is not None else None)
         if name is not None and kind is None:
-            raise InputError(f"bench list {what}: expected {', '.join(listing.WHATS)}, found {what!r}")
+            raise InputError(f"bench list {what}: expected {', '.join(listing.LISTS)}, found {what!r}")
         if as_json:
             sys.stdout.write(json.dumps(found, indent=1) + "\n")
         else:

@@ -110,7 +110,7 @@ def _views() -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda each: (each["name"], each["of"]))
 
 
-WHATS: tuple[What, ...] = get_args(What)
+LISTS: tuple[What, ...] = get_args(What)
 
 
 def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
     Raises:
         InputError: Nothing is called so.
     """
-    every = [(kind, each) for kind in ([what] if what else WHATS) for each in entries(kind)]
+    every = [(kind, each) for kind in ([what] if what else LISTS) for each in entries(kind)]
     found = [{"what": _KINDS[kind], **each} for kind, each in every if each["name"] == name]
     if not found:
         folded = name.casefold()
@@ -134,7 +134,7 @@ def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
     if not found:
         near = did_you_mean(name, {each["name"] for _, each in every}, most=8)
         kind = f"no {_KINDS[what]}" if what else "nothing"
-        where = f"bench list {what or '|'.join(WHATS)}"
+        where = f"bench list {what or '|'.join(LISTS)}"
         raise InputError(f"{kind} is called {name!r}{near}; names: {where}")
     return found
 

@@ -137,9 +137,9 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     ("use: toy/linear, epochs: 1", "use: module, model: 'a:b'", 5, ["model is called build here"]),
     # --- threats
     (THREAT, "linf 8/255", 12, ["such as {norm: linf, radius: 8/255}, found 'linf 8/255'"]),
-    (THREAT, "{norm: linf, radius: 8}", 12, ["found 8; did you mean 8/255"]),
-    (THREAT, "{norm: linf, radius: [2/255, 16]}", 12, ["found 16; did you mean 16/255"]),
-    (THREAT, "{norm: linf, radius: 300}", 12, ["expected a number up to 1, found 300"]),
+    (THREAT, "{norm: linf, radius: 8}", 12, ["found 8", "did you mean 8/255"]),
+    (THREAT, "{norm: linf, radius: [2/255, 16]}", 12, ["found 16", "did you mean 16/255"]),
+    (THREAT, "{norm: linf, radius: 300}", 12, ["expected a", "found 300"]),
     (THREAT, "{norm: linf, radius: 0}", 12, ["expected a number above 0, found 0"]),
     (THREAT, "{norm: linf, radius: null}", 12, ["expected a number, found null"]),
     (THREAT, "{norm: linf, radius: []}", 12, ["expected at least 1 entry, found []"]),
