@@ -102,7 +102,8 @@ def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Cal
 
 SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
 Results = Annotated[
-    Path | None, typer.Option("--results", help="The results folder itself (default: results/<suite>).")
+    Path | None,
+    typer.Option("--results", help="The results folder (default: results/<suite>)."),
 ]
 Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
 DataRoot = Annotated[
@@ -420,8 +421,9 @@ def report(  # noqa: PLR0913 - a command line's options
     """Print tables from what is stored; plans nothing and computes nothing."""
     from bench.console import console, count, say
     from bench.report import render, reports
+    from bench.suite.places import results_folder
 
-    root = results or Path("results") / suite.stem
+    root = results_folder(suite, results)
     if sum((cost, rejection, published or bool(paper))) > 1:
         raise InputError("--cost, --rejection and --published are reports of their own: ask for one of them")
     if rejection:
@@ -521,9 +523,11 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _folder(suite: Path, results: Path | None) -> tuple[Path, Path]:
     """Return the results folder of a task file, and the file; or a results folder and its usual file."""
+    from bench.suite.places import results_folder
+
     if suite.is_dir() and results is None:
         return suite, Path(f"{suite.resolve().name}.yaml")
-    return results or Path("results") / suite.stem, suite
+    return results_folder(suite, results), suite
 
 
 def _print_tables(tables: Iterable[RenderedTable]) -> None:

@@ -414,3 +414,24 @@ def test_registries_say_what_they_are_called_in_a_list() -> None:
         assert f"bench list {'data' if registry is SOURCES else registry.kind + 's'}" in registry._nearest(
             "qqqqq"
         )
+
+
+def test_results_lie_beside_the_file_or_where_it_says(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    path = written(home)
+    for place, results in ((home, home), (tmp_path, tmp_path), (elsewhere, home)):
+        monkeypatch.chdir(place)
+        assert bench_("run", path, "--executor", "inline", "--table", "main").code == 0
+        assert (results / "results" / "mine" / "manifest.json").is_file()
+        assert bench_("report", path, "--table", "main", "--strict").code == 0
+    assert not list(elsewhere.iterdir())
+    said = written(home, lambda suite: suite.update(results="../elsewhere/out"))
+    assert bench_("run", said, "--executor", "inline", "-q").code == 0
+    assert (elsewhere / "out" / "manifest.json").is_file()
+    assert bench_("show", said, "--table", "main", "--column", "PGD").code == 0
+    assert bench_("plan", said, "--results", tmp_path / "third").out.count("4 conditions done") == 1
+    assert bench_("verify", said).code == 0

@@ -36,6 +36,7 @@ from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
 from bench.suite.jobs import Craft, Evaluate, Job, Train
 from bench.suite.layout import arrange, columns_read
+from bench.suite.places import results_folder
 from bench.suite.planner import Plan, make
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
     suite = resolve.load(path)
     if worst:
         suite = resolve.in_worst_mode(suite)
-    store = Store(results or Path("results") / suite.name)
+    store = Store(results_folder(path, results))
     crossed = make(suite, data_root, store.receipt)
     manifest = crossed.manifest()
     names: dict[str, str] = {}
