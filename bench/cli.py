@@ -102,7 +102,8 @@ def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Cal
 
 SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
 Results = Annotated[
-    Path | None, typer.Option("--results", help="The results folder itself (default: results/<suite>).")
+    Path | None,
+    typer.Option("--results", help="The results folder (default: results/<suite>)."),
 ]
 Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
 DataRoot = Annotated[
@@ -420,8 +421,9 @@ def report(  # noqa: PLR0913 - a command line's options
     """Print tables from what is stored; plans nothing and computes nothing."""
     from bench.console import console, count, say
     from bench.report import render, reports
+    from bench.suite.places import results_folder
 
-    root = results or Path("results") / suite.stem
+    root = results_folder(suite, results)
     if sum((cost, rejection, published or bool(paper))) > 1:
         raise InputError("--cost, --rejection and --published are reports of their own: ask for one of them")
     if rejection:
@@ -521,9 +523,11 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _folder(suite: Path, results: Path | None) -> tuple[Path, Path]:
     """Return the results folder of a task file, and the file; or a results folder and its usual file."""
+    from bench.suite.places import results_folder
+
     if suite.is_dir() and results is None:
         return suite, Path(f"{suite.resolve().name}.yaml")
-    return results or Path("results") / suite.stem, suite
+    return results_folder(suite, results), suite
 
 
 def _print_tables(tables: Iterable[RenderedTable]) -> None:
@@ -869,11 +873,11 @@ def list_(
     from bench.console import console
     from bench.suite import listing
 
-    kind = next((each for each in listing.WHATS if each == what), None)
+    kind = next((each for each in listing.LISTS if each == what), None)
     if kind is None or name is not None:
         found = listing.named(name or what, kind if name is not None else None)
         if name is not None and kind is None:
-            raise InputError(f"bench list {what}: expected {', '.join(listing.WHATS)}, found {what!r}")
+            raise InputError(f"bench list {what}: expected {', '.join(listing.LISTS)}, found {what!r}")
         if as_json:
             sys.stdout.write(json.dumps(found, indent=1) + "\n")
         else:

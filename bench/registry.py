@@ -249,7 +249,7 @@ class Entry:
             found = list(self.signature())
             silent = f"What {self.library}'s own class takes by this name; its documentation does not say."
             return schema_from(
-                found, self.name, {each.name: self.meanings.get(each.name, silent) for each in found}
+                found, self.name, {each.name: self.meanings.get(each.name) or silent for each in found}
             )
         target = self.make.__init__ if inspect.isclass(self.make) else self.make
         return schema_of(target, self.name, self.meanings)

@@ -61,6 +61,7 @@ _THEIRS = (
     ("madry", "adversarial at pgd-at adversarial_training"),
     ("module", "torch torchvision timm custom pytorch nn.module pretrained model"),
     ("image-folder", "imagefolder folder images"),
+    ("arrays", "numpy npy npz np tensor tensors"),
     ("cifar10", "cifar cifar-10 cifar_10"),
     ("fashion-mnist", "fashionmnist fashion_mnist fmnist"),
     ("digits", "sklearn"),

@@ -144,14 +144,14 @@ def test_a_plan_shows_what_is_done_and_what_is_not(bench: Bench, tmp_path: Path)
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "data"])
-def test_lists_name_everything_with_its_parameters(bench: Bench, what: str) -> None:
+def test_lists_name_everything(bench: Bench, what: str) -> None:
     from bench.registry import ATTACKS, DEFENSES, SOURCES
 
     shown = bench("list", what)
     assert shown.code == 0
     names = {"attacks": ATTACKS, "defenses": DEFENSES, "data": SOURCES}[what]
     for name in names:
-        assert f"{name}\n" in shown.out
+        assert re.search(rf"^{re.escape(name)}(  |$)", shown.out, re.MULTILINE)
     entries = json.loads(bench("list", what, "--json").out)
     assert [entry["name"] for entry in entries] == list(names)
 

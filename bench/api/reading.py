@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +130,7 @@ def remarks(project: Project) -> list[str]:
             found.append(
                 f"{where}: {task.data} has {count(data.count, 'example')}, limit asks for {task.limit}"
             )
-        found += _radii(plan, position, math.prod(data.shape[:3]))
+    found += _lone_means(plan)
     if not manifest["tables"]:
         found.append(
             f"{plan.suite.path.name}: no tables, so that no number is printed; such as: "
@@ -142,17 +141,21 @@ def remarks(project: Project) -> list[str]:
     return found
 
 
-def _radii(plan: Plan, position: int, pixels: int) -> Iterator[str]:
-    """Yield a sentence for each radius that reaches every image from every other."""
-    threat = plan.suite.model.tasks[position].threat
-    widest = {"l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}.get(threat.norm, 1.0)
-    for radius in threat.radius:
-        if widest <= radius < math.inf:
-            near = f"; did you mean {radius:g}/255?" if threat.norm == "l2" else ""
-            yield (
-                f"{plan.suite.at('tasks', position, 'threat')}: radius {radius:g}: no two images are farther "
-                f"apart in {threat.norm} than {widest:.4g}, since pixels are in [0, 1]{near}"
-            )
+def _lone_means(plan: Plan) -> Iterator[str]:
+    """Yield a sentence for each list of one number where images have several channels: two are missing."""
+    channels = {
+        str(each.coordinates["defense"]): each.job.victim.train.data.shape.channels
+        for each in plan.conditions
+    }
+    for name, resolved in plan.suite.defenses.items():
+        for parameter in ("mean", "std"):
+            value = resolved.params.get(parameter)
+            several = channels.get(name, 1)
+            if isinstance(value, list | tuple) and len(value) == 1 < several:
+                yield (
+                    f"{plan.suite.at('defenses', name, parameter)}: one number for {several} channels, found "
+                    f"{list(value)}; write {value[0]:g} if all of them have it"
+                )
 
 
 def _lacks_clean(project: Project, key: str) -> Iterator[str]:

@@ -36,6 +36,7 @@ from bench.runner.scheduler import Scheduler
 from bench.suite import resolve
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.layout import arrange, columns_read
+from bench.suite.places import results_folder
 from bench.suite.planner import Plan, PlannedCondition, make
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
         InputError: The file cannot be read, or something in it cannot be as asked.
     """
     suite = resolve.load(path)
-    store = Store(results or Path("results") / suite.name)
+    store = Store(results_folder(path, results))
     suite = resolve.extended(suite, store.shown / ADDED)
     if worst:
         suite = resolve.in_worst_mode(suite)

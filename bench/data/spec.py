@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bench.data import (
+    arrays,  # noqa: F401 - importing them registers our own sources
     local,  # noqa: F401 - importing them registers our own sources
     published,  # noqa: F401 - importing them registers our own sources
 )
@@ -59,6 +60,13 @@ class DataSpec(BaseModel):
     """Examples to a job."""
     resize: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
     """The side of the square that images are resized to: bilinear, anti-aliased."""
+    shorter: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
+    """Pixels of the shorter side that images are resized to in their own form, as torchvision's Resize; needs
+    `crop` where images have several forms."""
+    crop: Annotated[int, Field(ge=1, le=4096), WHOLE] | None = None
+    """The side of the square that is cut from the middle, after any resizing, as torchvision's CenterCrop."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How `shorter` resizes, anti-aliased: 8-bit images stay 8-bit ones, as Pillow's do."""
     channels: Literal[1, 3] | None = None
     """Convert to gray (Rec. 601 luma) or to three equal channels; as published, unless said."""
 
@@ -73,6 +81,10 @@ class DataSpec(BaseModel):
     def _sized(self) -> "DataSpec":
         if self.only is not None and self.size is None:
             raise ValueError("only: say with size how many examples of these classes")
+        if self.shorter is not None and self.resize is not None:
+            raise ValueError("resize: makes a square, shorter: keeps the form; say one of them")
+        if self.interpolation != "bilinear" and self.shorter is None:
+            raise ValueError("interpolation: is that of shorter:, which is not said")
         return self
 
     def __reduce__(self) -> tuple[Callable[..., "DataSpec"], tuple[Any, ...]]:
@@ -203,6 +215,8 @@ def _digest_of(spec: DataSpec, source: Source) -> str:
         "content": source.content,
         # Left out where it is not set, so that data sets keep the names that they had.
         **({} if spec.only is None else {"only": sorted(set(spec.only))}),
+        **({} if spec.shorter is None else {"shorter": [spec.shorter, spec.interpolation]}),
+        **({} if spec.crop is None else {"crop": spec.crop}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -223,13 +237,16 @@ def prepare(spec: DataSpec, root: Path | None = None, folder: Path | None = None
     _source(spec, root, folder).prepare()
 
 
-def load(spec: DataSpec, root: Path | None = None, folder: Path | None = None) -> Split:
+def load(
+    spec: DataSpec, root: Path | None = None, folder: Path | None = None, most: int | None = None
+) -> Split:
     """Return the checked images, labels and published indices; they are kept for the process.
 
     Args:
         spec: which examples.
         root: the folder of data sets; None: BENCH_DATA's, or the user's cache.
         folder: the suite's folder, where relative paths start; None: there are none.
+        most: how many of the first examples are needed, so that no others are decoded; None: all.
 
     Returns:
         Images (float32, NCHW, in [0, 1]), labels and indices (int64), and the digest.
@@ -238,11 +255,26 @@ def load(spec: DataSpec, root: Path | None = None, folder: Path | None = None) -
         InputError: files are missing or altered, an image cannot be read, is out of [0, 1] or of another
             form, or a label is out of range.
     """
-    return _load(spec, data_root(root), folder, digest(spec, root, folder))
+    asked = (spec, data_root(root), folder, digest(spec, root, folder))
+    whole = _count(spec, _source(spec, root, folder))
+    needed = whole if most is None else min(most, whole)
+    known = _KEPT.pop(asked, None)
+    if known is None or len(known) < needed:
+        # Twice as many as before: shards come one by one, and each would decode all before it again.
+        known = _load(*asked, needed if known is None else min(max(needed, 2 * len(known)), whole))
+    _KEPT[asked] = known
+    while len(_KEPT) > KEPT:
+        del _KEPT[next(iter(_KEPT))]
+    return known
 
 
-@lru_cache(maxsize=4)
-def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split:
+KEPT = 4
+"""Data sets that are kept for the process."""
+
+_KEPT: dict[tuple[DataSpec, Path, Path | None, str], Split] = {}
+
+
+def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str, most: int) -> Split:
     source = _source(spec, root, folder)
     source.prepare()
     form = _shape(spec, source)
@@ -257,7 +289,7 @@ def _load(spec: DataSpec, root: Path, folder: Path | None, digest: str) -> Split
         raise InputError(
             f"{where}: image {index[first]}: expected a label below {form.classes}, found {labels[first]}"
         )
-    chosen = _chosen(examples, spec, _count(spec, source), where)
+    chosen = _chosen(examples, spec, _count(spec, source), where)[:most]
     try:
         images = torch.empty(len(chosen), *form[:3])
     except RuntimeError:
@@ -307,12 +339,22 @@ def _source(spec: DataSpec, root: Path | None, folder: Path | None) -> Source:
 
 def _shape(spec: DataSpec, source: Source) -> Shape:
     form = source.shape
-    return Shape(
-        channels=spec.channels or form.channels,
-        height=spec.resize or form.height,
-        width=spec.resize or form.width,
-        classes=form.classes,
-    )
+    height, width = spec.resize or form.height, spec.resize or form.width
+    if spec.shorter is not None:
+        height, width = _shortened(height, width, spec.shorter)
+    if spec.crop is not None:
+        if spec.crop > min(height, width):
+            found = f"the shorter side ({min(height, width)}), found {spec.crop}"
+            raise InputError(f"{spec.name}: crop: expected at most {found}")
+        height = width = spec.crop
+    return Shape(spec.channels or form.channels, height, width, form.classes)
+
+
+def _shortened(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Return the size of an image whose shorter side is resized, as torchvision rounds it."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
 
 
 def _count(spec: DataSpec, source: Source) -> int:
@@ -326,6 +368,8 @@ def _count(spec: DataSpec, source: Source) -> int:
 
 def _formed(pixels: Pixels, index: NDArray[np.int64], spec: DataSpec, form: Shape, where: str) -> Images:
     """Return pixels as float32 in [0, 1] of the asked form, checked."""
+    if spec.shorter is not None or spec.crop is not None:
+        pixels = _cut(pixels, spec, f"{where}: image {index[0]} ({pixels.name})")
     images = _unit(pixels, index, where)
     if spec.channels is not None:
         images = _converted(images, spec.channels)
@@ -335,12 +379,35 @@ def _formed(pixels: Pixels, index: NDArray[np.int64], spec: DataSpec, form: Shap
         images = interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).clamp_(0, 1)
     if images.shape[1:] != form[:3]:
         found, expected = _text(tuple(images.shape[1:])), _text(form[:3])
-        option = "resize" if images.shape[1] == form.channels else "channels"
+        option = "channels" if images.shape[1] != form.channels else "crop" if spec.shorter else "resize"
         raise InputError(
             f"{where}: image {index[0]} ({pixels.name}): expected {expected} as in the first image, "
             f"found {found}; {option}: makes them alike"
         )
     return images
+
+
+def _cut(pixels: Pixels, spec: DataSpec, where: str) -> Pixels:
+    """Return pixels whose shorter side is resized, and whose middle is cut out, in their own type."""
+    from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
+    if pixels.values.dtype == np.uint16:
+        # torchvision resizes no 16-bit images.
+        pixels = Pixels(pixels.name, (pixels.values / 65535).astype(np.float32))
+    images = torch.tensor(pixels.values)
+    if spec.shorter is not None:
+        height, width = images.shape[2:]
+        size = list(_shortened(height, width, spec.shorter))
+        images = resize(images, size, InterpolationMode(spec.interpolation), antialias=True)
+        # Bicubic weights may be negative.
+        images = images.clamp(0, 1) if images.is_floating_point() else images
+    if spec.crop is not None and spec.crop > min(images.shape[2:]):
+        raise InputError(
+            f"{where}: crop: expected at most {min(images.shape[2:])}, the shorter side, found {spec.crop}; "
+            "shorter: resizes before"
+        )
+    images = images if spec.crop is None else center_crop(images, [spec.crop, spec.crop])
+    return Pixels(pixels.name, images.numpy())
 
 
 def _unit(pixels: Pixels, index: NDArray[np.int64], where: str) -> Tensor:

@@ -277,4 +277,7 @@ def _settings(identity: Mapping[str, Any]) -> str:
 def _flow(value: Any) -> str:
     if isinstance(value, float):
         return format_value(value)
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
+        # Code, by its name and the digests of its modules.
+        return str(value[0])
     return value if isinstance(value, str) else json.dumps(value)

@@ -17,6 +17,7 @@ from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
 from bench.suite.layout import columns_read
+from bench.suite.places import results_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,7 +143,7 @@ def _command(source: Source, suite: Path, job: str | None = None) -> str:
     words = ["bench", "run", str(suite)]
     if len(keys) < len(source.manifest["tables"]):
         words += [word for key in (keys[:1] if job else keys) for word in ("--table", key)]
-    if source.root != Path("results") / source.manifest["suite"]:
+    if source.root.resolve() != results_folder(suite).resolve():
         words += ["--results", str(source.root)]
     return join(words)
 

@@ -549,6 +549,49 @@ def distance(rows: Rows, clean: Rows | None) -> Values:
 
 
 @metric(
+    "top5",
+    "the true class is among the five with the largest logits",
+    worst="least",
+    reads=("logits",),
+)
+def top5(rows: Rows, clean: Rows | None) -> Values:
+    """Return whether the true class is among the five with the largest logits.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+
+    Returns:
+        Shape (N,): 1 or 0. Equal logits of other classes count as larger; a true one that is not finite
+        counts as wrong.
+    """
+    logits = rows["logits"]
+    own = logits[np.arange(len(logits)), rows["truth"]]
+    others = (logits >= own[:, None]).sum(axis=1) - 1
+    return np.asarray(np.isfinite(own) & (others < 5), np.float64)
+
+
+@metric(
+    "class_accuracy",
+    "right on the adversarial input alone, of the examples of one class",
+    worst="least",
+    draws=True,
+)
+def class_accuracy(rows: Rows, clean: Rows | None, *, label: int) -> Values:
+    """Return whether the defense was right, for the examples of one class.
+
+    Args:
+        rows: Outcomes of N examples under attack.
+        clean: Outcomes of the same examples unmoved, or None.
+        label: The class.
+
+    Returns:
+        Shape (N,): as `accuracy`; NaN for examples of other classes.
+    """
+    return np.where(rows["truth"] == label, held_share(rows), math.nan)
+
+
+@metric(
     "logit",
     "the read-out's logit of a class, its mean over examples",
     worst=None,

@@ -115,12 +115,13 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device
 
 
-def load(data: Data, context: WorkerContext) -> Split:
+def load(data: Data, context: WorkerContext, most: int | None = None) -> Split:
     """Load the examples of a data set.
 
     Args:
         data: The data set as the run was planned with it.
         context: The surroundings of the job.
+        most: How many of the first examples are needed; there may be more of them. None: all.
 
     Returns:
         The examples, on the CPU.
@@ -128,7 +129,7 @@ def load(data: Data, context: WorkerContext) -> Split:
     Raises:
         InputError: The files of the data set changed since the run was planned.
     """
-    split = datasets.load(data.spec, context.data_root, context.folder)
+    split = datasets.load(data.spec, context.data_root, context.folder, most)
     if split.digest != data.digest:
         raise InputError(f"the files of {data.spec.name} changed since the run was planned; start it again")
     return split

@@ -46,7 +46,9 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     """
     attack_run = job.attack_run
     model = fitted(attack_run.source, context, store) if attack_run.source else None
-    split = load(attack_run.data, context)
+    # Who sees answers alone may be guided by any image of the set.
+    guided = attack_run.view is not None and attack_run.view.use.startswith("decision:")
+    split = load(attack_run.data, context, None if guided else job.stop)
     try:
         plain, facts = attacked(job, model, split, torch.device(context.device))
     except BaseException:

@@ -51,7 +51,8 @@ def evaluate(
         RuntimeError: The images of a shard belong to other examples.
     """
     model = fitted(job.victim, context, store)
-    split = load(job.crafts[0].attack_run.data, context)
+    most = max(each.stop for each in job.crafts)
+    split = load(job.crafts[0].attack_run.data, context, most)
     crafted = (load_file(store.artefact("craft", each.key)) for each in job.crafts)
     columns = answers_to(job, crafted, model, split, torch.device(context.device))
     if (own := crafted_on_own_weights(job, store)) is not None:

@@ -110,7 +110,7 @@ def _views() -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda each: (each["name"], each["of"]))
 
 
-WHATS: tuple[What, ...] = get_args(What)
+LISTS: tuple[What, ...] = get_args(What)
 
 
 def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
     Raises:
         InputError: Nothing is called so.
     """
-    every = [(kind, each) for kind in ([what] if what else WHATS) for each in entries(kind)]
+    every = [(kind, each) for kind in ([what] if what else LISTS) for each in entries(kind)]
     found = [{"what": _KINDS[kind], **each} for kind, each in every if each["name"] == name]
     if not found:
         folded = name.casefold()
@@ -134,7 +134,7 @@ def named(name: str, what: What | None = None) -> list[dict[str, Any]]:
     if not found:
         near = did_you_mean(name, {each["name"] for _, each in every}, most=8)
         kind = f"no {_KINDS[what]}" if what else "nothing"
-        where = f"bench list {what or '|'.join(WHATS)}"
+        where = f"bench list {what or '|'.join(LISTS)}"
         raise InputError(f"{kind} is called {name!r}{near}; names: {where}")
     return found
 
@@ -220,14 +220,22 @@ def show(console: Console, found: list[dict[str, Any]], what: What) -> None:
         what: What was asked for.
     """
     for entry in found:
-        console.print(Text(entry["name"], style="bold"))
+        console.print(Text.assemble((entry["name"], "bold"), (_brief(entry), "dim")))
         facts = [Text(entry["summary"])]
-        if what in ("attacks", "defenses"):
-            facts += _needs(entry, brief=True)
+        if "missing" in entry:
+            facts.append(Text(entry["missing"], style="yellow"))
         if entry.get("of"):
             facts.append(Text.assemble(("of: ", "dim"), ", ".join(entry["of"])))
         console.print(Padding(Group(*facts), (0, 0, 0, 2)), highlight=False)
     console.print(Text(f"{len(found)} {what}; all of one of them: bench list NAME", style="dim"))
+
+
+def _brief(entry: dict[str, Any]) -> str:
+    """Return what an attack needs, in a few words; nothing of what is none."""
+    if "norms" not in entry:
+        return ""
+    missing = f", {entry['library']} is not installed" if entry["library"] and not entry["installed"] else ""
+    return f"  {', '.join(entry['norms'])}; sees {entry['access']}; {entry['kind']}{missing}"
 
 
 def explain(console: Console, found: list[dict[str, Any]]) -> None:
@@ -312,7 +320,7 @@ def _example(entry: dict[str, Any]) -> str:
             return f"views: [{entry['name']}]"
 
 
-def _needs(entry: dict[str, Any], *, brief: bool = False) -> list[Text]:
+def _needs(entry: dict[str, Any]) -> list[Text]:
     """Return what an attack needs, of its view, of the data and of what is installed."""
     if "norms" not in entry:
         return []
@@ -332,12 +340,10 @@ def _needs(entry: dict[str, Any], *, brief: bool = False) -> list[Text]:
         "targets": "" if entry["targeted"] else "none",
         "time limit": f"{entry['time_limit']:g} s" if entry["time_limit"] else "",
     }
-    if brief:
-        facts = {name: facts[name] for name in ("norms", "access", "kind")}
     lines = [
         Text("; ").join(Text.assemble((f"{name}: ", "dim"), said) for name, said in facts.items() if said)
     ]
-    if entry["library"] and not (brief and entry["installed"]):
+    if entry["library"]:
         found = f"{entry['library']} {entry['installed'] or 'not installed'}"
         lines.append(Text.assemble(("library: ", "dim"), found))
     if "missing" in entry:

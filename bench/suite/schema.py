@@ -256,6 +256,8 @@ class SuiteModel(Model):
     """Seconds that any one job may take."""
     precision: Precision = "float32"
     """What attacks search in, `float32` or `bf16-search`."""
+    results: Sentence | None = Field(default=None, examples=["../results/mine"])
+    """The results folder, relative to the file; `--results` of a command wins."""
 
 
 class Addition(Model):

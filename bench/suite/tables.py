@@ -112,16 +112,17 @@ class Table(Model):
     `common`: those alone that all saw."""
     metric: str = "accuracy"
     """What is counted: metrics. A heading's selection may have a `metric` of its own, and the `class` of
-    `logit` and `threshold`."""
+    `class_accuracy`, `logit` and `threshold`."""
     radii: list[Radius] = []
     """Radii at which the distances of attacks that move as little as they can are read, each as a coordinate
     `radius`."""
     published: Comparison | None = None
     """Numbers of a paper beside ours."""
     figure: Figure | None = None
-    """The table as curves, for `--format svg` and `png`; without it, `.figure()` of Python draws bars."""
+    """The table as curves, for `--format svg`, `png` and `pdf`; without it, `.figure()` of Python draws
+    bars."""
     grades: bool = True
-    """Whether a column says how much stands behind each row (`docs/flags.md`, grades)."""
+    """Whether a column says how much stands behind each row: grades."""
     bold: Literal["weakest"] | None = "weakest"
     """The attack column that is worst for the defender is bold; `null`: none is."""
 

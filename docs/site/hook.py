@@ -157,18 +157,6 @@ def documented(package: str, decorator: str) -> dict[str, griffe.Object]:
     return found
 
 
-def described(thing: griffe.Object | None) -> dict[str, str]:
-    """Return what a docstring says of each parameter; of a class, that of its constructor as well."""
-    said: dict[str, str] = {}
-    for each in (thing, thing.members.get("__init__") if thing is not None else None):
-        if each is None or each.docstring is None:
-            continue
-        for part in each.docstring.parse("google", warnings=False):
-            if part.kind is griffe.DocstringSectionKind.parameters:
-                said |= {item.name: item.description for item in part.value}
-    return said
-
-
 def paper(thing: griffe.Object | None) -> str:
     """Return the first sentence of the module's docstring, where the paper stands."""
     if thing is None or thing.module.docstring is None:
@@ -217,25 +205,24 @@ def set_to(parameters: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"`{name}: {written(info.get('default'))}`" for name, info in parameters.items())
 
 
-def parameters(entry: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
-    """Yield a table of parameters, with what is said of them where that is anything."""
+def parameters(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield a table of parameters, with what their docstrings say of them."""
     if entry.get("missing"):
         yield f"\n*{entry['missing']}*\n"
     if not entry["parameters"]:
         return
     rows = entry["parameters"].items()
-    meaning = any(name in said for name, _ in rows)
-    yield "\n| parameter | kind | default |" + (" meaning |" if meaning else "")
-    yield "| :-- | :-- | :-- |" + (" :-- |" if meaning else "")
+    yield "\n| parameter | kind | default | meaning |"
+    yield "| :-- | :-- | :-- | :-- |"
     for name, info in rows:
         default = "*required*" if info["required"] else f"`{written(info['default'])}`"
-        yield row(f"`{name}`", info["type"], default, *([plain(said.get(name, ""))] if meaning else []))
+        yield row(f"`{name}`", info["type"], default, plain(info["description"]))
     yield ""
 
 
 def facts(entry: dict[str, Any], *without: str) -> str:
     """Return whatever else an entry says of itself, in one line."""
-    apart = {"name", "summary", "version", "parameters", "missing", *without}
+    apart = {"name", "summary", "docstring", "version", "parameters", "missing", *without}
     said = []
     for name, value in entry.items():
         if name in apart or value in (None, False, [], {}):
@@ -271,7 +258,7 @@ def attacks() -> str:
     for entry in own:
         lines += heading(entry["name"], known)
         lines += [paper(found.get(entry["name"])) + "\n", plain(entry["summary"]) + "\n", facts(entry) + "\n"]
-        lines += parameters(entry, described(found.get(entry["name"])))
+        lines += parameters(entry)
     for library in sorted({each["library"] for each in entries if each["library"]}):
         theirs = [each for each in entries if each["library"] == library]
         lines += [
@@ -310,7 +297,7 @@ def defenses() -> str:
         lines += ["| view | what it offers | settings |", "| :-- | :-- | :-- |"]
         for name, view in entry["views"].items():
             lines.append(row(f"`{name}`", facts({"name": name, **view}), set_to(view["parameters"])))
-        lines += parameters(entry, described(thing))
+        lines += parameters(entry)
     return "\n".join(lines)
 
 
@@ -323,7 +310,7 @@ def sources() -> str:
     ]
     for entry in listed("data"):
         lines += [*heading(entry["name"], set()), plain(entry["summary"]) + "\n"]
-        lines += parameters(entry, {})
+        lines += parameters(entry)
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
@@ -191,6 +192,160 @@ def test_a_class_without_a_size_or_without_examples_is_refused() -> None:
         datasets.count(spec("digits", only=[10], size=1))
     with pytest.raises(InputError, match="digits test has 36 examples of class 0, size asks for 37"):
         datasets.load(spec("digits", only=[0], size=37))
+
+
+def test_only_as_many_images_are_decoded_as_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    files = {
+        f"{split}/{label}/{number:03}.png": png(generator.integers(0, 256, (4, 4), dtype=np.uint8))
+        for split in ("train", "test")
+        for label in "ab"
+        for number in range(40)
+    }
+    write_folder(tmp_path / "set", files)
+    read: list[str] = []
+
+    def counted(file: Any, name: str) -> Any:
+        read.append(name)
+        return decode(file, name)
+
+    monkeypatch.setattr(local, "decode", counted)
+    asked = spec("image-folder", path=str(tmp_path / "set"))
+    few = datasets.load(asked, most=10)
+    # And the first image of the folder, for its form.
+    assert (len(few), len({*read})) == (10, 10 + (1 if few.index.min() > 0 else 0))
+    more = datasets.load(asked, most=11)
+    assert len(more) == 20, "twice as many as before, so that shards do not decode all before them again"
+    assert len(datasets.load(asked, most=5)) == 20
+    whole = datasets.load(asked)
+    assert len(whole) == 80
+    for part in (few, more):
+        n = len(part)
+        assert torch.equal(part.images, whole.images[:n])
+        assert torch.equal(part.labels, whole.labels[:n])
+        assert torch.equal(part.index, whole.index[:n])
+        assert part.digest == whole.digest
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (50, 50), (33, 100)])
+def test_shorter_and_crop_are_the_published_preprocessing(
+    tmp_path: Path, height: int, width: int, interpolation: str
+) -> None:
+    """As torchvision's Resize and CenterCrop do it on Pillow's images, up to one level of 255."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    generator = np.random.default_rng(height)
+    coarse = generator.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((width, height)))
+    files = {f"{split}/{label}/1.png": png(pixels) for split in ("train", "test") for label in "ab"}
+    write_folder(tmp_path / "set", files)
+    asked = spec("image-folder", path=str(tmp_path / "set"), shorter=32, crop=28, interpolation=interpolation)
+    published = Compose([Resize(32, InterpolationMode(interpolation)), CenterCrop(28)])
+    expected = torch.tensor(np.asarray(published(Image.fromarray(pixels)))).permute(2, 0, 1) / 255
+    found = datasets.load(asked)
+    assert found.images.shape[1:] == datasets.shape(asked)[:3] == (3, 28, 28)
+    assert (found.images[0] - expected).abs().max() <= 1 / 255 + 1e-6
+    assert ((found.images * 255) - (found.images * 255).round()).abs().max() < 1e-3
+    # What does not cut keeps its name.
+    plain = spec("image-folder", path=str(tmp_path / "set"))
+    assert (
+        len({datasets.digest(each) for each in (plain, asked, spec(**{**asked.model_dump(), "crop": 27}))})
+        == 3
+    )
+
+
+def test_crops_make_images_of_several_forms_alike(tmp_path: Path) -> None:
+    sizes = {"a": (8, 12), "b": (14, 9)}
+    files = {
+        f"{split}/{name}/1.png": png(np.full(size, 9, np.uint8))
+        for split in ("train", "test")
+        for name, size in sizes.items()
+    }
+    write_folder(tmp_path / "set", files)
+    given = {"name": "image-folder", "path": str(tmp_path / "set")}
+    with pytest.raises(InputError, match="resize: makes them alike"):
+        datasets.load(DataSpec.model_validate(given))
+    with pytest.raises(InputError, match="crop: makes them alike"):
+        datasets.load(DataSpec.model_validate({**given, "shorter": 8}))
+    assert datasets.load(DataSpec.model_validate({**given, "shorter": 8, "crop": 8})).images.shape[2:] == (
+        8,
+        8,
+    )
+    with pytest.raises(InputError, match="crop: expected at most the shorter side"):
+        datasets.load(DataSpec.model_validate({**given, "crop": 10}))
+    for wrong in ({"shorter": 8, "resize": 8}, {"interpolation": "bicubic"}):
+        with pytest.raises(ValidationError):
+            DataSpec.model_validate({**given, **wrong})
+
+
+# Arrays ------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_every_layout_are_the_same_images(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    first = generator.integers(0, 256, (12, 3, 5, 6), dtype=np.uint8)
+    labels = np.arange(12) % 4
+    last = first.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "first.npz", images=first, labels=labels)
+    np.savez(tmp_path / "last.npz", x=last, y=labels.astype(np.uint8))
+    np.save(tmp_path / "x.npy", (first / 255).astype(np.float32))
+    np.save(tmp_path / "y.npy", labels)
+    np.savez(tmp_path / "odd.npz", pictures=last, classes=labels)
+    given = (
+        {"test": "first.npz"},
+        {"test": "last.npz"},
+        {"test": "x.npy", "test_labels": "y.npy"},
+        {"test": "odd.npz", "images": "pictures", "labels": "classes"},
+    )
+    for each in given:
+        asked = spec("arrays", **each)
+        found = datasets.load(asked, folder=tmp_path)
+        assert datasets.shape(asked, folder=tmp_path) == Shape(3, 5, 6, 4)
+        assert torch.allclose(found.images, torch.from_numpy(first[found.index.numpy()] / 255).float())
+        assert torch.equal(found.labels, torch.from_numpy(labels[found.index.numpy()]))
+    np.savez(tmp_path / "gray.npz", images=first[:, 0], labels=labels)
+    assert datasets.shape(spec("arrays", test="gray.npz"), folder=tmp_path) == Shape(1, 5, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "said"),
+    [
+        (
+            {"images": np.zeros((2, 3, 3, 3), np.uint8), "labels": [0, 1]},
+            {},
+            "layout: first, or layout: last",
+        ),
+        ({"images": np.zeros((2, 4, 4), np.int64), "labels": [0, 1]}, {}, "expected uint8, uint16 or floats"),
+        ({"images": np.zeros((2, 4), np.uint8), "labels": [0, 1]}, {}, "expected the shape"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0.0, 1]}, {}, "expected whole numbers"),
+        ({"pics": np.zeros((2, 4, 4), np.uint8), "labels": [0, 1]}, {}, "say which array is images:"),
+        ({"pics": np.zeros((2, 4, 4), np.uint8), "labels": [0, 1]}, {"images": "pic"}, "did you mean 'pics'"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0, 1, 1]}, {}, "expected 2 examples, found 3"),
+        ({"images": np.full((2, 4, 4), 2.0), "labels": [0, 1]}, {}, "expected values in [0, 1], found 2"),
+        ({"images": np.zeros((0, 4, 4), np.uint8), "labels": []}, {}, "holds no example"),
+    ],
+)
+def test_arrays_that_cannot_be_are_said(
+    tmp_path: Path, arrays: dict[str, Any], options: dict[str, str], said: str
+) -> None:
+    labels = np.asarray(arrays["labels"], None if arrays["labels"] else np.int64)
+    np.savez(tmp_path / "test.npz", **{**arrays, "labels": labels})
+    with pytest.raises(InputError, match=re.escape(said)):
+        datasets.load(spec("arrays", test="test.npz", **options), folder=tmp_path)
+
+
+def test_no_pickled_array_is_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=np.array([{}], dtype=object), labels=[0])
+    with pytest.raises(InputError, match="cannot be read"):
+        datasets.load(spec("arrays", test="test.npz"), folder=tmp_path)
+    with pytest.raises(InputError, match=r"no such file: looked for .*none\.npz"):
+        datasets.load(spec("arrays", test="none.npz"), folder=tmp_path)
+    np.savez(tmp_path / "good.npz", images=np.zeros((2, 4, 4), np.uint8), labels=[0, 1])
+    with pytest.raises(InputError, match="train: no file is named"):
+        datasets.load(spec("arrays", test="good.npz", split="train"), folder=tmp_path)
 
 
 # Digits ------------------------------------------------------------------------------------------

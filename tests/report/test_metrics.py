@@ -210,6 +210,9 @@ TRUTHS = {
     "selective": ([1, 0, 0, NAN, NAN, NAN, 0], 1 / 4),
     # Wrong unmoved is broken at 0, and so is 5, a refused clean image: three zeros, 0.2, 0.7, and two held.
     "distance": ([math.inf, 0.2, 0, 0, math.inf, 0, 0.7], 0.2),
+    # All are of class 3. Of six logits one must be smaller; those of 6 are equal, which counts as larger.
+    "class_accuracy": ([1, 0, 0, 1, 1, 0, 0], 3 / 7),
+    "top5": ([1, 1, 1, 1, 1, 1, 0], 6 / 7),
     "logit": ([0, 3, 5, 4, 1, 2, 0], 15 / 7),
     "threshold": ([3] * 7, 3),
     "top": ([4, 3, 5, 4, 3, 6, 0], 25 / 7),
@@ -240,12 +243,34 @@ TRUTHS = {
 def test_every_metric_is_what_a_hand_computes(name):
     attacked, still = by_hand()
     values, summary = TRUTHS[name]
-    chosen = METRICS[name].of(5) if METRICS[name].by_class else METRICS[name]
+    label = 3 if name == "class_accuracy" else 5
+    chosen = METRICS[name].of(label) if METRICS[name].by_class else METRICS[name]
     np.testing.assert_allclose(chosen.score(attacked, still), values)
     found = metrics.score(chosen, attacked, None if chosen.clean == "unused" else still)
     counted = [place for place, value in enumerate(values) if not np.isnan(value).any()]
     assert found.index.tolist() == counted
     assert metrics.estimate(chosen, {0: [found]}).value == pytest.approx(summary)
+
+
+def test_the_accuracies_of_classes_make_up_the_accuracy_of_all():
+    attacked, _ = by_hand()
+    attacked = {**attacked, "truth": np.array([3, 5, 3, 0, 3, 5, 0])}
+    whole = metrics.score(METRICS["accuracy"], attacked, None).values
+    parts = [metrics.score(METRICS["class_accuracy"].of(label), attacked, None) for label in range(6)]
+    assert [len(each.index) for each in parts] == [2, 0, 0, 3, 0, 2]
+    assert sum(each.values.sum() for each in parts) == whole.sum()
+
+
+def test_top5_agrees_with_sklearn_where_no_logits_are_equal():
+    from sklearn.metrics import top_k_accuracy_score
+
+    generator = np.random.default_rng(0)
+    logits, truth = generator.normal(size=(200, 12)), generator.integers(0, 12, 200)
+    rows_ = {"logits": logits, "truth": truth}
+    found = METRICS["top5"].score(rows_, None)
+    assert found.mean() == top_k_accuracy_score(truth, logits, k=5, labels=np.arange(12))
+    logits[3, truth[3]] = math.nan
+    assert METRICS["top5"].score(rows_, None)[3] == 0
 
 
 def test_with_a_target_the_attacker_wants_that_label_alone():
@@ -656,6 +681,8 @@ def test_what_an_attacker_prefers_and_how_examples_become_one_number():
         "detection": (None, "unused", "share", "percent"),
         "selective": (None, "unused", "share", "percent"),
         "distance": ("least", "used", "median", "distance"),
+        "class_accuracy": ("least", "unused", "share", "percent"),
+        "top5": ("least", "unused", "share", "percent"),
         "logit": (None, "unused", "mean", "number"),
         "threshold": (None, "unused", "constant", "number"),
         "top": (None, "unused", "mean", "number"),
