@@ -13,7 +13,7 @@ from bench.errors import InputError
 from bench.report import tables
 from bench.results.manifest import Outcomes
 from bench.suite.layout import arrange, columns_read
-from bench.suite.schema import Addition, Threats
+from bench.suite.schema import Addition, Task, Threats, ViewUse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -83,10 +83,7 @@ class _Found:
     def __init__(self, project: Project) -> None:
         self._suite, self._path = project.plan.suite, project.store.root / ADDED
         before = self._suite.added
-        self._tasks = {
-            _spelled(task): task
-            for task in (each.model_dump(mode="json", exclude_none=True) for each in before.tasks)
-        }
+        self._tasks = {_spelled(_told(task)): _told(task) for task in before.tasks}
         self._examined = dict.fromkeys(before.doctor)
         self._attacks = {name: dict(use) for name, use in _plain(before).get("attacks", {}).items()}
 
@@ -128,12 +125,12 @@ class _Found:
                 "defenses": [str(at["defense"])],
                 "attacks": names,
                 "readouts": [str(at["readout"])],
+                "views": [ViewUse(use=view, draws=8 if random else 1)],
                 "worst": False,
             }
-        ).model_dump(mode="json", exclude_none=True)
-        made["views"] = [{"use": view, "draws": 8}] if random else [view]
+        )
         if names:
-            self._tasks[_spelled(made)] = made
+            self._tasks[_spelled(_told(made))] = _told(made)
             self._attacks |= {name: ATTACKS[name] for name in names}
         return names
 
@@ -147,6 +144,11 @@ class _Found:
 
 def _plain(added: Addition) -> dict[str, Any]:
     return added.model_dump(mode="json", exclude_defaults=True)
+
+
+def _told(task: Task) -> dict[str, Any]:
+    """Return a task as the file has it."""
+    return task.model_dump(mode="json", exclude_none=True)
 
 
 def _spelled(task: Mapping[str, Any]) -> str:

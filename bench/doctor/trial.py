@@ -393,7 +393,7 @@ class _Trial:
         return "doubt" if self.crossed else "alarm"
 
     def _smooths(self) -> bool:
-        """Return whether it crosses where gradients are alike in large parts, as those do that smooth them."""
+        """Return whether it crosses where gradients are alike in large parts, as what smooths them does."""
         if self.entry.access != "gradient" or self.entry.space != "pixel":
             return False
         ground = self._ground(smooth=True)

@@ -85,7 +85,8 @@ def test_settings_threat_and_form_are_in_the_key_of_a_trial_and_no_label_is(tmp_
     def key(**changes: Any) -> str:
         attack = {"use": "pgd", "steps": changes.pop("steps", 5)}
         task = {**TASK, "threat": {"norm": "linf", "radius": changes.pop("radius", 0.1)}, "views": ["logits"]}
-        path = suite(tmp_path, {"d": {"use": "toy/linear"}}, {changes.pop("label", "a"): attack}, [task])
+        attacks = {changes.pop("label", "a"): attack}
+        path = suite(tmp_path, {"d": {"use": "toy/linear"}}, attacks, [task], doctor="plugins")
         condition = planner.make(resolve.load(path)).conditions[0]
         found: str = condition.facts["trial"]
         return found
