@@ -99,7 +99,8 @@ class Watch:
         lawful = inside & (far <= self._most)
         self._asked[rows] = True
         self._reach[rows] = torch.where(lawful, far.double(), 0.0).maximum(self._reach[rows])
-        self._won[rows] |= lawful & succeeded(self._question(rows), logits, self._y[rows])
+        # Whoever makes right what was wrong unmoved has lost nothing that it found: that is another flag's.
+        self._won[rows] |= lawful & (far > 0) & succeeded(self._question(rows), logits, self._y[rows])
 
     def _question(self, rows: Tensor) -> View:
         target = None if self._target is None else self._target[rows]

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from bench.report.checks import Evidence, Flag
 from bench.report.checks.comparisons import ITERATES
-from bench.results.conditions import Condition
+from bench.report.checks.evidence import is_own_source
 
 Letter: TypeAlias = Literal["A", "B", "C", "D"]
 
@@ -103,7 +103,7 @@ def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
         yield Lack("attack", "an iterative attack with gradients of what is scored")
     elif not any(_proven(each) for each in exact):
         yield Lack("trial", "a trial of its attack where the answer is known")
-    if not any(_blind(each.condition) for each in attacks):
+    if not any(_blind(each) for each in attacks):
         yield Lack("blind", "an attack without gradients")
     if not any(_examined(each) for each in attacks):
         yield Lack("examination", "a whole examination of the defense (bench doctor)")
@@ -137,6 +137,6 @@ def _examined(each: Evidence) -> bool:
     return found is not None and bool(found["whole"])
 
 
-def _blind(condition: Condition) -> bool:
-    facts = condition.facts
-    return facts.access in ("decision", "score") or facts.source is not None
+def _blind(each: Evidence) -> bool:
+    facts = each.condition.facts
+    return facts.access in ("decision", "score") or (facts.source is not None and not is_own_source(each))
