@@ -403,7 +403,7 @@ def test_what_says_that_it_cannot_reach_has_a_note() -> None:
 
 
 def test_what_smooths_its_gradients_has_a_note_and_what_turns_them_an_alarm() -> None:
-    """Over 7x7 pixels, as attacks do that mean to transfer; transposed, it leads to one quarter for another."""
+    """Over 7x7 pixels, as attacks do that mean to transfer; transposed, quarters are exchanged."""
 
     def climbs(change: Callable[[Tensor], Tensor]) -> Callable[..., Images]:
         def attack(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
