@@ -18,7 +18,7 @@ IMAGES = 48
 LOOK_IMAGES = 24
 """How many images are looked at where a defense is only looked at, and not attacked."""
 
-LOOK_LIMIT = 10.0
+LOOK_LIMIT = 6.0
 """How many seconds that takes at most."""
 
 LEAST = 12

@@ -129,7 +129,9 @@ def _exact(each: Evidence) -> bool:
 
 
 def _proven(each: Evidence) -> bool:
-    return each.trial is not None and each.trial["worst"] in BELIEVED
+    # One that ran out of time before the attack had crossed the plane has shown nothing.
+    found = each.trial
+    return found is not None and found["worst"] in BELIEVED and found["crossed"] is not None
 
 
 def _examined(each: Evidence) -> bool:

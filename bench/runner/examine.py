@@ -22,6 +22,9 @@ from bench.suite.planner import draws
 
 Write: TypeAlias = Callable[[Path], None]
 
+TRIAL_LIMIT = 5.0
+"""Seconds of processor time that the trial of an attack takes at most."""
+
 PATIENCE = 20
 """An examination that takes so many times its limit is ended: code of a user hangs."""
 
@@ -38,7 +41,7 @@ def trial(job: Trial) -> tuple[Write, dict[str, Any]]:
     Raises:
         OvertimeError: The attack hangs.
     """
-    proof = try_attack(job.attack.entry, job.attack.params, job.threat, job.shape)
+    proof = try_attack(job.attack.entry, job.attack.params, job.threat, job.shape, limit=TRIAL_LIMIT)
     shares = {"crossed": proof.crossed, "planted": proof.planted}
     return kept(proof.findings, shares)
 

@@ -15,7 +15,7 @@ from torch import Tensor, autograd
 from torch.nn.functional import avg_pool2d
 
 from bench import Images, Labels, Randomness, Shape, Threat, View, objective
-from bench.doctor.findings import Level
+from bench.doctor.findings import LEVELS, Level
 from bench.doctor.halfspace import FARTHEST, MARGIN, Halfspace, placed
 from bench.doctor.plants import Planted
 from bench.doctor.trial import Proof, try_attack
@@ -239,7 +239,8 @@ def made(function: Callable[..., Any], **declared: Any) -> AttackEntry:
 
 def judged(function: Callable[..., Any], threat: Threat | None = None, **declared: Any) -> dict[str, Level]:
     proof = try_attack(made(function, **declared), {}, threat or Threat("linf", 0.1), DIGITS)
-    return {each.code: each.level for each in proof.findings.found if each.code}
+    found = sorted(proof.findings.found, key=lambda each: LEVELS.index(each.level))
+    return {each.code: each.level for each in found if each.code}
 
 
 def step(view: View, z: Images, y: Labels, x: Images, threat: Threat, share: float = 0.25) -> Images:
@@ -403,7 +404,7 @@ def test_what_says_that_it_cannot_reach_has_a_note() -> None:
 
 
 def test_what_smooths_its_gradients_has_a_note_and_what_turns_them_an_alarm() -> None:
-    """Over 7x7 pixels, as attacks that transfer do; transposed, it leads to one quarter for another."""
+    """Over 7x7 pixels, as attacks do that mean to transfer; transposed, quarters are exchanged."""
 
     def climbs(change: Callable[[Tensor], Tensor]) -> Callable[..., Images]:
         def attack(view: View, x: Images, y: Labels, threat: Threat, noise: Randomness) -> Images:
