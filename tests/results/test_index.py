@@ -28,6 +28,9 @@ from suites import TASK, Ran, suite
 AT_ONCE = -(10**18)
 """In place of `SETTLED`: what was written just now is recorded, too."""
 
+KINDS = ("train", "craft", "evaluate")
+"""The kinds of jobs that the folder of these tests has."""
+
 
 class Folder(NamedTuple):
     """A plan, and a results folder in which all of it is done."""
@@ -38,7 +41,7 @@ class Folder(NamedTuple):
     @property
     def results(self) -> list[tuple[str, str]]:
         """Kind and key of every result."""
-        return [(kind, each.name) for kind in ARTEFACTS for each in sorted((self.root / kind).iterdir())]
+        return [(kind, each.name) for kind in KINDS for each in sorted((self.root / kind).iterdir())]
 
     def said(self, **options: Any) -> tuple[set[str], dict[str, str]]:
         """Return what an examination says: the keys of what is done, and what is done again and why."""
@@ -137,7 +140,7 @@ def test_only_what_was_read_counts_as_read(
 def test_absence_costs_one_listing_of_each_folder(
     finished: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kind in ARTEFACTS:
+    for kind in KINDS:
         (tmp_path / kind).mkdir()
     asked: list[str] = []
     for name in ("stat", "lstat", "listdir", "open"):
@@ -151,7 +154,7 @@ def test_absence_costs_one_listing_of_each_folder(
     with survey(Store(tmp_path)) as found:
         first = len(asked)
         for number in range(1000):
-            for kind in ARTEFACTS:
+            for kind in KINDS:
                 assert found.damage(kind, f"{number:032x}") == ABSENT
                 assert found.receipt(kind, f"{number:032x}") is None
         assert len(asked) == first
@@ -203,7 +206,7 @@ def test_a_file_that_was_harmed_is_found_though_its_times_are_given_back(harm: s
 
 
 def test_results_that_were_moved_are_found(known: Folder) -> None:
-    for kind in ARTEFACTS:
+    for kind in KINDS:
         first, second, *_ = sorted((known.root / kind).iterdir())
         first.rename(known.root / "aside")
         second.rename(first)

@@ -692,7 +692,7 @@ def test_whatever_lies_in_the_place_of_ours_is_moved_and_said_one_by_one(tmp_pat
     (tmp_path / "manifest.json").mkdir()
     (tmp_path / "manifest.json" / "mine").write_text("my manifest")
     said = store.open()
-    assert len(said) == len(FOLDERS) + 1 == 10
+    assert len(said) == len(FOLDERS) + 1 == 12
     for number, name in enumerate([*FOLDERS, "manifest.json"]):
         (aside,) = tmp_path.glob(f"{name}.aside-*")
         assert re.fullmatch(rf"{re.escape(name)}\.aside-[0-9a-f]{{6}}", aside.name)
