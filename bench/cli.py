@@ -462,12 +462,16 @@ Where = Annotated[Path, typer.Argument(help="The task file, or a results folder.
 
 
 @_command(app)
-def show(
+def show(  # noqa: PLR0913 - a command line's options
     suite: Where = DEFAULT,
     table: Number = None,
     row: Row = None,
     column: Heading = None,
     results: Results = None,
+    data_root: DataRoot = None,
+    rounded: Annotated[
+        bool, typer.Option("--rounded", help="Also ask the defense about its images, rounded to 8 bits.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Show what stands behind a number of a table: settings, outcomes, receipts, where its images lie."""
@@ -476,11 +480,17 @@ def show(
 
     root, suite = _folder(suite, results)
     found = behind.behind(root, suite, behind.Asked(table, row, column))
+    left = []
+    if rounded:
+        from bench.api import reading
+
+        left = list(reading.rounded(found, suite if suite.is_file() else None, data_root))
     if as_json:
-        sys.stdout.write(json.dumps(behind.described(found), indent=1, default=str) + "\n")
+        told = behind.described(found) | ({"rounded": [each._asdict() for each in left]} if rounded else {})
+        sys.stdout.write(json.dumps(told, indent=1, default=str) + "\n")
         return
     screen = console()
-    for line in behind.said(found):
+    for line in (*behind.said(found), *(["", *map(str, left)] if left else [])):
         say(screen, line)
 
 

@@ -246,6 +246,23 @@ def test_row_11_images_are_written_as_arrays_and_as_a_picture(bench_: Bench, day
     assert "say which" in bench_("images", "mine.yaml", "--where", "attack=pgd", "--out", "x.npz").err
 
 
+def test_images_are_asked_about_again_rounded_to_8_bits(bench_: Bench, day: Path) -> None:
+    words = ["show", "mine.yaml", "--table", "main", "--column", "PGD", "--rounded"]
+    told = json.loads(bench_(*words, "--json").out)["rounded"]
+    (left,) = told
+    shown = bench.images("results/mine", attack="pgd", radius="8/255")
+    defense = bench.load("results/mine", "mine")
+    answers = defense((shown.images * 255).round() / 255).argmax(1)
+    moved = (shown.images != shown.clean).flatten(1).any(1)
+    found = (shown.label != shown.truth) & moved
+    assert left["n"] == 40
+    assert left["right"] == int((answers == shown.truth).sum())
+    assert left["found"] == int(found.sum()) > 0
+    assert left["kept"] == int((found & (answers != shown.truth)).sum())
+    said = f"rounded to 8 bits, {left['kept']} of {left['found']} that were moved and broken stay so"
+    assert said in bench_(*words).out
+
+
 def test_row_12_every_code_is_explained_where_the_package_lies(bench_: Bench) -> None:
     for code in CODES:
         assert f"{code}, flag of a table" in bench_("explain", code).out
