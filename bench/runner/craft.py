@@ -23,6 +23,7 @@ from bench.runner.context import CHUNK, WorkerContext, load
 from bench.runner.evaluate import decided
 from bench.runner.limits import limited, out_of_memory
 from bench.runner.precision import Claims, check_bfloat16, copied, in_bfloat16
+from bench.runner.preflight import without_gradient
 from bench.runner.referee import (
     QueryCounter,
     Validated,
@@ -58,9 +59,14 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     split = load(attack_run.data, context, None if guided else job.stop)
     try:
         plain, facts = attacked(job, model, split, torch.device(context.device))
-    except BaseException:
+    except BaseException as error:
         # An attack reaches more of a network than the referee can put back.
         forget_fitted()
+        device = torch.device(context.device)
+        first = split.images[job.start : job.start + 2].to(device)
+        looked = partial(look, attack_run, model, split, device)
+        if (refusal := without_gradient(attack_run, looked, first, error)) is not None:
+            raise refusal from error
         raise
     return lambda path: save_file(plain, path), facts
 
