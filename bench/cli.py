@@ -681,13 +681,14 @@ def check(  # noqa: PLR0913 - a command line's options
     Ends with 0 where it held, 1 regressed, 3 not comparable, 4 incomplete, 5 undecided.
     """
     from bench.api import checking, running
-    from bench.console import console, say
+    from bench.console import console, say, voice
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
     from bench.runner.interrupts import Terminated, terminable
     from bench.runner.scheduler import Stopped
 
-    screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
+    written = Written(junit, json_, markdown, badge)
+    screen = None if voice().quiet else console(stderr=True)
     written.refuse_nowhere()
     project = running.planned(suite, results, data_root)
     start = executors.ready(executor, Asked(device, slots_asked(slots)))
