@@ -828,9 +828,9 @@ def _checked(found: Check, suite: Path | None, written: Written, *, fail_on_gain
 @_command(app, "list")
 def list_(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(help="attacks, defenses, data, metrics or views; or the name of one.", metavar="WHAT"),
-    ],
+    ] = None,
     name: Annotated[
         str | None, typer.Argument(help="One of them, to be shown whole.", metavar="[NAME]")
     ] = None,
@@ -840,6 +840,8 @@ def list_(
     from bench.console import console
     from bench.suite import listing
 
+    if what is None:
+        raise InputError(f"bench list: say what: {', '.join(listing.LISTS)}; or the name of one of them")
     kind = next((each for each in listing.LISTS if each == what), None)
     if kind is None or name is not None:
         found = listing.named(name or what, kind if name is not None else None)
