@@ -36,7 +36,7 @@ def suite(folder: Path, **sizes: int) -> Path:
     tasks = [
         {
             "data": "digits",
-            "threat": {"norm": "linf", "radius": [radius + number for radius in radii]},
+            "threat": {"norm": "linf", "radius": [radius + 0.005 * number for radius in radii]},
             "views": ["logits"],
             "readouts": ["plain"],
             "seeds": list(range(sizes.get("seeds", 1))),
