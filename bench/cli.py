@@ -462,12 +462,16 @@ Where = Annotated[Path, typer.Argument(help="The task file, or a results folder.
 
 
 @_command(app)
-def show(
+def show(  # noqa: PLR0913 - a command line's options
     suite: Where = DEFAULT,
     table: Number = None,
     row: Row = None,
     column: Heading = None,
     results: Results = None,
+    data_root: DataRoot = None,
+    rounded: Annotated[
+        bool, typer.Option("--rounded", help="Also ask the defense about its images, rounded to 8 bits.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Show what stands behind a number of a table: settings, outcomes, receipts, where its images lie."""
@@ -476,11 +480,17 @@ def show(
 
     root, suite = _folder(suite, results)
     found = behind.behind(root, suite, behind.Asked(table, row, column))
+    left = []
+    if rounded:
+        from bench.api import reading
+
+        left = list(reading.rounded(found, suite if suite.is_file() else None, data_root))
     if as_json:
-        sys.stdout.write(json.dumps(behind.described(found), indent=1, default=str) + "\n")
+        told = behind.described(found) | ({"rounded": [each._asdict() for each in left]} if rounded else {})
+        sys.stdout.write(json.dumps(told, indent=1, default=str) + "\n")
         return
     screen = console()
-    for line in behind.said(found):
+    for line in (*behind.said(found), *(["", *map(str, left)] if left else [])):
         say(screen, line)
 
 
@@ -671,13 +681,14 @@ def check(  # noqa: PLR0913 - a command line's options
     Ends with 0 where it held, 1 regressed, 3 not comparable, 4 incomplete, 5 undecided.
     """
     from bench.api import checking, running
-    from bench.console import console, say
+    from bench.console import console, say, voice
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
     from bench.runner.interrupts import Terminated, terminable
     from bench.runner.scheduler import Stopped
 
-    screen, written = console(stderr=True), Written(junit, json_, markdown, badge)
+    written = Written(junit, json_, markdown, badge)
+    screen = None if voice().quiet else console(stderr=True)
     written.refuse_nowhere()
     project = running.planned(suite, results, data_root)
     start = executors.ready(executor, Asked(device, slots_asked(slots)))
@@ -861,9 +872,9 @@ def _checked(found: Check, suite: Path | None, written: Written, *, fail_on_gain
 @_command(app, "list")
 def list_(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(help="attacks, defenses, data, metrics or views; or the name of one.", metavar="WHAT"),
-    ],
+    ] = None,
     name: Annotated[
         str | None, typer.Argument(help="One of them, to be shown whole.", metavar="[NAME]")
     ] = None,
@@ -873,6 +884,8 @@ def list_(
     from bench.console import console
     from bench.suite import listing
 
+    if what is None:
+        raise InputError(f"bench list: say what: {', '.join(listing.LISTS)}; or the name of one of them")
     kind = next((each for each in listing.LISTS if each == what), None)
     if kind is None or name is not None:
         found = listing.named(name or what, kind if name is not None else None)

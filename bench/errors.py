@@ -68,7 +68,9 @@ MANY = 30
 """More names than these are not listed in a message."""
 
 
-def did_you_mean(name: object, known: Iterable[object], *, listed: str = "", most: int = 3) -> str:
+def did_you_mean(
+    name: object, known: Iterable[object], *, listed: str = "", most: int = 3, elsewhere: bool = True
+) -> str:
     """Return the end of a message about an unknown name: its new name, the nearest, or all there are.
 
     Args:
@@ -76,6 +78,7 @@ def did_you_mean(name: object, known: Iterable[object], *, listed: str = "", mos
         known: The known names.
         listed: The command that lists them all, for messages; empty: there is none.
         most: How many names are named at most, where none of many is near.
+        elsewhere: Whether a word of other tools may be said in another place than here.
 
     Returns:
         ``; step is called step_size now`` for a word that was renamed (and which there are, where its new
@@ -97,8 +100,9 @@ def did_you_mean(name: object, known: Iterable[object], *, listed: str = "", mos
         return f"; did you mean {same[0]!r}?"
     if ours := [each for each in WORDS.get(word, ()) if each in names]:
         return f"; {name} is called {' or '.join(ours[:2])} here"
-    near = _nearest(word, names, 0.85 if word in ELSEWHERE else 0.6)
-    if word in ELSEWHERE and near is None:
+    placed = elsewhere and word in ELSEWHERE
+    near = _nearest(word, names, 0.85 if placed else 0.6)
+    if placed and near is None:
         return f"; {ELSEWHERE[word]}"
     if near is not None:
         return f"; did you mean {near!r}?"

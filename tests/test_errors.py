@@ -13,6 +13,7 @@ from bench.errors import (
     did_you_mean,
     out_of_memory,
 )
+from bench.vocabulary import ELSEWHERE, WORDS
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,14 @@ from bench.errors import (
         ("budget", ["kind"], "; budget is called kind now"),
         ("step", [], "; step is called step_size now, which is unknown here (there are none)"),
         ("stps", ["steps"], "; did you mean 'steps'?"),
+        ("STEPS", ["steps"], "; did you mean 'steps'?"),
+        ("lib/pgd", ["lib/GN", "lib/PGD"], "; did you mean 'lib/PGD'?"),
+        ("l2pgd", ["pgd", "lib/L2PGD"], "; did you mean 'lib/L2PGD'?"),
+        ("alpha", ["step_size", "steps"], "; alpha is called step_size here"),
+        ("alpha", ["steps"], " (known: steps)"),
+        ("2", ["linf", "l2"], "; 2 is called l2 here"),
+        ("gpu", ["cpu", "cuda:0"], "; gpu is called cuda:0 here"),
+        ("seeds", ["seed", "target"], "; did you mean 'seed'?"),
         ("other", ["steps"], " (known: steps)"),
         ("other", [], " (there are none)"),
     ],
@@ -90,3 +99,23 @@ def test_what_code_did_itself_is_its_own() -> None:
     # Errors may go in circles.
     first.__context__, second.__cause__ = second, first
     assert beyond_the_code(first) is None
+
+
+def test_a_word_that_belongs_elsewhere_is_sent_there_and_only_where_that_helps() -> None:
+    said = did_you_mean("eps", ["steps", "step_size"])
+    assert said == "; the radius stands in the threat of the task, threat: {norm: linf, radius: 8/255}"
+    assert did_you_mean("eps", ["steps"], elsewhere=False) == "; did you mean 'steps'?"
+    assert did_you_mean("eps", ["radius", "norm"]) == "; eps is called radius here"
+
+
+def test_many_names_are_not_listed_in_a_message() -> None:
+    many = [f"name-{number}" for number in range(200)]
+    said = did_you_mean("qqq", many, listed="bench list attacks")
+    assert said == " (200 are known, which bench list attacks lists)"
+    assert len(did_you_mean("mane9", many)) < 100
+
+
+def test_no_word_of_other_tools_is_said_to_be_two_things_in_one_place() -> None:
+    """A word may mean several things, of which each place has one; no word is what it is called."""
+    assert not [word for word, ours in WORDS.items() if word in ours]
+    assert all(word == word.casefold() for word in (*WORDS, *ELSEWHERE))

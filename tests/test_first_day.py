@@ -38,6 +38,8 @@ class Net(nn.Module):
     def forward(self, x):
         return self.linear(x.flatten(1))
 """
+NO_GRADIENT = NETS.replace("return self", "with torch.no_grad():\n            return self")
+OTHER_SIZE = NETS.replace("return self", "assert x.shape[-1] == 32\n        return self")
 SUITE: dict[str, Any] = {
     "data": {"digits": {"name": "digits", "size": 40}},
     "defenses": {"mine": {"use": "module", "build": "mynets:Net", "weights": "mine.pt"}},
@@ -246,6 +248,23 @@ def test_row_11_images_are_written_as_arrays_and_as_a_picture(bench_: Bench, day
     assert "say which" in bench_("images", "mine.yaml", "--where", "attack=pgd", "--out", "x.npz").err
 
 
+def test_images_are_asked_about_again_rounded_to_8_bits(bench_: Bench, day: Path) -> None:
+    words = ["show", "mine.yaml", "--table", "main", "--column", "PGD", "--rounded"]
+    told = json.loads(bench_(*words, "--json").out)["rounded"]
+    (left,) = told
+    shown = bench.images("results/mine", attack="pgd", radius="8/255")
+    defense = bench.load("results/mine", "mine")
+    answers = defense((shown.images * 255).round() / 255).argmax(1)
+    moved = (shown.images != shown.clean).flatten(1).any(1)
+    found = (shown.label != shown.truth) & moved
+    assert left["n"] == 40
+    assert left["right"] == int((answers == shown.truth).sum())
+    assert left["found"] == int(found.sum()) > 0
+    assert left["kept"] == int((found & (answers != shown.truth)).sum())
+    said = f"rounded to 8 bits, {left['kept']} of {left['found']} that were moved and broken stay so"
+    assert said in bench_(*words).out
+
+
 def test_row_12_every_code_is_explained_where_the_package_lies(bench_: Bench) -> None:
     for code in CODES:
         assert f"{code}, flag of a table" in bench_("explain", code).out
@@ -435,3 +454,40 @@ def test_results_lie_beside_the_file_or_where_it_says(
     assert bench_("show", said, "--table", "main", "--column", "PGD").code == 0
     assert bench_("plan", said, "--results", tmp_path / "third").out.count("4 conditions done") == 1
     assert bench_("verify", said).code == 0
+
+
+def test_row_6_a_network_without_a_gradient_is_named_and_black_boxes_go_on(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def squared(suite: dict[str, Any]) -> None:
+        suite["attacks"]["square"] = {"use": "square", "queries": 20}
+        suite["tables"]["main"]["columns"]["Square"] = {"attack": "square", "radius": "8/255"}
+
+    path = written(tmp_path, squared)
+    (tmp_path / "mynets.py").write_text(NO_GRADIENT)
+    found = bench_("run", path, "--executor", "inline")
+    assert found.code == 2
+    said = " ".join((found.out + found.err).split())
+    assert "pgd on mine/logits" in said
+    assert "the logits of view 'logits' have no gradient, which pgd needs" in said
+    assert "does not require grad" not in said
+    assert "Traceback" not in said
+    (line,) = [each for each in found.out.splitlines() if each.startswith("mine ")][:1]
+    assert line.split()[-2:] != ["not", "run"], "Square has its number"
+
+
+def test_row_6_a_network_that_raises_is_named_before_anything_is_attacked(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path)
+    (tmp_path / "mynets.py").write_text(OTHER_SIZE)
+    found = bench_("run", path, "--executor", "inline")
+    assert found.code == 2
+    said = " ".join((found.out + found.err).split())
+    assert "train mine, seed 0: the network cannot be asked about images of 1x8x8 in [0, 1]" in said
+    assert "AssertionError (mynets.py:12: assert x.shape[-1] == 32)" in said
+    assert "resize:" in said
+    assert not list((tmp_path / "results").glob("mine/evaluate/*"))

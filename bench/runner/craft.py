@@ -29,6 +29,7 @@ from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.limits import limited
+from bench.runner.preflight import without_gradient
 from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
 
@@ -51,9 +52,14 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     split = load(attack_run.data, context, None if guided else job.stop)
     try:
         plain, facts = attacked(job, model, split, torch.device(context.device))
-    except BaseException:
+    except BaseException as error:
         # An attack reaches more of a network than the referee can put back.
         forget_fitted()
+        device = torch.device(context.device)
+        first = split.images[job.start : job.start + 2].to(device)
+        looked = partial(look, attack_run, model, split, device)
+        if (refusal := without_gradient(attack_run, looked, first, error)) is not None:
+            raise refusal from error
         raise
     return lambda path: save_file(plain, path), facts
 

@@ -21,6 +21,7 @@ from bench.results.store import Store
 from bench.runner import probes
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.isolation import building
+from bench.runner.preflight import unusable
 from bench.runner.training import Progress, Trainer
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.resolve import Resolved, named_files
@@ -54,7 +55,12 @@ def train(
         trainer = Trainer(
             split, job.key, device, parts=parts, keep=store.partial(job.key), code=code, progress=progress
         )
-        model.fit(split, trainer)
+        try:
+            model.fit(split, trainer)
+        except Exception as error:
+            if (refusal := unusable(job, error)) is not None:
+                raise refusal from error
+            raise
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():

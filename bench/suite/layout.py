@@ -19,6 +19,7 @@ from bench.quantities import format_value, fraction
 from bench.results import standing
 from bench.results.conditions import CHOICE, COORDINATES, QUESTION, Condition, Skip, conditions_of, skips_of
 from bench.results.metrics import METRICS, Metric, Unit
+from bench.suite import yaml_source
 from bench.suite.tables import MEASURE, Table, names_of, placeholders, resolved, scalars
 
 _Point = TypeVar("_Point", Condition, Skip)
@@ -234,7 +235,8 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
     try:
         table = Table.model_validate(tables[key])
     except ValidationError as error:
-        raise InputError(f"table {key!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        said = f"table {key!r}: {yaml_source.sentence(Table, error)}"
+        raise InputError(f"{said}; where another version wrote it, bench plan writes it anew") from None
     conditions = _read_at(conditions_of(manifest), table.radii)
     skips = [replaced for each in skips_of(manifest) for replaced in _at_radii(each, table.radii)]
     every = _Pool(f"table {key!r}", conditions, skips, _Known([*conditions, *skips]))

@@ -45,7 +45,7 @@ from bench.cli import main
 from bench.results.store import Store
 from bench.runner.executors import process
 from bench.runner.worker import do
-from bench.suite.jobs import Craft, Evaluate, Train
+from bench.suite.jobs import Craft, Evaluate, Examination, Train, Trial
 
 
 def log(what, job):
@@ -56,7 +56,7 @@ def log(what, job):
 
 
 def logged(job, context, progress=None):
-    known = isinstance(job, Train | Craft | Evaluate)
+    known = isinstance(job, Train | Craft | Evaluate | Trial | Examination)
     if not known or Store(context.store).damage(job.kind, job.key) is None:
         return do(job, context, progress)
     log("begin", job)

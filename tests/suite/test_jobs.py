@@ -228,6 +228,12 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "resize": [{"resize": 16}, {"resize": 8}],
     "channels": [{"channels": 3}],
     "shard": [{"shard": 7}],
+    "shorter": [{"shorter": 6}, {"shorter": 7}],
+    "crop": [{"crop": 6}, {"crop": 7}],
+    "interpolation": [
+        {"shorter": 6, "interpolation": "bilinear"},
+        {"shorter": 6, "interpolation": "bicubic"},
+    ],
 }
 
 OUTSIDE_OF_DATA = {"shard"}  # How the work is cut; crafts have their slices in their keys.

@@ -25,9 +25,8 @@ def devices(asked: Asked) -> tuple[str, ...]:
     for named in asked.devices or there or ["cpu"]:
         name = "cuda:0" if named == "cuda" else named
         if name not in (*there, "cpu"):
-            raise InputError(
-                f"--device {named}: there is no such device here{did_you_mean(named, [*there, 'cpu'])}"
-            )
+            near = did_you_mean(named, [*there, "cpu"], elsewhere=False)
+            raise InputError(f"--device {named}: there is no such device here{near}")
         if name in found:
             raise InputError(f"--device {named}: it was named before; --slots 2 lets two jobs share it")
         found.append(name)
