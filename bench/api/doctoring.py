@@ -295,22 +295,19 @@ def _pool(context: WorkerContext, size: int) -> Iterator[Executor]:
 
 def _given(there: Future[Callable[[Images], Columns] | None]) -> Callable[[Images], Columns] | None:
     """Return another process's answers; None where it gave none, which the examination will say."""
-    try:
+    with suppress(Exception):
         return there.result()
-    except Exception as error:
-        if persons(error) is not None:
-            raise
-        return None
+    return None
 
 
 def _kept(done: Future[Findings]) -> Findings:
     """Return what was found; of an examination that ended otherwise, that."""
     try:
         return done.result()
-    except Exception as error:
-        if persons(error) is not None:
-            raise
-        said = f"it ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    except Exception as error:  # noqa: BLE001 - code of a user may raise anything, and others are examined
+        said = persons(error)
+        if said is None:
+            said = f"it ended with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return Findings.of([Finding("examination", "untested", said)])
 
 
@@ -363,7 +360,9 @@ def sentences(each: Examined) -> list[str]:
     Args:
         each: The defense with its findings.
     """
-    return [f"{one.code}: {one.message}" for one in each.findings.found if one.code]
+    found = each.findings.found
+    untested = [f"untested, {one.test}: {one.message}" for one in found if one.level == "untested"]
+    return [*(f"{one.code}: {one.message}" for one in found if one.code), *dict.fromkeys(untested)]
 
 
 def report(

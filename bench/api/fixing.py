@@ -41,6 +41,15 @@ NEEDED: Mapping[Kind, tuple[str, ...]] = {
 }
 """Which attacks settle what is missing."""
 
+SETTLED = frozenset(
+    {
+        "blind-beats-seeing", "surrogate-beats-exact", "one-step-beats-many", "grows-with-radius",
+        "unbounded-fails", "margin-grew", "lost-successes", "short-moves", "no-gradient-asked", "flat-gradient",
+        "saturated-loss", "probabilities", "attack-raised", "trial",
+    }
+)  # fmt: skip
+"""Flags that say that an attack is weak: another one beside it may settle them."""
+
 HEAD = """\
 # What `bench doctor --fix` added to {file}: every run of it does this, too.
 # Delete this file to go back, or move what you want to keep into {file}.
@@ -67,7 +76,10 @@ def add(project: Project) -> list[str]:
         for row, made in zip(layout.rows, printed.rows, strict=True):
             if made.grade is not None:
                 conditions = [each for slot in row.slots for each in slot.attacks]
-                more = found.settle(conditions, [each.kind for each in made.grade.missing])
+                flags = (*made.flags, *(flag for cell in made.cells for flag in cell.flags))
+                settled = any(flag.code in SETTLED and flag.level != "note" for flag in flags)
+                kinds = [each.kind for each in made.grade.missing if each.kind != "flags" or settled]
+                more = found.settle(conditions, kinds)
                 said[f"table {key}, {', '.join(row.label)}: {made.grade.letter}"] = more
     if not said:
         raise InputError(

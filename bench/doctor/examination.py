@@ -109,7 +109,8 @@ def _looked(test: Test, patient: Patient, each: float, left: float) -> Iterator[
     if test.gradient and patient.attacked is None:
         yield Finding(test.name, "untested", "no view of images with gradients is there")
     elif needed > left:
-        yield Finding(test.name, "untested", f"it would take {duration(needed)} more; raise --limit")
+        said = f"it would take {duration(needed)} more; raise --limit"
+        yield Finding(test.name, "untested", said, late=True)
     else:
         yield from _tried(test, patient)
 

@@ -67,6 +67,8 @@ class Finding:
     chance: float | None = None
     """The probability that a sound defense gives such a finding, at most; None where there is none to state.
     """
+    late: bool = False
+    """Whether the test could not look for want of time."""
 
     @property
     def advice(self) -> str:
@@ -111,6 +113,11 @@ class Findings:
     def untested(self) -> tuple[str, ...]:
         """The names of the tests that could not look."""
         return tuple(dict.fromkeys(each.test for each in self.found if each.level == "untested"))
+
+    @property
+    def late(self) -> tuple[str, ...]:
+        """The names of the tests for which there was no time."""
+        return tuple(dict.fromkeys(each.test for each in self.found if each.late))
 
     def described(self) -> dict[str, Any]:
         """Return everything for JSON."""

@@ -270,7 +270,8 @@ class _Trial:
         except (OvertimeError, MemoryError, torch.OutOfMemoryError):
             raise
         except _OverError:
-            self.found.append(Finding(test, "untested", f"there was no time for it in {self.limit:g} s"))
+            said = f"there was no time for it in {self.limit:g} s"
+            self.found.append(Finding(test, "untested", said, late=True))
         except Exception as error:  # noqa: BLE001 - an attack of a user may raise anything
             said = f"{WHERE[test]} it raises {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             level: Level = "note" if test == "nan" else "doubt"

@@ -27,6 +27,7 @@ from bench.suite.layout import Layout, arrange, columns_read, distinct
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from bench.report.grades import Grade
     from bench.report.tables import RenderedTable, TableCell
     from bench.results.metrics import Metric, Unit
     from bench.results.outcomes import Rows
@@ -54,6 +55,8 @@ class Behind(NamedTuple):
     column: str
     cell: TableCell
     unit: Unit
+    grade: Grade | None
+    """The grade of its row."""
     metric: Metric
     conditions: tuple[Condition, ...]
     """The conditions that it counts."""
@@ -79,7 +82,8 @@ def behind(root: Path, suite: Path, asked: Asked) -> Behind:
     row = labels.index(only("--row", "row", labels, asked.row))
     headings = [*(each.heading for each in layout.columns), *layout.table.extra]
     column = headings.index(only("--column", "column", headings, asked.column))
-    table = tables.cut(manifest, key, Outcomes(root, columns_read(manifest, [key])))
+    outcomes = Outcomes(root, columns_read(manifest, [key]))
+    table = words.inherited(tables.cut(manifest, key, outcomes, outcomes.found))
     slots = _slots(layout, row, column)
     return Behind(
         root,
@@ -89,6 +93,7 @@ def behind(root: Path, suite: Path, asked: Asked) -> Behind:
         table.columns[column],
         table.rows[row].cells[column],
         table.units[column],
+        table.rows[row].grade,
         words.metric_of({**table.rows[row].at, **table.at[column]}, table),
         tuple(distinct_conditions(each for slot in slots for each in slot.attacks or slot.conditions)),
         tuple(distinct(skip.reason for slot in slots for skip in slot.skips)),
@@ -159,6 +164,8 @@ def described(found: Behind) -> dict[str, Any]:
         "metric": found.metric.name,
         "unit": found.unit,
         **numbers(found.cell, found.unit),
+        "grade": None if found.grade is None else found.grade.letter,
+        "missing": [] if found.grade is None else [each.said for each in found.grade.missing],
         "notes": list(found.cell.notes),
         "flags": [
             {"code": each.code, "level": each.level, "message": each.message} for each in found.cell.flags
@@ -171,7 +178,8 @@ def described(found: Behind) -> dict[str, Any]:
 def _condition(found: Behind, condition: Condition) -> dict[str, Any]:
     store, manifest = Store(found.root), found.manifest
     receipt = store.receipt("evaluate", condition.job) or {}
-    rows = Outcomes(found.root)(condition.job)
+    outcomes = Outcomes(found.root)
+    rows = outcomes(condition.job)
     crafts = store.job("evaluate", condition.job)["crafts"] if receipt else []
     return {
         "name": condition_name(condition.coordinates),
@@ -180,6 +188,7 @@ def _condition(found: Behind, condition: Condition) -> dict[str, Any]:
         "folder": str(store.folder("evaluate", condition.job)),
         "crafts": [str(store.folder("craft", each)) for each in crafts],
         "attack": manifest["attacks"][condition.attack],
+        "trial": None if (key := condition.facts.trial) is None else outcomes.found("trial", key),
         "defense": manifest["defenses"][condition.coordinates["defense"]],
         "data": manifest["data"][condition.data],
         "outcomes": None if rows is None else _counts(arrays(rows, ("forwards", "backwards"))),
@@ -228,12 +237,27 @@ def said(found: Behind) -> list[str]:
         *(f"  {each}" for each in cell.notes),
         *(f"  {words.sentence(each)} (bench explain {each.code})" for each in cell.flags),
         *(f"  skipped: {each}" for each in found.skipped),
+        *_graded(found.grade),
     ]
     for condition in told["conditions"]:
         lines += ["", condition["name"], *(f"  {each}" for each in _lines(condition))]
     if not told["conditions"]:
         lines.append("  no condition stands here")
     return lines
+
+
+def _graded(grade: Grade | None) -> list[str]:
+    if grade is None:
+        return []
+    return [f"  grade of the row: {grade.letter}" + (f"; {grade.said}" if grade.said else "")]
+
+
+def _tried(found: Mapping[str, Any]) -> str:
+    """Return what an attack did where the answer is known."""
+    shares = {"brought across a plane": found["crossed"], "of planted images found": found["planted"]}
+    said = [f"{share:.0%} {what}" for what, share in shares.items() if share is not None]
+    codes = [f"{level} {code}" for code, level, _ in found["found"]]
+    return ", ".join([*said, *codes]) or "there was no time for it"
 
 
 def _lines(condition: Mapping[str, Any]) -> list[str]:
@@ -246,6 +270,8 @@ def _lines(condition: Mapping[str, Any]) -> list[str]:
         f"defense: {at['defense']} = {_settings(condition['defense'])}",
         f"attack: {at['attack']} = {_settings(condition['attack'])}",
     ]
+    if condition["trial"] is not None:
+        lines.append(f"tried where the answer is known: {_tried(condition['trial'])}")
     if condition["outcomes"] is None:
         return [*lines, "outcomes: not run"]
     counts = ", ".join(f"{name} {value:.4g}" for name, value in condition["outcomes"].items())

@@ -73,18 +73,21 @@ def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -
     for flag in flags:
         levels[flag.level].append(flag.code)
     if levels["alarm"]:
-        said = f"these alarms need a reason: {', '.join(dict.fromkeys(levels['alarm']))}"
+        said = f"mend what these alarms name: {', '.join(dict.fromkeys(levels['alarm']))}"
         return Grade("D", (Lack("flags", said),))
     missing: list[Lack] = []
     if levels["doubt"]:
-        said = f"these doubts need a reason: {', '.join(dict.fromkeys(levels['doubt']))}"
+        said = f"mend what these doubts name: {', '.join(dict.fromkeys(levels['doubt']))}"
         missing.append(Lack("flags", said))
     missing += dict.fromkeys(said for same in _by_threat(attacks) for said in _core(same))
     if missing:
         return Grade("C", tuple(missing))
     more = list(dict.fromkeys(said for same in _by_threat(attacks) for said in _more(same)))
     if span is not None and span > SPAN:
-        said = f"more examples: the interval of the lowest accuracy spans {100 * span:.0f} points"
+        said = (
+            f"more examples: the interval of the lowest accuracy spans {100 * span:.1f} points, and "
+            f"{100 * SPAN:.0f} are allowed"
+        )
         more.append(Lack("examples", said))
     return Grade("B", tuple(more)) if more else Grade("A")
 
@@ -114,9 +117,9 @@ def _more(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     exact = [each for each in attacks if _exact(each)]
     several = any("found_by" in each.rows for each in exact)
     if not several and len({each.condition.attack for each in exact}) < 2:
-        yield Lack("second", "a second attack on what is scored, with another loss")
-    if untested := {name for each in attacks for name in (each.examination or {}).get("untested", ())}:
-        yield Lack("time", f"more time for the examination: untested are {', '.join(sorted(untested))}")
+        yield Lack("second", "a second attack with gradients of what is scored, with another loss")
+    if untested := {name for each in attacks for name in (each.examination or {}).get("late", ())}:
+        yield Lack("time", f"more time for the examination: there was none for {', '.join(sorted(untested))}")
 
 
 def _exact(each: Evidence) -> bool:

@@ -83,6 +83,7 @@ def kept(found: Findings, also: Mapping[str, Any]) -> tuple[Write, dict[str, Any
         "found": [[each.code, each.level, each.message] for each in found.found if each.code],
         "tests": len({each.test for each in found.found}),
         "untested": list(found.untested),
+        "late": list(found.late),
         **also,
     }
 

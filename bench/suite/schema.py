@@ -69,8 +69,9 @@ class Threats(Model):
         BeforeValidator(_listed, json_schema_input_type=Radius | list[Radius]),
         Field(min_length=1, examples=["8/255"]),
     ] = [math.inf]
-    """A number or a fraction above 0, or a list of them, in units of [0, 1]. Without one only attacks run
-    that move as little as they can."""
+    """A number or a fraction above 0, or a list of them, in units of [0, 1] (`8/255`, and not 8). One that no
+    two images are apart is refused: above 1 in `linf`, above the root of the number of values in `l2`.
+    Without one, or with `inf`, only attacks run that move as little as they can."""
 
     @field_validator("radius")
     @classmethod
@@ -248,8 +249,7 @@ class SuiteModel(Model):
     check: Policy = Policy()
     """The rules by which `bench check` decides."""
     doctor: Literal["plugins", "all", "none"] = "plugins"
-    """Which defenses a run examines whole (`bench doctor`): those with code of other people, all, or none; of
-    others it looks at answers and gradients alone. With ``none``, attacks are not tried either."""
+    """Which defenses a run examines whole: `plugins`, `all` or `none`."""
     draws: Annotated[int, Field(ge=1, le=1000), WHOLE] = 1
     """How often a random defense is asked about each final image, from 1 to 1,000."""
     time_limit: Seconds | None = Field(default=None, examples=[600])

@@ -107,12 +107,13 @@ def test_a_surrogate_or_a_transfer_is_no_attack_on_what_is_scored() -> None:
 
 def test_one_kind_of_attack_few_examples_or_an_unfinished_examination_is_a_b() -> None:
     one = without(evidence(), "b")
-    assert graded(one) == ("B", "for a grade of A: a second attack on what is scored, with another loss")
+    second = "a second attack with gradients of what is scored, with another loss"
+    assert graded(one) == ("B", f"for a grade of A: {second}")
     one["outcomes"]["a"]["found_by"] = 0
     assert graded(one)[0] == "A"
     late = evidence()
-    late["found"]["examination", "whole"] = {**SOUND, "untested": ["blind"]}
-    assert graded(late) == ("B", "for a grade of A: more time for the examination: untested are blind")
+    late["found"]["examination", "whole"] = {**SOUND, "late": ["blind"]}
+    assert graded(late) == ("B", "for a grade of A: more time for the examination: there was none for blind")
 
 
 def test_few_examples_are_a_b() -> None:
@@ -136,9 +137,9 @@ def test_a_doubt_is_a_c_and_an_alarm_a_d_and_both_are_named() -> None:
     given["found"]["trial", "t"] = {**TRIED, "worst": "doubt", "found": [["weak", "doubt", "lags"]]}
     letter, said = graded(given)
     assert letter == "C"
-    assert said.startswith("for a grade of B: these doubts need a reason: trial; a trial of its attack")
+    assert said.startswith("for a grade of B: mend what these doubts name: trial; a trial of its attack")
     given["found"]["examination", "whole"] = {**SOUND, "found": [["not-uphill", "alarm", "goes down"]]}
-    assert graded(given) == ("D", "for a grade of C: these alarms need a reason: examination")
+    assert graded(given) == ("D", "for a grade of C: mend what these alarms name: examination")
 
 
 def test_findings_become_flags_notes_do_not_and_what_outcomes_tell_better_is_left_out() -> None:
@@ -153,8 +154,9 @@ def test_findings_become_flags_notes_do_not_and_what_outcomes_tell_better_is_lef
         ("examination", "doubt", "not-uphill: y")
     ]
     trials = [[flag.message for flag in cell.flags if flag.code == "trial"] for cell in row.cells]
-    said = "weak: crossed 0 of 8"
-    assert trials == [[], [said], [said], [said], [said]]
+    said = "{} (first): weak: crossed 0 of 8"
+    every = [said.format(name) for name in ("pgd", "apgd", "square")]
+    assert trials == [[], *([each] for each in every), every]
 
 
 def test_a_row_of_several_defenses_has_no_grade_and_its_cells_have_the_flags() -> None:

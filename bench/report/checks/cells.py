@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bench.report.checks.evidence import Evidence, differed, failed, is_own_source, is_random
+from bench.report.checks.evidence import Evidence, differed, failed, is_own_source, is_random, title
 from bench.report.checks.flags import Flag, Level
 from bench.results import standing
 from bench.results.conditions import Condition
@@ -82,7 +82,7 @@ def _tried(seen: Sequence[Evidence]) -> Iterable[Flag]:
     for each in seen:
         for code, level, message in (each.trial or {}).get("found", ()):
             if level != "note":
-                yield Flag("trial", f"{code}: {message}", level)
+                yield Flag("trial", f"{title(each.condition)}: {code}: {message}", level)
 
 
 # --- the images and the answers ------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def to_latex(table: RenderedTable) -> str:
     css = pd.DataFrame("", index=frame.index, columns=frame.columns)
     for line, at in bold:
         css.iat[line, at] = "textbf:--rwrap"
-    said = [f"{table.table.title.rstrip('.')}.", *words.caption(table, "below")]
+    said = [f"{table.table.title.rstrip('.')}.", *words.caption(table, "below", grades=False)]
     said += words.published_lines(table)
     text = (
         frame.style.apply(lambda _: css, axis=None)

@@ -132,6 +132,15 @@ def _document(table: RenderedTable) -> dict[str, Any]:
             {"code": flag.code, "level": flag.level, "message": flag.message, "advice": flag.advice}
             for flag in table.flags
         ],
+        "rows": [
+            {
+                "label": list(row.label),
+                "grade": row.grade.letter,
+                "missing": [each.said for each in row.grade.missing],
+            }
+            for row in table.rows
+            if row.grade is not None and table.table.grades
+        ],
         "cells": [{name: _lawful(each) for name, each in record.items()} for record in records(table)],
     }
 

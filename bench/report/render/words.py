@@ -136,7 +136,7 @@ class Footnotes:
         Returns:
             The numbers of its notes, then of its flags.
         """
-        return [self.mark(each) for each in (*cell.notes, *map(sentence, cell.flags))]
+        return sorted({self.mark(each) for each in (*cell.notes, *map(sentence, cell.flags))})
 
     def of_row(self, row: RenderedRow, *, graded: bool) -> list[int]:
         """Return the numbers of all sentences about a row as a whole.
@@ -149,7 +149,7 @@ class Footnotes:
             The numbers of its flags, then of what is missing for a better grade.
         """
         missing = [row.grade.said] if graded and row.grade is not None else []
-        return [self.mark(each) for each in (*map(sentence, row.flags), *filter(None, missing))]
+        return sorted({self.mark(each) for each in (*map(sentence, row.flags), *filter(None, missing))})
 
 
 GRADE = "Grade"
@@ -225,12 +225,13 @@ def counted(metric: Metric) -> str:
     return f"{said[0].upper()}{said[1:]}"
 
 
-def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list[str]:
+def caption(table: RenderedTable, intervals: str | None = "in brackets", *, grades: bool = True) -> list[str]:
     """Write the caption: what is counted and averaged, and what the extra columns are.
 
     Args:
         table: The table.
         intervals: Where a reader finds the intervals; None where the format does not show them.
+        grades: Whether the format shows grades.
 
     Returns:
         Sentences with their full stops.
@@ -254,7 +255,7 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets") -> list
     if table.added:
         also = ", ".join(table.added)
         said.append(f"{' and '.join(table.table.extra)}: with what bench doctor --fix added, {also}")
-    if graded(table):
+    if grades and graded(table):
         said.append(f"{GRADE}: how much stands behind a row, from A to D (docs/flags.md)")
     if table.worst:
         said.append(
