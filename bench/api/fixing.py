@@ -43,11 +43,22 @@ NEEDED: Mapping[Kind, tuple[str, ...]] = {
 
 SETTLED = frozenset(
     {
-        "blind-beats-seeing", "surrogate-beats-exact", "one-step-beats-many", "grows-with-radius",
-        "unbounded-fails", "margin-grew", "lost-successes", "short-moves", "no-gradient-asked", "flat-gradient",
-        "saturated-loss", "probabilities", "attack-raised", "trial",
+        "blind-beats-seeing",
+        "surrogate-beats-exact",
+        "one-step-beats-many",
+        "grows-with-radius",
+        "unbounded-fails",
+        "margin-grew",
+        "lost-successes",
+        "short-moves",
+        "no-gradient-asked",
+        "flat-gradient",
+        "saturated-loss",
+        "probabilities",
+        "attack-raised",
+        "trial",
     }
-)  # fmt: skip
+)
 """Flags that say that an attack is weak: another one beside it may settle them."""
 
 HEAD = """\
