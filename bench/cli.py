@@ -250,11 +250,16 @@ def _ended(work: Run, more: str = "") -> None:
     others = len(work.ended) - work.here
     done = f"{count(work.here, 'job')} done in {duration(time.monotonic() - work.begun)}"
     say(screen, done + (f", and {others} by other workers" if others else "") + more)
-    if work.failures:
-        failed, loud = count(len(work.failures), "job"), screen or console(stderr=True)
-        if voice().verbose:
-            for each in work.failures:
-                say(loud, "".join(traceback.format_exception(each.error)).rstrip())
+    loud = screen or console(stderr=True)
+    if voice().verbose:
+        for each in work.failures:
+            say(loud, "".join(traceback.format_exception(each.error)).rstrip())
+    checks = [each for each in work.failures if each.job.kind in ("trial", "examination")]
+    if checks:
+        failed = count(len(checks), "trial or examination", "trials and examinations")
+        say(loud, f"{failed} failed: the rows are without this evidence; tracebacks in {shown / 'failed'}")
+    if len(work.failures) > len(checks):
+        failed = count(len(work.failures) - len(checks), "job")
         say(loud, f'{failed} failed: what needs them reads "not run"; tracebacks in {shown / "failed"}')
         raise typer.Exit(2 if work.mendable() else 4)
     if holes := work.holes():

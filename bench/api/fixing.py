@@ -12,6 +12,7 @@ from bench.console import count
 from bench.errors import InputError
 from bench.report import tables
 from bench.results.manifest import Outcomes
+from bench.results.store import Store
 from bench.suite.layout import arrange, columns_read
 from bench.suite.schema import Addition, Task, Threats, ViewUse
 
@@ -119,9 +120,9 @@ class _Found:
             if wanted and norm in NORMS and radius is not None:
                 found += self._attack(each, wanted)
         defenses = {str(each.coordinates["defense"]) for each in asked.values()}
-        if "examination" in kinds:
+        if "examination" in kinds or ("trial" in kinds and self._suite.model.doctor == "none"):
             self._examined |= dict.fromkeys(sorted(defenses))
-            found.append("a whole examination")
+            found.append("a whole examination, and trials")
         if found:
             return f"added: {', '.join(dict.fromkeys(found))}"
         return "nothing that can be added settles what is missing" if kinds else "nothing is missing"
@@ -133,13 +134,18 @@ class _Found:
         if view is None:
             return []
         task = next(
-            each
-            for each in model.tasks
-            if each.data == at["data"]
-            and each.threat.norm == at["norm"]
-            and at["radius"] in each.threat.radius
-            and at["defense"] in (each.defenses or self._suite.defenses)
+            (
+                each
+                for each in model.tasks
+                if each.data == at["data"]
+                and each.threat.norm == at["norm"]
+                and at["radius"] in each.threat.radius
+                and at["defense"] in (each.defenses or self._suite.defenses)
+            ),
+            None,
         )
+        if task is None:
+            return []
         random = condition.facts.random
         names = [name for name in wanted if name not in self._suite.attacks or name in self._attacks]
         made = task.model_copy(
@@ -162,7 +168,7 @@ class _Found:
         told = {"attacks": self._attacks, "tasks": list(self._tasks.values()), "doctor": list(self._examined)}
         Addition.model_validate(told)
         head = HEAD.format(file=self._suite.path.name)
-        self._path.write_text(head + yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
+        Store.write_text(self._path, head + yaml.safe_dump(told, sort_keys=False))
 
 
 def _plain(added: Addition) -> dict[str, Any]:

@@ -80,9 +80,10 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
     """
     suite = resolve.load(path)
     store = Store(results_folder(path, results))
-    suite = resolve.extended(suite, store.shown / ADDED)
     if worst:
         suite = resolve.in_worst_mode(suite)
+    # What was added is no part of the rows that are run as one.
+    suite = resolve.extended(suite, store.shown / ADDED)
     crossed = make(suite, data_root, store.receipt)
     manifest = crossed.manifest()
     names: dict[str, str] = {}

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from bench.report.checks import Evidence, Flag
 from bench.report.checks.comparisons import ITERATES
-from bench.report.checks.evidence import is_own_source
 
 Letter: TypeAlias = Literal["A", "B", "C", "D"]
 
@@ -15,6 +14,12 @@ LETTERS: tuple[Letter, ...] = ("A", "B", "C", "D")
 
 SPAN = 0.1
 """The widest interval of the lowest accuracy that an A may have, as a share of the examples."""
+
+CROSSED, PLANTED = 0.9, 0.5
+"""The shares that an iterative attack with gradients brings across the plane, and finds of plants."""
+
+LEAST = 50
+"""On so many examples an attack without gradients must have been run, or on all where there are fewer."""
 
 BELIEVED = ("quiet", "untested", "note")
 """Levels of findings that leave an attack or a defense believed."""
@@ -106,7 +111,8 @@ def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
         yield Lack("attack", "an iterative attack with gradients of what is scored")
     elif not any(_proven(each) for each in exact):
         yield Lack("trial", "a trial of its attack where the answer is known")
-    if not any(_blind(each) for each in attacks):
+    most = max(each.condition.facts.n for each in attacks)
+    if not any(_blind(each) and each.condition.facts.n >= min(LEAST, most) for each in attacks):
         yield Lack("blind", "an attack without gradients")
     if not any(_examined(each) for each in attacks):
         yield Lack("examination", "a whole examination of the defense (bench doctor)")
@@ -115,8 +121,9 @@ def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
 def _more(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what makes a mistake unlikely, and is missing."""
     exact = [each for each in attacks if _exact(each)]
-    several = any("found_by" in each.rows for each in exact)
-    if not several and len({each.condition.attack for each in exact}) < 2:
+    proven = [each for each in exact if _proven(each)]
+    several = any("found_by" in each.rows for each in proven)
+    if not several and len({(each.condition.facts.use, each.condition.facts.loss) for each in proven}) < 2:
         yield Lack("second", "a second attack with gradients of what is scored, with another loss")
     if untested := {name for each in attacks for name in (each.examination or {}).get("late", ())}:
         yield Lack("time", f"more time for the examination: there was none for {', '.join(sorted(untested))}")
@@ -127,21 +134,28 @@ def _exact(each: Evidence) -> bool:
     facts = each.condition.facts
     if facts.access != "gradient" or facts.source is not None or not facts.exact:
         return False
+    if each.condition.target is not None:
+        # Towards one label it may fail where another is near.
+        return False
     counted = each.rows.get("backwards")
     return counted is None or float(counted.mean()) / facts.averaged > ITERATES
 
 
 def _proven(each: Evidence) -> bool:
-    # One that ran out of time before the attack had crossed the plane has shown nothing.
+    # What ran out of time, or says itself that it cannot reach, has shown nothing.
     found = each.trial
-    return found is not None and found["worst"] in BELIEVED and found["crossed"] is not None
+    if found is None or found["worst"] not in BELIEVED or found["crossed"] is None:
+        return False
+    return bool(found["crossed"] >= CROSSED and (found["planted"] is None or found["planted"] >= PLANTED))
 
 
 def _examined(each: Evidence) -> bool:
     found = each.examination
-    return found is not None and bool(found["whole"])
+    return found is not None and bool(found["whole"]) and 2 * len(found["untested"]) <= found["tests"]
 
 
 def _blind(each: Evidence) -> bool:
-    facts = each.condition.facts
-    return facts.access in ("decision", "score") or (facts.source is not None and not is_own_source(each))
+    # A transfer from a network that hardly learned says nothing: it is no evidence.
+    if each.condition.facts.access not in ("decision", "score") or each.condition.facts.source is not None:
+        return False
+    return each.trial is None or each.trial["worst"] in BELIEVED

@@ -101,10 +101,17 @@ def damages(source: Source, suite: Path) -> list[str]:
         suite: The task file, for the command that makes them again.
     """
     names = _names(source)
-    return source.outcomes.faults + [
-        f"evaluate {key} ({names[key]}): {reason}; make it again with: {_command(source, suite, key)}"
-        for key, reason in source.outcomes.damaged.items()
-    ]
+    return (
+        source.outcomes.faults
+        + [
+            f"evaluate {key} ({names[key]}): {reason}; make it again with: {_command(source, suite, key)}"
+            for key, reason in source.outcomes.damaged.items()
+        ]
+        + [
+            f"{said}; what it found is not in the table; make it again with: {_command(source, suite)}"
+            for said in source.outcomes.damaged_checks.values()
+        ]
+    )
 
 
 def absences(source: Source, suite: Path) -> list[str]:

@@ -107,7 +107,7 @@ class RenderedTable:
     coarse: tuple[str, ...] = ()
     """The attacks that searched in bfloat16, by their names in the task file."""
     added: tuple[str, ...] = ()
-    """The attacks that `bench doctor --fix` added, which only the extra columns count."""
+    """The attacks that `bench doctor --fix` added, and that columns over attacks count."""
     flags: tuple[Flag, ...] = ()
     """Flags of the table as a whole."""
     source: str = ""
@@ -211,9 +211,7 @@ def cut(
         worst=any(each.facts.member for slot in layout.slots for each in slot.conditions),
         invalid=checks.invalid_moves({each.condition.job: each for seen in behind for each in seen}.values()),
         coarse=_coarse(layout),
-        added=tuple(dict.fromkeys(name for row in layout.rows for name in _added(layout, row)))
-        if layout.table.extra
-        else (),
+        added=_counted_too(layout),
         flags=tuple(_unequal(layout)),
         source=published.title_of(layout.table.published),
     )
@@ -263,6 +261,7 @@ def _keyed(layout: Layout, row: TableRow, cells: Sequence[TableCell]) -> tuple[T
     """Return the cells of a row with the keys of what they count; those over columns count all attacks."""
     own = [slot.attacks or slot.conditions for slot in row.slots]
     every = [each for slot in row.slots if slot.metric.name == layout.table.metric for each in slot.attacks]
+    every += layout.added(row) if every and layout.table.extra else ()
     behind = [*own, *(every for _ in layout.table.extra)]
     return tuple(
         replace(cell, jobs=tuple(dict.fromkeys(each.job for each in conditions)))
@@ -451,6 +450,13 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
             }
             cells.append(_best(metric, {**named, **more}))
     return _SettledRow(tuple(cells), tuple(seen))
+
+
+def _counted_too(layout: Layout) -> tuple[str, ...]:
+    """Return the attacks that were added to the suite, and that a table counts."""
+    shown = [each for slot in layout.slots for each in slot.conditions if each.facts.added]
+    extra = [each for row in layout.rows for each in layout.added(row)] if layout.table.extra else []
+    return tuple(dict.fromkeys(checks.title(each) for each in (*shown, *extra)))
 
 
 def _added(layout: Layout, row: TableRow) -> dict[str, tuple[Condition, ...]]:

@@ -148,6 +148,8 @@ class Outcomes:
         """Modules whose code is not what it was when the outcomes that were asked for were made."""
         self.damaged: dict[str, str] = {}
         """Evaluations that were asked for and are damaged: what is wrong with each, by its key."""
+        self.damaged_checks: dict[str, str] = {}
+        """What is wrong with trials and examinations that were asked for and are damaged, by their keys."""
         self.faults = self._store.faults()
         """What is wrong with the files of packed evaluations as a whole."""
 
@@ -186,7 +188,9 @@ class Outcomes:
         Returns:
             What its receipt says (`bench.runner.examine`); None where it was not made, or is damaged.
         """
-        if self._store.damage(kind, key) is not None:
+        if (reason := self._store.damage(kind, key)) is not None:
+            if reason != ABSENT:
+                self.damaged_checks[key] = f"{kind} {key}: {reason}"
             return None
         receipt = self._store.receipt(kind, key)
         self._note_age(receipt)

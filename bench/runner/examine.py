@@ -41,7 +41,8 @@ def trial(job: Trial) -> tuple[Write, dict[str, Any]]:
     Raises:
         OvertimeError: The attack hangs.
     """
-    proof = try_attack(job.attack.entry, job.attack.params, job.threat, job.shape, limit=TRIAL_LIMIT)
+    with limited(PATIENCE * TRIAL_LIMIT):
+        proof = try_attack(job.attack.entry, job.attack.params, job.threat, job.shape, limit=TRIAL_LIMIT)
     shares = {"crossed": proof.crossed, "planted": proof.planted}
     return kept(proof.findings, shares)
 

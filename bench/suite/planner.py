@@ -657,7 +657,8 @@ class Planner:
     def _trial(self, request: Request, threat: Threat) -> Trial | None:
         """Return the trial of an attack; None where the file asks for none, or it looks at nothing."""
         entry, shape = request.attack.entry, request.shape
-        if self.suite.model.doctor == "none" or entry.blind or entry.idle:
+        wanted = self.suite.model.doctor != "none" or request.point.defense in self.suite.added.doctor
+        if not wanted or entry.blind or entry.idle:
             return None
         name = ("trial", request.point.attack, threat, shape)
         return self._once(name, lambda: Trial(request.attack, threat, shape))

@@ -289,14 +289,12 @@ def extended(suite: Suite, path: Path) -> Suite:
     """
     if not path.is_file():
         return suite
-    doc = yaml_source.read(path)
     mended = f"; bench doctor {suite.path} --fix writes {path} anew where it is deleted"
     try:
-        added = doc.check(Addition, doc.data)
+        doc = yaml_source.read(path)
+        added = _fitting(doc.check(Addition, doc.data), suite)
         if both := sorted(added.attacks.keys() & suite.attacks.keys()):
             raise InputError(f"{doc.at('attacks', both[0])}: {suite.path} has an attack of this name, too")
-        for name in added.doctor:
-            known(doc.at("doctor"), "defense", name, suite.defenses)
         made = {name: _attack(doc, name, use, suite.folder) for name, use in added.attacks.items()}
         model = suite.model.model_copy(
             update={
@@ -307,7 +305,30 @@ def extended(suite: Suite, path: Path) -> Suite:
         )
         return checked(replace(suite, model=model, attacks={**suite.attacks, **made}, added=added))
     except InputError as error:
-        raise InputError(f"{error}{mended}") from None
+        raise InputError(f"{path}: {error}{mended}") from None
+
+
+def _fitting(added: Addition, suite: Suite) -> Addition:
+    """Return what was added without what the suite does not ask for any more: other radii, gone defenses."""
+
+    def asked(task: Task) -> bool:
+        return any(
+            each.data == task.data
+            and each.threat.norm == task.threat.norm
+            and {*task.threat.radius} <= {*each.threat.radius}
+            and {*(task.defenses or ())} <= {*(each.defenses or suite.defenses)}
+            for each in suite.model.tasks
+        )
+
+    tasks = [task for task in added.tasks if asked(task)]
+    named = {name for task in tasks for name in task.attacks or ()}
+    return added.model_copy(
+        update={
+            "tasks": tasks,
+            "attacks": {name: use for name, use in added.attacks.items() if name in named},
+            "doctor": [name for name in added.doctor if name in suite.defenses],
+        }
+    )
 
 
 def _spelled(task: Task, suite: Suite) -> Task:

@@ -22,7 +22,7 @@ def evidence() -> dict[str, Any]:
     conditions = [
         clean("c", n=N),
         condition("a", n=N, **CHECKS),
-        condition("b", n=N, attack="apgd", **CHECKS),
+        condition("b", n=N, attack="apgd", use="apgd", **CHECKS),
         condition("s", n=N, attack="square", access="score", **CHECKS),
     ]
     outcomes = {

@@ -95,6 +95,25 @@ def test_settings_threat_and_form_are_in_the_key_of_a_trial_and_no_label_is(tmp_
     assert len({key(), key(steps=6), key(radius=0.2)}) == 3
 
 
+def test_a_defense_is_examined_in_the_largest_ball_of_each_norm(tmp_path: Path) -> None:
+    tasks = [
+        {**TASK, "threat": {"norm": norm, "radius": radii}, "views": ["logits"], "readouts": ["plain"]}
+        for norm, radii in (("linf", [0.01, 0.2, 0.1]), ("l2", [0.5]))
+    ]
+    attacks = {"clean": {"use": "none"}, "pgd": {"use": "pgd"}}
+    path = suite(tmp_path, {"d": {"use": "toy/linear"}}, attacks, tasks, doctor="all")
+    plan = planner.make(resolve.load(path))
+    jobs = {job.key: job for job in plan.graph() if isinstance(job, Examination)}
+    found = {
+        (each.coordinates["norm"], each.coordinates["radius"]): jobs[each.facts["examinations"][0]].threat
+        for each in plan.conditions
+    }
+    assert {at: (threat.norm, threat.radius) for at, threat in found.items()} == {
+        **{("linf", radius): ("linf", 0.2) for radius in (0.01, 0.1, 0.2)},
+        ("l2", 0.5): ("l2", 0.5),
+    }
+
+
 def test_worst_mode_tries_each_attack_by_itself(tmp_path: Path) -> None:
     path = written(tmp_path, worst=True)
     assert checks(path)["own"] == {*TRIALS, ("examination", True)}
@@ -130,7 +149,9 @@ def test_a_damaged_finding_is_none_and_is_made_again(done: Ran, tmp_path: Path) 
     shutil.copytree(done.store.root, root)
     key = next(each.facts["trial"] for each in done.plan.conditions if "trial" in each.facts)
     (root / "trial" / key / "findings.json").write_text("{}")
-    assert Outcomes(root).found("trial", key) is None
+    outcomes = Outcomes(root)
+    assert outcomes.found("trial", key) is None
+    assert outcomes.damaged_checks == {key: f"trial {key}: findings.json is cut short or altered"}
     again = Ran(done.plan.suite.path, root)
     assert [each.job.kind for each in again.done] == ["trial"]
     assert Outcomes(root).found("trial", key) is not None
@@ -220,12 +241,35 @@ def _inline(context: Any, listener: Any) -> Any:
     return Inline(context, listener, "cpu")
 
 
+def test_what_the_suite_does_not_ask_for_any_more_is_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    Ran(path)
+    fixing.add(added(tmp_path))
+    assert added(tmp_path).plan.suite.added.tasks
+    path.write_text(path.read_text().replace("radius: 0.1", "radius: 0.2"))
+    left = added(tmp_path).plan
+    assert not left.suite.added.tasks
+    assert not any(each.facts.get("added") for each in left.conditions)
+
+
+def test_what_was_added_stays_out_of_worst_mode(tmp_path: Path) -> None:
+    Ran(written(tmp_path))
+    fixing.add(added(tmp_path))
+    plan = running.planned(tmp_path / "suite.yaml", tmp_path / "results", None, worst=True).plan
+    members = {str(each.coordinates["attack"]) for each in plan.conditions if each.facts.get("member")}
+    assert members == {"pgd", "wrong"}
+
+
 def test_what_was_added_must_fit_the_suite(tmp_path: Path) -> None:
     path = written(tmp_path)
     place = tmp_path / "added.yaml"
-    place.write_text(yaml.safe_dump({"attacks": {"pgd": {"use": "pgd"}}}))
+    given = yaml.safe_load(path.read_text())
+    task = {**given["tasks"][0], "defenses": ["net"], "attacks": ["pgd"]}
+    place.write_text(yaml.safe_dump({"attacks": {"pgd": {"use": "pgd"}}, "tasks": [task]}))
     with pytest.raises(InputError, match=r"added.yaml:\d+: attacks.pgd: .* has an attack of this name"):
         resolve.extended(resolve.load(path), place)
-    place.write_text(yaml.safe_dump({"doctor": ["gone"]}))
-    with pytest.raises(InputError, match=r"gone.*bench doctor .* --fix"):
+    place.write_text("attacks: [")
+    with pytest.raises(InputError, match=r"added.yaml: .*bench doctor .* --fix"):
         resolve.extended(resolve.load(path), place)
+    place.write_text(yaml.safe_dump({"doctor": ["gone"]}))
+    assert resolve.extended(resolve.load(path), place).added.doctor == []

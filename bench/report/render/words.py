@@ -253,8 +253,7 @@ def caption(table: RenderedTable, intervals: str | None = "in brackets", *, grad
             superlative = "least" if heading == "Min" else "greatest"
             said.append(f"{heading}: the {superlative} of the attack columns, after averaging over seeds")
     if table.added:
-        also = ", ".join(table.added)
-        said.append(f"{' and '.join(table.table.extra)}: with what bench doctor --fix added, {also}")
+        said.append(f"counted too, since bench doctor --fix added it: {', '.join(table.added)}")
     if grades and graded(table):
         said.append(f"{GRADE}: how much stands behind a row, from A to D (docs/flags.md)")
     if table.worst:
