@@ -13,13 +13,15 @@ from unicodedata import normalize
 
 import numpy as np
 
-from bench.console import condition_name, count, duration, say
+from bench.console import count, duration, say
 from bench.errors import InputError, persons
 from bench.escaping import shown
 from bench.report import provenance, render, tables
+from bench.report.firsthand import Numbers
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results import leases as leasing
 from bench.results import request as requests
+from bench.results.conditions import conditions_of
 from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.origin import commit_of
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from bench.report.render import Form
     from bench.report.tables import RenderedTable
+    from bench.results.outcomes import Frame
     from bench.runner.executors.protocol import Listener, Pool, Start
     from bench.runner.outstanding import State
     from bench.runner.scheduler import Done
@@ -354,14 +357,13 @@ class Run:
     def _run(self, state: State) -> None:
         known = self.estimates is not None
         estimates = self.estimates or learned(self.project)
-        planned = self.plan.conditions
-        conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
+        numbers = Numbers(conditions_of(self.project.manifest), self._outcomes).of
         names = defense_names(self.project)
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(self._pool())
             closed = tuple if pool.occupancy is None else pool.occupancy.closed
             devices = pool.devices
-            display = Display(self.console, state, estimates, devices, conditions, names, closed)
+            display = Display(self.console, state, estimates, devices, numbers, names, closed)
             stack.enter_context(display)
             if not known and pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
                 costing.rehearse(pool, state.todo, estimates)
@@ -374,6 +376,13 @@ class Run:
                 for done in jobs.run():
                     display.ended(done)
                     (self.ended if done.error is None else self.failures).append(done)
+
+    def _outcomes(self, key: str) -> Frame | None:
+        """Return the outcomes of an evaluation as they are now; None where there are none yet."""
+        try:
+            return self.store.outcomes(key)
+        except (OSError, ValueError):
+            return None
 
     def _pool(self) -> contextlib.AbstractContextManager[Pool]:
         return _started(self.start, self._worker_context, self._said)

@@ -29,6 +29,7 @@ from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.limits import limited
+from bench.runner.pace import heard
 from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
 
@@ -387,7 +388,7 @@ def _made(
     run, x, y, device = job.attack_run, examples.images, examples.labels, examples.images.device
     # In another process an entry is what is registered, whatever its parameters are.
     entry = needing(run.attack.entry, run.attack.params)
-    counter, target = QueryCounter.of(len(y), device), _targets(run, examples)
+    counter, target = QueryCounter.of(len(y), device, heard()), _targets(run, examples)
     starts = None if run.starts is None else stored(run.starts, x, examples.index)
     view, watch = replace(no_access_view(counter), starts=starts), None
     if run.source is not None and run.view is not None:
