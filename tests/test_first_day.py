@@ -435,3 +435,74 @@ def test_results_lie_beside_the_file_or_where_it_says(
     assert bench_("show", said, "--table", "main", "--column", "PGD").code == 0
     assert bench_("plan", said, "--results", tmp_path / "third").out.count("4 conditions done") == 1
     assert bench_("verify", said).code == 0
+
+
+BAD = NETS + """\
+
+
+class NoGradient(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Training(Net):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class Size(Net):
+    def forward(self, x):
+        assert x.shape[-1] == 32, f"expected 32 pixels, found {x.shape[-1]}"
+        return super().forward(x)
+
+
+class OnGradient(Net):
+    def forward(self, x):
+        if x.requires_grad:
+            raise KeyError("backbone")
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        ("Training", "it stays in training mode"),
+        ("Size", "AssertionError: expected 32 pixels, found 8"),
+        ("OnGradient", "KeyError: 'backbone'"),
+    ],
+)
+def test_row_6_a_network_that_cannot_be_attacked_is_named_before_anything_is(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: str, says: str
+) -> None:
+    path = written(tmp_path, lambda suite: suite["defenses"]["mine"].update(build=f"mynets:{net}"))
+    (tmp_path / "mynets.py").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
+    found = bench_("run", path.name, "--executor", "inline")
+    assert found.code == 2
+    said = " ".join((found.out + found.err).split())
+    assert f"mynets:{net}" in said
+    assert says in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "results").glob("*/evaluate/*/receipt.json"))
+
+
+def test_row_6_where_no_gradient_flows_black_box_attacks_go_on(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(suite: dict[str, Any]) -> None:
+        suite["defenses"]["mine"].update(build="mynets:NoGradient")
+        suite["attacks"]["square"] = {"use": "square", "queries": 5}
+        suite["doctor"] = "none"
+
+    path = written(tmp_path, change)
+    (tmp_path / "mynets.py").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
+    found = bench_("run", path.name, "--executor", "inline")
+    assert found.code == 2
+    said = " ".join((found.out + found.err).split())
+    assert "defense module (mynets:NoGradient): no gradient flows from the logits of view 'logits'" in said
+    assert "pgd needs one" in said
+    assert "square/logits on mine/label, seed 0 at 2/255: accuracy" in said
+    assert "clean on mine/label" in said

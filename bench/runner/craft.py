@@ -30,6 +30,7 @@ from bench.runner.context import WorkerContext, load
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.limits import limited
 from bench.runner.pace import heard
+from bench.runner.preflight import try_gradient
 from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
 
@@ -307,6 +308,9 @@ def _attack(
         seen.logits(seen.encode(x[:chunk]))
 
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
+        if model is not None and run.view is not None:
+            with seeded(seed_of(job.key), x.device):
+                try_gradient(run, look(run, model, split, x.device), x)
         instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
         return _made(job, model, examples, split, instrumented, _judge(run, model, split, chunk))
 

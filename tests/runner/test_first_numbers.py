@@ -26,7 +26,7 @@ from bench.runner.pace import Pace
 from bench.runner.progress import Display
 from bench.suite.jobs import Craft, Evaluate
 
-NET: dict[str, Any] = {"net": {"use": "standard", "net": "linear", "epochs": 1, "batch": 30, "augment": False}}
+NET: dict[str, Any] = LINEAR
 ATTACKS: dict[str, Any] = {
     "clean": {"use": "none"},
     "pgd": {"use": "pgd", "steps": 2},
@@ -120,10 +120,16 @@ def test_passes_are_told_every_few_seconds_and_no_more() -> None:
     assert {each["of"] for each in told} == {40}
 
 
+class Work:
+    """A job that has nothing but a key."""
+
+    key = "k"
+
+
 def shown_at(seconds: float, spent: float, said: dict[str, Any] | None = None) -> tuple[Display, Any, str]:
     """Return a display whose one job was to take some seconds and has taken others, and what it says."""
     out = io.StringIO()
-    job = cast(Any, SimpleNamespace(key="k", kind="craft"))
+    job = cast(Any, Work())
     costs = cast(
         Estimates,
         SimpleNamespace(
