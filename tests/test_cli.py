@@ -206,7 +206,7 @@ def test_a_report_of_an_altered_manifest_is_refused(bench: Bench, tmp_path: Path
         path.write_text(text)
         code, _, said = bench("report", "suite.yaml")
         assert code == 2
-        assert "write it anew: bench plan suite.yaml" in said
+        assert "write it anew: bench run suite.yaml" in said
     bench("plan", "suite.yaml")
     assert path.read_text() == whole
     assert bench("report", "suite.yaml").code == 0
@@ -270,7 +270,7 @@ def test_wrong_words_on_the_command_line(bench: Bench, tmp_path: Path) -> None:
     refused(bench("run", "siute.yaml"), "siute.yaml", "did you mean 'suite.yaml'")
     refused(bench("run", "suite.yaml", "--device", "cuda:7"), "cuda:7", "no such device")
     refused(bench("run", "suite.yaml", "--table", "4"), "--table 4", "no such table", "3")
-    refused(bench("report", "suite.yaml"), "nothing was run or planned", "bench run suite.yaml")
+    refused(bench("report", "suite.yaml"), "nothing was run", "bench run suite.yaml")
     bench("plan", "suite.yaml")
     refused(bench("report", "suite.yaml", "--table", "33"), "did you mean '3'")
     refused(bench("report", "suite.yaml", "--out", "no/such/folder/t.txt"), "--out")

@@ -506,3 +506,42 @@ def test_row_6_where_no_gradient_flows_black_box_attacks_go_on(
     assert "pgd needs one" in said
     assert "square/logits on mine/label, seed 0 at 2/255: accuracy" in said
     assert "clean on mine/label" in said
+
+
+def looked_at(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return when each file and folder was changed, and how large it is."""
+    every = ((each, each.lstat()) for each in [folder, *folder.rglob("*")])
+    return {str(each): (found.st_mtime_ns, found.st_size) for each, found in every if "__pycache__" not in str(each)}
+
+
+@pytest.mark.parametrize("words", [(), ("--cells",), ("--json",)])
+def test_row_17_a_plan_writes_nothing(bench_: Bench, day: Path, words: tuple[str, ...]) -> None:
+    # What was found in an index is not kept by a plan either: it is read once more.
+    (day / "results" / "mine" / "index.sqlite").unlink(missing_ok=True)
+    before = looked_at(day)
+    assert bench_("plan", "mine.yaml", *words).code == 0
+    assert bench_("run", "mine.yaml", "--dry-run").code == 0
+    assert looked_at(day) == before
+
+
+def test_row_17_a_plan_makes_no_results_folder(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = looked_at(tmp_path)
+    found = bench_("plan", "mine.yaml")
+    assert found.code == 0
+    assert "0 of 4 conditions done" in found.out
+    assert looked_at(tmp_path) == before
+
+
+def test_row_20_a_start_needs_no_scipy_and_leaves_the_garbage_collector_as_it_was(day: Path) -> None:
+    script = (
+        "import gc, sys, atexit; usual = gc.get_threshold();"
+        "atexit.register(lambda: print('scipy.stats' in sys.modules, gc.get_threshold() == usual));"
+        "sys.argv = ['bench', 'plan', 'mine.yaml']; from bench.cli import entry; entry()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=day, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False True"

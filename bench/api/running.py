@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 
+from bench import startup
 from bench.console import count, duration, say
 from bench.errors import InputError, persons
 from bench.escaping import shown
@@ -99,6 +100,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
             tables.check(manifest, key)
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
+    startup.end()
     return Project(crossed, store, manifest, worst)
 
 
@@ -116,7 +118,7 @@ class Prospect(NamedTuple):
 
 
 def prospect(project: Project, asked: list[str] | None, options: Options | None = None) -> Prospect:
-    """Return what is done, what is to do and what that may cost, and write the manifest; does no job.
+    """Return what is done, what is to do and what that may cost; does no job and writes nothing.
 
     Args:
         project: The project.
@@ -126,7 +128,6 @@ def prospect(project: Project, asked: list[str] | None, options: Options | None 
     """
     wanted = asked_jobs(project.manifest, asked)
     project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
-    write(project.store, project.manifest)
     trust = options is not None and options.trust
     state = outstanding.examine(project.plan, project.store, wanted, trust=trust, verify=False)
     estimates = learned(project)
