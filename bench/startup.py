@@ -1,7 +1,7 @@
 """A start that is light: what is imported and planned lives as long as the process, and is no garbage.
 
-Looking for cycles among it again and again takes a sixth of the time of a plan. The program alone does so, and no
-process of somebody who imports `bench`.
+Looking for cycles among it again and again takes a sixth of the time of a plan. The program alone stops
+that, and no process of somebody who imports `bench`.
 """
 
 import gc
@@ -19,7 +19,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Look for garbage as usual, and not among what is there already; nothing where `begin` was not called."""
+    """Look for garbage as usual, and not among what is there already; after `begin` alone."""
     if _usual:
         gc.freeze()
         gc.set_threshold(*_usual.pop())

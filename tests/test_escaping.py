@@ -21,8 +21,8 @@ from bench import cli, escaping
 from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import attack_cost, render, tables
-from bench.report.render.words import MINUS
 from bench.report.firsthand import quiet
+from bench.report.render.words import MINUS
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
 from suites import TASK, suite

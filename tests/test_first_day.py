@@ -437,7 +437,9 @@ def test_results_lie_beside_the_file_or_where_it_says(
     assert bench_("verify", said).code == 0
 
 
-BAD = NETS + """\
+BAD = (
+    NETS
+    + """\
 
 
 class NoGradient(Net):
@@ -463,6 +465,7 @@ class OnGradient(Net):
             raise KeyError("backbone")
         return super().forward(x)
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +514,11 @@ def test_row_6_where_no_gradient_flows_black_box_attacks_go_on(
 def looked_at(folder: Path) -> dict[str, tuple[int, int]]:
     """Return when each file and folder was changed, and how large it is."""
     every = ((each, each.lstat()) for each in [folder, *folder.rglob("*")])
-    return {str(each): (found.st_mtime_ns, found.st_size) for each, found in every if "__pycache__" not in str(each)}
+    return {
+        str(each): (found.st_mtime_ns, found.st_size)
+        for each, found in every
+        if "__pycache__" not in str(each)
+    }
 
 
 @pytest.mark.parametrize("words", [(), ("--cells",), ("--json",)])
@@ -542,6 +549,8 @@ def test_row_20_a_start_needs_no_scipy_and_leaves_the_garbage_collector_as_it_wa
         "atexit.register(lambda: print('scipy.stats' in sys.modules, gc.get_threshold() == usual));"
         "sys.argv = ['bench', 'plan', 'mine.yaml']; from bench.cli import entry; entry()"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=day, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=day, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False True"

@@ -1,6 +1,6 @@
 """The statistics of the tests: exact binomial tails, and levels that follow from lower bounds of shares.
 
-scipy's distributions take a second to import, which a plan does not need: they are imported where they are used.
+scipy's distributions take a second to import, which no plan needs: they are imported where they are used.
 """
 
 from bench.doctor.findings import Level

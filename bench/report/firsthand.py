@@ -1,4 +1,4 @@
-"""The number of a condition as soon as it is judged, as a table of it alone would have it. Imports no torch."""
+"""The number of a condition as soon as it is judged, as a table of it alone has it. Imports no torch."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class Numbers:
     """Gives the numbers of conditions by the key of their evaluation.
 
     Accuracy where there is a radius, the median distance where an attack moves as little as it can. A random
-    defense counts by the share of its draws, and refusals as everywhere. Attacks that were run as one have one
-    number.
+    defense counts by the share of its draws, and refusals as everywhere. Attacks that were run as one have
+    one number.
 
     Args:
         conditions: The conditions of the plan.

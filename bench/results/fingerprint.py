@@ -107,8 +107,8 @@ _WITH_DOCSTRING = frozenset({ast.Module, ast.ClassDef, ast.FunctionDef, ast.Asyn
 def _spelled(node: object, names: list[tuple[int, str, tuple[str, ...]]]) -> str:
     """Return a syntax tree as text, and add its imports to `names`: one walk, since a plan waits for it.
 
-    Empty fields are left out, of which newer versions of Python have more; and so are docstrings, those of fields
-    and of constants, too: a text that stands for itself does nothing.
+    Empty fields are left out, of which newer versions of Python have more; and so are docstrings, those of
+    fields and of constants, too: a text that stands for itself does nothing.
     """
     if isinstance(node, ast.AST):
         kind = type(node)
@@ -118,7 +118,7 @@ def _spelled(node: object, names: list[tuple[int, str, tuple[str, ...]]]) -> str
             names.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
         inside = []
         for name in kind._fields:
-            value = getattr(node, name, None)
+            value: Any = getattr(node, name, None)
             if name == "body" and kind in _WITH_DOCSTRING:
                 value = [each for each in value if not _is_text(each)]
             if value is not None and value != []:

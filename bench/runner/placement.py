@@ -1,12 +1,13 @@
 """Which ready job a free slot takes: the one that comes first, where it is finished earliest.
 
 The order is that of the longest remaining path, which first numbers go before where that costs little
-(`bench.runner.precedence`). Nothing here waits, reads or starts anything. A run asks with its clock; a plan and the tests turn one of
-their own (`simulate`).
+(`bench.runner.precedence`). Nothing here waits, reads or starts anything. A run asks with its clock; a plan
+and the tests turn one of their own (`simulate`).
 
-Source: the longest path and the choice of the device are those of HEFT (Topcuoglu, Hariri, Wu 2002, "Performance-
-effective and low-complexity task scheduling for heterogeneous computing", section 4), decided when a slot
-becomes free and not beforehand, since times are estimates and the jobs of another driver come and go.
+Source: the longest path and the choice of the device are those of HEFT (Topcuoglu, Hariri, Wu 2002,
+"Performance-effective and low-complexity task scheduling for heterogeneous computing", section 4), decided
+when a slot becomes free and not beforehand, since times are estimates and the jobs of another driver come and
+go.
 """
 
 import math
@@ -20,7 +21,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from bench.runner.precedence import Left, Turn, precedence
 
 SWITCH = 10.0
-"""Difference in precedence, in seconds of work, below which a slot prefers a job for which it has a process."""
+"""Difference in precedence, in seconds of work, below which a slot prefers a job for which it has a process.
+"""
 
 DEPTH = 256
 """How many ready jobs a free slot looks at. One that is slower than the others together by more than this
@@ -169,7 +171,7 @@ class Placement(Generic[J]):
         clock: Returns the time in seconds, never less than before.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that decides where a job begins
         self,
         graph: Mapping[J, Iterable[J]],
         costs: Costs[J],

@@ -4,8 +4,8 @@ The longest remaining path first ends a run earliest, and shows its first number
 somebody who waits for numbers does not enter it. Here what is nearest to a number comes first wherever the
 run then ends hardly later (`SHARE`); elsewhere only as much as takes that share of it.
 
-Source: R. L. Graham 1969, "Bounds on multiprocessing timing anomalies", theorem 1: on P equal slots no order of
-jobs ends later than W / P + (1 - 1 / P) C, with W their work and C their longest chain.
+Source: R. L. Graham 1969, "Bounds on multiprocessing timing anomalies", theorem 1: on P equal slots no order
+of jobs ends later than W / P + (1 - 1 / P) C, with W their work and C their longest chain.
 """
 
 from collections import defaultdict
@@ -59,7 +59,7 @@ def precedence(left: Left, past: float, slots: int) -> dict[int, float]:
     Args:
         left: What is left of the run.
         past: Seconds since the run began.
-        slots: How many equal slots do it, 1 or more; 0: they are unequal, and nobody knows when an order ends.
+        slots: How many equal slots do it, 1 or more; 0: they are unequal, and nobody knows when it ends.
 
     Returns:
         Seconds, negative or not.
@@ -72,7 +72,10 @@ def precedence(left: Left, past: float, slots: int) -> dict[int, float]:
     )
     if not verdicts:
         return waiting
-    chain, work = max(left.ways[number] for number in waiting), sum(left.seconds[number] for number in waiting)
+    chain, work = (
+        max(left.ways[number] for number in waiting),
+        sum(left.seconds[number] for number in waiting),
+    )
     early = SHARE * (past + max(chain, work / max(slots, 1)))
     nearest = _nearest(left, waiting, verdicts)
     # Graham's bound spares the two trials in most runs.
@@ -167,5 +170,5 @@ def _brought_forward(
             break
         spent += takes
         tier = 3 if clean else 2
-        found |= dict.fromkeys(own, -tier * _TIER + spent)
+        found.update(dict.fromkeys(own, -tier * _TIER + spent))
     return found

@@ -1,6 +1,6 @@
-"""The first two images of a network that nobody here wrote: what is wrong with it is said before it is attacked.
+"""The first two images of a network of other people: what is wrong with it is said before it is attacked.
 
-A sentence that names the network; whatever it raised is its cause. Networks of Crossfire have tests of their own.
+A sentence names the network; whatever it raised is its cause. Networks of Crossfire have tests of their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,8 +77,8 @@ def try_network(train: Train, model: Any, images: Images) -> None:
                 getattr(model, each.method)().logits(few.clone().requires_grad_())
     if training := _in_training(model):
         raise InputError(
-            f"{called(train)}: it stays in training mode ({training}) after `eval()`: it would be scored with "
-            "the statistics of each batch; leave `train` and `eval` as torch has them, and call neither in "
+            f"{called(train)}: it stays in training mode ({training}) after `eval()`: it would be scored "
+            "with the statistics of each batch; leave `train` and `eval` as torch has them, and call neither in "
             "`forward`"
         )
 
@@ -128,7 +128,10 @@ def no_gradient(logits: Callable[[Tensor], Tensor], point: Tensor) -> str | None
         try:
             # Times 1, so that it is no leaf: a network may write into its argument.
             answer = logits(point * 1)
-            if answer.requires_grad and torch.autograd.grad(answer.sum(), point, allow_unused=True)[0] is not None:
+            if (
+                answer.requires_grad
+                and torch.autograd.grad(answer.sum(), point, allow_unused=True)[0] is not None
+            ):
                 return None
         except (RuntimeError, TypeError) as error:
             if out_of_memory(error):

@@ -240,8 +240,8 @@ class Display(Watcher):
             before, now.facts = now.facts, facts
         done, of = facts.get("done", 0), facts.get("of", 0)
         passes = facts.get("unit") == "passes"
-        # A second phase of a training begins at 0 again, and nobody knows its share. Passes are at most so many,
-        # and tell more than what was expected only where that has proved wrong.
+        # A second phase of a training begins at 0 again, and nobody knows its share. Passes are at most so
+        # many, and tell more than what was expected only where that has proved wrong.
         known = now.expected is None or now.took > now.expected if passes else of == before.get("of", of)
         if done and of and known:
             self._estimates.progress(now.job, self._names_of[slot], now.took, min(done / of, 1.0))
@@ -274,9 +274,7 @@ class Display(Watcher):
             count = f"{len(self._ended)}/{len(self._state.todo)}"
             for said in [str(each) for each in self._numbers(done.job.key)] or [self._title(done.job)]:
                 self._line(f"{count} {said}" + ("" if self._live else f"; {self._left()}"))
-        elif (
-            not self._live and isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET
-        ):
+        elif not self._live and isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET:
             # A shard of an attack is no news in itself, but an hour without a line is a worry.
             count = f"{len(self._ended)}/{len(self._state.todo)}"
             self._line(f"{count} {self._title(done.job)}; {self._left()}")
@@ -327,7 +325,9 @@ class Display(Watcher):
                 late = [each for each in self._now.values() if each.overdue and not each.late]
                 for each in late:
                     each.late = True
-                now = [", ".join(filter(None, (f"{each.took:.0f} s", each.words))) for each in self._now.values()]
+                now = [
+                    ", ".join(filter(None, (f"{each.took:.0f} s", each.words))) for each in self._now.values()
+                ]
                 titles = [self._title(each.job) for each in self._now.values()]
             for each in late:
                 self._line(f"{self._title(each.job)}: {each.took:.0f} s, {each.words}")
@@ -366,7 +366,9 @@ class Display(Watcher):
             for slot, device in enumerate(self._devices):
                 if slot in self._now:
                     each = self._now[slot]
-                    slots.add_row(device, Text(shown(self._title(each.job))), each.words, f"{each.took:.0f} s")
+                    slots.add_row(
+                        device, Text(shown(self._title(each.job))), each.words, f"{each.took:.0f} s"
+                    )
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
             return Group(self._progress, slots)

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from suites import suite
 
-ATTACKS: dict[str, Any] = {"clean": {"use": "none"}, "fgsm": {"use": "fgsm"}, "pgd": {"use": "pgd", "steps": 2}}
+ATTACKS: dict[str, Any] = {
+    "clean": {"use": "none"},
+    "fgsm": {"use": "fgsm"},
+    "pgd": {"use": "pgd", "steps": 2},
+}
 TASK: dict[str, Any] = {"data": "digits", "threat": {"norm": "linf", "radius": 0.1}}
 NET: dict[str, Any] = {"net": {"use": "standard", "net": "b2", "epochs": 1, "batch": 30, "augment": False}}
 TABLE: dict[str, Any] = {"title": "T", "rows": ["defense"], "columns": ["attack"]}

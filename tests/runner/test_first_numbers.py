@@ -3,13 +3,13 @@
 import io
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
-from suites import TASK, Ran, suite
 
 from bench.api import running
 from bench.report.firsthand import Numbers
@@ -25,8 +25,9 @@ from bench.runner.outstanding import State
 from bench.runner.pace import Pace
 from bench.runner.progress import Display
 from bench.suite.jobs import Craft, Evaluate
+from suites import TASK, Ran, suite
 
-NET: dict[str, Any] = LINEAR
+NET: dict[str, Any] = {"net": {"use": "standard", "net": "b2", "epochs": 1, "batch": 30, "augment": False}}
 ATTACKS: dict[str, Any] = {
     "clean": {"use": "none"},
     "pgd": {"use": "pgd", "steps": 2},
@@ -107,7 +108,7 @@ def test_an_attack_tells_its_passes_as_the_referee_counts_them(
         most = shard.attack_run.attack.entry.passes(shard.attack_run.attack.params)
         assert {"done": asked["queries_per_example"]["forwards"], "of": most, "unit": "passes"} in told
     done = [each["done"] for each in told]
-    assert sum(one <= other for one, other in zip(done, done[1:], strict=False)) >= len(done) - len(shards)
+    assert sum(one <= other for one, other in pairwise(done)) >= len(done) - len(shards)
 
 
 def test_passes_are_told_every_few_seconds_and_no_more() -> None:

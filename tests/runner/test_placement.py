@@ -280,7 +280,9 @@ def test_equal_slots_end_as_early_as_by_the_longest_path(seed: int, slots: int) 
     before = checked(graph, list(simulate(graph, Believed(), devices, truth)))
     steps = list(simulate(graph, Believed(), devices, truth, turn=turn))
     assert checked(graph, steps) <= 1.03 * before
-    half = [sorted(ends(each, "evaluate"))[:40] for each in (steps, simulate(graph, Believed(), devices, truth))]
+    half = [
+        sorted(ends(each, "evaluate"))[:40] for each in (steps, simulate(graph, Believed(), devices, truth))
+    ]
     assert sum(half[0]) < sum(half[1])
 
 
