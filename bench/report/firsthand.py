@@ -62,18 +62,15 @@ class Numbers:
     def _number(self, condition: Condition, rows: Rows) -> Number:
         facts = condition.facts
         free = facts.kind == "minimum-norm" and not facts.idle
-        clean: Rows | None = None
-        if free:
-            idle = self._idle.get(asked_of(condition), ())
-            clean = next((found for each in idle if (found := self._rows(each.job)) is not None), None)
-        name = _name(condition)
-        if free and condition.radius is not None:
-            if clean is None:
-                return Number(name, "judged; its accuracy waits for the clean images")
-            rows = metrics.within(rows, clean, condition.radius)
         chosen = METRICS["distance" if free and condition.radius is None else "accuracy"]
-        if chosen.clean == "needed" and clean is None:
+        idle = self._idle.get(asked_of(condition), ()) if free else ()
+        clean = next((found for each in idle if (found := self._rows(each.job)) is not None), None)
+        name = _name(condition)
+        if idle and clean is None:
+            # A table would have another number later.
             return Number(name, f"judged; its {chosen.name} waits for the clean images")
+        if clean is not None and condition.radius is not None:
+            rows = metrics.within(rows, clean, condition.radius)
         return Number(name, _text(chosen, rows, clean))
 
 

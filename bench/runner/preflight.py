@@ -78,8 +78,8 @@ def try_network(train: Train, model: Any, images: Images) -> None:
     if training := _in_training(model):
         raise InputError(
             f"{called(train)}: it stays in training mode ({training}) after `eval()`: it would be scored "
-            "with the statistics of each batch; leave `train` and `eval` as torch has them, and call neither in "
-            "`forward`"
+            "with the statistics of each batch; leave `train` and `eval` as torch has them, and call neither "
+            "in `forward`"
         )
 
 

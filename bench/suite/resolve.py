@@ -73,7 +73,7 @@ class Resolved(Generic[E_co]):
 
 @dataclass(frozen=True)
 class Planned:
-    """An attack that a suite needs and that is not there: unwritten, or of a library that is not installed."""
+    """An attack that a suite needs and that is not there: unwritten, or of a library that is absent."""
 
     name: str
     """The name that it will be registered under."""
