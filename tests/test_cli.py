@@ -207,7 +207,7 @@ def test_a_report_of_an_altered_manifest_is_refused(bench: Bench, tmp_path: Path
         code, _, said = bench("report", "suite.yaml")
         assert code == 2
         assert "write it anew: bench run suite.yaml" in said
-    bench("plan", "suite.yaml")
+    bench("run", "suite.yaml")
     assert path.read_text() == whole
     assert bench("report", "suite.yaml").code == 0
 
