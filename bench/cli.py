@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 
 import typer
 
+from bench import startup
 from bench.errors import BenchError, InputError, persons
 from bench.escaping import readable
 from bench.runner.executors import Name
@@ -207,6 +208,7 @@ def run(  # noqa: PLR0913 - a command line's options
     reports.asked_tables(project.manifest, table)
     _note(reading.remarks(project))
     if dry_run:
+        _note(project.store.look())
         running.show_plan(console(), project, running.prospect(project, table))
         return
     start = executors.ready(
@@ -375,7 +377,7 @@ def plan(  # noqa: PLR0913 - a command line's options
     start = executors.ready("process", asked) if device or slots else None
     project = running.planned(suite, results, data_root, worst=worst)
     reports.asked_tables(project.manifest, table)
-    _open(project.store)
+    _note(project.store.look())
     found = running.prospect(project, table, start and running.Options(start, data_root))
     if as_json:
         sys.stdout.write(json.dumps(running.described(project, found), indent=1) + "\n")
@@ -979,6 +981,7 @@ def entry() -> None:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     leave = os._exit
+    startup.begin()
     try:
         main()
         status = 0

@@ -206,8 +206,8 @@ def test_a_report_of_an_altered_manifest_is_refused(bench: Bench, tmp_path: Path
         path.write_text(text)
         code, _, said = bench("report", "suite.yaml")
         assert code == 2
-        assert "write it anew: bench plan suite.yaml" in said
-    bench("plan", "suite.yaml")
+        assert "write it anew: bench run suite.yaml" in said
+    bench("run", "suite.yaml")
     assert path.read_text() == whole
     assert bench("report", "suite.yaml").code == 0
 
@@ -270,8 +270,8 @@ def test_wrong_words_on_the_command_line(bench: Bench, tmp_path: Path) -> None:
     refused(bench("run", "siute.yaml"), "siute.yaml", "did you mean 'suite.yaml'")
     refused(bench("run", "suite.yaml", "--device", "cuda:7"), "cuda:7", "no such device")
     refused(bench("run", "suite.yaml", "--table", "4"), "--table 4", "no such table", "3")
-    refused(bench("report", "suite.yaml"), "nothing was run or planned", "bench run suite.yaml")
-    bench("plan", "suite.yaml")
+    refused(bench("report", "suite.yaml"), "nothing was run", "bench run suite.yaml")
+    bench("run", "suite.yaml", "--executor", "inline")
     refused(bench("report", "suite.yaml", "--table", "33"), "did you mean '3'")
     refused(bench("report", "suite.yaml", "--out", "no/such/folder/t.txt"), "--out")
     refused(bench("report", "suite.yaml", "--format", "png"), "--out FILE")
@@ -347,7 +347,7 @@ def test_help_and_reports_import_no_torch(bench: Bench, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Path) -> None:
+def test_a_users_network_that_raises_is_named_leaves_holes_and_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Module):\n"
@@ -364,11 +364,13 @@ def test_a_users_network_that_raises_leaves_holes_and_exit_status_4(tmp_path: Pa
         [*BENCH, "run", "suite.yaml", "--device", "cpu", "--slots", "2"],
         cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120,
     )  # fmt: skip
-    assert done.returncode == 4, done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     assert "not run" in done.stdout
-    assert "no gradients today" in done.stdout
+    assert "defense module (mine:Net): its code raises" in done.stderr
+    assert "no gradients today" in done.stderr
     records = [json.loads(each.read_text()) for each in (tmp_path / "results/suite/failed").iterdir()]
-    assert len(records) == 3
+    # Its training alone: nothing was attacked.
+    assert len(records) == 1
     assert all("no gradients today" in record["traceback"] for record in records)
 
 

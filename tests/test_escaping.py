@@ -21,6 +21,7 @@ from bench import cli, escaping
 from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import attack_cost, render, tables
+from bench.report.firsthand import quiet
 from bench.report.render.words import MINUS
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
@@ -253,13 +254,12 @@ def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.M
     job = cast(Any, Work())
     state = cast(Any, SimpleNamespace(todo={job: ()}))
     costs = cast(Estimates, SimpleNamespace(informed=False))
-    display = Display(console, state, costs, ("cpu",), {"k": text}, {})
+    display = Display(console, state, costs, ("cpu",), quiet, {})
     display.started(job, 0)
-    display._finished.append((text, "1 s"))
     console.print(display._picture())
     display.ended(cast(Any, SimpleNamespace(job=job, slot=0, error=ValueError(text))))
     said = out.getvalue()
-    assert said.count(escaping.shown(text)) == 4
+    assert said.count(escaping.shown(text)) == 3
     assert said.replace("\n", "").isprintable()
 
 

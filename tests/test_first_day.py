@@ -456,38 +456,120 @@ def test_results_lie_beside_the_file_or_where_it_says(
     assert bench_("verify", said).code == 0
 
 
-def test_row_6_a_network_without_a_gradient_is_named_and_black_boxes_go_on(
-    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+BAD = (
+    NETS
+    + """\
+
+
+class NoGradient(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class Training(Net):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class Size(Net):
+    def forward(self, x):
+        assert x.shape[-1] == 32, f"expected 32 pixels, found {x.shape[-1]}"
+        return super().forward(x)
+
+
+class OnGradient(Net):
+    def forward(self, x):
+        if x.requires_grad:
+            raise KeyError("backbone")
+        return super().forward(x)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        ("Training", "it stays in training mode"),
+        ("Size", "AssertionError: expected 32 pixels, found 8"),
+        ("OnGradient", "KeyError: 'backbone'"),
+    ],
+)
+def test_row_6_a_network_that_cannot_be_attacked_is_named_before_anything_is(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: str, says: str
 ) -> None:
+    path = written(tmp_path, lambda suite: suite["defenses"]["mine"].update(build=f"mynets:{net}"))
+    (tmp_path / "mynets.py").write_text(BAD)
     monkeypatch.chdir(tmp_path)
-
-    def squared(suite: dict[str, Any]) -> None:
-        suite["attacks"]["square"] = {"use": "square", "queries": 20}
-        suite["tables"]["main"]["columns"]["Square"] = {"attack": "square", "radius": "8/255"}
-
-    path = written(tmp_path, squared)
-    (tmp_path / "mynets.py").write_text(NO_GRADIENT)
-    found = bench_("run", path, "--executor", "inline")
+    found = bench_("run", path.name, "--executor", "inline")
     assert found.code == 2
     said = " ".join((found.out + found.err).split())
-    assert "pgd on mine/logits" in said
-    assert "the logits of view 'logits' have no gradient, which pgd needs" in said
-    assert "does not require grad" not in said
+    assert f"mynets:{net}" in said
+    assert says in said
     assert "Traceback" not in said
-    (line,) = [each for each in found.out.splitlines() if each.startswith("mine ")][:1]
-    assert line.split()[-2:] != ["not", "run"], "Square has its number"
+    assert not list((tmp_path / "results").glob("*/evaluate/*/receipt.json"))
 
 
-def test_row_6_a_network_that_raises_is_named_before_anything_is_attacked(
+def test_row_6_where_no_gradient_flows_black_box_attacks_go_on(
     bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def change(suite: dict[str, Any]) -> None:
+        suite["defenses"]["mine"].update(build="mynets:NoGradient")
+        suite["attacks"]["square"] = {"use": "square", "queries": 5}
+        suite["doctor"] = "none"
+
+    path = written(tmp_path, change)
+    (tmp_path / "mynets.py").write_text(BAD)
     monkeypatch.chdir(tmp_path)
-    path = written(tmp_path)
-    (tmp_path / "mynets.py").write_text(OTHER_SIZE)
-    found = bench_("run", path, "--executor", "inline")
+    found = bench_("run", path.name, "--executor", "inline")
     assert found.code == 2
     said = " ".join((found.out + found.err).split())
-    assert "train mine, seed 0: the network cannot be asked about images of 1x8x8 in [0, 1]" in said
-    assert "AssertionError (mynets.py:12: assert x.shape[-1] == 32)" in said
-    assert "resize:" in said
-    assert not list((tmp_path / "results").glob("mine/evaluate/*"))
+    assert "defense module (mynets:NoGradient): no gradient flows from the logits of view 'logits'" in said
+    assert "pgd needs one" in said
+    assert "square/logits on mine/label, seed 0 at 2/255: accuracy" in said
+    assert "clean on mine/label" in said
+
+
+def looked_at(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return when each file and folder was changed, and how large it is."""
+    every = ((each, each.lstat()) for each in [folder, *folder.rglob("*")])
+    return {
+        str(each): (found.st_mtime_ns, found.st_size)
+        for each, found in every
+        if "__pycache__" not in str(each)
+    }
+
+
+@pytest.mark.parametrize("words", [(), ("--cells",), ("--json",)])
+def test_row_17_a_plan_writes_nothing(bench_: Bench, day: Path, words: tuple[str, ...]) -> None:
+    # What was found in an index is not kept by a plan either: it is read once more.
+    (day / "results" / "mine" / "index.sqlite").unlink(missing_ok=True)
+    before = looked_at(day)
+    assert bench_("plan", "mine.yaml", *words).code == 0
+    assert bench_("run", "mine.yaml", "--dry-run").code == 0
+    assert looked_at(day) == before
+
+
+def test_row_17_a_plan_makes_no_results_folder(
+    bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = looked_at(tmp_path)
+    found = bench_("plan", "mine.yaml")
+    assert found.code == 0
+    assert "0 of 4 conditions done" in found.out
+    assert looked_at(tmp_path) == before
+
+
+def test_row_20_a_start_needs_no_scipy_and_leaves_the_garbage_collector_as_it_was(day: Path) -> None:
+    script = (
+        "import gc, sys, atexit; usual = gc.get_threshold();"
+        "atexit.register(lambda: print('scipy.stats' in sys.modules, gc.get_threshold() == usual));"
+        "sys.argv = ['bench', 'plan', 'mine.yaml']; from bench.cli import entry; entry()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=day, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False True"

@@ -210,7 +210,7 @@ def plan(
     )
     asked = _several(table)
     reports.asked_tables(project.manifest, asked)
-    project.store.open()
+    project.store.look()
     found = running.prospect(project, asked)
     conditions = [
         {**condition.coordinates, "n": condition.facts["n"], "state": _state(condition.job, found.state)}

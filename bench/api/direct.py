@@ -31,7 +31,7 @@ from bench.api.given import (
 )
 from bench.console import count
 from bench.data.spec import DataSpec
-from bench.errors import InputError, did_you_mean, out_of_memory
+from bench.errors import InputError, did_you_mean
 from bench.networks import Classifier, check_network
 from bench.protocols import Decision, Images, Labels, Norm, Shape, Split, View
 from bench.quantities import format_value
@@ -56,6 +56,7 @@ from bench.runner import process_state
 from bench.runner.context import settle
 from bench.runner.craft import attacked, unmoved
 from bench.runner.evaluate import answers_to, shown_images, table_of
+from bench.runner.preflight import lacks_gradient, no_gradient
 from bench.suite.jobs import Data, Evaluate, FittedDefense, Train
 from bench.suite.planner import PlannedCondition
 from bench.suite.resolve import Resolved
@@ -422,21 +423,10 @@ def _check_gradient(job: Evaluate, fitted: Loaded, split: Split, device: torch.d
     attack, network = job.crafts[0].attack_run.attack, fitted.network
     if attack.entry.access != "gradient" or not isinstance(network, _Network):
         return
-    reason = ""
     with frozen(network, seed=0):
-        z = split.images[:2].to(device).requires_grad_()
-        try:
-            # Times 1, so that it is no leaf: a network may write into its argument.
-            if network(z * 1).requires_grad:
-                return
-        except (RuntimeError, TypeError) as error:
-            if out_of_memory(error):
-                raise
-            reason = f" ({error})".replace("\n", " ")
-    raise InputError(
-        f"model: no gradient flows from the logits of view 'logits' to the images{reason}, and {attack.name} "
-        "needs one; attacks that need scores or answers alone can do without (bench list attacks)"
-    )
+        reason = no_gradient(network, split.images[:2].to(device))
+    if reason is not None:
+        raise InputError(lacks_gradient("model", "logits", reason, attack.name))
 
 
 def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -> Loaded:

@@ -13,13 +13,16 @@ from unicodedata import normalize
 
 import numpy as np
 
-from bench.console import condition_name, count, duration, say
+from bench import startup
+from bench.console import count, duration, say
 from bench.errors import InputError, persons
 from bench.escaping import shown
 from bench.report import provenance, render, tables
+from bench.report.firsthand import Numbers
 from bench.report.reports import asked_jobs, asked_tables
 from bench.results import leases as leasing
 from bench.results import request as requests
+from bench.results.conditions import conditions_of
 from bench.results.leases import Leases
 from bench.results.manifest import Outcomes, aged, write
 from bench.results.origin import commit_of
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from bench.report.render import Form
     from bench.report.tables import RenderedTable
+    from bench.results.outcomes import Frame
     from bench.runner.executors.protocol import Listener, Pool, Start
     from bench.runner.outstanding import State
     from bench.runner.scheduler import Done
@@ -97,6 +101,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
             tables.check(manifest, key)
         except InputError as error:
             raise InputError(f"{suite.document.line('tables', key)}: {error}") from None
+    startup.end()
     return Project(crossed, store, manifest, worst)
 
 
@@ -114,7 +119,7 @@ class Prospect(NamedTuple):
 
 
 def prospect(project: Project, asked: list[str] | None, options: Options | None = None) -> Prospect:
-    """Return what is done, what is to do and what that may cost, and write the manifest; does no job.
+    """Return what is done, what is to do and what that may cost; does no job and writes nothing.
 
     Args:
         project: The project.
@@ -124,7 +129,6 @@ def prospect(project: Project, asked: list[str] | None, options: Options | None 
     """
     wanted = asked_jobs(project.manifest, asked)
     project.store.reads = columns_read(project.manifest, asked_tables(project.manifest, asked))
-    write(project.store, project.manifest)
     trust = options is not None and options.trust
     state = outstanding.examine(project.plan, project.store, wanted, trust=trust, verify=False)
     estimates = learned(project)
@@ -355,14 +359,13 @@ class Run:
     def _run(self, state: State) -> None:
         known = self.estimates is not None
         estimates = self.estimates or learned(self.project)
-        planned = self.plan.conditions
-        conditions = {each.job.key: condition_name(each.coordinates) for each in planned}
+        numbers = Numbers(conditions_of(self.project.manifest), self._outcomes).of
         names = defense_names(self.project)
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(self._pool())
             closed = tuple if pool.occupancy is None else pool.occupancy.closed
             devices = pool.devices
-            display = Display(self.console, state, estimates, devices, conditions, names, closed)
+            display = Display(self.console, state, estimates, devices, numbers, names, closed)
             stack.enter_context(display)
             if not known and pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
                 costing.rehearse(pool, state.todo, estimates)
@@ -375,6 +378,13 @@ class Run:
                 for done in jobs.run():
                     display.ended(done)
                     (self.ended if done.error is None else self.failures).append(done)
+
+    def _outcomes(self, key: str) -> Frame | None:
+        """Return the outcomes of an evaluation as they are now; None where there are none yet."""
+        try:
+            return self.store.outcomes(key)
+        except (OSError, ValueError):
+            return None
 
     def _pool(self) -> contextlib.AbstractContextManager[Pool]:
         return _started(self.start, self._worker_context, self._said)

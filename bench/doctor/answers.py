@@ -4,10 +4,9 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
-from scipy import stats
 from torch import Tensor
 
-from bench.doctor.chance import MOST, at_least, level_of, surely
+from bench.doctor.chance import MOST, at_least, fewer, level_of, surely
 from bench.doctor.findings import Finding, Level
 from bench.doctor.patient import Columns, Patient, Sight, steps_away
 from bench.errors import InputError, OvertimeError
@@ -92,7 +91,7 @@ def split(patient: Patient) -> Iterator[Finding]:
     there = ~test["rejected"] & (test["label"] == patient.labels)
     fitted = ~train["rejected"] & (train["label"] == patient.train.labels[rows])
     table = [[int(each.sum()), int((~each).sum())] for each in (there, fitted)]
-    chance = float(stats.fisher_exact(table, alternative="greater").pvalue)
+    chance = fewer(table)
     said = (
         f"{table[0][0]} of {n} test images are accepted and right, and {table[1][0]} of {len(rows)} "
         "training images"
@@ -290,7 +289,7 @@ def _random_company(patient: Patient, found: dict[str, int]) -> Iterator[Finding
     """Compare how often answers differ in other company with how often they do in the same."""
     n = len(patient.labels)
     same, other = found["again"], found["in another order"]
-    chance = float(stats.fisher_exact([[other, n - other], [same, n - same]], alternative="greater").pvalue)
+    chance = fewer([[other, n - other], [same, n - same]])
     said = f"of {n} random answers {same} are others again, {other} in another order"
     if chance < RARE:
         yield Finding("company", "doubt", said, "depends-on-company", RARE)

@@ -1,6 +1,7 @@
-"""The statistics of the tests: exact binomial tails, and levels that follow from lower bounds of shares."""
+"""The statistics of the tests: exact binomial tails, and levels that follow from lower bounds of shares.
 
-from scipy import stats
+scipy's distributions take a second to import, which no plan needs: they are imported where they are used.
+"""
 
 from bench.doctor.findings import Level
 
@@ -25,6 +26,8 @@ def at_most(wins: int, n: int, share: float) -> float:
     Returns:
         The exact binomial lower tail.
     """
+    from scipy import stats
+
     return float(stats.binom.cdf(wins, n, share))
 
 
@@ -39,7 +42,23 @@ def at_least(wins: int, n: int, share: float) -> float:
     Returns:
         The exact binomial upper tail.
     """
+    from scipy import stats
+
     return float(stats.binom.sf(wins - 1, n, share))
+
+
+def fewer(table: list[list[int]]) -> float:
+    """Return the probability that the second of two samples falls behind the first one so far by chance.
+
+    Args:
+        table: For both samples how many are of a kind, and how many are not, 0 or more each.
+
+    Returns:
+        The p-value of Fisher's exact test, one-sided.
+    """
+    from scipy import stats
+
+    return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
 
 def surely(k: int, n: int) -> float:
@@ -54,6 +73,8 @@ def surely(k: int, n: int) -> float:
     Returns:
         The share, in [0, 1].
     """
+    from scipy import stats
+
     return float(stats.binomtest(k, n).proportion_ci(CONFIDENCE, method="exact").low)
 
 

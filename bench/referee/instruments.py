@@ -6,7 +6,7 @@ finiteness of the images. Around it, modes, gradients, weights and global random
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, Self
 
 import torch
@@ -43,6 +43,10 @@ class Watching(Protocol):
         ...
 
 
+def _unheard(_: int) -> None:
+    """Do nothing about a question."""
+
+
 @dataclass
 class QueryCounter:
     """The passes that an attack has spent on each example."""
@@ -51,19 +55,23 @@ class QueryCounter:
     """Forward passes, float64 (N,)."""
     backwards: Tensor
     """Backward passes, float64 (N,)."""
+    heard: Callable[[int], None] = field(default=_unheard, compare=False)
+    """Told of each question the number of its points, at once: the counts themselves lie on a device."""
 
     @classmethod
-    def of(cls, n: int, device: torch.device) -> Self:
+    def of(cls, n: int, device: torch.device, heard: Callable[[int], None] = _unheard) -> Self:
         """Return a counter at zero.
 
         Args:
             n: Number of examples.
             device: Device of the counts.
+            heard: Told of each question the number of its points.
 
         Returns:
             The counter.
         """
-        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2)))
+        forwards, backwards = (torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2))
+        return cls(forwards, backwards, heard)
 
 
 def centred(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -155,6 +163,7 @@ class Instrumented:
     def _answered(self, *points: Tensor) -> Any:
         n = len(points[0])
         self._count(self._counter.forwards, n)
+        self._counter.heard(n)
         if self._access != "gradient":
             with torch.no_grad():
                 return self._chunked(*points)

@@ -7,6 +7,7 @@ files and imports none of them, so that `bench report` can use it.
 import ast
 import hashlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import ours
 from bench.errors import InputError
@@ -69,18 +70,29 @@ def code_digest(path: Path) -> str:
     Raises:
         InputError: The file is not Python.
     """
+    return _read(path, _state(path)).digest
+
+
+class _Code(NamedTuple):
+    """What is known of a Python file."""
+
+    digest: str
+    names: tuple[tuple[int, str, tuple[str, ...]], ...]
+    """Its imports: how many packages above, the module, and the names from it."""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes with the content of a file."""
     stat = path.stat()
-    return _code_digest(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 @cache
-def _code_digest(path: Path, state: tuple[int, ...]) -> str:
-    tree = parsed(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            # Those of fields and of constants, too: a text that stands for itself does nothing.
-            node.body = [each for each in node.body if not _is_text(each)]
-    return hashlib.sha256(_spelled(tree).encode()).hexdigest()[:16]
+def _read(path: Path, state: tuple[int, ...]) -> _Code:
+    """Return what is known of a file; to parse it takes most of the time of a plan."""
+    names: list[tuple[int, str, tuple[str, ...]]] = []
+    text = _spelled(parsed(path), names)
+    return _Code(hashlib.sha256(text.encode()).hexdigest()[:16], tuple(names))
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -89,14 +101,31 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _spelled(node: object) -> str:
-    """Return a syntax tree as text, without empty fields: newer versions of Python have more of them."""
+_WITH_DOCSTRING = frozenset({ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef})
+
+
+def _spelled(node: object, names: list[tuple[int, str, tuple[str, ...]]]) -> str:
+    """Return a syntax tree as text, and add its imports to `names`: one walk, since a plan waits for it.
+
+    Empty fields are left out, of which newer versions of Python have more; and so are docstrings, those of
+    fields and of constants, too: a text that stands for itself does nothing.
+    """
     if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        inside = ",".join(f"{name}={_spelled(value)}" for name, value in fields)
-        return f"{type(node).__name__}({inside})"
+        kind = type(node)
+        if isinstance(node, ast.Import):
+            names.extend((0, alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+        inside = []
+        for name in kind._fields:
+            value: Any = getattr(node, name, None)
+            if name == "body" and kind in _WITH_DOCSTRING:
+                value = [each for each in value if not _is_text(each)]
+            if value is not None and value != []:
+                inside.append(f"{name}={_spelled(value, names)}")
+        return f"{kind.__name__}({','.join(inside)})"
     if isinstance(node, list):
-        return "[" + ",".join(map(_spelled, node)) + "]"
+        return "[" + ",".join([_spelled(each, names) for each in node]) + "]"
     return repr(node)
 
 
@@ -206,10 +235,11 @@ def module_file(module: str) -> Path | None:
     if not rest:
         return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
     for place in spec.submodule_search_locations or ():
-        below = Path(place).joinpath(*rest)
-        for candidate in (below.with_suffix(".py"), below / "__init__.py"):
-            if candidate.is_file():
-                return candidate
+        # Asked some thousand times in a plan, for which paths as objects are slow.
+        below = os.path.join(place, *rest)
+        for candidate in (f"{below}.py", os.path.join(below, "__init__.py")):
+            if os.path.isfile(candidate):
+                return Path(candidate)
     return None
 
 
@@ -270,16 +300,12 @@ def _written_in(folder: Path, file: Path) -> bool:
 def _imports(module: str, file: Path) -> Iterator[str]:
     """Yield the names of the modules that a file may import."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(parsed(file)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+    for level, base, names in _read(file, _state(file)).names:
+        if level:
+            above = package.split(".")[: len(package.split(".")) - level + 1]
+            base = ".".join([*above, *([base] if base else [])])
+        yield base
+        yield from (f"{base}.{name}" for name in names)
 
 
 @cache

@@ -85,9 +85,11 @@ class Index:
     Args:
         root: The results folder.
         afresh: Whether what is stored is ignored.
+        keep: Whether what is found is recorded; else nothing is written.
     """
 
-    def __init__(self, root: Path, *, afresh: bool = False) -> None:
+    def __init__(self, root: Path, *, afresh: bool = False, keep: bool = True) -> None:
+        self._keep = keep and KNOWN
         self._root, self._path = root, root / NAME
         self._stored = None if afresh or not KNOWN else _opened(self._path)
         self._found: dict[tuple[str, str], bytes] = {}
@@ -127,7 +129,7 @@ class Index:
 
     def begin(self) -> None:
         """Note the time, before results are looked at that are to be recorded."""
-        if self._since is None and KNOWN:
+        if self._since is None and self._keep:
             self._since = _clock(self._root)
 
     def record(self, kind: str, key: str, entry: Entry) -> None:

@@ -52,17 +52,15 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such file; nothing was run or planned there: bench run {suite}"
-        ) from None
+        raise InputError(f"{path}: no such file; nothing was run there: bench run {suite}") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write it anew: bench plan {suite}") from None
+        raise InputError(f"{path}: cannot be read ({error}); write it anew: bench run {suite}") from None
     scheme = manifest.get("scheme") if isinstance(manifest, dict) else None
     if not isinstance(scheme, int):
-        raise InputError(f"{path}: not a manifest of Crossfire; write it anew: bench plan {suite}")
+        raise InputError(f"{path}: not a manifest of Crossfire; write it anew: bench run {suite}")
     check_layout(path, scheme)
     if not _whole(manifest) or ("digest" in manifest and manifest != seal(manifest)):
-        raise InputError(f"{path}: altered, or not whole; write it anew: bench plan {suite}")
+        raise InputError(f"{path}: altered, or not whole; write it anew: bench run {suite}")
     return dict(manifest)
 
 
@@ -96,7 +94,7 @@ def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
     """
     found = []
     if "digest" not in manifest:
-        found.append(f"the manifest has no digest that would tell damage; write it anew: bench plan {suite}")
+        found.append(f"the manifest has no digest that would tell damage; write it anew: bench run {suite}")
     if suite.is_file() and hashlib.sha256(suite.read_bytes()).hexdigest() != manifest["suite_digest"]:
         found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
     folder = suite.resolve().parent

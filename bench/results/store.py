@@ -62,6 +62,8 @@ class Store:
 
     def __init__(self, root: Path, reads: Mapping[str, Collection[str]] | None = None) -> None:
         self.reads = reads or {}
+        self.reading = False
+        """Whether the folder is only looked at: nothing is written there, not even what was found."""
         self.shown = root
         """The folder as the user named it, for messages."""
         # The code of a job may change the working directory.
@@ -78,30 +80,49 @@ class Store:
             InputError: The folder is not one of Crossfire, or has a layout that this version does not read.
         """
         mark, aside = self.root / "store.json", []
+        if not self._marked(mark):
+            if os.path.lexists(mark):
+                # The results beside it are complete or not by their own receipts.
+                aside = [f"{mark} was damaged, and is written anew"]
+            self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
+        aside += self._aside()
+        self._sweep()
+        return aside + self.faults()
+
+    def look(self) -> list[str]:
+        """Check that the folder, if it is there, belongs to Crossfire; from now on nothing is written there.
+
+        Returns:
+            A sentence for each damaged file of packed evaluations.
+
+        Raises:
+            InputError: The folder is not one of Crossfire, or has a layout that this version does not read.
+        """
+        self.reading = True
+        if not self.root.exists():
+            return []
+        self._marked(self.root / "store.json")
+        return self.faults()
+
+    def _marked(self, mark: Path) -> bool:
+        """Return whether the mark of the folder is whole; raise where the folder is none of ours."""
         packed = pack.opened(self.root)
         # A pack may be all that a clone has.
         check_layout(self.root, packed.scheme or SCHEME)
+        found = None
         if os.path.lexists(mark):
             try:
                 found = json.loads(mark.read_text(encoding="utf-8")).get("scheme")
             except (ValueError, AttributeError, RecursionError, OSError):
                 found = None
-            if not isinstance(found, int):
-                if not packed.keys and not any((self.root / kind).is_dir() for kind in ARTEFACTS):
-                    raise InputError(
-                        f"{mark}: not a results folder of Crossfire; name another with --results"
-                    )
-                self._check_manifest()
-                # The results beside it are complete or not by their own receipts.
-                self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
-                aside, found = [f"{mark} was damaged, and is written anew"], SCHEME
-            check_layout(self.root, found)
-        else:
+            ours = packed.keys or any((self.root / kind).is_dir() for kind in ARTEFACTS)
+            if not isinstance(found, int) and not ours:
+                raise InputError(f"{mark}: not a results folder of Crossfire; name another with --results")
+        if not isinstance(found, int):
             self._check_manifest()
-            self.write_text(mark, json.dumps({"scheme": SCHEME}) + "\n")
-        aside += self._aside()
-        self._sweep()
-        return aside + self.faults()
+            return False
+        check_layout(self.root, found)
+        return True
 
     def faults(self) -> list[str]:
         """Return what is wrong with the files of packed evaluations as a whole.

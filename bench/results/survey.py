@@ -114,6 +114,8 @@ class Survey:
 def survey(store: Store, *, afresh: bool = False) -> Iterator[Survey]:
     """Look at a results folder as a whole; what was found is kept for the next time.
 
+    Of a store that only reads nothing is kept.
+
     Args:
         store: The results folder.
         afresh: Whether every file is read, whatever was found before.
@@ -121,11 +123,12 @@ def survey(store: Store, *, afresh: bool = False) -> Iterator[Survey]:
     Yields:
         What the folder holds.
     """
-    known = Index(store.root, afresh=afresh)
+    known = Index(store.root, afresh=afresh, keep=not store.reading)
     try:
         found = Survey(store, known)
         yield found
-        known.save(found.there)
+        if not store.reading:
+            known.save(found.there)
     finally:
         known.close()
 

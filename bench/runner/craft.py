@@ -29,7 +29,8 @@ from bench.results.store import Store
 from bench.runner.context import WorkerContext, load
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.limits import limited
-from bench.runner.preflight import without_gradient
+from bench.runner.pace import heard
+from bench.runner.preflight import try_gradient
 from bench.runner.train import fitted, forget_fitted
 from bench.suite.jobs import AttackRun, Craft, Starts
 
@@ -52,14 +53,9 @@ def craft(job: Craft, context: WorkerContext, store: Store) -> tuple[Callable[[P
     split = load(attack_run.data, context, None if guided else job.stop)
     try:
         plain, facts = attacked(job, model, split, torch.device(context.device))
-    except BaseException as error:
+    except BaseException:
         # An attack reaches more of a network than the referee can put back.
         forget_fitted()
-        device = torch.device(context.device)
-        first = split.images[job.start : job.start + 2].to(device)
-        looked = partial(look, attack_run, model, split, device)
-        if (refusal := without_gradient(attack_run, looked, first, error)) is not None:
-            raise refusal from error
         raise
     return lambda path: save_file(plain, path), facts
 
@@ -312,6 +308,9 @@ def _attack(
         seen.logits(seen.encode(x[:chunk]))
 
     with frozen(*modules, seed=seed_of(job.key), ask=ask):
+        if model is not None and run.view is not None:
+            with seeded(seed_of(job.key), x.device):
+                try_gradient(run, look(run, model, split, x.device), x)
         instrumented = partial(instrument, exact=run.exact, chunk=chunk, recompute=recompute)
         return _made(job, model, examples, split, instrumented, _judge(run, model, split, chunk))
 
@@ -393,7 +392,7 @@ def _made(
     run, x, y, device = job.attack_run, examples.images, examples.labels, examples.images.device
     # In another process an entry is what is registered, whatever its parameters are.
     entry = needing(run.attack.entry, run.attack.params)
-    counter, target = QueryCounter.of(len(y), device), _targets(run, examples)
+    counter, target = QueryCounter.of(len(y), device, heard()), _targets(run, examples)
     starts = None if run.starts is None else stored(run.starts, x, examples.index)
     view, watch = replace(no_access_view(counter), starts=starts), None
     if run.source is not None and run.view is not None:

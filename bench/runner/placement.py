@@ -1,11 +1,13 @@
-"""Which ready job a free slot takes: the longest remaining path first, where it is finished earliest.
+"""Which ready job a free slot takes: the one that comes first, where it is finished earliest.
 
-Nothing here waits, reads or starts anything. A run asks with its clock; a plan and the tests turn one of
-their own (`simulate`).
+The order is that of the longest remaining path, which first numbers go before where that costs little
+(`bench.runner.precedence`). Nothing here waits, reads or starts anything. A run asks with its clock; a plan
+and the tests turn one of their own (`simulate`).
 
-Source: the order and the choice of the device are those of HEFT (Topcuoglu, Hariri, Wu 2002, "Performance-
-effective and low-complexity task scheduling for heterogeneous computing", section 4), decided when a slot
-becomes free and not beforehand, since times are estimates and the jobs of another driver come and go.
+Source: the longest path and the choice of the device are those of HEFT (Topcuoglu, Hariri, Wu 2002,
+"Performance-effective and low-complexity task scheduling for heterogeneous computing", section 4), decided
+when a slot becomes free and not beforehand, since times are estimates and the jobs of another driver come and
+go.
 """
 
 import math
@@ -16,8 +18,11 @@ from graphlib import TopologicalSorter
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from bench.runner.precedence import Left, Turn, precedence
+
 SWITCH = 10.0
-"""Difference in remaining seconds of work below which a slot prefers a job for which it has a process."""
+"""Difference in precedence, in seconds of work, below which a slot prefers a job for which it has a process.
+"""
 
 DEPTH = 256
 """How many ready jobs a free slot looks at. One that is slower than the others together by more than this
@@ -119,7 +124,7 @@ class _Busy(NamedTuple):
 
 
 class _Heap:
-    """Ready jobs with the longest remaining path first; those that were taken are passed over.
+    """Ready jobs in their order; those that were taken are passed over.
 
     Args:
         tickets: The ticket of each job that is ready; one with another ticket was taken since.
@@ -144,14 +149,14 @@ class Placement(Generic[J]):
     the costs have learned from its receipt. A job that has failed may be pushed again; one that turns out to
     be done by somebody else only needs its slot freed.
 
-    Jobs are looked at in the order of their longest remaining path. Each is thought to go where it would end
+    Jobs are looked at in the order of their precedence. Each is thought to go where it would end
     first, were it on a slot that is still busy; the first that would end first on a free slot begins there.
     Thus a slow slot leaves the long jobs to a fast one, and takes the first short one that the fast ones
     would come to later. Where all are free the first job begins, so that a graph without cycles is always
     done; and a slot that is thought to end soon, but does not, is waited for only until it has taken about as
     long as the job would on the free slot (`_Busy.end`).
 
-    Among jobs whose remaining paths are about equal (`SWITCH`), a slot prefers one on the network that it had
+    Among jobs whose precedence is about equal (`SWITCH`), a slot prefers one on the network that it had
     last, then one for which it has a process. It never waits for such a job: shards of one condition go to
     every slot that is free.
 
@@ -162,10 +167,11 @@ class Placement(Generic[J]):
         warm: Returns whether a slot, by its number, can begin a job without a new process.
         network: Returns what the process of a job has loaded after it; None: nothing worth keeping.
         process: Returns the kind of process that a job needs; `warm` depends on it alone.
+        turn: Returns what a job is to somebody who waits for numbers.
         clock: Returns the time in seconds, never less than before.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that decides where a job begins
         self,
         graph: Mapping[J, Iterable[J]],
         costs: Costs[J],
@@ -174,6 +180,7 @@ class Placement(Generic[J]):
         warm: Callable[[int, J], bool] = lambda slot, job: True,
         network: Callable[[J], Hashable] = lambda job: None,
         process: Callable[[J], Hashable] = lambda job: None,
+        turn: Callable[[J], Turn] = lambda job: Turn.REST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._costs, self._warm, self._clock = costs, warm, clock
@@ -185,6 +192,11 @@ class Placement(Generic[J]):
             number: tuple(self._numbers[need] for need in needs)
             for number, needs in enumerate(within.values())
         }
+        self._turns = tuple(map(turn, self._jobs))
+        self._about = tuple(map(network, self._jobs))
+        self._begun = clock()
+        self._over: set[int] = set()
+        self._at: dict[int, int] = {}
         self._kinds = tuple(dict.fromkeys(devices))
         self._kind_of = tuple(self._kinds.index(name) for name in devices)
         self._free: list[list[int]] = [[] for _ in self._kinds]
@@ -205,6 +217,8 @@ class Placement(Generic[J]):
             job: A job of the graph, none that is ready already.
         """
         number = self._numbers[job]
+        # It failed, or did not begin after all.
+        self._over.discard(number)
         self._issued += 1
         self._tickets[number] = self._issued
         self._enter(number)
@@ -239,6 +253,7 @@ class Placement(Generic[J]):
         job, kind = self._jobs[number], self._kind_of[slot]
         self._free[kind].remove(slot)
         self._busy[slot] = _Busy(now, self._seconds(number, kind))
+        self._at[slot] = number
         self._loaded[slot] = self._network(job)
         return job, slot
 
@@ -270,6 +285,8 @@ class Placement(Generic[J]):
             slot: Number of the slot.
         """
         del self._busy[slot]
+        if (number := self._at.pop(slot, None)) is not None:
+            self._over.add(number)
         if slot not in self._closed:
             self._free[self._kind_of[slot]].append(slot)
         if self._costs.learned >= AGAIN * self._ranked + 1:
@@ -292,8 +309,11 @@ class Placement(Generic[J]):
     def _rank(self) -> None:
         """Compute all priorities anew, by what the costs know by now."""
         self._ranked = self._costs.learned
-        jobs, seconds = self._jobs, self._costs.seconds
-        self._ways = paths(self._graph, lambda number: seconds(jobs[number]))
+        took = [self._costs.seconds(job) for job in self._jobs]
+        ways = paths(self._graph, took.__getitem__)
+        left = Left(self._graph, took, ways, frozenset(self._over), self._turns, self._about)
+        slots = len(self._kind_of) - len(self._closed) if len(self._kinds) == 1 else 0
+        self._values = precedence(left, self._clock() - self._begun, slots)
         self._took: list[dict[int, float]] = [{} for _ in self._kinds]
         self._all = _Heap(self._tickets)
         self._by_network: dict[Hashable, _Heap] = defaultdict(lambda: _Heap(self._tickets))
@@ -303,7 +323,8 @@ class Placement(Generic[J]):
 
     def _enter(self, number: int) -> None:
         job = self._jobs[number]
-        entry = -self._ways[number], job.key, number, self._tickets[number]
+        # What was over when the order was found, and is tried again, comes first.
+        entry = self._values.get(number, -math.inf), job.key, number, self._tickets[number]
         heappush(self._all.entries, entry)
         heappush(self._by_process[self._process(job)].entries, entry)
         if (network := self._network(job)) is not None:
@@ -333,7 +354,7 @@ class Placement(Generic[J]):
 
     def _preferred(self, number: int, kind: int, ends: list[list[float]]) -> tuple[int, int]:
         """Return the job that begins in place of the first one, and its slot, among those about equal."""
-        least = self._ways[number] - SWITCH
+        most = self._values.get(number, -math.inf) + SWITCH
         slots = self._free[kind]
 
         def near(heaps: Iterable[tuple[_Heap, int]]) -> Iterator[tuple[float, str, int, int]]:
@@ -341,7 +362,7 @@ class Placement(Generic[J]):
                 top = heap.top()
                 if (
                     top is not None
-                    and -top[0] >= least
+                    and top[0] <= most
                     and self._warm(slot, self._jobs[top[2]])
                     and (top[2] == number or self._best(top[2], ends) == kind)
                 ):
@@ -376,6 +397,7 @@ def simulate(
     devices: Sequence[str],
     took: Callable[[J, str], float] | None = None,
     running: Mapping[int, tuple[J, float]] | None = None,
+    turn: Callable[[J], Turn] = lambda job: Turn.REST,
 ) -> Iterator[Step[J]]:
     """Place the jobs of a graph on slots by a clock that jumps from one event to the next.
 
@@ -386,6 +408,7 @@ def simulate(
         took: Returns the seconds that a job in truth takes on a device; None: what the costs say.
         running: Jobs of the graph that are at work already, by the number of their slot, each with the
             seconds since it began.
+        turn: What each job is to somebody who waits for numbers.
 
     Yields:
         Each job as it ends. The costs may learn before the next one is asked for.
@@ -395,7 +418,7 @@ def simulate(
     """
     now = 0.0
     truth = costs.seconds if took is None else took
-    placement = Placement(graph, costs, devices, clock=lambda: now)
+    placement = Placement(graph, costs, devices, turn=turn, clock=lambda: now)
     sorter: TopologicalSorter[J] = TopologicalSorter(ordered(graph))
     sorter.prepare()
     events: list[tuple[float, int, float, J]] = []

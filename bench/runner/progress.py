@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,17 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from bench.console import duration
 from bench.errors import persons
 from bench.escaping import shown
+from bench.report.firsthand import NumbersOf
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.placement import length
 from bench.runner.scheduler import Done, Watcher
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
-
-SHOWN = 8
-"""How many finished conditions stay in sight."""
 
 HEARTBEAT = 60.0
 """Seconds without a line after which one says what is at work."""
@@ -62,6 +61,50 @@ def title(job: Job, names: Mapping[str, str]) -> str:
             return f"examine {called(job.victim.train)}/{job.readout}"
 
 
+LATE = 2.0
+"""How many times as long as expected a job takes before that is said."""
+
+
+@dataclass
+class _AtWork:
+    """What a slot does."""
+
+    job: Job
+    begun: float
+    expected: float | None
+    """Seconds that it was to take; None where nothing like it was seen."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """How far it said that it is."""
+    late: bool = False
+    """Whether it was said that it takes longer than expected."""
+
+    @property
+    def took(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.begun
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it takes much longer than expected, and long enough for anybody to wonder."""
+        return self.expected is not None and self.took > max(LATE * self.expected, QUIET)
+
+    @property
+    def far(self) -> str:
+        """How far it is, in words; nothing where it did not say so."""
+        done, of = self.facts.get("done", 0), self.facts.get("of", 0)
+        if not of:
+            return ""
+        if self.facts.get("unit") == "passes":
+            return f"{min(done, of):.0f} of at most {of} passes"
+        return f"epoch {done}/{of}, loss {self.facts.get('loss', float('nan')):.3f}"
+
+    @property
+    def words(self) -> str:
+        """How far it is, and whether it is late."""
+        late = f"longer than expected (about {duration(self.expected or 0)})" if self.overdue else ""
+        return ", ".join(each for each in (self.far, late) if each)
+
+
 class Display(Watcher):
     """A live picture of a run; a context manager.
 
@@ -70,7 +113,7 @@ class Display(Watcher):
         state: What is to do.
         estimates: The time of each job, to say how much is left.
         devices: The device of each slot.
-        conditions: The names of conditions, by the keys of their evaluations.
+        numbers: Gives the numbers of conditions, by the keys of their evaluations.
         names: What the suite calls its defenses, by the keys of their trainings.
         closed: Returns the slots that take no job at the moment.
     """
@@ -81,7 +124,7 @@ class Display(Watcher):
         state: State,
         estimates: Estimates,
         devices: tuple[str, ...],
-        conditions: Mapping[str, str],
+        numbers: NumbersOf,
         names: Mapping[str, str],
         closed: Callable[[], Collection[int]] = tuple,
     ) -> None:
@@ -89,16 +132,15 @@ class Display(Watcher):
         if console is None:
             console = Console(quiet=True)
         self._console, self._state, self._estimates, self._devices = console, state, estimates, devices
-        self._conditions, self._names = conditions, names
+        self._numbers, self._names = numbers, names
         self._lock = threading.Lock()
         self._names_of = [device_name(each) for each in devices]
-        self._now: dict[int, tuple[Job, float, Mapping[str, Any]]] = {}
+        self._now: dict[int, _AtWork] = {}
         self._end, self._again = 0.0, 0.0
         self._ended: set[Job] = set()
         self._never: set[Job] = set()
         """What needs a job that failed, and so does not start."""
         self._here = self._failed = 0
-        self._finished: deque[tuple[str, str]] = deque(maxlen=SHOWN)
         self._begun = time.monotonic()
         self._spoken = 0.0
         self._told: set[str] = set()
@@ -139,13 +181,15 @@ class Display(Watcher):
         """
         with self._lock:
             self._forget(job)
-            self._now[slot] = job, time.monotonic(), {}
+            known = self._estimates.informed and self._estimates.rehearsed(job)
+            expected = self._estimates.seconds(job, self._names_of[slot]) if known else None
+            self._now[slot] = _AtWork(job, time.monotonic(), expected)
         if not self._live and isinstance(job, Train):
             self._line(f"{self._devices[slot]}: {self._title(job)}")
 
     def _forget(self, job: Job) -> None:
         """Note that a job is in no slot: it ended, or its process died, and then nobody said so."""
-        self._now = {slot: each for slot, each in self._now.items() if each[0] != job}
+        self._now = {slot: each for slot, each in self._now.items() if each.job != job}
 
     def noted(self, sentence: str) -> None:
         """Show what happened to workers and their jobs.
@@ -159,8 +203,12 @@ class Display(Watcher):
         """Return what the run does now, for other terminals and machines (`bench status`)."""
         with self._lock:
             now = [
-                {"device": self._devices[slot], "job": self._title(job), "seconds": time.monotonic() - begun}
-                for slot, (job, begun, _) in sorted(self._now.items())
+                {
+                    "device": self._devices[slot],
+                    "job": ", ".join(filter(None, (self._title(each.job), each.words))),
+                    "seconds": each.took,
+                }
+                for slot, each in sorted(self._now.items())
             ]
             return {
                 "devices": list(self._devices),
@@ -177,25 +225,29 @@ class Display(Watcher):
 
         Args:
             slot: The slot's position among `devices`.
-            facts: ``done`` and ``of`` (epochs) with ``loss``; or ``note``, a sentence.
+            facts: ``done`` and ``of`` with ``loss`` (epochs) or ``unit`` (``passes``, ``of`` at most); or
+                ``note``, a sentence.
         """
         if "note" in facts:
             with self._lock:
-                of = self._title(self._now[slot][0]) if slot in self._now else self._devices[slot]
+                of = self._title(self._now[slot].job) if slot in self._now else self._devices[slot]
             self._once(f"note: {of}: {facts['note']}")
             return
         with self._lock:
             if slot not in self._now:
                 return
-            job, begun, before = self._now[slot]
-            self._now[slot] = job, begun, facts
-        if facts.get("done") and facts.get("of") == before.get("of", facts["of"]):
-            # A second phase of a training begins at 0 again, and nobody knows its share.
-            share = facts["done"] / facts["of"]
-            self._estimates.progress(job, self._names_of[slot], time.monotonic() - begun, share)
+            now = self._now[slot]
+            before, now.facts = now.facts, facts
         done, of = facts.get("done", 0), facts.get("of", 0)
-        if not self._live and of and (done == of or done % max(of // 5, 1) == 0):
-            self._line(f"{self._title(job)}: epoch {done}/{of}, loss {facts.get('loss', float('nan')):.4f}")
+        passes = facts.get("unit") == "passes"
+        # A second phase of a training begins at 0 again, and nobody knows its share. Passes are at most so
+        # many, and tell more than what was expected only where that has proved wrong.
+        known = now.expected is None or now.took > now.expected if passes else of == before.get("of", of)
+        if done and of and known:
+            self._estimates.progress(now.job, self._names_of[slot], now.took, min(done / of, 1.0))
+        if not self._live and of and not passes and (done == of or done % max(of // 5, 1) == 0):
+            loss = facts.get("loss", float("nan"))
+            self._line(f"{self._title(now.job)}: epoch {done}/{of}, loss {loss:.4f}")
 
     def ended(self, done: Done) -> None:
         """Note that a job ended.
@@ -211,25 +263,21 @@ class Display(Watcher):
                 self._leave_out(done.job)
             self._here += done.error is None and done.slot is not None
             self._progress.advance(self._bar)
-            if isinstance(done.job, Evaluate) and done.error is None:
-                self._finished.append(
-                    (self._conditions.get(done.job.key, done.job.key), f"{self.seconds():.0f} s")
-                )
         if done.error is not None:
             first = str(done.error).partition("\n")[0]
             mendable = persons(done.error)
             text = mendable or f"{type(done.error).__name__}: {first}"
             head = "failed" if mendable is None else "error"
             self._once(text, f"{head}: {self._title(done.job)}: {text}", error=mendable is not None)
-        elif not self._live and (
-            isinstance(done.job, Evaluate)
-            # A shard of an attack is no news in itself, but an hour without a line is a worry.
-            or (isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET)
-        ):
+        elif isinstance(done.job, Evaluate):
+            # A number stands above the bars for good.
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            self._line(
-                f"{count} {self._conditions.get(done.job.key) or self._title(done.job)}; {self._left()}"
-            )
+            for said in [str(each) for each in self._numbers(done.job.key)] or [self._title(done.job)]:
+                self._line(f"{count} {said}" + ("" if self._live else f"; {self._left()}"))
+        elif not self._live and isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET:
+            # A shard of an attack is no news in itself, but an hour without a line is a worry.
+            count = f"{len(self._ended)}/{len(self._state.todo)}"
+            self._line(f"{count} {self._title(done.job)}; {self._left()}")
 
     def _leave_out(self, failed: Job) -> None:
         """Count what needs a job, directly or by other jobs, no more among what is to come."""
@@ -273,13 +321,19 @@ class Display(Watcher):
     def _beat(self) -> None:
         """Say now and then what is at work, where nothing else was said."""
         while not self._over.wait(1.0):
-            if self.seconds() - self._spoken >= HEARTBEAT:
-                with self._lock:
-                    now = [
-                        (self._title(job), time.monotonic() - begun) for job, begun, _ in self._now.values()
-                    ]
-                if now:
-                    self._line("at work: " + "; ".join(f"{name} ({took:.0f} s)" for name, took in now))
+            with self._lock:
+                late = [each for each in self._now.values() if each.overdue and not each.late]
+                for each in late:
+                    each.late = True
+                now = [
+                    ", ".join(filter(None, (f"{each.took:.0f} s", each.words))) for each in self._now.values()
+                ]
+                titles = [self._title(each.job) for each in self._now.values()]
+            for each in late:
+                self._line(f"{self._title(each.job)}: {each.took:.0f} s, {each.words}")
+            if now and self.seconds() - self._spoken >= HEARTBEAT:
+                work = "; ".join(f"{name} ({far})" for name, far in zip(titles, now, strict=True))
+                self._line(f"at work: {work}; {self._left()}")
 
     def _line(self, text: str) -> None:
         self._spoken = self.seconds()
@@ -291,7 +345,7 @@ class Display(Watcher):
             return "time left unknown"
         now = time.monotonic()
         if now >= self._again:
-            running = {slot: (job, now - begun) for slot, (job, begun, _) in dict(self._now).items()}
+            running = {slot: (each.job, now - each.begun) for slot, each in dict(self._now).items()}
             over = self._ended | self._never
             todo = {job: needs for job, needs in self._state.todo.items() if job not in over}
             closed = self._closed()
@@ -311,20 +365,10 @@ class Display(Watcher):
             slots = Table.grid(padding=(0, 2))
             for slot, device in enumerate(self._devices):
                 if slot in self._now:
-                    job, begun, facts = self._now[slot]
-                    far = (
-                        f"epoch {facts['done']}/{facts['of']}, loss {facts['loss']:.3f}"
-                        if facts.get("of")
-                        else ""
-                    )
+                    each = self._now[slot]
                     slots.add_row(
-                        device, Text(shown(self._title(job))), far, f"{time.monotonic() - begun:.0f} s"
+                        device, Text(shown(self._title(each.job))), each.words, f"{each.took:.0f} s"
                     )
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
-            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            table.add_column("finished conditions")
-            table.add_column("after", justify="right")
-            for name, after in self._finished:
-                table.add_row(Text(shown(name)), after)
-            return Group(self._progress, slots, table) if self._finished else Group(self._progress, slots)
+            return Group(self._progress, slots)

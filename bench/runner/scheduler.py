@@ -1,4 +1,4 @@
-"""The scheduler: a job starts when everything it needs is done, the longest remaining path first.
+"""The scheduler: a job starts when everything it needs is done, in the order of `bench.runner.placement`.
 
 A job that failed never counts as done, so that jobs which need it do not start; the others continue. What
 another worker at the same results folder is doing is left to it (`bench.results.leases`).
@@ -25,6 +25,7 @@ from bench.runner.executors.protocol import Pool
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
+from bench.runner.precedence import Turn
 from bench.runner.worker import Recheck, describe
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial, foreign
 from bench.suite.planner import Plan
@@ -138,6 +139,7 @@ class Scheduler:
             warm=pool.warm,
             network=_network,
             process=foreign,
+            turn=_turn,
         )
         if self._occupancy is not None:
             self._placement.close(self._occupancy.closed())
@@ -385,6 +387,18 @@ def _network(job: Job) -> str | None:
             return job.victim.train.key
         case Trial():
             return None
+
+
+def _turn(job: Job) -> Turn:
+    """Return what a job is to somebody who waits for numbers."""
+    match job:
+        case Train():
+            return Turn.TRAINING
+        case Evaluate():
+            idle = all(each.attack_run.attack.entry.idle for each in job.crafts)
+            return Turn.CLEAN if idle else Turn.VERDICT
+        case Craft() | Trial() | Examination():
+            return Turn.REST
 
 
 def ask_again(

@@ -21,7 +21,7 @@ from bench.results.store import Store
 from bench.runner import probes
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.isolation import building
-from bench.runner.preflight import unusable
+from bench.runner.preflight import FEW, blamed, try_network
 from bench.runner.training import Progress, Trainer
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.resolve import Resolved, named_files
@@ -45,27 +45,26 @@ def train(
 
     Raises:
         TrainingError: A weight, or the loss of a step, is not finite.
+        InputError: Code of other people raises, or leaves its network in training mode.
         OtherNetworkError: The network that is built from the weights gives other answers.
     """
     device = torch.device(context.device)
     split = load(job.data, context)
     with seeded(seed_of(job.key, "initial"), device):
-        model = build(job, context, fitted_parts=True)
+        with blamed(job, "while it is built"):
+            model = build(job, context, fitted_parts=True)
         parts = {name: restored(FittedDefense(part), context) for name, part in job.parts}
         trainer = Trainer(
             split, job.key, device, parts=parts, keep=store.partial(job.key), code=code, progress=progress
         )
-        try:
+        with blamed(job, "while it is fitted"):
             model.fit(split, trainer)
-        except Exception as error:
-            if (refusal := unusable(job, error)) is not None:
-                raise refusal from error
-            raise
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise TrainingError(f"the training ended with {name} not finite")
-    answers = _answers(job, model.eval(), context)
+    with blamed(job, f"where it is given images of shape {tuple(job.data.shape[:3])} in [0, 1]"):
+        answers = _answers(job, model.eval(), context)
     again = _built(FittedDefense(job), context)
     as_built = _same_state(again, weights)
     again.load_state_dict(weights, strict=True)
@@ -75,6 +74,9 @@ def train(
             f"network: {other}. It remembers what it was asked, or what it learns or draws is no "
             "parameter or buffer of it, or it reads what the suite does not name"
         )
+    with seeded(seed_of(job.key, "tried"), device):
+        # The second one, which nobody asks again: it may remember what it was asked.
+        try_network(job, again, split.images[:FEW].to(device))
     facts = {
         "examples": len(split),
         "resumed_from_epoch": trainer.resumed,

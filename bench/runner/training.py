@@ -20,8 +20,8 @@ from bench.results import durable
 from bench.runner import states
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``; or what a person should know:
-``{"note": "a sentence"}``.
+"""Told how far a job is: ``{"done": 3, "of": 30, "loss": 0.41}``, and of an attack ``{"done": 3.5, "of": 40,
+"unit": "passes"}``; or what a person should know: ``{"note": "a sentence"}``.
 """
 
 

@@ -18,6 +18,7 @@ from bench.runner.evaluate import evaluate
 from bench.runner.examine import examination, trial
 from bench.runner.isolation import isolated
 from bench.runner.limits import limited
+from bench.runner.pace import telling
 from bench.runner.process_state import installed
 from bench.runner.rehearsal import Rehearsal, rehearse
 from bench.runner.train import restored, train, unchanged
@@ -96,7 +97,8 @@ def do(job: Job | Question, context: WorkerContext, progress: Progress | None = 
             case Train():
                 write, facts = train(job, context, store, code, progress)
             case Craft():
-                write, facts = craft(job, context, store)
+                with telling(job, progress):
+                    write, facts = craft(job, context, store)
                 said = facts.get("notes", [])
             case Evaluate():
                 write, facts = evaluate(job, context, store)

@@ -83,7 +83,7 @@ class Layout:
     rows: tuple[TableRow, ...]
     idle: Mapping[frozenset[Any], tuple[Condition, ...]]
     """The conditions of attacks that move nothing, those with most examples first: by data, defense,
-    read-out, seed and settings at inference time, as `_asked_of` gives them."""
+    read-out, seed and settings at inference time, as `asked_of` gives them."""
     attacked: Mapping[frozenset[Any], tuple[Condition, ...]]
     """All conditions of the suite in which something is attacked, by the same and the threat."""
 
@@ -101,7 +101,7 @@ class Layout:
         Returns:
             The conditions in which nothing is attacked, those with most examples first.
         """
-        return self.idle.get(_asked_of(condition), ())
+        return self.idle.get(asked_of(condition), ())
 
     def beside(self, row: TableRow) -> tuple[Condition, ...]:
         """Return the attacks on what a row shows, at the same threats, that are in none of its columns.
@@ -196,7 +196,7 @@ def _kind(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _asked_of(condition: Condition) -> frozenset[Any]:
+def asked_of(condition: Condition) -> frozenset[Any]:
     """Return who is asked about what: all coordinates but the threat and the attack."""
     left_out = ("norm", "radius", *CHOICE)
     return frozenset(
@@ -208,7 +208,7 @@ def _asked_of(condition: Condition) -> frozenset[Any]:
 
 def _threatened(condition: Condition) -> frozenset[Any]:
     """Return who is asked about what, under which threat."""
-    return _asked_of(condition) | {("norm", condition.norm), ("radius", condition.radius)}
+    return asked_of(condition) | {("norm", condition.norm), ("radius", condition.radius)}
 
 
 def _token(value: Any) -> Any:
@@ -259,7 +259,7 @@ def arrange(manifest: Mapping[str, Any], key: str) -> Layout:
         heads=tuple(table.rows) if isinstance(table.rows, list) else ("",),
         columns=tuple(columns),
         rows=tuple(rows),
-        idle=_idle(every.conditions),
+        idle=idle_of(every.conditions),
         attacked=_attacked(every.conditions),
     )
     _refuse_hiding(layout)
@@ -289,11 +289,19 @@ def columns_read(manifest: Mapping[str, Any], keys: Iterable[str]) -> dict[str, 
     return found
 
 
-def _idle(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Condition, ...]]:
+def idle_of(conditions: Iterable[Condition]) -> dict[frozenset[Any], tuple[Condition, ...]]:
+    """Return the conditions in which nothing is attacked, those with most examples first.
+
+    Args:
+        conditions: Any conditions.
+
+    Returns:
+        The conditions by what each asks (`asked_of`).
+    """
     found: dict[frozenset[Any], list[Condition]] = defaultdict(list)
     for condition in conditions:
         if condition.facts.idle:
-            found[_asked_of(condition)].append(condition)
+            found[asked_of(condition)].append(condition)
     return {asked: tuple(sorted(same, key=lambda each: -each.facts.n)) for asked, same in found.items()}
 
 

@@ -877,8 +877,8 @@ def _filled_view(defense: DefenseEntry, view: ViewEntry, choice: ViewUse) -> Vie
 
 
 def _planned(point: Point, victim: Train, attack: Planned) -> Skip:
-    """Return the skip of an attack that nobody has written yet."""
-    reason = f"{attack.name} is planned: {attack.reason}"
+    """Return the skip of an attack that is not there."""
+    reason = f"{attack.name} is planned: {attack.reason}" if attack.installed else attack.reason
     return Skip(point.coordinates, lacks_readout(victim.defense.entry, point.readout) or reason)
 
 

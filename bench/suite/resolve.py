@@ -73,7 +73,7 @@ class Resolved(Generic[E_co]):
 
 @dataclass(frozen=True)
 class Planned:
-    """An attack that a suite needs and that nobody has written yet: the settings it will be run with."""
+    """An attack that a suite needs and that is not there: unwritten, or of a library that is absent."""
 
     name: str
     """The name that it will be registered under."""
@@ -81,6 +81,8 @@ class Planned:
     """Why it is not there."""
     params: Mapping[str, Any]
     """As they are written, unchecked."""
+    installed: bool = True
+    """Whether it is missing because nobody has written it; else because its library is not installed."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -368,10 +370,21 @@ def _data(doc: Document, name: str, given: Any) -> DataSpec:
 
 def _attack(doc: Document, name: str, use: AttackUse, folder: Path) -> Resolved[AttackEntry] | Planned:
     if use.planned is None:
+        if use.optional and use.use in ATTACKS and (reason := _lacking(ATTACKS[use.use])) is not None:
+            return Planned(use.use, reason, dict(use.model_extra or {}), installed=False)
         return resolved(doc, ("attacks", name), ATTACKS, use, folder)
     if use.use in ATTACKS:
         raise InputError(f"{doc.at('attacks', name, 'planned')}: {use.use} is there now; take this key out")
     return Planned(use.use, use.planned, dict(use.model_extra or {}))
+
+
+def _lacking(entry: AttackEntry) -> str | None:
+    """Return that the library of an attack is not installed; None where it is, or where there is none."""
+    try:
+        _ = entry.schema
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def resolved(

@@ -177,6 +177,8 @@ class AttackUse(BaseModel):
     """A registered attack."""
     planned: Sentence | None = None
     """Why `use` is not written yet: its conditions are skipped with this reason."""
+    optional: bool = False
+    """Whether its conditions are skipped with the reason where the library that it is of is not installed."""
     source: Origin | None = None
     """On which defense images are crafted, to be scored on the defense of the task: a transfer."""
     targets: (

@@ -422,7 +422,7 @@ def test_an_altered_manifest_is_refused_with_the_command_that_writes_it_anew(
     manifest = read(root, Path("suite.yaml"))
     MANIFESTS[change](manifest)
     (root / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"write it anew: bench plan suite\.yaml"):
+    with pytest.raises(InputError, match=r"write it anew: bench run suite\.yaml"):
         read(root, Path("suite.yaml"))
 
 
@@ -439,7 +439,7 @@ def test_a_manifest_without_a_digest_is_refused_where_it_is_not_whole(
     assert "the manifest has no digest that would tell damage" in stale(manifest, path)[0]
     OLDER[change](manifest)
     (root / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="write it anew: bench plan"):
+    with pytest.raises(InputError, match="write it anew: bench run"):
         read(root, path)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bench.runner import placement
 from bench.runner.placement import SWITCH, Placement, Step, ordered, paths, simulate
+from bench.runner.precedence import Turn
 
 UNEQUAL = tuple(f"speed {speed}" for speed in range(1, 9))
 """Eight devices, the last eight times as fast as the first."""
@@ -94,12 +95,21 @@ def checked(graph: Graph, steps: list[Step[Work]]) -> float:
     return max(step.ended for step in steps)
 
 
+def turn(job: Work) -> Turn:
+    kinds = {"train": Turn.TRAINING, "evaluate": Turn.VERDICT, "clean": Turn.CLEAN}
+    return kinds.get(job.key.partition(" ")[0], Turn.REST)
+
+
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("seed", range(4))
-def test_unequal_devices_end_within_a_twentieth_of_what_is_possible(seed: int, tail: str) -> None:
+@pytest.mark.parametrize("numbers_first", [False, True], ids=["longest path", "numbers first"])
+def test_unequal_devices_end_within_a_twentieth_of_what_is_possible(
+    seed: int, tail: str, numbers_first: bool
+) -> None:
     rng = random.Random(seed)
     graph = crossing(rng, 5000, lambda: TAILS[tail](rng))
-    steps = list(simulate(graph, Believed(), UNEQUAL, truth))
+    known = {"turn": turn} if numbers_first else {}
+    steps = list(simulate(graph, Believed(), UNEQUAL, truth, **known))
     for step in steps:
         assert step.ended - step.begun == pytest.approx(truth(step.job, UNEQUAL[step.slot]), abs=1e-6)
     assert checked(graph, steps) <= 1.05 * bound(graph, UNEQUAL)
@@ -204,6 +214,76 @@ def test_a_job_that_failed_can_be_tried_again_and_is_taken_once() -> None:
         assert placed.pop() is None
         placed.free(0)
     assert placed.pop() is None
+
+
+# --- first numbers first -----------------------------------------------------------------------------
+
+
+def suite_of(training: float, networks: int = 6) -> Graph:
+    """Return what a suite of clean, PGD in 4 shards and AutoAttack in 12 is, on several networks."""
+    graph: Graph = {}
+    for name in range(networks):
+        train = Work(f"train {name}", training * (1 + name / networks), f"{name}")
+        graph[train] = ()
+        graph[Work(f"clean {name}", 0.5, f"{name}")] = (train,)
+        graph[Work(f"trial {name}", 3.0)] = ()
+        for attack, shards, seconds in (("pgd", 4, 5.0), ("autoattack", 12, 60.0)):
+            crafts = [Work(f"{attack} {name}/{shard}", seconds, f"{name}") for shard in range(shards)]
+            graph |= dict.fromkeys(crafts, (train,))
+            graph[Work(f"evaluate {attack} {name}", 0.5, f"{name}")] = (train, *crafts)
+    return graph
+
+
+def ends(steps: Iterable[Step[Work]], begins: str) -> list[float]:
+    return [step.ended for step in steps if step.job.key.startswith(begins)]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+@pytest.mark.parametrize("training", [0.2, 30.0, 600.0])
+def test_numbers_come_early_and_the_run_ends_no_later(slots: int, training: float) -> None:
+    graph, devices = suite_of(training), ("speed 1",) * slots
+    before = checked(graph, list(simulate(graph, Believed(), devices, truth)))
+    steps = list(simulate(graph, Believed(), devices, truth, turn=turn))
+    assert checked(graph, steps) <= 1.03 * before
+    trained = {step.job.network: step.ended for step in steps if step.job.key.startswith("train ")}
+    clean = {step.job.network: step.ended for step in steps if step.job.key.startswith("clean")}
+    # A slot may be at a shard of an attack, or at another training, when a training ends.
+    longest = max(job.seconds for job in graph if not job.key.startswith("train "))
+    assert all(clean[name] - trained[name] <= longest + 3.0 for name in clean)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_clean_numbers_of_all_come_before_any_attack_s_and_cheap_attacks_before_dear_ones(slots: int) -> None:
+    graph, devices = suite_of(0.2), ("speed 1",) * slots
+    steps = list(simulate(graph, Believed(), devices, truth, turn=turn))
+    attacks = min(*ends(steps, "pgd"), *ends(steps, "autoattack"))
+    assert max(ends(steps, "clean")) < attacks
+    assert max(ends(steps, "evaluate pgd")) < min(ends(steps, "evaluate autoattack"))
+    # What leads to no number comes after the first ones, and within the run.
+    assert max(ends(steps, "clean")) < min(ends(steps, "trial"))
+    assert max(ends(steps, "trial")) < max(ends(steps, "evaluate"))
+
+
+def test_a_clean_number_waits_for_no_attack_where_trainings_are_long() -> None:
+    """One slot: each training is followed by its clean number at once, and attacks come after the last."""
+    steps = list(simulate(suite_of(600.0), Believed(), ("speed 1",), truth, turn=turn))
+    order = [step.job.key.partition(" ")[0] for step in steps]
+    assert order[:12] == ["train", "clean"] * 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("slots", [2, 5])
+def test_equal_slots_end_as_early_as_by_the_longest_path(seed: int, slots: int) -> None:
+    rng = random.Random(seed)
+    graph = crossing(rng, 800, lambda: rng.paretovariate(1.5))
+    devices = ("speed 1",) * slots
+    before = checked(graph, list(simulate(graph, Believed(), devices, truth)))
+    steps = list(simulate(graph, Believed(), devices, truth, turn=turn))
+    assert checked(graph, steps) <= 1.03 * before
+    half = [
+        sorted(ends(each, "evaluate"))[:40] for each in (steps, simulate(graph, Believed(), devices, truth))
+    ]
+    assert sum(half[0]) < sum(half[1])
 
 
 # --- warm slots --------------------------------------------------------------------------------------
