@@ -731,7 +731,7 @@ def doctor(  # noqa: PLR0913 - a command line's options
 ) -> None:
     """Examine trained defenses for what makes robustness look better than it is.
 
-    Ends with 1 where something weighs more than a note.
+    Ends with 1 where something weighs more than a note, with 2 where a defense cannot be examined.
     """
     from bench.api import doctoring, running
     from bench.console import console
@@ -753,6 +753,8 @@ def doctor(  # noqa: PLR0913 - a command line's options
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(json.dumps(doctoring.described(found), indent=1) + "\n")
+    if any(each.findings.failed for each in found):
+        raise typer.Exit(2)
     if any(each.findings.codes for each in found):
         raise typer.Exit(1)
 

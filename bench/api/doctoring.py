@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -53,6 +53,8 @@ class Case:
     """Its name in the task file."""
     job: Examination
     """What is examined, and through which views."""
+    several: bool
+    """Whether it is examined on several data sets, or in several norms."""
     held: tuple[bool, ...] | None
     """Which of the first examples all stored attacks left unbroken; None where none is stored."""
 
@@ -60,7 +62,13 @@ class Case:
     def title(self) -> str:
         """The defense with its settings and its read-out: ``cnnf/avg``."""
         inference = self.job.victim.inference
-        settings = ", ".join(f"{name} {format_value(value)}" for name, value in inference)
+        said = [f"{name} {format_value(value)}" for name, value in inference]
+        if self.several:
+            said += [
+                self.job.data.spec.name,
+                f"{self.job.threat.norm} {format_value(self.job.threat.radius)}",
+            ]
+        settings = ", ".join(said)
         return f"{self.defense}/{self.job.readout}{f' ({settings})' if settings else ''}"
 
 
@@ -111,13 +119,19 @@ def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -
     found = examinations(asked, whole=True)
     # No job is wanted: what is asked for is why a result does not count.
     fault = outstanding.examine(project.plan, project.store, set()).fault
-    _refuse_untrained(project, {name: job for (name, *_), job in found.items()}, fault)
+    _refuse_untrained(project, {name[1]: job for name, job in found.items()}, fault)
     grouped: dict[Name, list[PlannedCondition]] = defaultdict(list)
     for each in asked:
         if each.job.victim == found[name_of(each)].victim:
             grouped[name_of(each)].append(each)
+    several = Counter(name[1:4] for name in found)
     return [
-        Case(name[0], job, _held(project.store, fault, images, _same(job, grouped[name])))
+        Case(
+            name[1],
+            job,
+            several[name[1:4]] > 1,
+            _held(project.store, fault, images, _same(job, grouped[name])),
+        )
         for name, job in found.items()
     ]
 

@@ -119,6 +119,11 @@ class Findings:
         """The names of the tests for which there was no time."""
         return tuple(dict.fromkeys(each.test for each in self.found if each.late))
 
+    @property
+    def failed(self) -> bool:
+        """Whether the examination as a whole ended otherwise than by its tests."""
+        return any(each.test == "examination" and each.level == "untested" for each in self.found)
+
     def described(self) -> dict[str, Any]:
         """Return everything for JSON."""
         found = [{**asdict(each), "advice": each.advice} for each in self.found]

@@ -1121,7 +1121,7 @@ def test_a_library_that_is_not_installed_says_what_to_install(
     refused(bench("plan", "suite.yaml"), "suite.yaml", "defenses.it.inner.use: torchattacks is not installed")
     suite(tmp_path, CNN, {"it": {"use": "pgd"}}, [TASK])
     assert bench("plan", "suite.yaml").code == 0
-    listed = " ".join(bench("list", "attacks").out.split())
+    listed = " ".join(bench("list", "torchattacks/PGD").out.split())
     assert "library: torchattacks not installed" in listed
     assert "pip install 'crossfire-bench[libraries]'" in listed
     titles = {each["title"] for each in listing.suite_schema()["$defs"]["AttackUse"]["oneOf"]}

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.api import doctoring, running
+from bench.runner.context import WorkerContext
+from bench.runner.examine import sights
 
 SUITE = """
 data: {d: {name: digits, size: 60, resize: 16}}
@@ -112,7 +114,7 @@ def test_stored_attacks_of_the_same_threat_are_used_where_they_are(folder: Path,
         assert case.held is not None
         assert sum(case.held) > 0
         assert all(right[row] for row, held in enumerate(case.held) if held)
-    assert all(sight.entry.name == "logits" for sight in doctoring.sights(hidden))
+    assert all(sight.entry.name == "logits" for sight in sights(hidden.job))
     shutil.rmtree(tmp_path / "copy" / "results" / "suite" / "evaluate")
     assert [case.held for case in doctoring.cases(project, ["hidden"], 40)] == [None]
 
@@ -133,6 +135,20 @@ def test_what_cannot_be_examined_is_refused(folder: Path, words: list[str], said
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_that_cannot_be_examined_is_named_and_the_others_are(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    # Its code has changed since it was built, to what raises.
+    (tmp_path / "copy" / "mynet.py").write_text(NETWORK.replace("return Nearest()", "raise OSError('gone')"))
+    project = running.planned(folder / "suite.yaml", folder / "results" / "suite", None)
+    sound, hidden = doctoring.cases(project, None, 24)
+    context = WorkerContext(folder / "results" / "suite", tmp_path / "copy", None, "cpu", {})
+    found = list(doctoring.examined([sound, hidden], context, images=24, limit=5))
+    assert [each.findings.failed for each in found] == [False, True]
+    assert found[0].findings.untested != ("examination",)
+    (said,) = found[1].findings.found
+    assert said.message
 
 
 def test_what_is_not_trained_is_named_with_the_command(folder: Path) -> None:
