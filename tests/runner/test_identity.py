@@ -448,6 +448,7 @@ def test_answers_of_other_kinds_are_cast_once(dtype: torch.dtype) -> None:
         "rejected": torch.bool,
         "score": torch.float32,
         "logits": torch.float32,
+        "tied": torch.bool,
     }
     assert not any(each for each in asked(Cast("none"), 40))
 
