@@ -20,10 +20,12 @@ from bench.suite.jobs import (
     Craft,
     Data,
     Evaluate,
+    Examination,
     FittedDefense,
     Keyed,
     Starts,
     Train,
+    Trial,
     key_of,
 )
 from bench.suite.planner import Plan
@@ -146,6 +148,30 @@ CHANGES: dict[type[Keyed], dict[str, list[Change]]] = {
         "readout": [lambda job: "another"],
         "draws": [lambda job: 2, lambda job: 20],
     },
+    Trial: {
+        "attack": [
+            lambda job: retold(job.attack, use="another"),
+            lambda job: retold(job.attack, version=job.attack.identity["version"] + 1),
+            lambda job: retold(job.attack, params={**job.attack.identity["params"], "steps": 4}),
+        ],
+        "threat": [
+            lambda job: Threat("l2", job.threat.radius),
+            lambda job: Threat(job.threat.norm, 2 * job.threat.radius),
+            lambda job: Threat(job.threat.norm, float("inf")),
+        ],
+        "shape": [lambda job: Shape(3, 8, 8, 10), lambda job: Shape(1, 8, 8, 9)],
+    },
+    Examination: {
+        "victim": [lambda job: replace(job.victim, inference=(("threshold", 0.9),))],
+        "readout": [lambda job: "another"],
+        "data": [lambda job: replace(job.data, digest="0" * 64)],
+        "threat": [
+            lambda job: Threat("l2", job.threat.radius),
+            lambda job: Threat(job.threat.norm, 2 * job.threat.radius),
+        ],
+        "views": [lambda job: (), lambda job: (ViewUse(use="logits", temperature=0.5),)],
+        "whole": [lambda job: not job.whole],
+    },
 }
 """For each field of a job, other values that it may have."""
 
@@ -189,6 +215,15 @@ def example(kind: type[Keyed], folder: Path) -> Keyed:
         AttackRun: replace(craft.attack_run, source=evaluate.victim, starts=STARTS),
         Craft: craft,
         Evaluate: evaluate,
+        Trial: Trial(craft.attack_run.attack, craft.attack_run.threat, top.data.shape),
+        Examination: Examination(
+            evaluate.victim,
+            evaluate.readout,
+            top.data,
+            craft.attack_run.threat,
+            (ViewUse(use="logits"),),
+            whole=False,
+        ),
     }
     return found[kind]
 
