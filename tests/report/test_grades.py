@@ -109,8 +109,6 @@ def test_one_kind_of_attack_few_examples_or_an_unfinished_examination_is_a_b() -
     one = without(evidence(), "b")
     second = "a second attack with gradients of what is scored, with another loss"
     assert graded(one) == ("B", f"for a grade of A: {second}")
-    one["outcomes"]["a"]["found_by"] = 0
-    assert graded(one)[0] == "A"
     late = evidence()
     late["found"]["examination", "whole"] = {**SOUND, "late": ["blind"]}
     assert graded(late) == ("B", "for a grade of A: more time for the examination: there was none for blind")
