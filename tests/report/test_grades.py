@@ -122,6 +122,18 @@ def test_few_examples_are_a_b() -> None:
     assert said.startswith("for a grade of A: more examples: the interval of the lowest accuracy spans")
 
 
+def test_only_accuracy_under_attack_says_how_many_examples_are_needed() -> None:
+    """Refusals of 0 % have a narrow interval, and are no accuracy."""
+    given = evidence()
+    given["outcomes"] = {job: frame[::20] for job, frame in given["outcomes"].items()}
+    columns = {
+        "Refused": {"attack": "pgd", "metric": "rejection"},
+        "PGD": {"attack": "pgd"},
+        "APGD": {"attack": "apgd"},
+    }
+    assert graded(given, columns=columns)[0] == "B"
+
+
 def test_at_several_threats_the_least_evidence_decides() -> None:
     given = evidence()
     given["conditions"].append(condition("far", n=N, radius=0.2, **CHECKS))
