@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
+from command import Answer, Bench, called_by
 
-from bench import cli
 from bench.runner import progress
 from suites import TASK, suite
 
@@ -40,31 +38,12 @@ CNN = {
 ATTACKS = {"clean": {"use": "none"}, "pgd": {"use": "pgd", "steps": 5}}
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Bench = Callable[..., Answer]
-
-
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Bench:
     """Return a function that calls the command line in this process, in `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
-
-    return call
+    return called_by(monkeypatch, capsys)
 
 
 def small(folder: Path, **more: object) -> Path:

@@ -23,6 +23,7 @@ from bench.quantities import DASH
 from bench.report import attack_cost, render, tables
 from bench.report.firsthand import quiet
 from bench.report.render.words import MINUS
+from bench.report.tables import unexamined
 from bench.runner.estimates import Estimates
 from bench.runner.progress import Display
 from suites import TASK, suite
@@ -69,7 +70,7 @@ def rendered_of(name: str, title: str | None = None) -> Any:
         "columns": {title or name: {"attack": "pgd"}, "Clean": {"attack": "clean"}},
     }
     outcomes = {"a": rows([True, False]), "c": rows([True, True], moved=False)}
-    return tables.cut(manifest(conditions, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -153,7 +154,7 @@ def test_a_label_of_latex_is_plain() -> None:
     conditions = [condition("a")]
     given = manifest(conditions, {"title": "t", "rows": ["defense"], "columns": ["attack"]})
     given["tables"] = {"a{b}%#\\ c": given["tables"].popitem()[1]}
-    rendered = tables.cut(given, "a{b}%#\\ c", {"a": rows([True])}.get)
+    rendered = tables.cut(given, "a{b}%#\\ c", {"a": rows([True])}.get, unexamined)
     assert r"\label{tab:a-b-----c}" in render.to_latex(rendered)
 
 
@@ -173,7 +174,10 @@ def test_figures_show_names_as_they_are(name: str, tmp_path: Path) -> None:
         "figure": {"x": "radius", "xlabel": name, "ylabel": name},
     }
     rendered = tables.cut(
-        manifest(conditions, table), "T", {f"r{r}": rows([True, False]) for r in (0.1, 0.2)}.get
+        manifest(conditions, table),
+        "T",
+        {f"r{r}": rows([True, False]) for r in (0.1, 0.2)}.get,
+        unexamined,
     )
     with pytest.warns(UserWarning, match="Glyph") if not name.isascii() else nothing():
         render.draw(rendered, tmp_path / "f.svg")

@@ -7,18 +7,18 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command import Bench, called_by
 
 import bench
-from bench import cli, pages
-from bench.console import speak
+from bench import pages
 from bench.registry import ATTACKS, DEFENSES, SOURCES
 from bench.report.checks import CODES
 from bench.results.metrics import METRICS
@@ -70,15 +70,6 @@ TOYS = ("toy/", "mylab/", "planted/", "second/")
 """What the tests register."""
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Bench = Callable[..., Answer]
-
-
 def fitted() -> dict[str, torch.Tensor]:
     """Return the weights of a linear network that is right on most digits: least squares."""
     from sklearn.datasets import load_digits
@@ -102,21 +93,10 @@ def written(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _:
 
 
 @pytest.fixture
-def bench_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
+def bench_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
     """Return a function that calls the command line in this process."""
 
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
-
-    yield call
-    speak(quiet=False, verbose=False)
+    return called_by(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -120,9 +120,10 @@ class _Found:
             if wanted and norm in NORMS and radius is not None:
                 found += self._attack(each, wanted)
         defenses = {str(each.coordinates["defense"]) for each in asked.values()}
-        if "examination" in kinds or ("trial" in kinds and self._suite.model.doctor == "none"):
+        untried = "trial" in kinds and self._suite.model.doctor == "none"
+        if "examination" in kinds or untried:
             self._examined |= dict.fromkeys(sorted(defenses))
-            found.append("a whole examination, and trials")
+            found += ["a whole examination"] + ["trials of its attacks"] * untried
         if found:
             return f"added: {', '.join(dict.fromkeys(found))}"
         return "nothing that can be added settles what is missing" if kinds else "nothing is missing"

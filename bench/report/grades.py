@@ -122,8 +122,7 @@ def _more(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what makes a mistake unlikely, and is missing."""
     exact = [each for each in attacks if _exact(each)]
     proven = [each for each in exact if _proven(each)]
-    several = any("found_by" in each.rows for each in proven)
-    if not several and len({(each.condition.facts.use, each.condition.facts.loss) for each in proven}) < 2:
+    if len({(each.condition.facts.use, each.condition.facts.loss) for each in proven}) < 2:
         yield Lack("second", "a second attack with gradients of what is scored, with another loss")
     if untested := {name for each in attacks for name in (each.examination or {}).get("late", ())}:
         yield Lack("time", f"more time for the examination: there was none for {', '.join(sorted(untested))}")

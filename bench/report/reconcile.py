@@ -155,7 +155,9 @@ def reconcile(
     Raises:
         InputError: The table cannot be cut.
     """
-    ours = _Ours(manifest, arrange(manifest, key), tables.cut(manifest, key, outcomes), job_of)
+    ours = _Ours(
+        manifest, arrange(manifest, key), tables.cut(manifest, key, outcomes, tables.unexamined), job_of
+    )
     named = ours.layout.table.published
     if asked:
         return Reconciliation(ours.rendered, tuple(_with(ours, each) for each in asked))

@@ -247,7 +247,7 @@ def cut(found: Readout, outcomes: FrameOf) -> list[RenderedTable]:
         found: The read-out.
         outcomes: Gives the outcomes of an evaluation by its key, or None where there are none.
     """
-    return [tables.cut(found.manifest, key, outcomes) for key in found.manifest["tables"]]
+    return [tables.cut(found.manifest, key, outcomes, tables.unexamined) for key in found.manifest["tables"]]
 
 
 # --- how it is written ---------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def curves(found: Readout, outcomes: FrameOf) -> list[Curve]:
     """
     key = f"{found.name}, scores"
     layout = arrange(found.manifest, key)
-    reader, metric = OutcomeReader(layout, outcomes), METRICS["aurc"]
+    reader, metric = OutcomeReader(layout, outcomes, tables.unexamined), METRICS["aurc"]
     made = []
     for row in layout.rows:
         seeds: dict[int, list[Evidence]] = defaultdict(list)

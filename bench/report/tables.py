@@ -157,12 +157,16 @@ FoundOf: TypeAlias = Callable[[str, str], Mapping[str, Any] | None]
 """Gives what a trial or an examination found, by its kind and key; None where there was none."""
 
 
-def cut(
-    manifest: Mapping[str, Any],
-    key: str,
-    outcomes: FrameOf,
-    found: FoundOf = lambda _kind, _key: None,
-) -> RenderedTable:
+def unexamined(kind: str, key: str) -> None:
+    """Give nothing, for what counts on outcomes alone and shows no flag: a `FoundOf`.
+
+    Args:
+        kind: Not looked at.
+        key: Not looked at.
+    """
+
+
+def cut(manifest: Mapping[str, Any], key: str, outcomes: FrameOf, found: FoundOf) -> RenderedTable:
     """Read the outcomes of a table, each evaluation once, and compute its cells.
 
     Args:
@@ -239,7 +243,7 @@ def _rendered(
         return replace(printed, cells=(*cells, *made.cells[len(own) :]))
     flags = checks.defense_flags(seen)
     every = [*flags, *(flag for cell in made.cells for flag in cell.flags)]
-    graded = grade([*seen, *beside], every, _span(layout, made.cells))
+    graded = grade([*seen, *beside], every, _span(layout, row, made.cells))
     return replace(printed, flags=tuple(flags), grade=graded)
 
 
@@ -247,14 +251,21 @@ _OF_ATTACKS = ("norm", "radius", "attack", "view", "target", "seed")
 """Coordinates in which the conditions of one defense may differ."""
 
 
-def _span(layout: Layout, cells: Sequence[TableCell]) -> float | None:
-    """Return the width of the interval of the lowest accuracy of a row."""
+def _span(layout: Layout, row: TableRow, cells: Sequence[TableCell]) -> float | None:
+    """Return the width of the interval of a row's lowest accuracy under attack."""
+    counted = [bool(slot.attacks) and slot.metric.name in ROBUST for slot in row.slots]
+    counted += [layout.table.metric in ROBUST for _ in layout.table.extra]
     found = [
-        (each.estimate.value, (each.estimate.high or 0.0) - (each.estimate.low or 0.0))
-        for each, unit in zip(cells, layout.units, strict=False)
-        if each.estimate is not None and each.estimate.low is not None and unit == "percent"
+        (each.estimate.value, each.estimate.high - each.estimate.low)
+        for each, counts in zip(cells, counted, strict=True)
+        if counts and each.estimate is not None and each.estimate.low is not None
+        if each.estimate.high is not None
     ]
     return min(found)[1] if found else None
+
+
+ROBUST = ("accuracy", "robust")
+"""The metrics that a defender wants high under attack."""
 
 
 def _keyed(layout: Layout, row: TableRow, cells: Sequence[TableCell]) -> tuple[TableCell, ...]:
@@ -326,7 +337,7 @@ def _headings(layout: Layout) -> list[str]:
 class OutcomeReader:
     """Reads the outcomes of a table, each evaluation once."""
 
-    def __init__(self, layout: Layout, outcomes: FrameOf, found: FoundOf = lambda _kind, _key: None) -> None:
+    def __init__(self, layout: Layout, outcomes: FrameOf, found: FoundOf) -> None:
         self._layout = layout
         self._outcomes = outcomes
         self._found = found
@@ -495,7 +506,8 @@ def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, t
             cell,
             invalid=checks.invalid_moves(_once(seen)),
             notes=(*cell.notes, *_saw(seen, table.worst_on), *reasons),
-            flags=(*checks.cell_flags(_once(seen)), *cell.flags),
+            # Of attacks that were run as one each was tried by itself.
+            flags=(*checks.trial_flags(seen), *checks.cell_flags(_once(seen)), *cell.flags),
         ),
         seen,
     )

@@ -79,7 +79,7 @@ that are asked now.
 RESERVED = frozenset({*OUTCOME_COLUMNS, *WATCHED, *JUDGED})
 """Names of columns that no note of an attack may have."""
 
-NOTES = ("flat", "nonfinite", "raised", "saturated", "found_by")
+NOTES = ("flat", "nonfinite", "raised", "saturated")
 """The notes of attacks that tables know."""
 
 RAISED = "raised."

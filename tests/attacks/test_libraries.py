@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command import Answer, called_by
 from PIL import Image
 from torch import Tensor, nn
 
 from attacks import foolbox as foolbox_adapter
 from attacks import torchattacks as torchattacks_adapter
 from attacks.common.library_adapter import Guard
-from bench import cli
 from bench.errors import InputError, OvertimeError
 from bench.noise import Noise
 from bench.protocols import Crafted, Decision, Images, Labels, Threat, View
@@ -1010,29 +1010,13 @@ def test_f13_what_it_says_of_success_is_not_what_it_returns() -> None:
 # --- the command line, and what is not installed -----------------------------------------------------------
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def bench(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Answer]:
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
-
-    return call
+    return called_by(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_blank_reason_is_none(folder):
         ({"floors": {"model": 101}}, "expected a number of 100 or less"),
         ({"tiers": {"critical": [{"atack": "pgd"}]}}, "unknown coordinate 'atack'; did you mean 'attack'?"),
         ({"tiers": {"advisory": [{"attack": "pdg"}]}}, "no condition has 'pdg'; did you mean 'pgd'?"),
-        ({"tiers": {"critical": []}}, "at least 1 item"),
+        ({"tiers": {"critical": []}}, "expected at least 1 entry"),
         ({"tiers": {"critical": [{}]}}, "expected coordinates such as {attack: spsa}"),
     ],
 )

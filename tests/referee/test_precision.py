@@ -14,7 +14,8 @@ from bench.errors import DisturbedError, InputError
 from bench.protocols import Threat, View, identity
 from bench.referee.instruments import QueryCounter, instrument
 from bench.referee.precision import Claims, check_bfloat16, copied, in_bfloat16, reduced
-from bench.runner import craft, precision
+from bench.referee.settings import PRODUCTS
+from bench.runner import craft
 from bench.runner.context import settle
 
 COARSE = "bf16-search"
@@ -310,7 +311,7 @@ REDUCERS: dict[str, Callable[[], object]] = {
     "older, cudnn": lambda: setattr(BACKENDS.cudnn, "allow_tf32", True),
     **{
         each.name: lambda each=each: each.write("bf16" if "mkldnn" in each.name else "tf32")  # type: ignore[misc]
-        for each in precision.process_state.PRODUCTS
+        for each in PRODUCTS
     },
 }
 

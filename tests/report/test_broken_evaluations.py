@@ -10,6 +10,7 @@ from published_nets import weights
 
 from bench.report import tables
 from bench.report.checks import LEVELS
+from bench.report.tables import unexamined
 from bench.results.outcomes import Stored
 from suites import TASK, Ran, suite
 
@@ -54,7 +55,7 @@ def cut(path: Path, attacks: Iterable[str], table: dict[str, Any] | None = None)
 
     asked = {"title": "x", "rows": ["defense"], "columns": {each: {"attack": each} for each in attacks}}
     manifest = {**ran.plan.manifest(), "tables": {"T": {**asked, **(table or {})}}}
-    return tables.cut(manifest, "T", stored)
+    return tables.cut(manifest, "T", stored, unexamined)
 
 
 def flags(table: tables.RenderedTable, *levels: str) -> dict[str, set[str]]:

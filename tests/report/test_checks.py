@@ -8,6 +8,7 @@ from manifests import but, clean, condition, first, manifest, rows
 from scipy import stats
 
 from bench.report import checks, tables
+from bench.report.tables import unexamined
 from bench.results.conditions import conditions_of
 from bench.results.outcomes import arrays
 
@@ -18,7 +19,7 @@ N = 200
 def flagged(conditions, outcomes, columns=("attack", "view"), **table):
     """Return the flags of each column of a table with one row, those of the row first, and the table."""
     given = {"title": "x", "rows": ["readout"], "columns": list(columns), **table}
-    rendered = tables.cut(manifest(conditions, given), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, given), "T", outcomes.get, unexamined)
     assert len(rendered.rows) == 1
     named = {
         heading: (*rendered.rows[0].flags, *cell.flags)
@@ -418,7 +419,7 @@ def test_quiet_numbers_are_flagged_once_in_a_hundred_tables_at_most():
             for a in range(25):
                 # Of what the others left, each breaks one in a hundred.
                 outcomes[f"{d}-{a}"] = rows(held & (draw.random(N) > 0.01))
-        made = tables.cut(manifest(conditions, table), "T", outcomes.get)
+        made = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
         wrong += any(flag.level != "note" for row in made.rows for cell in row.cells for flag in cell.flags)
     # Below 1 % each: more than four of sixty have a probability of 0.0003.
     assert wrong <= 4

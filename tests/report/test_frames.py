@@ -14,6 +14,7 @@ from manifests import clean, condition, first, manifest, paper, rows
 
 from bench.errors import InputError
 from bench.report import frames, render, tables
+from bench.report.tables import unexamined
 from bench.results.manifest import write
 from suites import TASK, Ran, suite
 
@@ -37,7 +38,7 @@ def test_a_table_is_a_frame_with_its_rows_and_columns_in_their_units() -> None:
     conditions = [clean("c", n=10), condition("a", n=10), condition("b", attack="spsa", access="score", n=10)]
     table = {"title": "Title", "rows": ["defense", "readout"], "columns": ["attack"], "extra": ["Min"]}
     outcomes = {"c": rows(first(10, 9), moved=False), "a": rows(first(10, 4))}
-    frame = frames.frame_of(tables.cut(manifest(conditions, table), "T", outcomes.get))
+    frame = frames.frame_of(tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined))
     assert frame.index.names == ["defense", "readout"]
     assert list(frame.columns) == ["clean", "pgd", "spsa", "Min"]
     assert frame.loc[("cnn", "last"), ["clean", "pgd", "Min"]].tolist() == [90, 40, 40]
@@ -56,14 +57,14 @@ def test_rows_with_headings_have_one_index_and_a_median_may_be_infinite() -> Non
         "metric": "distance",
     }
     given = manifest([condition("a", radius=None, kind="minimum-norm")], table)
-    frame = frames.frame_of(tables.cut(given, "T", {"a": rows(first(4, 3))}.get))
+    frame = frames.frame_of(tables.cut(given, "T", {"a": rows(first(4, 3))}.get, unexamined))
     assert (frame.index.name, frame.loc["Ours", "CW"]) == ("row", math.inf)
 
 
 def test_details_are_those_of_the_csv() -> None:
     given, outcomes = paper(n=60)
     del outcomes["pgd-e2e-cnnf-avg-0"]
-    table = tables.cut(given, "T", outcomes.get)
+    table = tables.cut(given, "T", outcomes.get, unexamined)
     details = frames.details_of(table)
     written = pd.read_csv(io.StringIO(render.to_csv(table)), keep_default_na=False)
     assert list(details.columns) == list(written.columns)

@@ -109,8 +109,6 @@ def test_one_kind_of_attack_few_examples_or_an_unfinished_examination_is_a_b() -
     one = without(evidence(), "b")
     second = "a second attack with gradients of what is scored, with another loss"
     assert graded(one) == ("B", f"for a grade of A: {second}")
-    one["outcomes"]["a"]["found_by"] = 0
-    assert graded(one)[0] == "A"
     late = evidence()
     late["found"]["examination", "whole"] = {**SOUND, "late": ["blind"]}
     assert graded(late) == ("B", "for a grade of A: more time for the examination: there was none for blind")
@@ -122,6 +120,18 @@ def test_few_examples_are_a_b() -> None:
     letter, said = graded(given)
     assert letter == "B"
     assert said.startswith("for a grade of A: more examples: the interval of the lowest accuracy spans")
+
+
+def test_only_accuracy_under_attack_says_how_many_examples_are_needed() -> None:
+    """Refusals of 0 % have a narrow interval, and are no accuracy."""
+    given = evidence()
+    given["outcomes"] = {job: frame[::20] for job, frame in given["outcomes"].items()}
+    columns = {
+        "Refused": {"attack": "pgd", "metric": "rejection"},
+        "PGD": {"attack": "pgd"},
+        "APGD": {"attack": "apgd"},
+    }
+    assert graded(given, columns=columns)[0] == "B"
 
 
 def test_at_several_threats_the_least_evidence_decides() -> None:

@@ -6,9 +6,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command import Bench, called_by
 
 from bench import cli
 from bench.api import packing
@@ -30,35 +31,11 @@ TABLES = {
 }
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """What was printed, in one line."""
-        return " ".join((self.out + self.err).split())
-
-
-Bench = Callable[..., Answer]
-
-
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
     """Return a function that calls the command line in this process."""
 
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-        shown = capsys.readouterr()
-        return Answer(code, shown.out, shown.err)
-
-    return call
+    return called_by(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from bench.report import render, tables
 from bench.report.checks import coordinates
 from bench.report.render import figure, words
 from bench.report.render.words import MINUS
+from bench.report.tables import unexamined
 from bench.results.conditions import conditions_of
 from bench.results.metrics import METRICS
 from bench.results.outcomes import OUTCOME_COLUMNS
@@ -53,7 +54,7 @@ def rendered():
         del outcomes[f"transfer--cnnf-avg-{seed}"]
     del outcomes["spsa-e2e-cnnf-last-1"]
     outcomes["pgd-e2e-cnnf-last-0"].loc[:11, "invalid"] = True
-    return tables.cut(given, "T", outcomes.get)
+    return tables.cut(given, "T", outcomes.get, unexamined)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def plain():
         "columns": {"Clean": {"attack": "clean"}, "A|B": {"attack": "pgd"}},
     }
     outcomes = {"a": rows(first(10, 5)), "c": rows(first(10, 9), moved=False)}
-    return tables.cut(manifest(conditions, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
 
 
 def shown(rendered, width=80):
@@ -108,7 +109,7 @@ def test_a_number_without_an_interval_is_shown_without_one():
         "right": {},
     }
     table = {"title": "x", "rows": {"SDIM": {"attack": "clean"}}, "columns": columns}
-    rendered = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get)
+    rendered = tables.cut(manifest([clean("c", n=1)], table), "T", {"c": frame}.get, unexamined)
     assert f"| SDIM | 482.5 | {MINUS}644.5 | 1.47 | 100.0<br>[20.7{DASH}100.0] |" in render.to_markdown(
         rendered
     )
@@ -213,7 +214,7 @@ def test_headings_with_brackets_are_text_and_not_markup():
         "rows": {"[red]Ours": {"defense": "cnn"}},
         "columns": {"[dim]A": {"attack": "pgd"}},
     }
-    text = shown(tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 2))}.get))
+    text = shown(tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 2))}.get, unexamined))
     for word in ("[bold]x", "[red]Ours", "[dim]A"):
         assert word in text
 
@@ -262,7 +263,7 @@ def test_a_caption_says_what_where_pins_and_each_own_metric():
     }
     table = {"title": "x", "where": {"readout": "last", "seed": 0}, "rows": ["defense"], "columns": columns}
     outcomes = {"a": rows(first(10, 5)), "c": rows(first(10, 9), moved=False)}
-    said = " ".join(words.caption(tables.cut(manifest(conditions, table), "T", outcomes.get)))
+    said = " ".join(words.caption(tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)))
     assert "readout last, seed 0." in said
     assert f"Accuracy (%): {METRICS['accuracy'].says}." in said
     assert f"B, C: Success (%): {METRICS['success'].says}." in said
@@ -280,7 +281,7 @@ def test_a_curve_over_radii_begins_with_the_clean_images():
         "figure": {"x": "radius"},
     }
     told = manifest(conditions, given)
-    table = tables.cut(told, "T", outcomes.get)
+    table = tables.cut(told, "T", outcomes.get, unexamined)
     assert "c" in tables.jobs(told, "T")
     page = figure.drawn(table)
     (line,) = page.axes[0].get_lines()
@@ -390,7 +391,7 @@ def test_json_says_the_same_as_csv(rendered, plain):
 def test_an_infinite_median_survives_json():
     conditions = [condition("a", radius=None, kind="minimum-norm")]
     table = {"title": "x", "rows": ["defense"], "columns": {"CW": {"attack": "pgd"}}, "metric": "distance"}
-    rendered = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get)
+    rendered = tables.cut(manifest(conditions, table), "T", {"a": rows(first(4, 3))}.get, unexamined)
     cell = json.loads(render.joined([rendered], "json"))[0]["cells"][0]
     assert (cell["value"], cell["unit"]) == ("inf", "distance")
     assert "∞" in shown(rendered)
@@ -429,7 +430,7 @@ def curves(**changes):
         "figure": {"x": "radius"},
         **changes,
     }
-    return tables.cut(manifest(conditions, table), "T", outcomes.get)
+    return tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
 
 
 def drawn(rendered):
@@ -504,7 +505,7 @@ def test_a_figure_marks_what_is_doubted_and_names_the_flags():
     stood = {"a0.1": 120, "a0.2": 100, "b0.1": 125, "b0.2": 60}
     outcomes = {key: rows(first(n, count)) for key, count in stood.items()}
     given = {"title": "x", "rows": ["attack"], "columns": ["radius"], "figure": {"x": "radius"}}
-    table = tables.cut(manifest(conditions, given), "T", outcomes.get)
+    table = tables.cut(manifest(conditions, given), "T", outcomes.get, unexamined)
     page = figure.drawn(table)
     asked, doubts = page.get_supxlabel().split("\n")
     assert asked == "data digits, norm linf, n 200; bands: 95 % intervals of one seed"
@@ -526,7 +527,7 @@ def test_no_mark_is_cut_on_a_narrow_terminal_however_many_a_number_has():
         "rows": ["defense"],
         "columns": {f"Column {each}": {"attack": each} for each in attacks},
     }
-    text = shown(tables.cut(manifest(conditions, given), "T", outcomes.get))
+    text = shown(tables.cut(manifest(conditions, given), "T", outcomes.get, unexamined))
     grid = text[: text.index("Data digits")]
     assert "…" not in grid
     marks = re.findall(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]+", grid)

@@ -9,6 +9,7 @@ import second_author
 from test_broken_evaluations import flags
 
 from bench.report import tables
+from bench.report.tables import unexamined
 from bench.results.metrics import binomial_p, is_correct
 from bench.results.outcomes import Stored
 from suites import Ran, suite
@@ -90,7 +91,7 @@ def cut(ran: Ran, attacks: Iterable[str], defense: str = "d", **more: Any) -> ta
     ]
     columns = {each: {"attack": each} for each in attacks}
     table = {"title": "x", "rows": ["defense"], "columns": columns, "extra": ["Min"], **more}
-    return tables.cut({**manifest, "conditions": found, "tables": {"T": table}}, "T", stored)
+    return tables.cut({**manifest, "conditions": found, "tables": {"T": table}}, "T", stored, unexamined)
 
 
 def ran(folder: Path, defenses: dict[str, Any], attacks: dict[str, Any], *tasks: dict[str, Any]) -> Ran:

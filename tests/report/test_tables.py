@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from bench.errors import InputError
 from bench.quantities import DASH
 from bench.report import published, render, tables
+from bench.report.tables import unexamined
 from bench.results import metrics
 from bench.results.conditions import FACTS, conditions_of
 from bench.suite import planner, resolve
@@ -43,7 +44,7 @@ def suite(a, b, still=None, *, seeds=1, **changes):
 
 
 def cut(given, outcomes):
-    return tables.cut(given, "T", outcomes.get)
+    return tables.cut(given, "T", outcomes.get, unexamined)
 
 
 def values(rendered, row=0):
@@ -155,7 +156,7 @@ def test_every_job_is_read_once():
         asked.append(job)
         return outcomes.get(job)
 
-    tables.cut(given, "T", read)
+    tables.cut(given, "T", read, unexamined)
     assert sorted(asked) == sorted(set(asked))
     assert set(asked) == tables.jobs(given, "T")
 

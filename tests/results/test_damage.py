@@ -20,6 +20,7 @@ import yaml
 from bench.errors import InputError
 from bench.report import tables
 from bench.report.render import to_csv
+from bench.report.tables import unexamined
 from bench.results import durable, index
 from bench.results.manifest import _KINDS, Outcomes, read, stale, write
 from bench.results.seals import seal
@@ -56,7 +57,7 @@ def small(folder: Path) -> Path:
 
 def table(run: Ran) -> str:
     """Return the run's table: its text depends on every stored outcome."""
-    return to_csv(tables.cut(run.plan.manifest(), "t", Outcomes(run.store.root)))
+    return to_csv(tables.cut(run.plan.manifest(), "t", Outcomes(run.store.root), unexamined))
 
 
 def half_trained(

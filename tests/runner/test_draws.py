@@ -15,6 +15,7 @@ from bench.errors import InputError
 from bench.noise import seed_of
 from bench.report import tables
 from bench.report.checks.answers import _luck
+from bench.report.tables import unexamined
 from bench.results import metrics
 from bench.results.conditions import conditions_of
 from bench.results.manifest import write
@@ -281,7 +282,7 @@ def table(metric: str, **at: Any) -> Any:
     asked = {"title": "x", "rows": ["defense"], "columns": {"A": {"attack": "pgd"}}, "extra": ["Worst"]}
     asked["columns"] = {name: {"attack": name} for name in ("pgd", "spsa")}
     made = manifest([*kept, still], {**asked, "metric": metric})
-    return tables.cut(made, "T", frames.get).rows[0].cells
+    return tables.cut(made, "T", frames.get, unexamined).rows[0].cells
 
 
 def test_a_table_counts_shares_and_says_so() -> None:

@@ -1,14 +1,18 @@
 """Trials and examinations as jobs: which are planned, what they leave, and that no number waits for them."""
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command import called_by
 
 from bench.api import fixing, packing, running
-from bench.errors import InputError
+from bench.errors import InputError, OvertimeError
+from bench.report import tables
 from bench.results import pack
 from bench.results.manifest import Outcomes
 from bench.results.store import Store
@@ -143,8 +147,6 @@ def test_what_was_found_stands_in_receipts_and_whole_beside_them(done: Ran) -> N
 
 
 def test_a_damaged_finding_is_none_and_is_made_again(done: Ran, tmp_path: Path) -> None:
-    import shutil
-
     root = tmp_path / "results"
     shutil.copytree(done.store.root, root)
     key = next(each.facts["trial"] for each in done.plan.conditions if "trial" in each.facts)
@@ -169,9 +171,82 @@ def test_a_check_that_fails_costs_no_number(tmp_path: Path, monkeypatch: pytest.
     assert all(outcomes(each.job.key) is not None for each in ran.plan.conditions)
 
 
-def test_findings_are_packed_read_and_verified(done: Ran, tmp_path: Path) -> None:
-    import shutil
+def test_a_run_whose_checks_fail_has_all_its_numbers_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("boom")
 
+    monkeypatch.setattr("bench.runner.examine.try_attack", broken)
+    monkeypatch.chdir(tmp_path)
+    bench = called_by(monkeypatch, capsys)
+    found = bench("run", written(tmp_path).name, "--executor", "inline")
+    assert found.code == 0
+    assert "2 trials and examinations failed: the rows are without this evidence" in found.said
+    assert "not run" not in found.said
+
+
+def test_an_attack_that_hangs_where_it_is_tried_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.runner.examine.TRIAL_LIMIT", 0.01)
+    monkeypatch.setattr("bench.runner.examine.try_attack", lambda *_, **__: time.sleep(60))
+    ran = Ran(
+        suite(tmp_path, {"d": {"use": "toy/linear"}}, {"pgd": {"use": "pgd"}}, [TASK], doctor="plugins")
+    )
+    (failed,) = [each for each in ran.failed if each.job.kind == "trial"]
+    assert isinstance(failed.error, OvertimeError)
+
+
+def test_what_was_found_is_among_what_a_table_was_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = called_by(monkeypatch, capsys)
+    path = written(tmp_path)
+    assert bench("run", path.name, "--executor", "inline").code == 0
+    root = tmp_path / "results" / "suite"
+    told = json.loads((root / "tables" / "table-1.manifest.json").read_text())
+    stored = {(kind, each.name) for kind in ("trial", "examination") for each in (root / kind).iterdir()}
+    # The other attack stands in no column.
+    named = {(each["kind"], key) for key, each in told["checks"].items()}
+    assert named < stored
+    assert bench("verify", path.name).code == 0
+    key = next(key for kind, key in named if kind == "trial")
+    shutil.rmtree(root / "trial" / key)
+    found = bench("verify", path.name)
+    assert found.code == 4
+    assert f"trial {key}, which it was made from, is not there now" in found.said
+
+
+def test_show_tells_how_an_attack_fared_where_it_was_tried_and_the_row_s_grade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = called_by(monkeypatch, capsys)
+    columns = {"PGD": {"attack": "pgd"}, "Wrong": {"attack": "wrong"}}
+    path = written(tmp_path, tables={"1": {**TABLE, "columns": columns}})
+    assert bench("run", path.name, "--executor", "inline").code == 0
+    said = bench("show", path.name, "--row", "net, plain", "--column", "PGD").said
+    assert "tried where the answer is known: 100% brought across a plane" in said
+    assert "grade of the row: D; for a grade of C: mend what these alarms name" in said
+    wrong = json.loads(bench("show", path.name, "--row", "net, plain", "--column", "Wrong", "--json").out)
+    assert "trial" in {each["code"] for each in wrong["flags"]}
+    assert wrong["conditions"][0]["trial"]["crossed"] == 0
+    assert wrong["grade"] == "D"
+
+
+def test_in_worst_mode_the_trial_of_every_member_counts(tmp_path: Path) -> None:
+    ran = Ran(written(tmp_path, worst=True))
+    assert not ran.failed
+    outcomes = Outcomes(ran.store.root)
+    table = {**TABLE, "columns": {"All": {}}, "where": {"view": ["logits"]}, "extra": []}
+    manifest = {**ran.plan.manifest(), "tables": {"1": table}}
+    for row in tables.cut(manifest, "1", outcomes, outcomes.found).rows:
+        (cell,) = row.cells
+        (flag,) = [each for each in cell.flags if each.code == "trial"]
+        assert flag.message.startswith("wrong (logits): does-not-cross")
+
+
+def test_findings_are_packed_read_and_verified(done: Ran, tmp_path: Path) -> None:
     root = tmp_path / "suite"
     shutil.copytree(done.store.root, root)
     project = running.planned(done.plan.suite.path, root, None)
@@ -233,6 +308,9 @@ def test_an_added_attack_is_in_min_and_worst_and_in_no_column(tmp_path: Path) ->
         assert least is not None
         assert worst is not None
         assert worst.value <= least.value <= pgd.value
+        own, *over = (set(cell.jobs) for cell in row.cells)
+        extra = {each.job.key for each in project.plan.conditions if each.facts.get("added")}
+        assert all(own < jobs <= own | extra for jobs in over), "what is counted is named"
 
 
 def _inline(context: Any, listener: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.nn.functional import dropout, interpolate, one_hot
 
 from bench.registry import DEFENSES
 from bench.report import checks, tables
+from bench.report.tables import unexamined
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes
 from bench.suite import planner, resolve
@@ -90,7 +91,7 @@ def ran(
     net = {"use": "module", "build": f"{__name__}:{network}", **params}
     done = Ran(suite(folder, {"net": net}, ATTACKS, [task], tables={"T": table}))
     assert not done.failed
-    return done, tables.cut(done.plan.manifest(), "T", Outcomes(done.store.root))
+    return done, tables.cut(done.plan.manifest(), "T", Outcomes(done.store.root), unexamined)
 
 
 def flagged(rendered: tables.RenderedTable, row: int = 0) -> dict[str, list[str]]:
@@ -171,7 +172,7 @@ def test_what_chance_may_take_bounds_what_it_takes(chances: np.ndarray[Any, Any]
         conditions.append(condition(f"a{number}", attack=f"a{number}", random=True))
         outcomes[f"a{number}"] = rows(stood, differs=stood != again)
     table = {"title": "x", "rows": ["defense"], "columns": ["attack"], "extra": ["Min", "Worst"]}
-    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
     lowest, worst = (cell.estimate for cell in rendered.rows[0].cells[-2:])
     assert lowest is not None
     assert worst is not None
@@ -216,7 +217,7 @@ def test_it_is_doubted_where_answers_differed_or_might_and_were_not_asked_again(
     random: bool, differs: list[bool | None], found: list[str]
 ) -> None:
     conditions, outcomes = two(random, differs)
-    rendered = tables.cut(manifest(conditions, TABLE), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, TABLE), "T", outcomes.get, unexamined)
     assert doubted(rendered) == found
     if differs == [None] * 40 and random:
         assert flagged(rendered)["Worst"] == [
@@ -227,10 +228,12 @@ def test_it_is_doubted_where_answers_differed_or_might_and_were_not_asked_again(
 def test_one_attack_alone_joins_nothing_and_neither_do_two_views_of_one_job() -> None:
     conditions, outcomes = two(True, [True] * 40)
     assert not doubted(
-        tables.cut(manifest(conditions[:1], {**TABLE, "columns": {"A": {}}}), "T", outcomes.get)
+        tables.cut(manifest(conditions[:1], {**TABLE, "columns": {"A": {}}}), "T", outcomes.get, unexamined)
     )
     same = [conditions[0], but(conditions[0], view="e2e")]
-    assert not doubted(tables.cut(manifest(same, {**TABLE, "columns": {"A": {}}}), "T", outcomes.get))
+    assert not doubted(
+        tables.cut(manifest(same, {**TABLE, "columns": {"A": {}}}), "T", outcomes.get, unexamined)
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_a_cell_is_doubted_if_it_joins_and_not_if_it_takes_the_least_of_means(
         conditions.append(condition(job, attack=attack, view=view, random=True, n=n))
         outcomes[job] = rows(draw.permutation(first(n, 30)), differs=first(n, 20))
     table = {"title": "x", "rows": ["defense"], "columns": {"All": {}}, "extra": ["Min", "Worst"], **over}
-    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get)) == found
+    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)) == found
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_targets_that_are_averaged_are_not_joined(mean: list[str], found: list[s
         for each in conditions
     }
     table = {**TABLE, "columns": {"A": {"attack": "a"}}, "mean_over": mean}
-    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get)) == found
+    assert doubted(tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)) == found
 
 
 def test_seeds_are_averaged_and_not_joined() -> None:
@@ -278,7 +281,7 @@ def test_seeds_are_averaged_and_not_joined() -> None:
         for each in conditions
     }
     table = {**TABLE, "columns": {"A": {"attack": "a"}}}
-    assert not doubted(tables.cut(manifest(conditions, table), "T", outcomes.get))
+    assert not doubted(tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined))
 
 
 def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_fewer() -> None:
@@ -296,7 +299,7 @@ def test_a_blind_attack_with_more_answers_is_not_held_against_a_seeing_one_with_
         ]
         outcomes = {each["job"]: rows(stood(), differs=differs, target=[5] * n) for each in conditions}
         table = {"title": "x", "rows": ["defense"], "columns": ["attack"]}
-        rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+        rendered = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
         return [flag.code for cell in rendered.rows[0].cells for flag in cell.flags if "beats" in flag.code]
 
     # Of a deterministic defense the same outcomes are evidence.
@@ -313,17 +316,17 @@ def test_the_union_of_clean_and_attacked_is_doubted_in_hand_written_tables_too()
     }
     columns = {"Clean": {"attack": "clean"}, "A": {"attack": "a"}}
     table = {**TABLE, "columns": columns, "metric": "robust"}
-    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
     assert doubted(rendered) == ["A", "Min", "Worst"]
     # Of 40 answers each, two that held under attack fell when asked again, and one unmoved: 3 of 40. What
     # both leave is 27 of 40, and the lesser of them 30: the same here.
     said = "an example counts by the unluckiest of 2 answers, and 16 of 80 differed when asked again"
     assert flagged(rendered)["A"] == [f"{said}: chance alone may take up to 7.5 points"]
     outcomes["a"]["differs"] = ~first(n, 29)
-    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
     assert flagged(rendered)["A"][0].endswith("up to 5.0 points")
     outcomes["a"]["differs"] = ~first(n, 20)
-    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get)
+    rendered = tables.cut(manifest(conditions, table), "T", outcomes.get, unexamined)
     assert flagged(rendered)["A"][0].endswith("up to 7.5 points")
 
 

@@ -10,6 +10,7 @@ from bench.errors import InputError
 from bench.gate.measurements import Question
 from bench.report import tables
 from bench.report.render.words import caption
+from bench.report.tables import unexamined
 from bench.results.conditions import conditions_of
 from bench.runner.worker import describe
 from bench.suite import planner, resolve
@@ -142,7 +143,9 @@ def test_attacks_of_one_worst_case_search_alike(tmp_path: Path) -> None:
 
 def test_the_caption_names_the_attacks_that_searched_in_bfloat16(tmp_path: Path) -> None:
     def said(**changes: Any) -> str:
-        return " ".join(caption(tables.cut(made(tmp_path, **changes).manifest(), "t", lambda key: None)))
+        return " ".join(
+            caption(tables.cut(made(tmp_path, **changes).manifest(), "t", lambda key: None, unexamined))
+        )
 
     assert "bfloat16" not in said()
     assert "Searched in bfloat16, judged in float32: pgd, fgsm." in said(precision=COARSE)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bench.api import running
 from bench.report import render, tables
+from bench.report.tables import unexamined
 from bench.results.manifest import Outcomes
 from suites import Ran
 
@@ -104,7 +105,7 @@ def test_every_table_of_a_paper_is_planned_without_its_data(name: str, planned: 
     for key in manifest["tables"]:
         assert tables.jobs(manifest, key) <= known
         # Every cell has a condition or a reason, or nobody asks for it.
-        rendered = tables.cut(manifest, key, lambda _: None)
+        rendered = tables.cut(manifest, key, lambda _: None, unexamined)
         assert {each.hole for row in rendered.rows for each in row.cells} <= {"not run", "–"}  # noqa: RUF001
 
 
@@ -130,7 +131,7 @@ def test_published_numbers_stand_where_the_paper_has_the_row(name: str, planned:
     expected = {"sdim": set("12345679"), "apinet": set("12345"), "breakdgm": set()}
     assert compared == expected[name]
     for key in compared:
-        rendered = tables.cut(manifest, key, lambda _: None)
+        rendered = tables.cut(manifest, key, lambda _: None, unexamined)
         quotes = [quote for row in rendered.rows for quote in row.published if quote is not None]
         assert quotes
         # What the paper calls otherwise would be missing in silence.
@@ -160,7 +161,8 @@ def test_a_miniature_runs_and_every_table_is_printed(name: str, tmp_path: Path) 
     # So that a paper's numbers are set beside ours, as they would be.
     manifest = {**ran.plan.manifest(), "data": document["data"]}
     for key, table in document["tables"].items():
-        rendered = tables.cut(manifest, str(key), Outcomes(ran.store.root))
+        outcomes = Outcomes(ran.store.root)
+        rendered = tables.cut(manifest, str(key), outcomes, outcomes.found)
         cells = [cell for row in rendered.rows for cell in row.cells]
         assert not [each for each in cells if each.hole == "not run"]
         Console(file=io.StringIO(), width=80).print(render.to_text(rendered))
@@ -170,5 +172,6 @@ def test_a_miniature_runs_and_every_table_is_printed(name: str, tmp_path: Path) 
             render.draw(rendered, tmp_path / "figure.svg")
     numbers = {"sdim": ("1", "Parameters"), "apinet": ("1", "PGD-40"), "breakdgm": ("released", "PGD")}
     key, heading = numbers[name]
-    rendered = tables.cut(manifest, key, Outcomes(ran.store.root))
+    outcomes = Outcomes(ran.store.root)
+    rendered = tables.cut(manifest, key, outcomes, outcomes.found)
     assert all(row.cells[rendered.columns.index(heading)].estimate is not None for row in rendered.rows)

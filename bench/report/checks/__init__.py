@@ -5,7 +5,7 @@ example by `metrics.is_correct`.
 """
 
 from bench.report.checks.answers import union_flags
-from bench.report.checks.cells import cell_flags, invalid_moves, member_raised
+from bench.report.checks.cells import cell_flags, invalid_moves, member_raised, trial_flags
 from bench.report.checks.comparisons import compared, unequal
 from bench.report.checks.defenses import defense_flags
 from bench.report.checks.evidence import Evidence, coordinates, title
@@ -23,6 +23,7 @@ __all__ = [
     "invalid_moves",
     "member_raised",
     "title",
+    "trial_flags",
     "unequal",
     "union_flags",
     "worst_level",

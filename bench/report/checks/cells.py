@@ -77,12 +77,22 @@ def _on_failed(seen: Sequence[Evidence], column: str, says: Callable[[Rows], Mas
 # --- the trial ------------------------------------------------------------------------------------------
 
 
-def _tried(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    """Say what an attack failed at where the answer is known."""
-    for each in seen:
-        for code, level, message in (each.trial or {}).get("found", ()):
-            if level != "note":
-                yield Flag("trial", f"{title(each.condition)}: {code}: {message}", level)
+def trial_flags(seen: Sequence[Evidence]) -> list[Flag]:
+    """Return what attacks failed at where the answer is known.
+
+    Args:
+        seen: The evidence of the cell's conditions, of each attack by itself.
+
+    Returns:
+        The flags, each once.
+    """
+    found = [
+        Flag("trial", f"{title(each.condition)}: {code}: {message}", level)
+        for each in seen
+        for code, level, message in (each.trial or {}).get("found", ())
+        if level != "note"
+    ]
+    return list(dict.fromkeys(found))
 
 
 # --- the images and the answers ------------------------------------------------------------------------
@@ -329,7 +339,6 @@ def _limitless(condition: Condition) -> bool:
 
 
 _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
-    _tried,
     _invalid,
     _not_finite,
     _differs,
