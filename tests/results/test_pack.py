@@ -264,6 +264,8 @@ def test_a_table_that_reads_what_was_left_out_makes_it_again(
     assert not running.prospect(project, ["t", "top"]).state.todo
     reasons = running.prospect(project, None).state.redo.values()
     assert list(reasons) == ["its logits were left out of the pack, and a table reads them"]
+    # As a run does before its jobs.
+    write(project.store, project.manifest)
     report = reports.reported(root, path, None)
     assert (report.missing, report.needed) == (1, 4)
     assert "its logits were left out of the pack" in report.notes[0]
