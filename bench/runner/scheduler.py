@@ -397,7 +397,7 @@ def _turn(job: Job) -> Turn:
         case Evaluate():
             idle = all(each.attack_run.attack.entry.idle for each in job.crafts)
             return Turn.CLEAN if idle else Turn.VERDICT
-        case Craft() | Trial() | Examination():
+        case _:
             return Turn.REST
 
 

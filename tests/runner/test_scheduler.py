@@ -321,7 +321,7 @@ def test_a_run_that_nobody_listens_to_ends_with_its_own_status(tmp_path: Path) -
     path = simple(tmp_path)
     (tmp_path / "own.py").write_text("def build():\n    raise ValueError('no')\n")
     code, _ = until_head(["run", path.name, "--executor", "inline"], tmp_path)
-    assert code == 4
+    assert code == 2
 
 
 # --- what outlives a job -----------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_what_a_network_leaves_for_the_end_decides_no_status(tmp_path: Path, lin
     path = simple(tmp_path)
     (tmp_path / "own.py").write_text(f"def build():\n    {line}\n    raise ValueError('no')\n")
     ended = bench(tmp_path, "run", path.name, "--executor", "inline")
-    assert ended.returncode == 4, ended.stderr
+    assert ended.returncode == 2, ended.stderr
     assert "not run" in ended.stdout
 
 
