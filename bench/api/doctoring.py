@@ -125,7 +125,10 @@ def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -
         if each.job.victim == found[name_of(each)].victim:
             grouped[name_of(each)].append(each)
     # What has no ball of its own is examined in that of another norm: once.
-    found = {name: job for job, name in {job: name for name, job in reversed(found.items())}.items()}
+    once: dict[Examination, Name] = {}
+    for name, job in found.items():
+        once.setdefault(job, name)
+    found = {name: job for job, name in once.items()}
     several = Counter(name[1:4] for name in found)
     return [
         Case(
