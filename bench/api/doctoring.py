@@ -108,8 +108,8 @@ def cases(project: Project, names: Sequence[str] | None, images: int = IMAGES) -
         InputError: There is no such defense, none is attacked, or one is not trained.
     """
     suite = project.plan.suite
-    for name in names or ():
-        resolve.known("--defense", "defense", name, suite.defenses)
+    for wanted in names or ():
+        resolve.known("--defense", "defense", wanted, suite.defenses)
     asked = [
         each for each in project.plan.conditions if not names or str(each.coordinates["defense"]) in names
     ]
