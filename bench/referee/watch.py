@@ -33,8 +33,8 @@ WHOLE = 0.01
 class Watch:
     """What is seen of an attack on a shard. Nothing here waits for a GPU.
 
-    The first two questions are looked at, then the last of every five up to `SHORT`, then of every `EVERY`; of
-    several copies of the shard that are asked about at once, the first alone.
+    The first two questions are looked at, then the last of every five up to `SHORT`, then of every `EVERY`;
+    of several copies of the shard that are asked about at once, the first alone.
 
     Args:
         x: Clean images (N, C, H, W).
@@ -161,7 +161,7 @@ class Watch:
         return {name: values.clone() for name, values in found.items()}
 
     def _end_pace(self, view_margin_clean: Tensor, view_margin: Tensor) -> Tensor:
-        """Return how fast the best margins (N,) rose at the end of the attack, by their mean pace as the unit.
+        """Return how fast the best margins (N,) rose at the end of the attack, with their mean pace as 1.
 
         The end begins with the last look between `EARLIEST` and `LATEST`; NaN where there was none, or where
         the margin did not rise.

@@ -248,7 +248,7 @@ def _rising(seen: Sequence[Evidence]) -> Iterable[Flag]:
     if known >= FEW and 2 * count > known:
         yield Flag(
             "still-rising",
-            f"on {count} of the {known} examples that held, the margin rose at the end of the attack more than "
+            f"on {count} of the {known} examples that held, the margin rose at the attack's end more than "
             f"{PACE:g} times as fast as on the whole: more steps may break more",
             None if any(each.condition.facts.access == "gradient" for each in fixed) else "note",
         )
