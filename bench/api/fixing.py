@@ -52,6 +52,7 @@ SETTLED = frozenset(
         "margin-grew",
         "lost-successes",
         "short-moves",
+        "still-rising",
         "no-gradient-asked",
         "flat-gradient",
         "saturated-loss",

@@ -17,6 +17,15 @@ from bench.referee.validation import ROUNDING, leeway
 EVERY = 10
 """Of so many questions, and of so many gradients, one is looked at: more would slow small networks down."""
 
+SHORT = 20
+"""Up to so many, it is one of five: what few questions there are tell how a margin grew."""
+
+SNAPSHOTS = 32
+"""How many times the best margins are remembered; of longer attacks every second, fourth... is kept."""
+
+EARLIEST, LATEST = 0.4, 0.75
+"""Between these shares of the questions lies the time from which on the end of an attack is counted."""
+
 WHOLE = 0.01
 """How far the sum of an answer may be from 1 to be that of probabilities: bfloat16 tells no more."""
 
@@ -24,8 +33,8 @@ WHOLE = 0.01
 class Watch:
     """What is seen of an attack on a shard. Nothing here waits for a GPU.
 
-    The first two questions are looked at, then the last of every `EVERY`; of several copies of the shard that
-    are asked about at once, the first alone.
+    The first two questions are looked at, then the last of every five up to `SHORT`, then of every `EVERY`;
+    of several copies of the shard that are asked about at once, the first alone.
 
     Args:
         x: Clean images (N, C, H, W).
@@ -45,6 +54,9 @@ class Watch:
         self._won, self._heard = self._asked.clone(), self._asked.clone()
         self._shares = torch.ones_like(self._asked)
         self._questions = self._gradients = 0
+        self._counts, self._looked = none.clone(), none.clone()
+        self._best = torch.full_like(none, -torch.inf)
+        self._snapshots: list[tuple[Tensor, Tensor]] = []
 
     def through(self, rows: Tensor, z: Tensor) -> Tensor:
         """Return points by another name, through which their gradient passes and is looked at.
@@ -86,6 +98,7 @@ class Watch:
         """
         n = len(rows)
         self._questions += 1
+        self._counts[rows] += 1
         if not _looks(self._questions) or not n or len(z) % n:
             return
         self._heard[rows] = True
@@ -99,8 +112,15 @@ class Watch:
         lawful = inside & (far <= self._most)
         self._asked[rows] = True
         self._reach[rows] = torch.where(lawful, far.double(), 0.0).maximum(self._reach[rows])
+        question, labels = self._question(rows), self._y[rows]
         # Whoever makes right what was wrong unmoved has lost nothing that it found: that is another flag's.
-        self._won[rows] |= lawful & (far > 0) & succeeded(self._question(rows), logits, self._y[rows])
+        self._won[rows] |= lawful & (far > 0) & succeeded(question, logits, labels)
+        margin = objective(question, _as_judged(logits), labels, "margin").double()
+        self._best[rows] = torch.where(lawful & ~margin.isnan(), margin, -torch.inf).maximum(self._best[rows])
+        self._looked[rows] = self._counts[rows]
+        self._snapshots.append((self._looked.clone(), self._best.clone()))
+        if len(self._snapshots) > SNAPSHOTS:
+            del self._snapshots[::2]
 
     def _question(self, rows: Tensor) -> View:
         target = None if self._target is None else self._target[rows]
@@ -135,14 +155,34 @@ class Watch:
             "lost_success": lost,
             **margins,
             "probabilities": torch.where(self._heard, self._shares.double(), nan),
+            "end_pace": self._end_pace(**margins),
         }
         # A file of tensors refuses two columns that are one.
         return {name: values.clone() for name, values in found.items()}
 
+    def _end_pace(self, view_margin_clean: Tensor, view_margin: Tensor) -> Tensor:
+        """Return how fast the best margins (N,) rose at the end of the attack, with their mean pace as 1.
+
+        The end begins with the last look between `EARLIEST` and `LATEST`; NaN where there was none, or where
+        the margin did not rise.
+        """
+        if not self._snapshots:
+            return torch.full_like(self._best, torch.nan)
+        looked, best = (torch.stack(each) for each in zip(*self._snapshots, strict=True))
+        share = looked / self._counts.clamp(min=1)
+        numbers = torch.arange(len(share), device=share.device)[:, None]
+        at = torch.where((share >= EARLIEST) & (share <= LATEST), numbers, -1).amax(0)
+        row = at.clamp(min=0)[None]
+        then, past = best.gather(0, row)[0].maximum(view_margin_clean), share.gather(0, row)[0]
+        end = self._best.maximum(view_margin)
+        rise = end - view_margin_clean
+        pace = (end - then) / rise / (1 - past)
+        return torch.where((at >= 0) & (rise > 0) & rise.isfinite(), pace, torch.nan)
+
 
 def _looks(count: int) -> bool:
     """Return whether the question of this number, from 1, is looked at."""
-    return count <= 2 or count % EVERY == 0
+    return count <= 2 or count % (5 if count <= SHORT else EVERY) == 0
 
 
 def _as_judged(logits: Tensor) -> Tensor:

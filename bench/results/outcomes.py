@@ -63,6 +63,7 @@ WATCHED = (
     "view_margin_clean",
     "view_margin",
     "probabilities",
+    "end_pace",
 )
 """The columns of what the referee saw of an attack that looks at a network: float64, null for what it did not
 see.

@@ -155,3 +155,32 @@ def test_an_answer_is_the_same_with_and_without_a_watch() -> None:
     assert torch.equal(one - one.amax(1, keepdim=True), other)
     slopes = [autograd.grad(each[:, 0].sum(), z)[0] for each in (bare.logits(z), view.logits(z))]
     assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 11, 20, 40, 1000])
+@pytest.mark.parametrize(("turn", "expected"), [(1.0, 1.0), (0.25, 0.0)])
+def test_how_fast_the_margin_rose_at_the_end(steps: int, turn: float, expected: float) -> None:
+    """On a half-space the margin rises as the way does: evenly to the last step, or up to a share of them."""
+    radius = 0.01
+    assert float(LEAST.min()) > radius
+    bare, view, watch = looked(radius)
+    for step in range(1, steps + 1):
+        view.logits(pushed(radius * min(1.0, step / steps / turn)))
+    found = watch.columns(bare, pushed(radius))["end_pace"].tolist()
+    assert found == pytest.approx([expected] * len(X), abs=1e-6)
+
+
+def test_the_pace_is_each_example_s_own_and_of_lawful_images() -> None:
+    radius = 0.01
+    bare, view, watch = looked(radius)
+    evenly, at_once = torch.tensor([0, 2]), torch.tensor([1, 3])
+    for step in range(1, 21):
+        view.select(evenly).logits(pushed(radius * step / 20)[evenly])
+        view.select(at_once).logits(pushed(radius)[at_once])
+    found = watch.columns(bare, pushed(radius))["end_pace"]
+    assert found.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0], abs=1e-6)
+    # Beyond the threat nothing counts, and what never rose has no pace.
+    bare, view, watch = looked(radius)
+    for step in range(1, 21):
+        view.logits(pushed(radius * (1 + step)))
+    assert watch.columns(bare, X)["end_pace"].isnan().all()

@@ -192,6 +192,27 @@ def test_what_nobody_saw_is_no_flag():
 
 @pytest.mark.parametrize(
     ("changes", "level"),
+    [({}, "doubt"), ({"access": "score"}, "note"), ({"kind": "minimum-norm", "radius": None}, None)],
+)
+def test_an_attack_that_was_not_done_when_it_ended(changes, level):
+    made = condition("a")
+    made["facts"] |= changes
+    for held, pace, expected in (
+        (HELD, first(N, 51) * 0.51, level),
+        (HELD, first(N, 50) * 0.51, None),
+        (HELD, first(N, 100) * 0.5, None),
+        (~HELD, first(N, 100) * 1.0, None),
+        (first(N, 4), np.ones(N), None),
+        (HELD, np.where(first(N, 5), 0.51, np.nan), level),
+        (HELD, np.full(N, np.nan), None),
+    ):
+        flags, _ = flagged([made], {"a": watched(held, end_pace=pace)})
+        found = [flag.level for flag in flags["pgd, first"] if flag.code == "still-rising"]
+        assert found == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
     [
         ({}, "doubt"),
         ({"loss": "margin"}, "note"),

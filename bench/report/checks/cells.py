@@ -22,6 +22,13 @@ REACH = 0.5
 """Share of the radius to which an attack that fails should at least have looked."""
 
 
+PACE = 0.5
+"""Pace at the end of an attack, with its mean pace as 1, above which it was not done when it ended."""
+
+FEW = 5
+"""Of fewer examples that held nothing is said about the attack's pace."""
+
+
 def cell_flags(seen: Sequence[Evidence]) -> list[Flag]:
     """Return the flags that the outcomes behind one cell raise by themselves.
 
@@ -235,6 +242,18 @@ def _short(seen: Sequence[Evidence]) -> Iterable[Flag]:
         )
 
 
+def _rising(seen: Sequence[Evidence]) -> Iterable[Flag]:
+    fixed = [each for each in seen if each.condition.facts.kind == "fixed-budget"]
+    count, known = _on_failed(fixed, "end_pace", lambda rows: rows["end_pace"] > PACE)
+    if known >= FEW and 2 * count > known:
+        yield Flag(
+            "still-rising",
+            f"on {count} of the {known} examples that held, the margin rose at the attack's end more than "
+            f"{PACE:g} times as fast as on the whole: more steps may break more",
+            None if any(each.condition.facts.access == "gradient" for each in fixed) else "note",
+        )
+
+
 def _seemed_won(rows: Rows) -> Mask:
     """Return on which examples the attack saw a success: whoever has one may stop, however near it is.
 
@@ -349,6 +368,7 @@ _CHECKS: Sequence[Callable[[Sequence[Evidence]], Iterable[Flag]]] = (
     _flat,
     _unasked,
     _short,
+    _rising,
     _lost,
     _grew,
     _saturated,

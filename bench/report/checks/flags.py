@@ -23,6 +23,7 @@ CODES: Mapping[str, Level] = {
     "margin-grew": "doubt",
     "lost-successes": "doubt",
     "short-moves": "doubt",
+    "still-rising": "doubt",
     "no-gradient-asked": "doubt",
     "flat-gradient": "doubt",
     "saturated-loss": "doubt",
