@@ -551,7 +551,7 @@ PLANTS = [
 
 
 class Body(Plain):
-    """A network in two parts, features and a linear layer that reads them; what is planted changes the first."""
+    """A network of features and a linear layer that reads them; what is planted changes the features."""
 
     def __init__(self, net: nn.Sequential | None = None) -> None:
         super().__init__(net)

@@ -1,4 +1,4 @@
-"""Heads on a network's own features: sound gradients find the adversarial image that is there, masked ones do not."""
+"""Heads on a network's own features: sound gradients find what is there, and masked ones do not."""
 
 import copy
 from collections.abc import Callable
