@@ -644,7 +644,6 @@ MASKED: list[Callable[[], nn.Module]] = [
     NoisyFeatures,
     OtherFeatures,
     ThermometerCode,
-    lambda: Plain(trained(winners)),
     PixelRipple,
     NoiseByContent,
     WrongSign,

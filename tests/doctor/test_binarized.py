@@ -18,6 +18,7 @@ from plants import (
     patient,
     small_net,
     trained,
+    winners,
 )
 from sklearn.svm import SVC
 from torch import Tensor, nn
@@ -171,6 +172,13 @@ def test_masked_features_are_noticed(make: Callable[[], nn.Module]) -> None:
     given = found(patient(make()))
     assert given.level in ("doubt", "alarm"), given
     assert given.code == "weak-on-features"
+
+
+def test_k_winners_take_all_are_noticed() -> None:
+    # In small balls: the longer the steps, the more jumps they pass.
+    for radius in (0.03, 0.06):
+        given = found(patient(Plain(trained(winners)), threat=Threat("linf", radius)))
+        assert given.level in ("doubt", "alarm"), given
 
 
 @pytest.mark.parametrize("make", [RoundedFeatures, ThermometerCode])
