@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from bench.console import duration
 from bench.doctor import answers, attacking, gradients
+from bench.doctor.binarized import binarized
 from bench.doctor.findings import Finding, Findings
 from bench.doctor.gradients import steepness
 from bench.doctor.patient import DRAWS, Patient
@@ -61,6 +62,7 @@ TESTS = (
     Test("draws", attacking.draws, 100, gradient=True, part="attack"),
     Test("blind", attacking.blind, 200, gradient=True, part="attack"),
     Test("steps", attacking.steps, 160, gradient=True, part="attack"),
+    Test("binarized", binarized, 100, gradient=True, part="attack"),
     Test("afterwards", answers.afterwards, 1),
 )
 """All tests, those that cost least and tell most first."""

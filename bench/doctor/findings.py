@@ -37,6 +37,7 @@ ADVICE: Mapping[str, str] = {
     "unlimited-fails": "find what stops an attack without a limit",
     "noise-breaks": "do not quote the gradient attack alone",
     "blind-breaks": "add square to the task, and quote the worst",
+    "weak-on-features": "attack by bpda; add square and a transfer",
     "stronger-attack": "add pgd with loss: margin, dlr to the task",
     "attack-raises": "run it on a bench.testing.Halfspace",
     "unlawful-images": "project on the ball and the box, last of all",

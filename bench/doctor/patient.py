@@ -182,7 +182,29 @@ class Patient:
         Returns:
             The view.
         """
+        return self.shown(self.bare(sight), sight, n, draws=draws)
+
+    def bare(self, sight: Sight) -> View:
+        """Return a view as the defense gives it.
+
+        Args:
+            sight: The view.
+        """
         seen: View = getattr(self.model, sight.entry.method)(**bind(sight.entry, sight.params))
+        return seen
+
+    def shown(self, seen: View, sight: Sight, n: int | None = None, *, draws: int | None = None) -> View:
+        """Return a view that the defense gave, or a part of one, as an attack gets it.
+
+        Args:
+            seen: What the defense gave.
+            sight: The view that it is, or is a part of.
+            n: As in `view`.
+            draws: As in `view`.
+
+        Returns:
+            The view: counted, centred if `seen` is, cut into chunks.
+        """
         counter = QueryCounter.of(len(self.labels) if n is None else n, self.device)
         made = instrument(
             seen,

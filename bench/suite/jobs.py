@@ -260,7 +260,7 @@ class Evaluate(Keyed):
         return (self.victim.train, *self.crafts)
 
 
-TESTS = 1
+TESTS = 2
 """Number of the tests by which attacks are tried and defenses examined; raised when these ask otherwise."""
 
 

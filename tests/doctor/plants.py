@@ -547,6 +547,113 @@ PLANTS = [
 ]
 
 
+# --- features -------------------------------------------------------------------------------------------
+
+
+class Body(Plain):
+    """A network of features and a linear layer that reads them; what is planted changes the features."""
+
+    def __init__(self, net: nn.Sequential | None = None) -> None:
+        super().__init__(net)
+        assert isinstance(self.net, nn.Sequential)
+        self.body, self.last = self.net[:-1], self.net[-1]
+
+    def features(self, x: Images) -> Tensor:
+        """Return the features of images, (n, 64)."""
+        found: Tensor = self.body(x)
+        return found
+
+    def plain(self, x: Images) -> Tensor:
+        logits: Tensor = self.last(self.features(x))
+        return logits
+
+
+class RoundedFeatures(Body):
+    """Features are rounded to halves, behind a slope of zero."""
+
+    def features(self, x: Images) -> Tensor:
+        return (2 * super().features(x)).round() / 2
+
+
+class SteepFeatures(Body):
+    """Features go through a tanh that is flat nearly everywhere."""
+
+    def features(self, x: Images) -> Tensor:
+        return (20 * (super().features(x) - 1)).tanh()
+
+
+class RippledFeatures(Body):
+    """A ripple of 0.05 a feature, whose slope swamps the network's."""
+
+    def features(self, x: Images) -> Tensor:
+        found = super().features(x)
+        return found + 0.05 * (1000 * found).sin()
+
+
+class NoisyFeatures(Body):
+    """Noise of 0.5 is added to each feature, seeded by the features."""
+
+    def features(self, x: Images) -> Tensor:
+        found = super().features(x)
+        noise = torch.stack([NoiseByContent.noise(self, each) for each in found.detach()])  # type: ignore[arg-type]
+        return found + 0.5 * noise.to(x.dtype)
+
+
+class OtherFeatures(Body):
+    """The gradient of the features is that of another network's."""
+
+    def features(self, x: Images) -> Tensor:
+        found, other = super().features(x), self.other(x)
+        return found.detach() + other - other.detach()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = trained(small_net, seed=1)[:-1]  # type: ignore[index]
+
+
+class ThermometerCode(Body):
+    """Images are coded by how many of 15 levels each value reaches, without a slope."""
+
+    def features(self, x: Images) -> Tensor:
+        levels = (torch.arange(15) + 0.5) / 15
+        return super().features((x[..., None] > levels).sum(-1).to(x.dtype) / 15 + 0 * x)
+
+
+class WinnersTakeAll(nn.Module):
+    """All but a tenth of the units of an image, the largest ones, are zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        least = flat.topk(max(1, flat.shape[1] // 10), 1).values[:, -1:]
+        return torch.where(flat >= least, flat, 0 * flat).view_as(x)
+
+
+def winners() -> nn.Module:
+    """Return a network whose activations are k-winners-take-all (Xiao et al. 2020, arXiv:1905.10510)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, stride=2, padding=1), WinnersTakeAll(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1), WinnersTakeAll(), nn.Flatten(), nn.Linear(1024, 256),
+        WinnersTakeAll(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+MASKED: list[Callable[[], nn.Module]] = [
+    RoundedFeatures,
+    SteepFeatures,
+    RippledFeatures,
+    NoisyFeatures,
+    OtherFeatures,
+    ThermometerCode,
+    PixelRipple,
+    NoiseByContent,
+    WrongSign,
+    Staircase,
+    Thermometer,
+    DetachedBody,
+]
+"""Features whose gradients do not lead to what is there."""
+
+
 # --- sound ------------------------------------------------------------------------------------------
 
 
