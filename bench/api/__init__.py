@@ -101,6 +101,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     from bench.runner import executors
     from bench.runner.budget import parse_duration
     from bench.runner.executors.protocol import Asked, slots_asked
+    from bench.runner.titles import title
 
     number = slots_asked(None if slots is None else str(slots))
     seconds = parse_duration(budget) if isinstance(budget, str) else budget
@@ -125,7 +126,9 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         results=project.store.shown,
         tables={each.key: TableFrame(each) for each in cut},
         jobs=work.here,
-        failed=tuple(f"{type(done.error).__name__}: {done.error}" for done in work.failures),
+        failed=tuple(
+            f"{title(done.job)}: {type(done.error).__name__}: {done.error}" for done in work.failures
+        ),
         holes=work.holes(),
         notes=(*notes, *old),
     )

@@ -61,15 +61,14 @@ def _planned(suite: Path, results: Path | None, data_root: Path | None) -> Verif
     """Verify the jobs of a task file, and the tables that were made from them."""
     from bench.api import running
     from bench.runner import outstanding
-    from bench.runner.progress import title
+    from bench.runner.titles import whole_title
 
     project = running.planned(suite, results, data_root)
     root = project.store.shown
     if not root.is_dir():
         raise InputError(f"{root}: there is no such results folder")
-    names = running.defense_names(project)
     damaged = outstanding.damages(project.plan, project.store)
-    wrong = [f"{title(job, names)} ({job.kind} {job.key[:8]}): {reason}" for job, reason in damaged.items()]
+    wrong = [f"{whole_title(job)}: {reason}" for job, reason in damaged.items()]
     wrong += project.store.faults()
     every = count(len(project.plan.graph()), "job")
     whole = [

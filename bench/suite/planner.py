@@ -895,7 +895,8 @@ def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     found += odd_steps(entry, request.attack.params, attack_run.threat)
     source, averaged = attack_run.source, attack_run.view.draws if attack_run.view else 1
     if averaged > 1 and source is not None and not draws(source.train, dict(source.inference)):
-        found.append(f"{averaged} draws of {source.train.defense.name}, whose answers do not differ, are one")
+        name = source.train.defense.called
+        found.append(f"{averaged} draws of {name}, whose answers do not differ, are one")
     if flag := guard.said("flags", **{**request.victim.defense.params, **point.inference}):
         found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]
