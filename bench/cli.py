@@ -104,7 +104,9 @@ def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Cal
 SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
 Results = Annotated[
     Path | None,
-    typer.Option("--results", help="The results folder (default: results/<suite>)."),
+    typer.Option(
+        "--results", help="The results folder (default: the file's `results:`, else results/<suite>)."
+    ),
 ]
 Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
 DataRoot = Annotated[

@@ -72,7 +72,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
 
     Args:
         path: The task file.
-        results: The results folder; None: ``results/<suite>``.
+        results: The results folder; None: what the file's ``results`` says, or ``results/<suite>``.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         worst: Whether every task is planned in worst mode, whatever the file says.
 

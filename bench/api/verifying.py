@@ -36,8 +36,8 @@ def verified(where: Path, results: Path | None = None, data_root: Path | None = 
     Args:
         where: A task file, whose jobs are looked at; a results folder, or a folder of such, of which
             everything that is stored is; or the manifest beside the file of a table, for that file alone.
-        results: The results folder of a task file or of a table; None: ``results/<suite>``, or what the table
-            names.
+        results: The results folder of a task file or of a table; None: what the file's ``results`` says, or
+            ``results/<suite>``, or what the table names.
         data_root: The folder of the data sets, for a task file; None: ``BENCH_DATA``, else the user's cache.
 
     Raises:
