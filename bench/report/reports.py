@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.console import condition_name, count
 from bench.errors import InputError, did_you_mean
-from bench.report import attack_cost, reconcile, rejection, tables
+from bench.report import attack_cost, reconcile, rejection, rounding, tables
 from bench.report.provenance import Source
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.report.attack_cost import Cost
     from bench.report.reconcile import Reconciliation
     from bench.report.rejection import Readout
+    from bench.report.rounding import AskedOf, RoundedCell
     from bench.report.tables import RenderedTable
 
 
@@ -217,6 +218,39 @@ def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionRep
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, asked_tables(manifest, asked), outcomes)
     return RejectionReport(judged, outcomes, [*notes, *damages(source, suite)], source)
+
+
+class RoundedReport(NamedTuple):
+    """What is left of attacks where their images are rounded to 8 bits."""
+
+    cells: list[RoundedCell]
+    notes: list[str]
+    """Sentences about what is damaged, or older than the code, the task file or the weights."""
+    source: Source
+    """What they were read from."""
+
+
+def rounded(root: Path, suite: Path, asked: list[str] | None, ask: AskedOf) -> RoundedReport:
+    """Return the cells of some tables as they are scored, and on images that are rounded to 8 bits.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for messages and to see whether it changed.
+        asked: Keys of tables; None or none: every table.
+        ask: Gives the answers to rounded images.
+
+    Raises:
+        InputError: The folder has no manifest, the suite has no such table, or none attacks anything.
+    """
+    manifest = read(root, suite)
+    keys = asked_tables(manifest, asked)
+    outcomes = Outcomes(root, columns_read(manifest, keys))
+    found = rounding.cells(manifest, keys, outcomes, ask)
+    if not found:
+        raise InputError(f"{root}: no table that is asked for has a cell in which something is attacked")
+    source = Source(root, manifest, keys, outcomes)
+    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    return RoundedReport(found, [*notes, *damages(source, suite)], source)
 
 
 class Published(NamedTuple):

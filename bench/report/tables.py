@@ -428,7 +428,7 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
     cells: list[TableCell] = []
     seen: list[tuple[Evidence, ...]] = []
     for slot in row.slots:
-        cell, behind = _cell(slot, table, reader)
+        cell, behind = settled_cell(slot, table, reader)
         cells.append(cell)
         seen.append(behind)
     metric = metrics.METRICS[table.metric]
@@ -478,8 +478,17 @@ def _added(layout: Layout, row: TableRow) -> dict[str, tuple[Condition, ...]]:
     return found
 
 
-def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:
-    """Return the cell of a slot, and the evidence behind it."""
+def settled_cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:
+    """Settle a slot: the worst over its attacks, the mean over its seeds, with flags of its own outcomes.
+
+    Args:
+        slot: The slot.
+        table: What the task file says of its table.
+        reader: Gives the outcomes.
+
+    Returns:
+        The cell, and the evidence behind it.
+    """
     reasons = distinct(skip.reason for skip in slot.skips)
     # Unmoved images stand for themselves only: beside attacks they are the metric's business.
     conditions = slot.attacks or slot.conditions
