@@ -154,7 +154,8 @@ def jobs(manifest: Mapping[str, Any], key: str) -> set[str]:
 
 
 FoundOf: TypeAlias = Callable[[str, str], Mapping[str, Any] | None]
-"""Gives what a trial or an examination found, by its kind and key; None where there was none."""
+"""Gives what a trial, an examination or the referee of an evaluation found, by the kind and the key of the
+job; None where there was none."""
 
 
 def unexamined(kind: str, key: str) -> None:
@@ -393,7 +394,13 @@ class OutcomeReader:
         validated = rows
         if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
             validated = metrics.within(rows, clean, condition.radius)
-        return Evidence(condition, rows, validated, clean, *self._checked(condition))
+        return Evidence(
+            condition, rows, validated, clean, *self._checked(condition), self._invalid(condition.job, rows)
+        )
+
+    def _invalid(self, job: str, rows: Rows) -> Mapping[str, Any] | None:
+        """Return why moves were invalid; receipts of older versions do not say."""
+        return (self._found("evaluate", job) or {}).get("invalid") if rows["invalid"].any() else None
 
     def _checked(self, condition: Condition) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
         """Return what the trial of a condition's attack and the examination of its defense found."""

@@ -177,14 +177,15 @@ class Outcomes:
 
     @cache  # noqa: B019 - lives as long as a report
     def found(self, kind: str, key: str) -> Mapping[str, Any] | None:
-        """Return what the trial of an attack or the examination of a defense has found.
+        """Return what a trial of an attack, an examination of a defense or the referee of images has found.
 
         Args:
-            kind: ``trial`` or ``examination``.
+            kind: ``trial``, ``examination`` or ``evaluate``.
             key: The key of the job.
 
         Returns:
-            What its receipt says (`bench.runner.examine`); None where it was not made, or is damaged.
+            What its receipt says (`bench.runner.examine`, `bench.runner.evaluate`); None where it was not
+            made, is damaged, or tells nothing.
         """
         if (reason := self._store.damage(kind, key)) is not None:
             if reason != ABSENT:

@@ -97,6 +97,7 @@ def attacked(
         "examples": len(y),
         "invalid": int(validated.invalid.sum()),
         "invalid_because": dict(validated.because),
+        **({"invalid_by": dict(validated.by)} if validated.by else {}),
         "queries_per_example": {
             "forwards": float(made.counter.forwards.mean()),
             "backwards": float(made.counter.backwards.mean()),
