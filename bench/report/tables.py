@@ -244,7 +244,7 @@ def _rendered(
         return replace(printed, cells=(*cells, *made.cells[len(own) :]))
     flags = checks.defense_flags(seen)
     every = [*flags, *(flag for cell in made.cells for flag in cell.flags)]
-    graded = grade([*seen, *beside], every, _span(layout, row, made.cells))
+    graded = grade([*seen, *beside], every, _span(layout, row, made.cells), reader.pace)
     return replace(printed, flags=tuple(flags), grade=graded)
 
 
@@ -397,6 +397,26 @@ class OutcomeReader:
         return Evidence(
             condition, rows, validated, clean, *self._checked(condition), self._invalid(condition.job, rows)
         )
+
+    def pace(self, evidence: Evidence) -> tuple[float, float] | None:
+        """Return what an attack took: seconds, and passes over all examples both ways; None: nobody knows.
+
+        Args:
+            evidence: The evidence of its condition.
+        """
+        job = evidence.condition.job
+        told = (self._found("evaluate", job) or {}).get("crafting") or {}
+        frame, seconds = self._outcomes(job), told.get("seconds")
+        if frame is None or not seconds:
+            return None
+        try:
+            passes = sum(
+                float(np.asarray(frame[name], np.float64).sum()) for name in ("forwards", "backwards")
+            )
+        except KeyError:
+            # Packed without it.
+            return None
+        return float(seconds), passes
 
     def _invalid(self, job: str, rows: Rows) -> Mapping[str, Any] | None:
         """Return why moves were invalid; receipts of older versions do not say."""

@@ -184,8 +184,8 @@ class Outcomes:
             key: The key of the job.
 
         Returns:
-            What its receipt says (`bench.runner.examine`, `bench.runner.evaluate`); None where it was not
-            made, is damaged, or tells nothing.
+            What its receipt says (`bench.runner.examine`; of an evaluation `invalid` and `crafting`, see
+            `bench.runner.evaluate`); None where it was not made, or is damaged.
         """
         if (reason := self._store.damage(kind, key)) is not None:
             if reason != ABSENT:
@@ -193,7 +193,9 @@ class Outcomes:
             return None
         receipt = self._store.receipt(kind, key)
         self._note_age(receipt)
-        return None if receipt is None else receipt.get("found")
+        if receipt is None or kind != "evaluate":
+            return None if receipt is None else receipt.get("found")
+        return {**receipt.get("found", {}), "crafting": receipt.get("crafting")}
 
     def _note_age(self, receipt: Mapping[str, Any] | None) -> None:
         """Note which modules have other code now than when a result was made."""
