@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.console import condition_name, count
 from bench.errors import InputError, did_you_mean
 from bench.report import attack_cost, reconcile, rejection, rounding, tables
-from bench.report.provenance import Source
+from bench.report.provenance import Source, check_names
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
@@ -86,7 +86,7 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, keys, outcomes)
     needed = set().union(*source.reads.values())
-    notes += [*damages(source, suite), *absences(source, suite)]
+    notes += [*damages(source, suite), *absences(source, suite), *unchecked(source, suite)]
     return Report(cut, notes, sum(outcomes(job) is None for job in needed), len(needed), source)
 
 
@@ -128,17 +128,55 @@ def absences(source: Source, suite: Path) -> list[str]:
         return [
             f"nothing of {count(len(needed), 'result')} is there; make them with: {_command(source, suite)}"
         ]
-    names, store, said = _names(source), Store(source.root), []
-    for key in gone[:NAMED]:
-        failed = store.failure_file(key)
-        why = f"failed (see {source.root / 'failed' / failed.name})" if failed.is_file() else "is not there"
-        said.append(f"evaluate {key} ({names[key]}) {why}; make it with: {_command(source, suite, key)}")
+    names = _names(source)
+    said = [
+        f"evaluate {key} ({names[key]}) {_why(source, key)}; make it with: {_command(source, suite, key)}"
+        for key in gone[:NAMED]
+    ]
     if more := len(gone) - len(said):
         every = count(more, "more result")
         said.append(
             f"{every} {'is' if more == 1 else 'are'} not there; make them with: {_command(source, suite)}"
         )
     return said
+
+
+def unchecked(source: Source, suite: Path) -> list[str]:
+    """Return a sentence for each of the first missing trials and examinations, and one for all others.
+
+    What was not looked for is not found: a table without them is no quieter for it.
+
+    Args:
+        source: The results folder, and the tables.
+        suite: The task file, for the command that makes them.
+    """
+    needed, outcomes = set().union(*source.reads.values()), source.outcomes
+    gone: dict[tuple[str, str], None] = {}
+    for facts in (each.facts for each in conditions_of(source.manifest) if each.job in needed):
+        asked = [("trial", [facts.trial])] if facts.trial is not None else []
+        if facts.examination is not None:
+            # One that says more than the one that was asked for is as good.
+            asked.append(("examination", [facts.examination, *facts.examinations]))
+        for kind, keys in asked:
+            if not any(outcomes.found(kind, key) or key in outcomes.damaged_checks for key in keys):
+                gone[kind, keys[0]] = None
+    names = check_names(source.manifest)
+    said = [
+        f"{kind} {key} ({names[kind, key]}) {_why(source, key)}: what it would find is not in the table; "
+        f"make it with: {_command(source, suite)}"
+        for kind, key in list(gone)[:NAMED]
+    ]
+    if more := len(gone) - len(said):
+        every = count(more, "more trial or examination", "more trials and examinations")
+        verb = "is" if more == 1 else "are"
+        said.append(f"{every} {verb} not there; make them with: {_command(source, suite)}")
+    return said
+
+
+def _why(source: Source, key: str) -> str:
+    """Return why a result is missing."""
+    failed = Store(source.root).failure_file(key)
+    return f"failed (see {source.root / 'failed' / failed.name})" if failed.is_file() else "is not there"
 
 
 def _names(source: Source) -> dict[str, str]:

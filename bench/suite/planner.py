@@ -651,7 +651,8 @@ class Planner:
             named = each.coordinates["defense"] in self.suite.added.doctor
             wanted = whole if asked == "all" or named or each.job.victim.train.foreign else look
             checks = () if asked == "none" and not named else (wanted,)
-            facts = {**each.facts, "examinations": [whole.key, look.key]}
+            asked_for = {"examination": checks[0].key} if checks else {}
+            facts = {**each.facts, "examinations": [whole.key, look.key], **asked_for}
             self.conditions[name] = replace(each, checks=(*each.checks, *checks), facts=facts)
 
     def _trial(self, request: Request, threat: Threat) -> Trial | None:
