@@ -36,6 +36,7 @@ from bench.runner.estimates import Estimates
 from bench.runner.placement import length
 from bench.runner.progress import Display
 from bench.runner.scheduler import Scheduler
+from bench.runner.titles import title
 from bench.suite import resolve
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.layout import arrange, columns_read
@@ -352,8 +353,8 @@ class Run:
 
     def mendable(self) -> list[str]:
         """Return what to mend, if every failure is of a kind that the user can mend; else nothing."""
-        said = [persons(done.error) for done in self.failures if done.error is not None]
-        sentences = [each for each in said if each is not None]
+        said = [(done.job, persons(done.error)) for done in self.failures if done.error is not None]
+        sentences = [f"{title(job)}: {each}" for job, each in said if each is not None]
         return sentences if len(sentences) == len(said) else []
 
     def _run(self, state: State) -> None:

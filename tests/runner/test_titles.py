@@ -3,7 +3,8 @@
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -100,6 +101,10 @@ def test_each_failure_of_a_kind_says_whose_it_is(tmp_path: Path, capsys: pytest.
     said = [str(done.error) for done in ran.failed]
     for number in range(MODULES):
         assert sum(each.startswith(f"defense net-{number} (nets:build): ") for each in said) == 1
+    mendable = running.Run.mendable(cast(Any, SimpleNamespace(failures=ran.failed)))
+    assert {each.partition(": its code")[0] for each in mendable} == {
+        f"train net-{number}, seed 0: defense net-{number} (nets:build)" for number in range(MODULES)
+    }
     records = [json.loads(each.read_text()) for each in (ran.store.root / "failed").iterdir()]
     assert {each["job"]["title"] for each in records} == {
         f"train net-{number}, seed 0" for number in range(MODULES)
