@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.api import running
 from bench.report.firsthand import Numbers
-from bench.report.tables import cut
+from bench.report.tables import cut, unexamined
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes
 from bench.runner import pace, progress
@@ -63,7 +63,7 @@ def test_each_number_is_that_of_a_table_and_is_said_at_once(tmp_path: Path) -> N
     order = [line.split()[1].partition("/")[0] for line in lines]
     assert order[0] == "clean"
     assert order.index("clean") < order.index("pgd")
-    table = cut(project.manifest, "t", Outcomes(project.store.root))
+    table = cut(project.manifest, "t", Outcomes(project.store.root), unexamined)
     told = {name: next(line for line in lines if f" {name}" in line) for name in ("clean", "pgd", "deepfool")}
     for name, cell, scale in zip(told, table.rows[0].cells, (100, 100, 1), strict=True):
         assert cell.estimate is not None
