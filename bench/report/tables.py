@@ -22,7 +22,7 @@ from bench.report.published import Quote
 from bench.results import metrics, standing
 from bench.results.conditions import Condition, Skip
 from bench.results.metrics import Estimate, Metric, On, PerExample, Unit
-from bench.results.outcomes import FrameOf, Rows, arrays
+from bench.results.outcomes import Frame, FrameOf, Rows, arrays
 from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct, merged
 from bench.suite.tables import Table
 
@@ -342,6 +342,7 @@ class OutcomeReader:
         self._layout = layout
         self._outcomes = outcomes
         self._found = found
+        self._frames: dict[str, Frame | None] = {}
         self._rows: dict[str, Rows | None] = {}
 
     def rows(self, job: str) -> Rows | None:
@@ -354,7 +355,7 @@ class OutcomeReader:
             The rows; None where there are none.
         """
         if job not in self._rows:
-            frame = self._outcomes(job)
+            frame = self._frames[job] = self._outcomes(job)
             self._rows[job] = None if frame is None else arrays(frame, self._layout.reads)
         return self._rows[job]
 
@@ -406,7 +407,7 @@ class OutcomeReader:
         """
         job = evidence.condition.job
         told = (self._found("evaluate", job) or {}).get("crafting") or {}
-        frame, seconds = self._outcomes(job), told.get("seconds")
+        frame, seconds = self._frames.get(job), told.get("seconds")
         if frame is None or not seconds:
             return None
         try:

@@ -162,7 +162,7 @@ def test_a_quiet_log_says_now_and_then_what_is_at_work(
         time.sleep(3.5)
     lines = out.getvalue().splitlines()
     assert len(lines) >= 2
-    assert all(line.startswith("at work: ") and "none" in line for line in lines)
+    assert all(line.startswith("at work: ") and "clean" in line for line in lines)
     time.sleep(1.5)
     assert out.getvalue().splitlines() == lines
 
