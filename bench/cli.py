@@ -104,7 +104,9 @@ def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Cal
 SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE")]
 Results = Annotated[
     Path | None,
-    typer.Option("--results", help="The results folder (default: results/<suite>)."),
+    typer.Option(
+        "--results", help="The results folder (default: the file's `results:`, else results/<suite>)."
+    ),
 ]
 Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
 DataRoot = Annotated[
@@ -409,6 +411,12 @@ def report(  # noqa: PLR0913 - a command line's options
             "--rejection", help="What read-outs refuse, and what their scores tell, in place of tables."
         ),
     ] = False,
+    rounded: Annotated[
+        bool,
+        typer.Option(
+            "--rounded", help="Ask the defenses again about images rounded to 8 bits, in place of tables."
+        ),
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="What papers printed beside ours, in place of tables.")
     ] = False,
@@ -424,15 +432,23 @@ def report(  # noqa: PLR0913 - a command line's options
         bool,
         typer.Option("--strict", help="End with 4 if a number is missing, damaged or stale, 1 at an alarm."),
     ] = False,
+    data_root: DataRoot = None,
 ) -> None:
-    """Print tables from what is stored; plans nothing and computes nothing."""
+    """Print tables from what is stored; plans nothing and computes nothing, except with --rounded."""
     from bench.console import console, count, say
     from bench.report import render, reports
     from bench.suite.places import results_folder
 
     root = results_folder(suite, results)
-    if sum((cost, rejection, published or bool(paper))) > 1:
-        raise InputError("--cost, --rejection and --published are reports of their own: ask for one of them")
+    if sum((cost, rejection, rounded, published or bool(paper))) > 1:
+        raise InputError(
+            "--cost, --rejection, --rounded and --published are reports of their own: ask for one of them"
+        )
+    if data_root is not None and not rounded:
+        raise InputError("--data-root: goes with --rounded, the only report that asks a defense")
+    if rounded:
+        _report_rounded(root, suite, table, form, out, data_root)
+        return
     if rejection:
         _report_rejection(root, suite, table, form, out)
         return
@@ -489,9 +505,9 @@ def show(  # noqa: PLR0913 - a command line's options
     found = behind.behind(root, suite, behind.Asked(table, row, column))
     left = []
     if rounded:
-        from bench.api import reading
+        from bench.api import rounding
 
-        left = list(reading.rounded(found, suite if suite.is_file() else None, data_root))
+        left = list(rounding.rounded(found, suite if suite.is_file() else None, data_root))
     if as_json:
         told = behind.described(found) | ({"rounded": [each._asdict() for each in left]} if rounded else {})
         sys.stdout.write(json.dumps(told, indent=1, default=str) + "\n")
@@ -1037,6 +1053,26 @@ def _report_published(found: Published, paper: list[str] | None, form: Format, o
     else:
         _write_out(reconciled.written(found.tables, form), out)
         _keep(found.source, out, form, {"published": True, "paper": paper or []})
+
+
+def _report_rounded(
+    root: Path, suite: Path, asked: list[str] | None, form: Format, out: Path | None, data_root: Path | None
+) -> None:
+    """Print what is left of attacks where their images are rounded to 8 bits."""
+    if form == "latex" or form == "svg" or form == "png" or form == "pdf":
+        raise InputError(f"--format {form}: with --rounded expected text, markdown, csv or json")
+    from bench.api.rounding import Asker
+    from bench.console import console
+    from bench.report import reports, rounding
+
+    asker = Asker(root, suite if suite.is_file() else None, data_root)
+    found = reports.rounded(root, suite, asked, asker)
+    _note(found.notes)
+    if form == "text" and out is None:
+        console().print(rounding.text(found.cells))
+    else:
+        _write_out(rounding.written(found.cells, form), out)
+        _keep(found.source, out, form, {"rounded": True})
 
 
 def _report_rejection(

@@ -41,7 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--robustness-suite", metavar="FILE", help="the task file (default: of the name in the baseline)"
     )
-    group.addoption("--robustness-results", metavar="DIR", help="the results folder (results/<suite>)")
+    group.addoption(
+        "--robustness-results",
+        metavar="DIR",
+        help="the results folder (the task file's `results:`, else results/<suite>)",
+    )
     group.addoption("--robustness-data-root", metavar="DIR", help="where data sets lie")
     group.addoption(
         "--robustness-replay", action="store_true", help="show the stored images alone: no attack"
@@ -101,7 +105,7 @@ class Gate:
         self.index = root / "baseline.json"
         self.names = list(dict.fromkeys(_names(baseline, replay=self.replay)))
         self.suite = path("suite") or here / baseline.suite
-        self.results = path("results") or here / "results" / self.suite.stem
+        self.results = path("results")
         if not self.names:
             raise pytest.UsageError(f"{root}: no stored image in it; check without --robustness-replay")
         if not self.suite.is_file():
@@ -179,7 +183,8 @@ class Gate:
         from bench.runner import executors
         from bench.runner.executors.protocol import Asked
 
-        project = running.planned(_near(self.suite), _near(self.results), self.data_root)
+        results = None if self.results is None else _near(self.results)
+        project = running.planned(_near(self.suite), results, self.data_root)
         project.store.open()
         options = running.Options(executors.ready("process", Asked()), data_root=self.data_root)
         with as_a_program():

@@ -345,7 +345,7 @@ def test_a_users_network_that_raises_is_named_leaves_holes_and_a_traceback(tmp_p
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
     assert "not run" in done.stdout
-    assert "defense module (mine:Net): its code raises" in done.stderr
+    assert "defense mine (mine:Net): its code raises" in done.stderr
     assert "no gradients today" in done.stderr
     records = [json.loads(each.read_text()) for each in (tmp_path / "results/suite/failed").iterdir()]
     # Its training alone: nothing was attacked.

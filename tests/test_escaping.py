@@ -252,13 +252,13 @@ class Work:
 
 @pytest.mark.parametrize("text", [*UNSEEN, *NASTY])
 def test_the_live_display_shows_what_it_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.runner.progress.title", lambda job, names: f"train {text}")
+    monkeypatch.setattr("bench.runner.progress.title", lambda job: f"train {text}")
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True, color_system=None)
     job = cast(Any, Work())
     state = cast(Any, SimpleNamespace(todo={job: ()}))
     costs = cast(Estimates, SimpleNamespace(informed=False))
-    display = Display(console, state, costs, ("cpu",), quiet, {})
+    display = Display(console, state, costs, ("cpu",), quiet)
     display.started(job, 0)
     console.print(display._picture())
     display.ended(cast(Any, SimpleNamespace(job=job, slot=0, error=ValueError(text))))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -245,6 +246,59 @@ def test_images_are_asked_about_again_rounded_to_8_bits(bench_: Bench, day: Path
     assert said in bench_(*words).out
 
 
+def test_a_table_of_rounded_images_agrees_with_each_of_its_cells(bench_: Bench, day: Path) -> None:
+    lines = json.loads(bench_("report", "mine.yaml", "--rounded", "--format", "json").out)
+    assert {(each["table"], each["column"]) for each in lines} == {
+        ("main", "PGD (small)"), ("main", "PGD"), ("curve", "2/255"), ("curve", "8/255"),
+    }  # fmt: skip
+    stored = {
+        (each["table"], each["column"]): float(each["value"])
+        for key in ("main", "curve")
+        for each in csv.DictReader(
+            io.StringIO(bench_("report", "mine.yaml", "--table", key, "--format", "csv").out)
+        )
+    }
+    for line in lines:
+        words = ["show", "mine.yaml", "--table", line["table"], "--column", line["column"], "--rounded"]
+        (one,) = json.loads(bench_(*words, "--json").out)["rounded"]
+        assert (line["found"], line["kept"]) == (one["found"], one["kept"])
+        assert line["rounded_value"] == pytest.approx(100 * one["right"] / one["n"])
+        assert line["value"] == stored[line["table"], line["column"]]
+    # A file of it has a manifest, and is left in peace by what rebuilds tables from outcomes.
+    assert bench_("report", "mine.yaml", "--rounded", "--table", "main", "--out", "rounded.txt").code == 0
+    assert "8 bits" in Path("rounded.txt").read_text()
+    assert bench_("verify", "rounded.txt.manifest.json").code == 0
+
+
+def test_a_table_of_rounded_images_says_why_nobody_can_be_asked(
+    bench_: Bench, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ran, tmp_path / "day")
+    monkeypatch.chdir(tmp_path / "day")
+    for path in Path("results/mine/craft").iterdir():
+        (path / "images.safetensors").unlink()
+    lines = json.loads(bench_("report", "mine.yaml", "--rounded", "--table", "main", "--format", "json").out)
+    assert [each["rounded_value"] for each in lines] == [None, None]
+    assert all("crafted images are not kept there" in each["reason"] for each in lines)
+    assert all(each["value"] is not None for each in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounded", "--cost"], "reports of their own"),
+        (["--rounded", "--format", "pdf", "--out", "x.pdf"], "expected text, markdown, csv or json"),
+        (["--data-root", "."], "--data-root: goes with --rounded"),
+    ],
+)
+def test_what_does_not_go_with_rounded_images_is_refused(
+    words: list[str], said: str, bench_: Bench, day: Path
+) -> None:
+    found = bench_("report", "mine.yaml", *words)
+    assert found.code == 2
+    assert said in found.err
+
+
 def test_row_12_every_code_is_explained_where_the_package_lies(bench_: Bench) -> None:
     for code in CODES:
         assert f"{code}, flag of a table" in bench_("explain", code).out
@@ -361,6 +415,11 @@ def test_row_17_a_plan_shows_its_cells_and_numbers_as_written(bench_: Bench, day
     assert not any("0.0313" in each for each in lines)
 
 
+def _timeless(text: str) -> str:
+    """Return printed tables without how long a run, or what a grade is missing, takes."""
+    return re.sub(r" \(bench doctor --fix: [^)]*\)|\d+ jobs done in .*", "", " ".join(text.split()))
+
+
 def test_row_18_one_condition_is_done_again(
     bench_: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +434,8 @@ def test_row_18_one_condition_is_done_again(
     assert after.keys() == before.keys()
     # Two radii, each a craft and an evaluation; neither clean images nor the training.
     assert sum(after[key] != before[key] for key in before) == 4
-    assert first.out.split("Table main")[1].split("jobs done")[0].rpartition("\n")[0] in again.out
+    same, told = (_timeless(each.out.partition("Table main")[2]) for each in (first, again))
+    assert same == told
     whole = bench_("run", path, "--executor", "inline", "--again", "mine")
     assert "of mine taken away" in whole.out
     wrong = bench_("run", path, "--again", "mine/pdg")
@@ -504,7 +564,7 @@ def test_row_6_where_no_gradient_flows_black_box_attacks_go_on(
     found = bench_("run", path.name, "--executor", "inline")
     assert found.code == 2
     said = " ".join((found.out + found.err).split())
-    assert "defense module (mynets:NoGradient): no gradient flows from the logits of view 'logits'" in said
+    assert "defense mine (mynets:NoGradient): no gradient flows from the logits of view 'logits'" in said
     assert "pgd needs one" in said
     assert "square/logits on mine/label, seed 0 at 2/255: accuracy" in said
     assert "clean on mine/label" in said

@@ -75,7 +75,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         suite: The task file.
         table: The key of a table, or several; None: all tables, and conditions that no table reads.
         device: ``cpu``, ``cuda:0``, ...; or several. None: every GPU, else every core.
-        results: The results folder; None: ``results/<suite>``.
+        results: The results folder; None: what the file's ``results`` says, or ``results/<suite>``.
         slots: How many jobs share a device; ``auto``: as many on a GPU as it has time and memory for. None:
             one on a GPU, else one a core.
         budget: Seconds, or a text such as ``2h``: the run does what is worth most in it, whole rows of
@@ -101,6 +101,7 @@ def run(  # noqa: PLR0913 - the options of `bench run`
     from bench.runner import executors
     from bench.runner.budget import parse_duration
     from bench.runner.executors.protocol import Asked, slots_asked
+    from bench.runner.titles import title
 
     number = slots_asked(None if slots is None else str(slots))
     seconds = parse_duration(budget) if isinstance(budget, str) else budget
@@ -125,7 +126,9 @@ def run(  # noqa: PLR0913 - the options of `bench run`
         results=project.store.shown,
         tables={each.key: TableFrame(each) for each in cut},
         jobs=work.here,
-        failed=tuple(f"{type(done.error).__name__}: {done.error}" for done in work.failures),
+        failed=tuple(
+            f"{title(done.job)}: {type(done.error).__name__}: {done.error}" for done in work.failures
+        ),
         holes=work.holes(),
         notes=(*notes, *old),
     )
@@ -192,7 +195,7 @@ def plan(
     Args:
         suite: The task file.
         table: The key of a table, or several; None: all tables, and conditions that no table reads.
-        results: The results folder; None: ``results/<suite>``.
+        results: The results folder; None: what the file's ``results`` says, or ``results/<suite>``.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         worst: Whether every task is planned in worst mode: each attack sees only what stood against those
             before it.

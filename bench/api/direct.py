@@ -426,12 +426,12 @@ def _check_gradient(job: Evaluate, fitted: Loaded, split: Split, device: torch.d
     with frozen(network, seed=0):
         reason = no_gradient(network, split.images[:2].to(device))
     if reason is not None:
-        raise InputError(lacks_gradient("model", "logits", reason, attack.name))
+        raise InputError(lacks_gradient("model", "logits", reason, attack.called))
 
 
 def _made(entry: DefenseEntry, network: nn.Module, shape: Shape, split: Split) -> Loaded:
     """Return a network as if it had been fitted for a suite, under no parameters."""
-    defense = Resolved(entry, {}, {"use": entry.name, "version": entry.version})
+    defense = Resolved(entry, {}, {"use": entry.name, "version": entry.version}, label=MODEL)
     data = Data(DataSpec.model_construct(name=EXAMPLES), TENSORS, shape, len(split))
     return Loaded(network, FittedDefense(Train(defense, data, 0)))
 

@@ -11,6 +11,7 @@ from bench.api.running import ADDED
 from bench.console import count
 from bench.errors import InputError
 from bench.report import tables
+from bench.report.remedies import ATTACKS, DRAWS, NEEDED, NORMS, SETTLED
 from bench.results.manifest import Outcomes
 from bench.results.store import Store
 from bench.suite.layout import arrange, columns_read
@@ -23,45 +24,6 @@ if TYPE_CHECKING:
     from bench.registry import DefenseEntry
     from bench.report.grades import Kind
     from bench.results.conditions import Condition
-
-ATTACKS: Mapping[str, dict[str, Any]] = {
-    "doctor-margin": {"use": "pgd", "loss": "margin", "steps": 100, "restarts": 2},
-    "doctor-apgd": {"use": "apgd", "steps": 100},
-    "doctor-square": {"use": "square", "queries": 1000},
-}
-"""What is added, by the names that it has in the suite."""
-
-NORMS = ("linf", "l2")
-"""The norms that these attacks are made for."""
-
-NEEDED: Mapping[Kind, tuple[str, ...]] = {
-    "flags": tuple(ATTACKS),
-    "attack": ("doctor-margin",),
-    "second": ("doctor-margin", "doctor-apgd"),
-    "blind": ("doctor-square",),
-}
-"""Which attacks settle what is missing."""
-
-SETTLED = frozenset(
-    {
-        "blind-beats-seeing",
-        "surrogate-beats-exact",
-        "one-step-beats-many",
-        "grows-with-radius",
-        "unbounded-fails",
-        "margin-grew",
-        "lost-successes",
-        "short-moves",
-        "still-rising",
-        "no-gradient-asked",
-        "flat-gradient",
-        "saturated-loss",
-        "probabilities",
-        "attack-raised",
-        "trial",
-    }
-)
-"""Flags that say that an attack is weak: another one beside it may settle them."""
 
 HEAD = """\
 # What `bench doctor --fix` added to {file}: every run of it does this, too.
@@ -156,7 +118,7 @@ class _Found:
                 "defenses": [str(at["defense"])],
                 "attacks": names,
                 "readouts": [str(at["readout"])],
-                "views": [ViewUse(use=view, draws=8 if random else 1)],
+                "views": [ViewUse(use=view, draws=DRAWS if random else 1)],
                 "worst": False,
             }
         )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from bench.api import stored
 from bench.console import condition_name, count
 from bench.errors import InputError, did_you_mean
 from bench.quantities import format_value
-from bench.referee.answers import ask
 from bench.report.behind import Asked, behind
 from bench.results import leases
 from bench.results.metrics import METRICS
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
     from bench.api.running import Project
     from bench.api.stored import Shown
-    from bench.report.behind import Behind
     from bench.results.store import Store
     from bench.runner.outstanding import State
     from bench.suite.planner import Plan, PlannedCondition
@@ -176,69 +172,6 @@ def _lacks_clean(project: Project, key: str) -> Iterator[str]:
             f"{project.plan.suite.document.line('tables', key)}: table {key!r}: {name} needs the clean "
             "images, and no task asks about them: add an attack such as clean: {use: none}"
         )
-
-
-# --- 8 bits ---------------------------------------------------------------------------------------------
-
-
-class Rounded(NamedTuple):
-    """What is left of an attack where its images are rounded to 8 bits, as a file of an image holds them."""
-
-    name: str
-    """The condition, in words."""
-    n: int
-    """How many examples there are."""
-    right: int
-    """How many are right on the rounded images; moved ones that are refused count as right."""
-    found: int
-    """How many examples the attack moved and broke."""
-    kept: int
-    """How many of these the rounded image breaks, too."""
-
-    def __str__(self) -> str:
-        """Return it in a sentence."""
-        share = f"{100 * self.right / self.n:.1f} % right" if self.n else "no example"
-        return (
-            f"{self.name}: rounded to 8 bits, {self.kept} of {self.found} that were moved and broken "
-            f"stay so; {share} of {self.n}"
-        )
-
-
-def rounded(found: Behind, suite: Path | None, data_root: Path | None) -> Iterator[Rounded]:
-    """Ask the defenses behind a number about its images, rounded to 8 bits.
-
-    Args:
-        found: The number.
-        suite: The task file; None: it is looked for beside the results.
-        data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
-
-    Yields:
-        What is left, for each condition.
-
-    Raises:
-        InputError: Images or weights are not kept there, or are of other code.
-    """
-    for condition in found.conditions:
-        at = condition.coordinates
-        asked = {name: value for name, value in at.items() if value is not None}
-        shown = stored.shown(found.root, asked, data_root, suite)
-        inference = {
-            name.partition(".")[2]: value for name, value in at.items() if name.startswith("inference.")
-        }
-        wish = stored.Wish(str(at["defense"]), condition.seed, condition.data, inference or None, "cpu")
-        model = stored.loaded(found.root, wish, suite, data_root)
-        levels = (shown.images * 255).round() / 255
-        with torch.no_grad():
-            answers = ask(model.network, levels, str(at["readout"]), torch.device("cpu"))
-        moved = (shown.images != shown.clean).flatten(1).any(1)
-
-        def broken(label: Any, refused: Any, shown: Shown = shown) -> Any:
-            return ((label != shown.truth) & ~refused) | (label < 0)
-
-        before = broken(shown.label, shown.rejected) & moved
-        after = broken(answers["label"], answers["rejected"]) | (answers["rejected"] & ~moved)
-        counts = (int(each.sum()) for each in (~after, before, before & after))
-        yield Rounded(condition_name(at), len(moved), *counts)
 
 
 # --- images ------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from bench.runner.estimates import Estimates
 from bench.runner.placement import length
 from bench.runner.progress import Display
 from bench.runner.scheduler import Scheduler
+from bench.runner.titles import title
 from bench.suite import resolve
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
 from bench.suite.layout import arrange, columns_read
@@ -72,7 +73,7 @@ def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: 
 
     Args:
         path: The task file.
-        results: The results folder; None: ``results/<suite>``.
+        results: The results folder; None: what the file's ``results`` says, or ``results/<suite>``.
         data_root: The folder of the data sets; None: ``BENCH_DATA``, else the user's cache.
         worst: Whether every task is planned in worst mode, whatever the file says.
 
@@ -352,20 +353,19 @@ class Run:
 
     def mendable(self) -> list[str]:
         """Return what to mend, if every failure is of a kind that the user can mend; else nothing."""
-        said = [persons(done.error) for done in self.failures if done.error is not None]
-        sentences = [each for each in said if each is not None]
+        said = [(done.job, persons(done.error)) for done in self.failures if done.error is not None]
+        sentences = [f"{title(job)}: {each}" for job, each in said if each is not None]
         return sentences if len(sentences) == len(said) else []
 
     def _run(self, state: State) -> None:
         known = self.estimates is not None
         estimates = self.estimates or learned(self.project)
         numbers = Numbers(conditions_of(self.project.manifest), self._outcomes).of
-        names = defense_names(self.project)
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(self._pool())
             closed = tuple if pool.occupancy is None else pool.occupancy.closed
             devices = pool.devices
-            display = Display(self.console, state, estimates, devices, numbers, names, closed)
+            display = Display(self.console, state, estimates, devices, numbers, closed)
             stack.enter_context(display)
             if not known and pool.devices and sum(estimates.seconds(job) for job in state.todo) > REHEARSED:
                 costing.rehearse(pool, state.todo, estimates)
@@ -415,15 +415,6 @@ def refuse_other_code(store: Store, sources: Mapping[str, str]) -> None:
             )
 
 
-def defense_names(project: Project) -> dict[str, str]:
-    """Return what the suite calls its defenses, by the keys of their trainings.
-
-    Args:
-        project: The project.
-    """
-    return {each.job.victim.train.key: each.coordinates["defense"] for each in project.plan.conditions}
-
-
 # --- what is said ------------------------------------------------------------------------------------
 
 
@@ -442,7 +433,7 @@ def say_state(console: Any | None, project: Project, state: State) -> None:
         say(console, f"again: {count(number, 'stored result')}: {reason}")
     for job in state.todo:
         if isinstance(job, Train) and store.begun(job.key):
-            name = f"{job.defense.name}, seed {job.seed}"
+            name = f"{job.defense.called}, seed {job.seed}"
             say(console, f"goes on with the training of {name}, from its last epoch")
 
 
@@ -518,34 +509,24 @@ def costs(project: Project, found: Prospect) -> dict[str, dict[str, float]]:
                 waiting.extend(todo[job])
     by_defense: dict[str, float] = defaultdict(float)
     by_attack: dict[str, float] = defaultdict(float)
-    labels = {each.job.victim.train: str(each.coordinates["defense"]) for each in project.plan.conditions}
-    attacks = {
-        each.job.crafts[0].attack_run: str(each.coordinates["attack"]) for each in project.plan.conditions
-    }
-    tried = {
-        job: str(each.coordinates["attack"])
-        for each in project.plan.conditions
-        for job in each.checks
-        if isinstance(job, Trial)
-    }
     for job in todo:
         match job:
             case Train():
                 network = job
             case Craft():
-                by_attack[attacks[job.attack_run]] += seconds(job)
+                by_attack[job.attack_run.attack.called] += seconds(job)
                 if job.attack_run.source is None:
                     continue
                 network = job.attack_run.source.train
             case Evaluate():
-                by_attack[attacks[job.crafts[0].attack_run]] += seconds(job)
+                by_attack[job.crafts[0].attack_run.attack.called] += seconds(job)
                 network = job.victim.train
             case Trial():
-                by_attack[tried[job]] += seconds(job)
+                by_attack[job.attack.called] += seconds(job)
                 continue
             case Examination():
                 network = job.victim.train
-        by_defense[labels.get(network, network.defense.name)] += seconds(job)
+        by_defense[network.defense.called] += seconds(job)
     return {
         "table": {key: sum(map(seconds, jobs)) for key, jobs in below.items() if jobs},
         "defense": dict(sorted(by_defense.items(), key=itemgetter(1), reverse=True)),

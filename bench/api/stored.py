@@ -64,7 +64,13 @@ def shown(root: Path, where: Mapping[str, Any], data_root: Path | None, suite: P
     """Return what a defense was shown under the one condition with these coordinates."""
     discover()
     manifest = read(root, Path(f"{root.resolve().name}.yaml"))
-    condition = _condition(conditions_of(manifest), where)
+    return of_condition(root, manifest, _condition(conditions_of(manifest), where), data_root, suite)
+
+
+def of_condition(
+    root: Path, manifest: Mapping[str, Any], condition: Condition, data_root: Path | None, suite: Path | None
+) -> Shown:
+    """Return what a defense was shown under a condition of a manifest."""
     store = Store(root)
     if (reason := store.damage("evaluate", condition.job)) is not None:
         raise InputError(f"{root}: evaluate {condition.job}: {reason}; bench run {manifest['file']} makes it")

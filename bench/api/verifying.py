@@ -36,8 +36,8 @@ def verified(where: Path, results: Path | None = None, data_root: Path | None = 
     Args:
         where: A task file, whose jobs are looked at; a results folder, or a folder of such, of which
             everything that is stored is; or the manifest beside the file of a table, for that file alone.
-        results: The results folder of a task file or of a table; None: ``results/<suite>``, or what the table
-            names.
+        results: The results folder of a task file or of a table; None: what the file's ``results`` says, or
+            ``results/<suite>``, or what the table names.
         data_root: The folder of the data sets, for a task file; None: ``BENCH_DATA``, else the user's cache.
 
     Raises:
@@ -61,15 +61,14 @@ def _planned(suite: Path, results: Path | None, data_root: Path | None) -> Verif
     """Verify the jobs of a task file, and the tables that were made from them."""
     from bench.api import running
     from bench.runner import outstanding
-    from bench.runner.progress import title
+    from bench.runner.titles import whole_title
 
     project = running.planned(suite, results, data_root)
     root = project.store.shown
     if not root.is_dir():
         raise InputError(f"{root}: there is no such results folder")
-    names = running.defense_names(project)
     damaged = outstanding.damages(project.plan, project.store)
-    wrong = [f"{title(job, names)} ({job.kind} {job.key[:8]}): {reason}" for job, reason in damaged.items()]
+    wrong = [f"{whole_title(job)}: {reason}" for job, reason in damaged.items()]
     wrong += project.store.faults()
     every = count(len(project.plan.graph()), "job")
     whole = [
@@ -112,12 +111,12 @@ def _folder(root: Path) -> Verified:
     except InputError as error:
         wrong.append(str(error))
     names = _names(manifest)
-    stored = list(_stored(store))
+    stored = list(_stored(store, {key: kind for kind, key in names}))
     damaged = 0
     for kind, key in stored:
         if (reason := store.damage(kind, key)) not in (None, ABSENT):
             damaged += 1
-            name = f" ({names[key]})" if key in names else ""
+            name = f" ({names[kind, key]})" if (kind, key) in names else ""
             wrong.append(
                 f"{kind} {key}{name}: {reason}; make it again with: {_command(manifest, root, suite)}"
             )
@@ -129,22 +128,30 @@ def _folder(root: Path) -> Verified:
     return Verified(wrong + tables.wrong, tables.notes, whole + _said(tables))
 
 
-def _stored(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield everything that is stored: kinds and keys."""
+def _stored(store: Store, kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield everything that is stored: kinds and keys.
+
+    Args:
+        store: The results folder.
+        kinds: The kinds of what the manifest names, by key: an altered line of a pack does not tell its own.
+    """
     packed = pack.opened(store.root)
     for kind in ARTEFACTS:
         there: set[str] = set()
         with suppress(OSError):
             # Drafts of processes that died begin with a dot.
             there = {name for name in os.listdir(store.root / kind) if not name.startswith(".")}
-        for key in sorted(there.union(key for key in packed.keys if packed.kind(key) == kind)):
+        for key in sorted(
+            there.union(key for key in packed.keys if kinds.get(key, packed.kind(key)) == kind)
+        ):
             yield kind, key
 
 
-def _names(manifest: Mapping[str, Any] | None) -> dict[str, str]:
-    return {
-        each.job: condition_name(each.coordinates) for each in conditions_of(manifest or {"conditions": []})
-    }
+def _names(manifest: Mapping[str, Any] | None) -> dict[tuple[str, str], str]:
+    """Return what a manifest names, in words, by kind and key."""
+    told = manifest or {"conditions": []}
+    evaluations = {("evaluate", each.job): condition_name(each.coordinates) for each in conditions_of(told)}
+    return {**evaluations, **provenance.check_names(told)}
 
 
 def _command(manifest: Mapping[str, Any] | None, root: Path, suite: Path) -> str:

@@ -13,6 +13,10 @@ ROUNDING = 1e-6
 """Rounding allowed in each value, in units of the pixel range [0, 1]; beyond it a move is `invalid`."""
 
 
+OUT_OF_BOX, OUT_OF_BUDGET = "out of the box", "out of the budget"
+"""Reasons why a move is invalid that have a length."""
+
+
 class Validated(NamedTuple):
     """The images that the defense is shown, after the checks of the referee."""
 
@@ -22,6 +26,8 @@ class Validated(NamedTuple):
     """True where the move was not allowed, so that the clean image stands in its place: bool (N,)."""
     because: Mapping[str, int]
     """The number of examples for each reason why a move was not allowed."""
+    by: Mapping[str, float]
+    """How far the worst of them left the box (in pixel values) or the ball (in its norm), by reason."""
 
 
 def validate(x: Images, returned: object, threat: Threat) -> Validated:
@@ -53,11 +59,15 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     finite = wide.isfinite().flatten(1).all(1)
     wide = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), wide, start)
     outside = torch.maximum(-wide, wide - 1).flatten(1).amax(1)
-    invalid = ~finite | (outside > ROUNDING)
-    because = {"not finite": int((~finite).sum()), "out of the box": int((finite & invalid).sum())}
+    left_box = finite & (outside > ROUNDING)
+    invalid = ~finite | left_box
+    because = {"not finite": int((~finite).sum()), OUT_OF_BOX: int(left_box.sum())}
+    by = {OUT_OF_BOX: _most(outside, left_box)}
     if math.isfinite(threat.radius):
-        beyond = distance(start, wide, threat.norm) - threat.radius > leeway(threat.norm, x[0].numel())
-        because["out of the budget"] = int((beyond & ~invalid).sum())
+        further = distance(start, wide, threat.norm) - threat.radius
+        beyond = further > leeway(threat.norm, x[0].numel())
+        because[OUT_OF_BUDGET] = int((beyond & ~invalid).sum())
+        by[OUT_OF_BUDGET] = _most(further, beyond & ~invalid)
         invalid |= beyond
         if threat.norm == "linf":
             wide = start + (wide - start).clamp(-threat.radius, threat.radius)
@@ -66,7 +76,14 @@ def validate(x: Images, returned: object, threat: Threat) -> Validated:
     wide = wide.clamp(0, 1)
     keep = invalid.view(-1, *[1] * (x.dim() - 1))
     why = {reason: count for reason, count in because.items() if count}
-    return Validated(torch.where(keep, x, wide.to(x.dtype)), invalid, why)
+    return Validated(
+        torch.where(keep, x, wide.to(x.dtype)), invalid, why, {name: by[name] for name in by if name in why}
+    )
+
+
+def _most(lengths: Tensor, chosen: Tensor) -> float:
+    """Return the greatest of some lengths (N,); 0 where none is chosen."""
+    return float(lengths[chosen].max()) if chosen.any() else 0.0
 
 
 def leeway(norm: Norm, size: int) -> float:
@@ -84,4 +101,4 @@ def leeway(norm: Norm, size: int) -> float:
 
 def _nothing(x: Images, reason: str) -> Validated:
     """Return the clean images: no move of the shard is allowed."""
-    return Validated(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)})
+    return Validated(x, torch.ones(len(x), dtype=torch.bool, device=x.device), {reason: len(x)}, {})

@@ -249,7 +249,7 @@ def said(found: Behind) -> list[str]:
 def _graded(grade: Grade | None) -> list[str]:
     if grade is None:
         return []
-    return [f"  grade of the row: {grade.letter}" + (f"; {grade.said}" if grade.said else "")]
+    return [f"  grade of the row: {grade.letter}" + (f"; {grade.told}" if grade.told else "")]
 
 
 def _tried(found: Mapping[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """The grade of a row: how much stands behind its numbers, and what is missing for a better one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from bench.console import duration
 from bench.report.checks import Evidence, Flag
 from bench.report.checks.comparisons import ITERATES
+from bench.report.remedies import NEEDED, SETTLED, Pace, seconds
 
 Letter: TypeAlias = Literal["A", "B", "C", "D"]
 
@@ -17,6 +19,9 @@ SPAN = 0.1
 
 CROSSED, PLANTED = 0.9, 0.5
 """The shares that an iterative attack with gradients brings across the plane, and finds of plants."""
+
+SHORT = 10.0
+"""Seconds: of less it is said only that it is less."""
 
 LEAST = 50
 """On so many examples an attack without gradients must have been run, or on all where there are fewer."""
@@ -35,6 +40,18 @@ class Lack(NamedTuple):
     kind: Kind
     said: str
     """The same in words."""
+    seconds: float | None = None
+    """About how long the attacks take that `bench doctor --fix` adds for it; None: it adds none, or nobody
+    knows.
+    """
+
+    @property
+    def told(self) -> str:
+        """What is missing, and about how long it takes to add it."""
+        if self.seconds is None:
+            return self.said
+        time = f"about {duration(self.seconds)}" if self.seconds >= SHORT else f"less than {SHORT:.0f} s"
+        return f"{self.said} (bench doctor --fix: {time})"
 
 
 @dataclass(frozen=True)
@@ -50,13 +67,23 @@ class Grade:
     @property
     def said(self) -> str:
         """What is missing, in a sentence without a full stop; empty for an ``A``."""
+        return self._sentence(each.said for each in self.missing)
+
+    @property
+    def told(self) -> str:
+        """The same with times, which the files of a run leave out: other machines would write other files."""
+        return self._sentence(each.told for each in self.missing)
+
+    def _sentence(self, missing: Iterable[str]) -> str:
         if self.letter == "A":
             return ""
         better = LETTERS[LETTERS.index(self.letter) - 1]
-        return f"for a grade of {better}: {'; '.join(each.said for each in self.missing)}"
+        return f"for a grade of {better}: {'; '.join(missing)}"
 
 
-def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -> Grade | None:
+def grade(
+    seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None, pace: Pace = lambda _: None
+) -> Grade | None:
     """Grade what stands behind a row.
 
     Evidence counts, and silence does not: without an attack that was tried where the answer is known, an
@@ -67,6 +94,7 @@ def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -
         seen: The evidence of all stored attacks on the defense of the row, at its threats.
         flags: All flags of the row and of its cells.
         span: The widest interval of the lowest accuracy of the row, in [0, 1]; None where there is none.
+        pace: What attacks took, to say about how long it takes to add what is missing.
 
     Returns:
         The grade; None where nothing is attacked.
@@ -79,14 +107,14 @@ def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -
         levels[flag.level].append(flag.code)
     if levels["alarm"]:
         said = f"mend what these alarms name: {', '.join(dict.fromkeys(levels['alarm']))}"
-        return Grade("D", (Lack("flags", said),))
+        return Grade("D", _timed([Lack("flags", said)], attacks, levels, pace))
     missing: list[Lack] = []
     if levels["doubt"]:
         said = f"mend what these doubts name: {', '.join(dict.fromkeys(levels['doubt']))}"
         missing.append(Lack("flags", said))
     missing += dict.fromkeys(said for same in _by_threat(attacks) for said in _core(same))
     if missing:
-        return Grade("C", tuple(missing))
+        return Grade("C", _timed(missing, attacks, levels, pace))
     more = list(dict.fromkeys(said for same in _by_threat(attacks) for said in _more(same)))
     if span is not None and span > SPAN:
         said = (
@@ -94,7 +122,20 @@ def grade(seen: Sequence[Evidence], flags: Iterable[Flag], span: float | None) -
             f"{100 * SPAN:.0f} are allowed"
         )
         more.append(Lack("examples", said))
-    return Grade("B", tuple(more)) if more else Grade("A")
+    return Grade("B", _timed(more, attacks, levels, pace)) if more else Grade("A")
+
+
+def _timed(
+    missing: Iterable[Lack], attacks: Sequence[Evidence], levels: Mapping[str, Sequence[str]], pace: Pace
+) -> tuple[Lack, ...]:
+    """Return what is missing with about how long it takes to add it."""
+    weak = SETTLED.intersection([*levels["alarm"], *levels["doubt"]])
+    found = []
+    for each in missing:
+        names = NEEDED.get(each.kind, ()) if each.kind != "flags" or weak else ()
+        time = seconds(names, attacks, pace)
+        found.append(each._replace(seconds=None if time is None else round(time, 1)))
+    return tuple(found)
 
 
 def _by_threat(attacks: Iterable[Evidence]) -> list[list[Evidence]]:

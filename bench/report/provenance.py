@@ -174,6 +174,24 @@ def checks_of(condition: Condition) -> list[tuple[str, str]]:
     return [*trials, *(("examination", key) for key in facts.examinations)]
 
 
+def check_names(manifest: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Return what is tried or examined, in words, by the kind and the key of the job that does so.
+
+    Args:
+        manifest: The manifest of a suite.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for each in conditions_of(manifest):
+        for kind, key in checks_of(each):
+            of = (
+                each.attack
+                if kind == "trial"
+                else f"{each.coordinates['defense']}/{each.coordinates['readout']}"
+            )
+            found.setdefault((kind, key), f"of {of}")
+    return found
+
+
 def _made(names: Mapping[str, str], receipts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return how outcomes were made, by their receipts: all together, and each."""
     spelled = {job: json.dumps(each.get("versions", {}), sort_keys=True) for job, each in receipts.items()}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.console import condition_name, count
 from bench.errors import InputError, did_you_mean
-from bench.report import attack_cost, reconcile, rejection, tables
-from bench.report.provenance import Source
+from bench.report import attack_cost, reconcile, rejection, rounding, tables
+from bench.report.provenance import Source, check_names
 from bench.results.conditions import conditions_of
 from bench.results.manifest import Outcomes, aged, read, stale
 from bench.results.store import Store
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.report.attack_cost import Cost
     from bench.report.reconcile import Reconciliation
     from bench.report.rejection import Readout
+    from bench.report.rounding import AskedOf, RoundedCell
     from bench.report.tables import RenderedTable
 
 
@@ -85,7 +86,7 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, keys, outcomes)
     needed = set().union(*source.reads.values())
-    notes += [*damages(source, suite), *absences(source, suite)]
+    notes += [*damages(source, suite), *absences(source, suite), *unchecked(source, suite)]
     return Report(cut, notes, sum(outcomes(job) is None for job in needed), len(needed), source)
 
 
@@ -127,17 +128,55 @@ def absences(source: Source, suite: Path) -> list[str]:
         return [
             f"nothing of {count(len(needed), 'result')} is there; make them with: {_command(source, suite)}"
         ]
-    names, store, said = _names(source), Store(source.root), []
-    for key in gone[:NAMED]:
-        failed = store.failure_file(key)
-        why = f"failed (see {source.root / 'failed' / failed.name})" if failed.is_file() else "is not there"
-        said.append(f"evaluate {key} ({names[key]}) {why}; make it with: {_command(source, suite, key)}")
+    names = _names(source)
+    said = [
+        f"evaluate {key} ({names[key]}) {_why(source, key)}; make it with: {_command(source, suite, key)}"
+        for key in gone[:NAMED]
+    ]
     if more := len(gone) - len(said):
         every = count(more, "more result")
         said.append(
             f"{every} {'is' if more == 1 else 'are'} not there; make them with: {_command(source, suite)}"
         )
     return said
+
+
+def unchecked(source: Source, suite: Path) -> list[str]:
+    """Return a sentence for each of the first missing trials and examinations, and one for all others.
+
+    What was not looked for is not found: a table without them is no quieter for it.
+
+    Args:
+        source: The results folder, and the tables.
+        suite: The task file, for the command that makes them.
+    """
+    needed, outcomes = set().union(*source.reads.values()), source.outcomes
+    gone: dict[tuple[str, str], None] = {}
+    for facts in (each.facts for each in conditions_of(source.manifest) if each.job in needed):
+        asked = [("trial", [facts.trial])] if facts.trial is not None else []
+        if facts.examination is not None:
+            # One that says more than the one that was asked for is as good.
+            asked.append(("examination", [facts.examination, *facts.examinations]))
+        for kind, keys in asked:
+            if not any(outcomes.found(kind, key) or key in outcomes.damaged_checks for key in keys):
+                gone[kind, keys[0]] = None
+    names = check_names(source.manifest)
+    said = [
+        f"{kind} {key} ({names[kind, key]}) {_why(source, key)}: what it would find is not in the table; "
+        f"make it with: {_command(source, suite)}"
+        for kind, key in list(gone)[:NAMED]
+    ]
+    if more := len(gone) - len(said):
+        every = count(more, "more trial or examination", "more trials and examinations")
+        verb = "is" if more == 1 else "are"
+        said.append(f"{every} {verb} not there; make them with: {_command(source, suite)}")
+    return said
+
+
+def _why(source: Source, key: str) -> str:
+    """Return why a result is missing."""
+    failed = Store(source.root).failure_file(key)
+    return f"failed (see {source.root / 'failed' / failed.name})" if failed.is_file() else "is not there"
 
 
 def _names(source: Source) -> dict[str, str]:
@@ -217,6 +256,39 @@ def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionRep
     notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, asked_tables(manifest, asked), outcomes)
     return RejectionReport(judged, outcomes, [*notes, *damages(source, suite)], source)
+
+
+class RoundedReport(NamedTuple):
+    """What is left of attacks where their images are rounded to 8 bits."""
+
+    cells: list[RoundedCell]
+    notes: list[str]
+    """Sentences about what is damaged, or older than the code, the task file or the weights."""
+    source: Source
+    """What they were read from."""
+
+
+def rounded(root: Path, suite: Path, asked: list[str] | None, ask: AskedOf) -> RoundedReport:
+    """Return the cells of some tables as they are scored, and on images that are rounded to 8 bits.
+
+    Args:
+        root: The results folder.
+        suite: The task file, for messages and to see whether it changed.
+        asked: Keys of tables; None or none: every table.
+        ask: Gives the answers to rounded images.
+
+    Raises:
+        InputError: The folder has no manifest, the suite has no such table, or none attacks anything.
+    """
+    manifest = read(root, suite)
+    keys = asked_tables(manifest, asked)
+    outcomes = Outcomes(root, columns_read(manifest, keys))
+    found = rounding.cells(manifest, keys, outcomes, ask)
+    if not found:
+        raise InputError(f"{root}: no table that is asked for has a cell in which something is attacked")
+    source = Source(root, manifest, keys, outcomes)
+    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    return RoundedReport(found, [*notes, *damages(source, suite)], source)
 
 
 class Published(NamedTuple):

@@ -22,7 +22,7 @@ from bench.report.published import Quote
 from bench.results import metrics, standing
 from bench.results.conditions import Condition, Skip
 from bench.results.metrics import Estimate, Metric, On, PerExample, Unit
-from bench.results.outcomes import FrameOf, Rows, arrays
+from bench.results.outcomes import Frame, FrameOf, Rows, arrays
 from bench.suite.layout import Column, Layout, Slot, TableRow, arrange, distinct, merged
 from bench.suite.tables import Table
 
@@ -154,7 +154,8 @@ def jobs(manifest: Mapping[str, Any], key: str) -> set[str]:
 
 
 FoundOf: TypeAlias = Callable[[str, str], Mapping[str, Any] | None]
-"""Gives what a trial or an examination found, by its kind and key; None where there was none."""
+"""Gives what a trial, an examination or the referee of an evaluation found, by the kind and the key of the
+job; None where there was none."""
 
 
 def unexamined(kind: str, key: str) -> None:
@@ -243,7 +244,7 @@ def _rendered(
         return replace(printed, cells=(*cells, *made.cells[len(own) :]))
     flags = checks.defense_flags(seen)
     every = [*flags, *(flag for cell in made.cells for flag in cell.flags)]
-    graded = grade([*seen, *beside], every, _span(layout, row, made.cells))
+    graded = grade([*seen, *beside], every, _span(layout, row, made.cells), reader.pace)
     return replace(printed, flags=tuple(flags), grade=graded)
 
 
@@ -341,6 +342,7 @@ class OutcomeReader:
         self._layout = layout
         self._outcomes = outcomes
         self._found = found
+        self._frames: dict[str, Frame | None] = {}
         self._rows: dict[str, Rows | None] = {}
 
     def rows(self, job: str) -> Rows | None:
@@ -353,7 +355,7 @@ class OutcomeReader:
             The rows; None where there are none.
         """
         if job not in self._rows:
-            frame = self._outcomes(job)
+            frame = self._frames[job] = self._outcomes(job)
             self._rows[job] = None if frame is None else arrays(frame, self._layout.reads)
         return self._rows[job]
 
@@ -393,7 +395,33 @@ class OutcomeReader:
         validated = rows
         if clean is not None and condition.facts.kind == "minimum-norm" and condition.radius is not None:
             validated = metrics.within(rows, clean, condition.radius)
-        return Evidence(condition, rows, validated, clean, *self._checked(condition))
+        return Evidence(
+            condition, rows, validated, clean, *self._checked(condition), self._invalid(condition.job, rows)
+        )
+
+    def pace(self, evidence: Evidence) -> tuple[float, float] | None:
+        """Return what an attack took: seconds, and passes over all examples both ways; None: nobody knows.
+
+        Args:
+            evidence: The evidence of its condition.
+        """
+        job = evidence.condition.job
+        told = (self._found("evaluate", job) or {}).get("crafting") or {}
+        frame, seconds = self._frames.get(job), told.get("seconds")
+        if frame is None or not seconds:
+            return None
+        try:
+            passes = sum(
+                float(np.asarray(frame[name], np.float64).sum()) for name in ("forwards", "backwards")
+            )
+        except KeyError:
+            # Packed without it.
+            return None
+        return float(seconds), passes
+
+    def _invalid(self, job: str, rows: Rows) -> Mapping[str, Any] | None:
+        """Return why moves were invalid; receipts of older versions do not say."""
+        return (self._found("evaluate", job) or {}).get("invalid") if rows["invalid"].any() else None
 
     def _checked(self, condition: Condition) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
         """Return what the trial of a condition's attack and the examination of its defense found."""
@@ -428,7 +456,7 @@ def _row(layout: Layout, row: TableRow, reader: OutcomeReader) -> _SettledRow:
     cells: list[TableCell] = []
     seen: list[tuple[Evidence, ...]] = []
     for slot in row.slots:
-        cell, behind = _cell(slot, table, reader)
+        cell, behind = settled_cell(slot, table, reader)
         cells.append(cell)
         seen.append(behind)
     metric = metrics.METRICS[table.metric]
@@ -478,8 +506,17 @@ def _added(layout: Layout, row: TableRow) -> dict[str, tuple[Condition, ...]]:
     return found
 
 
-def _cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:
-    """Return the cell of a slot, and the evidence behind it."""
+def settled_cell(slot: Slot, table: Table, reader: OutcomeReader) -> tuple[TableCell, tuple[Evidence, ...]]:
+    """Settle a slot: the worst over its attacks, the mean over its seeds, with flags of its own outcomes.
+
+    Args:
+        slot: The slot.
+        table: What the task file says of its table.
+        reader: Gives the outcomes.
+
+    Returns:
+        The cell, and the evidence behind it.
+    """
     reasons = distinct(skip.reason for skip in slot.skips)
     # Unmoved images stand for themselves only: beside attacks they are the metric's business.
     conditions = slot.attacks or slot.conditions

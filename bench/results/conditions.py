@@ -73,6 +73,8 @@ class Facts:
     """The key of the attack's trial; None: it was not asked for."""
     examinations: tuple[str, ...] = ()
     """The keys of the defense's examinations, the one that says most first."""
+    examination: str | None = None
+    """The key of the one that was asked for; None: none was, or the manifest is older than this fact."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "Facts":
@@ -96,6 +98,7 @@ class Facts:
         values["trained_on_them"] = given.get("trained_on_them", False)
         values["added"] = given.get("added", False)
         values |= {"trial": given.get("trial"), "examinations": tuple(given.get("examinations", ()))}
+        values["examination"] = given.get("examination")
         if (member := given.get("member")) is not None:
             values["member"] = Member(member["label"], member["place"], tuple(member["of"]))
         return cls(**values)

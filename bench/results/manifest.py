@@ -177,14 +177,15 @@ class Outcomes:
 
     @cache  # noqa: B019 - lives as long as a report
     def found(self, kind: str, key: str) -> Mapping[str, Any] | None:
-        """Return what the trial of an attack or the examination of a defense has found.
+        """Return what a trial of an attack, an examination of a defense or the referee of images has found.
 
         Args:
-            kind: ``trial`` or ``examination``.
+            kind: ``trial``, ``examination`` or ``evaluate``.
             key: The key of the job.
 
         Returns:
-            What its receipt says (`bench.runner.examine`); None where it was not made, or is damaged.
+            What its receipt says (`bench.runner.examine`; of an evaluation `invalid` and `crafting`, see
+            `bench.runner.evaluate`); None where it was not made, or is damaged.
         """
         if (reason := self._store.damage(kind, key)) is not None:
             if reason != ABSENT:
@@ -192,7 +193,9 @@ class Outcomes:
             return None
         receipt = self._store.receipt(kind, key)
         self._note_age(receipt)
-        return None if receipt is None else receipt.get("found")
+        if receipt is None or kind != "evaluate":
+            return None if receipt is None else receipt.get("found")
+        return {**receipt.get("found", {}), "crafting": receipt.get("crafting")}
 
     def _note_age(self, receipt: Mapping[str, Any] | None) -> None:
         """Note which modules have other code now than when a result was made."""

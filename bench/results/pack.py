@@ -74,10 +74,13 @@ class Pack:
         self._header = header if header is not None and header == seal(header, "pack") else {}
         self._whole = self._header.get("lines") == hashlib.sha256(body).hexdigest()
         self._lines: dict[str, dict[str, Any]] = {}
+        self._kinds: dict[str, str] = {}
         for text in body.splitlines():
             line = _mapping(text)
             if line is not None and isinstance(key := line.get("key"), str):
                 self._lines.setdefault(key, line if line == seal(line, "packed") else {})
+                job = line.get("job")
+                self._kinds.setdefault(key, str(job.get("kind")) if isinstance(job, dict) else "")
         self._columns: dict[str, pa.ChunkedArray] = {}
 
     @property
@@ -102,9 +105,9 @@ class Pack:
             key: Its key, which the pack names.
 
         Returns:
-            The kind; that of most where its line is altered.
+            The kind that its line names, altered or not; that of most where it names none.
         """
-        return str(self._lines[key].get("job", {}).get("kind", KINDS[0]))
+        return self._kinds[key] if self._kinds[key] in KINDS else KINDS[0]
 
     def receipt(self, key: str) -> dict[str, Any]:
         """Return the receipt of an evaluation.

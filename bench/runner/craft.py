@@ -97,6 +97,7 @@ def attacked(
         "examples": len(y),
         "invalid": int(validated.invalid.sum()),
         "invalid_because": dict(validated.because),
+        **({"invalid_by": dict(validated.by)} if validated.by else {}),
         "queries_per_example": {
             "forwards": float(made.counter.forwards.mean()),
             "backwards": float(made.counter.backwards.mean()),
@@ -562,5 +563,6 @@ def look(attack_run: AttackRun, model: Any, split: Split, device: torch.device) 
     assert found is not None
     seen = getattr(model, found.method)(**bind(found, attack_run.view.params))
     if not isinstance(seen, View):
-        raise TypeError(f"view {found.name!r} of {entry.name} is a {type(seen).__name__}, not a View")
+        name = attack_run.source.train.defense.called
+        raise TypeError(f"view {found.name!r} of {name} is a {type(seen).__name__}, not a View")
     return seen

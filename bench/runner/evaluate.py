@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def evaluate(
         # Of a defense that is asked once there is nothing to tell.
         **({} if job.draws == 1 else {"queries_per_example": {"forwards": float(job.draws)}}),
         **killed(table, job.crafts[0].attack_run.attack),
+        **_invalid(receipts),
         # Crafted images are not published with a table, but their cost is.
         "crafting": {
             "seconds": round(sum(each.get("seconds", 0.0) for each in receipts), 3),
@@ -71,6 +73,19 @@ def evaluate(
         },
     }
     return lambda path: pq.write_table(table, path, compression="zstd"), facts
+
+
+def _invalid(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return why moves were invalid, as tables read it: by reason how many, and by how much at most."""
+    counts: dict[str, int] = defaultdict(int)
+    most: dict[str, float] = {}
+    for each in receipts:
+        for reason, count in (each.get("invalid_because") or {}).items():
+            counts[reason] += count
+        for reason, length in (each.get("invalid_by") or {}).items():
+            most[reason] = max(length, most.get(reason, 0.0))
+    told = {reason: [count, most.get(reason)] for reason, count in counts.items()}
+    return {"found": {"invalid": told}} if told else {}
 
 
 def crafted_on_own_weights(job: Evaluate, store: Store) -> bool | None:

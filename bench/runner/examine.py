@@ -138,7 +138,7 @@ def patient(
     train = job.victim.train
     split = load(job.data, context)
     if not len(split):
-        raise InputError(f"{job.data.spec.name}: it has no images to examine {train.defense.name} on")
+        raise InputError(f"{job.data.spec.name}: it has no images to examine {train.defense.called} on")
     return Patient(
         model=restored(job.victim, context).requires_grad_(False).eval(),
         entry=_entry(job),

@@ -17,21 +17,11 @@ from bench.errors import BenchError, InputError, out_of_memory
 from bench.protocols import Images, View
 from bench.referee.answers import decided
 from bench.registry import DefenseEntry
+from bench.runner.titles import defense_title
 from bench.suite.jobs import AttackRun, Train
 
 FEW = 2
 """How many images are tried."""
-
-
-def called(train: Train) -> str:
-    """Return how messages name a network: its defense, and the code that it runs.
-
-    Args:
-        train: Its training.
-    """
-    defense = train.defense
-    code = [str(defense.params[name]) for name in defense.entry.parameters("code") if defense.params[name]]
-    return f"defense {defense.name}" + (f" ({', '.join(code)})" if code else "")
 
 
 @contextmanager
@@ -52,7 +42,7 @@ def blamed(train: Train, where: str) -> Iterator[None]:
     except Exception as error:
         if not train.foreign or out_of_memory(error):
             raise
-        raise InputError(f"{called(train)}: its code raises {where}: {_told(error)}") from error
+        raise InputError(f"{defense_title(train)}: its code raises {where}: {_told(error)}") from error
 
 
 def try_network(train: Train, model: Any, images: Images) -> None:
@@ -79,9 +69,9 @@ def try_network(train: Train, model: Any, images: Images) -> None:
                 getattr(model, each.method)().logits(few.clone().requires_grad_())
     if training := _in_training(model):
         raise InputError(
-            f"{called(train)}: it stays in training mode ({training}) after `eval()`: it would be scored "
-            "with the statistics of each batch; leave `train` and `eval` as torch has them, and call neither "
-            "in `forward`"
+            f"{defense_title(train)}: it stays in training mode ({training}) after `eval()`: it would be "
+            "scored with the statistics of each batch; leave `train` and `eval` as torch has them, and call "
+            "neither in `forward`"
         )
 
 
@@ -112,7 +102,7 @@ def try_gradient(run: AttackRun, view: View, images: Images) -> None:
     assert run.view is not None
     point = view.encode(images[:FEW].clone()).detach()
     if point.is_floating_point() and (reason := no_gradient(view.logits, point)) is not None:
-        raise InputError(lacks_gradient(called(source.train), run.view.use, reason, run.attack.name))
+        raise InputError(lacks_gradient(defense_title(source.train), run.view.use, reason, run.attack.called))
 
 
 def no_gradient(logits: Callable[[Tensor], Tensor], point: Tensor) -> str | None:

@@ -22,7 +22,8 @@ from bench.runner.estimates import Estimates
 from bench.runner.outstanding import State
 from bench.runner.placement import length
 from bench.runner.scheduler import Done, Watcher
-from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial
+from bench.runner.titles import title
+from bench.suite.jobs import Craft, Evaluate, Job, Train
 
 HEARTBEAT = 60.0
 """Seconds without a line after which one says what is at work."""
@@ -32,33 +33,6 @@ PATIENCE = 50
 
 QUIET = 15
 """Seconds without a line after which a shard of an attack is worth one."""
-
-
-def title(job: Job, names: Mapping[str, str]) -> str:
-    """Return a job in a few words.
-
-    Args:
-        job: The job.
-        names: What the suite calls its defenses, by the keys of their trainings.
-    """
-
-    def called(train: Train) -> str:
-        return names.get(train.key, train.defense.name)
-
-    match job:
-        case Train():
-            return f"train {called(job)}, seed {job.seed}"
-        case Craft():
-            attack_run = job.attack_run
-            through = f" on {called(attack_run.source.train)}" if attack_run.source else ""
-            view = f"/{attack_run.view.use}" if attack_run.view else ""
-            return f"{attack_run.attack.name}{through}{view} [{job.start}:{job.stop}]"
-        case Evaluate():
-            return f"ask {called(job.victim.train)}/{job.readout}"
-        case Trial():
-            return f"try {job.attack.name}, {job.threat.norm}"
-        case Examination():
-            return f"examine {called(job.victim.train)}/{job.readout}"
 
 
 LATE = 2.0
@@ -114,7 +88,6 @@ class Display(Watcher):
         estimates: The time of each job, to say how much is left.
         devices: The device of each slot.
         numbers: Gives the numbers of conditions, by the keys of their evaluations.
-        names: What the suite calls its defenses, by the keys of their trainings.
         closed: Returns the slots that take no job at the moment.
     """
 
@@ -125,14 +98,13 @@ class Display(Watcher):
         estimates: Estimates,
         devices: tuple[str, ...],
         numbers: NumbersOf,
-        names: Mapping[str, str],
         closed: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._closed = closed
         if console is None:
             console = Console(quiet=True)
         self._console, self._state, self._estimates, self._devices = console, state, estimates, devices
-        self._numbers, self._names = numbers, names
+        self._numbers = numbers
         self._lock = threading.Lock()
         self._names_of = [device_name(each) for each in devices]
         self._now: dict[int, _AtWork] = {}
@@ -185,7 +157,7 @@ class Display(Watcher):
             expected = self._estimates.seconds(job, self._names_of[slot]) if known else None
             self._now[slot] = _AtWork(job, time.monotonic(), expected)
         if not self._live and isinstance(job, Train):
-            self._line(f"{self._devices[slot]}: {self._title(job)}")
+            self._line(f"{self._devices[slot]}: {title(job)}")
 
     def _forget(self, job: Job) -> None:
         """Note that a job is in no slot: it ended, or its process died, and then nobody said so."""
@@ -205,7 +177,7 @@ class Display(Watcher):
             now = [
                 {
                     "device": self._devices[slot],
-                    "job": ", ".join(filter(None, (self._title(each.job), each.words))),
+                    "job": ", ".join(filter(None, (title(each.job), each.words))),
                     "seconds": each.took,
                 }
                 for slot, each in sorted(self._now.items())
@@ -230,7 +202,7 @@ class Display(Watcher):
         """
         if "note" in facts:
             with self._lock:
-                of = self._title(self._now[slot].job) if slot in self._now else self._devices[slot]
+                of = title(self._now[slot].job) if slot in self._now else self._devices[slot]
             self._once(f"note: {of}: {facts['note']}")
             return
         with self._lock:
@@ -247,7 +219,7 @@ class Display(Watcher):
             self._estimates.progress(now.job, self._names_of[slot], now.took, min(done / of, 1.0))
         if not self._live and of and not passes and (done == of or done % max(of // 5, 1) == 0):
             loss = facts.get("loss", float("nan"))
-            self._line(f"{self._title(now.job)}: epoch {done}/{of}, loss {loss:.4f}")
+            self._line(f"{title(now.job)}: epoch {done}/{of}, loss {loss:.4f}")
 
     def ended(self, done: Done) -> None:
         """Note that a job ended.
@@ -268,16 +240,16 @@ class Display(Watcher):
             mendable = persons(done.error)
             text = mendable or f"{type(done.error).__name__}: {first}"
             head = "failed" if mendable is None else "error"
-            self._once(text, f"{head}: {self._title(done.job)}: {text}", error=mendable is not None)
+            self._once(text, f"{head}: {title(done.job)}: {text}", error=mendable is not None)
         elif isinstance(done.job, Evaluate):
             # A number stands above the bars for good.
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            for said in [str(each) for each in self._numbers(done.job.key)] or [self._title(done.job)]:
+            for said in [str(each) for each in self._numbers(done.job.key)] or [title(done.job)]:
                 self._line(f"{count} {said}" + ("" if self._live else f"; {self._left()}"))
         elif not self._live and isinstance(done.job, Craft) and self.seconds() - self._spoken >= QUIET:
             # A shard of an attack is no news in itself, but an hour without a line is a worry.
             count = f"{len(self._ended)}/{len(self._state.todo)}"
-            self._line(f"{count} {self._title(done.job)}; {self._left()}")
+            self._line(f"{count} {title(done.job)}; {self._left()}")
 
     def _leave_out(self, failed: Job) -> None:
         """Count what needs a job, directly or by other jobs, no more among what is to come."""
@@ -295,9 +267,6 @@ class Display(Watcher):
             for need in needs:
                 found.setdefault(need, []).append(job)
         return found
-
-    def _title(self, job: Job) -> str:
-        return title(job, self._names)
 
     def seconds(self) -> float:
         """Return the seconds since the run began."""
@@ -328,9 +297,9 @@ class Display(Watcher):
                 now = [
                     ", ".join(filter(None, (f"{each.took:.0f} s", each.words))) for each in self._now.values()
                 ]
-                titles = [self._title(each.job) for each in self._now.values()]
+                titles = [title(each.job) for each in self._now.values()]
             for each in late:
-                self._line(f"{self._title(each.job)}: {each.took:.0f} s, {each.words}")
+                self._line(f"{title(each.job)}: {each.took:.0f} s, {each.words}")
             if now and self.seconds() - self._spoken >= HEARTBEAT:
                 work = "; ".join(f"{name} ({far})" for name, far in zip(titles, now, strict=True))
                 self._line(f"at work: {work}; {self._left()}")
@@ -366,9 +335,7 @@ class Display(Watcher):
             for slot, device in enumerate(self._devices):
                 if slot in self._now:
                     each = self._now[slot]
-                    slots.add_row(
-                        device, Text(shown(self._title(each.job))), each.words, f"{each.took:.0f} s"
-                    )
+                    slots.add_row(device, Text(shown(title(each.job))), each.words, f"{each.took:.0f} s")
                 else:
                     slots.add_row(device, "idle", "", "", style="dim")
             return Group(self._progress, slots)

@@ -26,6 +26,7 @@ from bench.runner.interrupts import raise_if_asked
 from bench.runner.outstanding import State, make_way, trainings
 from bench.runner.placement import Placement
 from bench.runner.precedence import Turn
+from bench.runner.titles import defense_title, title, whole_title
 from bench.runner.worker import Recheck, describe
 from bench.suite.jobs import Craft, Evaluate, Examination, Job, Train, Trial, foreign
 from bench.suite.planner import Plan
@@ -226,9 +227,9 @@ class Scheduler:
     def _orphaned(self, job: Job, owner: str) -> Done | None:
         """Note that the worker that did a job died; return the job's failure if that was often enough."""
         why = f"{owner} died while it did this job"
-        self._watcher.noted(f"{why}: {job.kind} {job.key[:8]} is done again")
+        self._watcher.noted(f"{why}: {whole_title(job)} is done again")
         try:
-            count = self._failures.died(job.key, describe(job), why, owner)
+            count = self._failures.died(job.key, _described(job), why, owner)
         except OSError as full:
             return self._failed(job, full)
         if count < TRIES:
@@ -275,11 +276,11 @@ class Scheduler:
         """Note that the process of a job died; return the error if it has died often enough."""
         error = late or RuntimeError("its process ended without a word (killed? out of memory?)")
         try:
-            count = self._failures.died(job.key, describe(job), str(error))
+            count = self._failures.died(job.key, _described(job), str(error))
         except OSError as full:
             return full
         if count < TRIES:
-            self._watcher.noted(f"{job.kind} {job.key[:8]}: {error}; it is tried again")
+            self._watcher.noted(f"{whole_title(job)}: {error}; it is tried again")
             return None
         return late or RuntimeError(
             f"its process ended {count} times without a word (killed? out of memory?)"
@@ -288,7 +289,7 @@ class Scheduler:
     def _failed(self, job: Job, error: BaseException, slot: int | None = None) -> Done:
         self._full = self._full or disk_full(error)
         try:
-            self._failures.fail(job.key, describe(job), error)
+            self._failures.fail(job.key, _described(job), error)
         except OSError:
             # A disk that is full or read-only holds neither the note nor another result; the last lines of
             # the run say what happened.
@@ -315,6 +316,11 @@ class Scheduler:
         # Thousands of jobs elsewhere, on NFS, shall not keep the disk busy all the time.
         took = time.monotonic() - begun
         self._look_again = time.monotonic() + max(POLL, 4 * took)
+
+
+def _described(job: Job) -> dict[str, Any]:
+    """Return what a history tells of a job: what a key says, and the words of this suite."""
+    return {"title": title(job), **describe(job)}
 
 
 def _told(record: Mapping[str, Any]) -> BaseException:
@@ -455,4 +461,4 @@ def _different(job: Train, pool: Pool, limit: float | None) -> str | None:
             how = "ends its process"
         else:
             return None if said is None else str(said)
-    return f"defense {job.defense.name}: it cannot be asked any more: what it runs {how}"
+    return f"{defense_title(job)}: it cannot be asked any more: what it runs {how}"

@@ -22,6 +22,7 @@ from bench.runner import probes
 from bench.runner.context import WorkerContext, device_name, load
 from bench.runner.isolation import building
 from bench.runner.preflight import FEW, blamed, try_network
+from bench.runner.titles import defense_title
 from bench.runner.training import Progress, Trainer
 from bench.suite.jobs import FittedDefense, Train
 from bench.suite.resolve import Resolved, named_files
@@ -70,7 +71,7 @@ def train(
     again.load_state_dict(weights, strict=True)
     if (other := probes.difference(answers, _answers(job, again, context), alike=False)) is not None:
         raise OtherNetworkError(
-            f"defense {job.defense.name}: built a second time, with the weights of the first, it is another "
+            f"{defense_title(job)}: built a second time, with the weights of the first, it is another "
             f"network: {other}. It remembers what it was asked, or what it learns or draws is no "
             "parameter or buffer of it, or it reads what the suite does not name"
         )
@@ -126,7 +127,7 @@ def build(
     with building():
         model = entry.make(job.data.shape, **given)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"defense {entry.name} is a {type(model).__name__}, not an nn.Module")
+        raise TypeError(f"{defense_title(job)} is a {type(model).__name__}, not an nn.Module")
     return model.to(context.device)
 
 
@@ -175,7 +176,7 @@ def restored(fitted_defense: FittedDefense, context: WorkerContext) -> Any:
         now = _answers(train, model, context)
         if (other := probes.difference(receipt["answers"], now, alike=not here)) is not None:
             raise OtherNetworkError(
-                f"defense {train.defense.name}: {when}, it is another network than the one that was stored: "
+                f"{defense_title(train)}: {when}, it is another network than the one that was stored: "
                 f"{other}. Something that decides its answers is neither in its weights nor named in the "
                 "suite (a file that it reads, code elsewhere, a draw)"
             )

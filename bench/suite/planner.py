@@ -651,7 +651,8 @@ class Planner:
             named = each.coordinates["defense"] in self.suite.added.doctor
             wanted = whole if asked == "all" or named or each.job.victim.train.foreign else look
             checks = () if asked == "none" and not named else (wanted,)
-            facts = {**each.facts, "examinations": [whole.key, look.key]}
+            asked_for = {"examination": checks[0].key} if checks else {}
+            facts = {**each.facts, "examinations": [whole.key, look.key], **asked_for}
             self.conditions[name] = replace(each, checks=(*each.checks, *checks), facts=facts)
 
     def _trial(self, request: Request, threat: Threat) -> Trial | None:
@@ -895,7 +896,8 @@ def _flags(request: Request, attack_run: AttackRun) -> list[str]:
     found += odd_steps(entry, request.attack.params, attack_run.threat)
     source, averaged = attack_run.source, attack_run.view.draws if attack_run.view else 1
     if averaged > 1 and source is not None and not draws(source.train, dict(source.inference)):
-        found.append(f"{averaged} draws of {source.train.defense.name}, whose answers do not differ, are one")
+        name = source.train.defense.called
+        found.append(f"{averaged} draws of {name}, whose answers do not differ, are one")
     if flag := guard.said("flags", **{**request.victim.defense.params, **point.inference}):
         found.append(f"{point.defense}: {flag}")
     return [each for each in found if each]

@@ -58,6 +58,13 @@ class Resolved(Generic[E_co]):
     """What the thing is called with: plain JSON, paths absolute."""
     identity: Mapping[str, Any]
     """What enters keys: name, version, parameters; files and code by the digest of their content."""
+    label: str | None = field(default=None, compare=False)
+    """What the suite calls it; enters no key, and None of what it does not name itself."""
+
+    @property
+    def called(self) -> str:
+        """What messages call it: the suite's label, else the registered name."""
+        return self.name if self.label is None else self.label
 
     @property
     def name(self) -> str:
@@ -400,7 +407,7 @@ def resolved(
         folder: where relative paths start.
 
     Returns:
-        The entry with every parameter.
+        The entry with every parameter; its label is the last word of `place`.
 
     Raises:
         InputError: the name is unknown, or a parameter does not fit.
@@ -422,7 +429,7 @@ def resolved(
             if isinstance(each, dict):
                 _check_inner(doc, (*place, name), each)
     try:
-        return resolve(entry, given, folder)
+        return replace(resolve(entry, given, folder), label=str(place[-1]))
     except InputError as error:
         raise InputError(f"{doc.at(*place)}: {error}") from None
 

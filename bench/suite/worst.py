@@ -52,10 +52,13 @@ class Row:
             attacks: The attacks.
             folder: Where relative paths start.
         """
-        members = {_told(each): {"use": each.name, **each.params} for each in attacks}
+        members = {_told(each): each for each in attacks}
         names = sorted(members)
-        of = [members[name] for name in names]
-        attack = resolve(ATTACKS[SEQUENCE], {"of": of}, folder)
+        of = [{"use": members[name].name, **members[name].params} for name in names]
+        attack = replace(
+            resolve(ATTACKS[SEQUENCE], {"of": of}, folder),
+            label=" + ".join(each.called for each in members.values()),
+        )
         return cls(attack, {name: place for place, name in enumerate(names)})
 
     def member(self, attack: Resolved[AttackEntry]) -> dict[str, Any]:

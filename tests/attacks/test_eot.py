@@ -239,7 +239,7 @@ def test_draws_of_a_defense_that_does_not_draw_are_doubted(tmp_path: Path) -> No
     view = {"use": "logits", "draws": 9}
     for use, random in (("toy/linear", False), ("toy/noisy", True)):
         (flags,) = {tuple(cell.facts["flags"]) for cell in planned(tmp_path, {"use": use}, view).conditions}
-        sentence = f"9 draws of {use}, whose answers do not differ, are one"
+        sentence = "9 draws of net, whose answers do not differ, are one"
         assert flags == (() if random else (sentence,))
 
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from checks_made import (
@@ -19,8 +21,10 @@ from checks_made import (
 )
 
 from bench import pytest_plugin
+from bench.errors import InputError
 from bench.gate.verdicts import Subject
-from bench.pytest_plugin import answers_of, heard
+from bench.pytest_plugin import Gate, answers_of, heard
+from bench.suite.places import results_folder
 
 TEST = "def test_one():\n    pass\n"
 LOOKS = """
@@ -135,3 +139,39 @@ def test_subjects_of_one_name_are_answered_by_the_worse() -> None:
     other = replace(REGRESSED, subject=replace(REGRESSED.subject, name=HELD.subject.name))
     for pair in ((HELD, other), (other, HELD)):
         assert answers_of(check(*pair)).tests[HELD.subject.name][0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("key", "option", "expected"),
+    [
+        ("", None, "results/mine"),
+        ("results: ../kept/there\n", None, "kept/there"),
+        ("results: ../kept/there\n", "elsewhere", "elsewhere"),
+    ],
+    ids=["usual", "the file's", "the option's"],
+)
+def test_results_lie_where_a_run_leaves_them(
+    key: str, option: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that looked elsewhere would compute everything once more."""
+    suite = tmp_path / "suites" / "mine.yaml"
+    suite.parent.mkdir()
+    suite.write_text(f"{key}data:\n  digits: {{name: digits, split: test}}\n")
+    options = {"baseline": "robustness", "suite": "suites/mine.yaml", "results": option}
+    config = SimpleNamespace(
+        invocation_params=SimpleNamespace(dir=tmp_path),
+        args=[],
+        getoption=lambda name: options.get(name.removeprefix("robustness_")),
+    )
+    asked: list[Path] = []
+
+    def planned(path: Path, results: Path | None, _: Path | None) -> None:
+        asked.append(results_folder(path, results))
+        raise InputError("that is all")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.api.running.planned", planned)
+    monkeypatch.setattr(Gate, "_read", lambda _: SimpleNamespace(suite="suites/mine.yaml"))
+    monkeypatch.setattr(pytest_plugin, "_names", lambda _, replay: ["model"])
+    assert Gate(cast(Any, config)).answers().error == "that is all"
+    assert asked == [Path(expected)]

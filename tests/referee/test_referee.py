@@ -148,9 +148,11 @@ def test_void_moves_are_counted_by_their_reason_once() -> None:
     z[0] = math.nan
     z[1, 0, 0, 0] = 2
     z[2] += 0.2
-    because = validate(X, z, Threat("linf", 0.1)).because
-    assert because == {"not finite": 1, "out of the box": 1, "out of the budget": 1}
-    assert validate(X, X, Threat("linf", 0.1)).because == {}
+    validated = validate(X, z, Threat("linf", 0.1))
+    assert validated.because == {"not finite": 1, "out of the box": 1, "out of the budget": 1}
+    # By the worst of each: 2 is 1 beyond white, and 0.2 is 0.1 beyond the radius.
+    assert validated.by == pytest.approx({"out of the box": 1.0, "out of the budget": 0.1}, abs=1e-6)
+    assert validate(X, X, Threat("linf", 0.1)).because == validate(X, X, Threat("linf", 0.1)).by == {}
 
 
 def test_what_leaves_the_box_is_void_within_the_budget_too() -> None:
@@ -159,6 +161,7 @@ def test_what_leaves_the_box_is_void_within_the_budget_too() -> None:
     validated = validate(x, z, Threat("linf", 0.1))
     assert validated.invalid.tolist() == [True, False, True]
     assert validated.because == {"out of the box": 2}
+    assert validated.by == pytest.approx({"out of the box": 0.15}, abs=1e-6)
 
 
 @pytest.mark.parametrize("returned", [None, X.tolist()])

@@ -56,6 +56,29 @@ def test_void_moves_are_counted_over_seeds_and_once_for_the_table():
     assert rendered.invalid == 5
 
 
+def test_void_moves_say_why_by_attack_over_seeds_and_by_how_much_at_most():
+    conditions = [condition(f"a{seed}", seed=seed) for seed in (0, 1)]
+    conditions.append(condition("s", attack="spsa"))
+    void = {job: rows(first(N, 90), invalid=first(N, 3)) for job in ("a0", "a1", "s")}
+    why = {
+        "a0": {"out of the budget": [2, 0.02], "not finite": [1, None]},
+        "a1": {"out of the budget": [1, 0.031], "out of the box": [2, 0.25]},
+        "s": {"shape (1, 7, 8), not (1, 8, 8)": [3, None]},
+    }
+
+    def found(kind, key):
+        return {"invalid": why[key]} if kind == "evaluate" else None
+
+    given = {"title": "x", "rows": ["readout"], "columns": {"Both": {"attack": ["pgd", "spsa"]}}}
+    rendered = tables.cut(manifest(conditions, given), "T", void.get, found)
+    (flag,) = [each for each in rendered.rows[0].cells[0].flags if each.code == "invalid-moves"]
+    assert flag.message == (
+        "9 of 600 moves were invalid: the clean image was shown; pgd (first): 3 outside the ball (by up to "
+        "0.031 in linf), 1 not finite, 2 outside the box [0, 1] (by up to 0.25); spsa (first): 3 of shape "
+        "(1, 7, 8), not (1, 8, 8)"
+    )
+
+
 def test_answers_that_are_not_finite_count_as_broken_and_say_so():
     label = np.where(first(N, 4), -1, 3)
     flags, rendered = flagged([condition("a")], {"a": rows(first(N, N), label=label)})

@@ -1,14 +1,21 @@
 """Grades: what stands behind a row, and what is missing for a better one."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from manifests import clean, condition, first, manifest, rows
 
-from bench.report import render, tables
-from bench.report.tables import RenderedTable
+from bench.registry import ATTACKS, discover
+from bench.report import remedies, render, tables
+from bench.report.checks import Evidence
+from bench.report.tables import OutcomeReader, RenderedTable
+from bench.results.conditions import conditions_of
+from bench.results.metrics import METRICS
 from bench.suite.layout import arrange
+from bench.suite.resolve import resolve
 
 N = 2000
 SOUND = {"worst": "quiet", "found": [], "tests": 18, "untested": [], "whole": True}
@@ -210,3 +217,103 @@ def test_grading_needs_no_more_jobs_than_the_table() -> None:
     given = evidence()
     made = manifest(given["conditions"], {"title": "x", "rows": ["defense"], "columns": ["attack"]})
     assert arrange(made, "T").jobs() == {"c", "a", "b", "s"}
+
+
+# --- how long it takes ---------------------------------------------------------------------------------
+
+
+def timed(given: dict[str, Any], seconds: dict[str, float], **columns: Any) -> dict[str, Any]:
+    """Return evidence whose attacks took some seconds for 40 passes both ways over each example."""
+    steps = np.full(N, 40.0)
+    rows_of = {
+        job: frame.assign(forwards=steps, backwards=steps, **columns)
+        for job, frame in given["outcomes"].items()
+    }
+    found = {("evaluate", job): {"crafting": {"seconds": took}} for job, took in seconds.items()}
+    return {**given, "outcomes": rows_of, "found": {**given["found"], **found}}
+
+
+def test_a_pass_takes_as_long_as_those_that_were_made() -> None:
+    # PGD: 80 passes over 2,000 examples in 16 s are a ten-thousandth each; Square makes 1,001 over as many.
+    given = timed(without(evidence(), "s", "b"), {"a": 16.0})
+    (row,) = cut(given).rows
+    assert row.grade is not None
+    (blind,) = row.grade.missing
+    assert (blind.kind, blind.seconds) == ("blind", pytest.approx(1001 * N * 1e-4))
+    assert row.grade.said == "for a grade of B: an attack without gradients"
+    assert row.grade.told == f"{row.grade.said} (bench doctor --fix: about 3 min 20 s)"
+
+
+def test_attacks_of_the_same_family_tell_more() -> None:
+    """Square's own passes, and not PGD's, say how long another one without gradients takes."""
+    found = remedies.seconds
+    given = timed(evidence(), {"a": 16.0, "s": 1.6})
+    seen = [each for each in known(given) if each.condition.attack in ("pgd", "square")]
+    pace = {"a": (16.0, 80.0 * N), "s": (1.6, 80.0 * N)}
+    assert found(["doctor-square"], seen, lambda each: pace[each.condition.job]) == pytest.approx(
+        1001 * N * 1e-5
+    )
+    assert found(["doctor-apgd"], seen, lambda each: pace[each.condition.job]) == pytest.approx(
+        200 * N * 1e-4
+    )
+
+
+def test_every_seed_threat_and_draw_counts_and_what_is_there_does_not() -> None:
+    given = evidence()
+    seen = [each for each in known(given) if each.condition.job == "a"]
+    once = remedies.seconds(["doctor-square"], seen, lambda _: (1.0, 1e6))
+    assert once is not None
+
+    def also(**changes: Any) -> list[Evidence]:
+        at = {name: value for name, value in changes.items() if name in seen[0].condition.coordinates}
+        facts = replace(seen[0].condition.facts, **{name: changes[name] for name in changes.keys() - at})
+        where = {**seen[0].condition.coordinates, **at}
+        return [replace(seen[0], condition=replace(seen[0].condition, coordinates=where, facts=facts))]
+
+    def took(attacks: list[Evidence]) -> float | None:
+        return remedies.seconds(["doctor-square"], attacks, lambda _: (1.0, 1e6))
+
+    assert took([*seen, *also(seed=1)]) == pytest.approx(2 * once)
+    assert took([*seen, *also(radius=0.2)]) == pytest.approx(2 * once)
+    assert took([*seen, *also(attack="apgd", view="e2e")]) == pytest.approx(once)
+    assert took([*seen, *also(norm="l0")]) == pytest.approx(once)
+    assert took(also(random=True)) == pytest.approx(8 * once)
+    assert took([*seen, *also(attack="doctor-square")]) is None
+
+
+def test_where_nothing_is_known_no_time_is_said() -> None:
+    given = without(evidence(), "s")
+    assert "(bench doctor --fix" not in cut(given).rows[0].grade.told  # type: ignore[union-attr]
+    # Of a transfer the passes are another network's, and packed without them nobody knows.
+    packed = timed(given, {"a": 1.0, "b": 1.0})
+    packed["outcomes"] = {job: frame.drop(columns="forwards") for job, frame in packed["outcomes"].items()}
+    assert "(bench doctor --fix" not in cut(packed).rows[0].grade.told  # type: ignore[union-attr]
+
+
+def test_times_stand_on_the_screen_and_in_no_file_of_a_run() -> None:
+    table = cut(timed(without(evidence(), "s"), {"a": 0.1, "b": 0.1}))
+    assert "(bench doctor --fix: less than 10 s)" in " ".join(render.joined([table], "text").split())
+    for form in ("markdown", "csv", "latex"):
+        assert "doctor --fix" not in render.joined([table], form)  # type: ignore[arg-type]
+
+
+def test_passes_are_those_that_the_attacks_declare() -> None:
+    discover()
+    assert remedies.PASSES.keys() == remedies.ATTACKS.keys()
+    for name, use in remedies.ATTACKS.items():
+        params = {word: value for word, value in use.items() if word != "use"}
+        made = resolve(ATTACKS[use["use"]], params, Path())
+        passes = remedies.PASSES[name]
+        assert made.entry.passes(made.params) == passes.forwards
+        assert (made.entry.access == "gradient") == (passes.backwards > 0)
+        assert passes.backwards in (0, passes.forwards)
+
+
+def known(given: dict[str, Any]) -> list[Evidence]:
+    """Return the evidence of what is attacked."""
+    made = manifest(given["conditions"], {"title": "x", "rows": ["defense"], "columns": ["attack"]})
+    layout = arrange(made, "T")
+    reader = OutcomeReader(layout, given["outcomes"].get, lambda *name: given["found"].get(name))
+    accuracy = METRICS["accuracy"]
+    found = [reader.look(each, accuracy) for each in conditions_of(made) if not each.facts.idle]
+    return [each for each in found if isinstance(each, Evidence)]

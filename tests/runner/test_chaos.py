@@ -281,7 +281,7 @@ def test_a_storm_over_drivers_workers_and_slots_loses_nothing_and_does_little_tw
         key: sum(each.pid in storm.killed or each.parent in storm.killed for each in tries)
         for key, tries in again.items()
     }
-    told = {key: said.count(f"{key[:8]} is done again") + said.count(key[:8] + ": ") for key in again}
+    told = {key: said.count(f"{key[:8]}) is done again") + said.count(f"{key[:8]}): ") for key in again}
     sys.stdout.write(
         f"\n{len(storm.killed)} kills and {storm.stopped} stops over {len(storm.every)} drivers and workers"
         f" in {time.monotonic() - begun:.0f} s; {len(receipts)} jobs, {len(again)} begun more than once "

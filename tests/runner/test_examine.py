@@ -10,9 +10,10 @@ import pytest
 import yaml
 from command import called_by
 
-from bench.api import fixing, packing, running
+from bench.api import fixing, packing, running, verifying
 from bench.errors import InputError, OvertimeError
-from bench.report import tables
+from bench.report import reports, tables
+from bench.results import manifest as manifests
 from bench.results import pack
 from bench.results.manifest import Outcomes
 from bench.results.store import Store
@@ -247,13 +248,7 @@ def test_in_worst_mode_the_trial_of_every_member_counts(tmp_path: Path) -> None:
 
 
 def test_findings_are_packed_read_and_verified(done: Ran, tmp_path: Path) -> None:
-    root = tmp_path / "suite"
-    shutil.copytree(done.store.root, root)
-    project = running.planned(done.plan.suite.path, root, None)
-    project.store.write_text(root / "manifest.json", json.dumps({}))
-    from bench.results import manifest
-
-    manifest.write(project.store, project.manifest)
+    root = kept(done, tmp_path / "suite")
     packing.packed(root)
     packed = pack.opened(root)
     kinds = sorted({packed.kind(key) for key in packed.keys})
@@ -268,6 +263,77 @@ def test_findings_are_packed_read_and_verified(done: Ran, tmp_path: Path) -> Non
     store = Store(root)
     store.discard("trial", next(key for key in packed.keys if packed.kind(key) == "trial"))
     assert [each.job.kind for each in Ran(done.plan.suite.path, root).done] == ["trial"]
+
+
+def kept(done: Ran, root: Path) -> Path:
+    """Return a copy of the results folder, with its manifest."""
+    shutil.copytree(done.store.root, root)
+    project = running.planned(done.plan.suite.path, root, None)
+    manifests.write(project.store, project.manifest)
+    return root
+
+
+def test_a_check_that_was_deleted_is_missed_by_its_name(done: Ran, tmp_path: Path) -> None:
+    root, path = kept(done, tmp_path / "suite"), done.plan.suite.path
+    assert reports.reported(root, path, None).notes == []
+    facts = next(each.facts for each in done.plan.conditions if each.coordinates["attack"] == "pgd")
+    shutil.rmtree(root / "trial" / facts["trial"])
+    (note,) = reports.reported(root, path, None).notes
+    assert note.startswith(f"trial {facts['trial']} (of pgd) is not there: what it would find is not in the")
+    assert "make it with: bench run " in note
+    (root / "failed").mkdir()
+    Store(root).failure_file(facts["trial"]).write_text("{}")
+    (note,) = reports.reported(root, path, None).notes
+    assert f"(of pgd) failed (see {root / 'failed'}" in note
+    # One examination is all that each defense has; what nobody asked for is not missed.
+    for each in (root / "examination").iterdir():
+        shutil.rmtree(each)
+    _, *notes = reports.reported(root, path, None).notes
+    asked = {each.facts["examination"] for each in done.plan.conditions}
+    assert len(notes) == len(asked)
+    assert {each.split()[1] for each in notes} == asked
+    assert all("(of net/" in each or "(of own/" in each for each in notes)
+
+
+def test_where_nobody_asked_for_checks_none_is_missed(tmp_path: Path) -> None:
+    ran = Ran(written(tmp_path, doctor="none"))
+    assert all("examination" not in each.facts for each in ran.plan.conditions)
+    root = kept(ran, tmp_path / "suite")
+    assert reports.reported(root, ran.plan.suite.path, None).notes == []
+
+
+def test_a_better_examination_than_the_one_that_was_asked_for_will_do(done: Ran, tmp_path: Path) -> None:
+    root = kept(done, tmp_path / "suite")
+    told = json.loads((root / "manifest.json").read_text())
+    for each in told["conditions"]:
+        each["facts"]["examination"] = each["facts"]["examinations"][1]
+    manifests.write(Store(root), told)
+    assert reports.reported(root, done.plan.suite.path, None).notes == []
+
+
+@pytest.mark.parametrize("kind", ["trial", "examination"])
+@pytest.mark.parametrize("named", [True, False], ids=["in the manifest", "in its line alone"])
+def test_an_altered_check_of_a_pack_is_named_by_its_kind(
+    done: Ran, tmp_path: Path, kind: str, named: bool
+) -> None:
+    root = kept(done, tmp_path / "suite")
+    packing.packed(root)
+    key = next(each for each in pack.opened(root).keys if pack.opened(root).kind(each) == kind)
+    lines = (root / pack.RECEIPTS).read_text().splitlines()
+    lines = [
+        each.replace('"seconds": ', '"seconds": 1') if f'"key": "{key}"' in each[:60] else each
+        for each in lines
+    ]
+    (root / pack.RECEIPTS).write_text("\n".join(lines) + "\n")
+    if not named:
+        (root / "manifest.json").write_text("{}")
+    (wrong,) = [each for each in verifying.verified(root).wrong if key in each]
+    assert wrong.startswith(f"{kind} {key}")
+    assert "its line in receipts.jsonl is cut short or altered" in wrong
+    if named:
+        assert " (of " in wrong
+        notes = reports.reported(root, done.plan.suite.path, None).notes
+        assert any(each.startswith(f"{kind} {key}: ") for each in notes)
 
 
 # --- what is added -----------------------------------------------------------------------------------

@@ -142,14 +142,15 @@ def shown_at(seconds: float, spent: float, said: dict[str, Any] | None = None) -
         ),
     )
     given: list[Any] = []
-    display = Display(Console(file=out, width=60), State(todo={job: ()}), costs, ("cpu",), lambda _: [], {})
-    display._title = lambda _: "pgd on net [0:60]"  # type: ignore[method-assign]
-    display.started(job, 0)
-    display._now[0].begun = time.monotonic() - spent
-    if said is not None:
-        display.said(0, said)
-    with display:
-        time.sleep(1.3)
+    display = Display(Console(file=out, width=60), State(todo={job: ()}), costs, ("cpu",), lambda _: [])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(progress, "title", lambda _: "pgd on net [0:60]")
+        display.started(job, 0)
+        display._now[0].begun = time.monotonic() - spent
+        if said is not None:
+            display.said(0, said)
+        with display:
+            time.sleep(1.3)
     return display, given, out.getvalue()
 
 
@@ -196,7 +197,7 @@ def test_a_number_stands_above_the_bars_of_a_terminal(tmp_path: Path) -> None:
     console = Console(file=out, width=120, force_terminal=True, color_system=None)
     numbers = Numbers(conditions_of(ran.plan.manifest()), ran.store.outcomes)
     todo: Any = dict(ran.plan.graph())
-    with Display(console, State(todo=todo), Estimates(), ("cpu",), numbers.of, {}) as display:
+    with Display(console, State(todo=todo), Estimates(), ("cpu",), numbers.of) as display:
         for done in ran.done:
             display.ended(done)
     assert sum(isinstance(each, Evaluate) for each in todo) == 1

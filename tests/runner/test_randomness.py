@@ -370,7 +370,7 @@ def test_draws_of_a_module_that_says_so_are_no_doubt_and_its_cells_know(tmp_path
         "on-zero": True,
     }
     assert conditions["said"]["flags"] == []
-    assert conditions["silent"]["flags"] == ["4 draws of module, whose answers do not differ, are one"]
+    assert conditions["silent"]["flags"] == ["4 draws of silent, whose answers do not differ, are one"]
 
 
 def test_it_is_a_doubt_about_cells_and_no_coordinate() -> None:

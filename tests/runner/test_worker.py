@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from bench.data.spec import DataSpec, load
 from bench.errors import InputError, OvertimeError
+from bench.results.manifest import Outcomes
 from bench.runner import limits
 from bench.runner.context import WorkerContext, prepare
 from bench.runner.limits import limited
@@ -80,6 +81,14 @@ def test_images_of_another_form_are_void_counted_and_explained(tmp_path: Path, h
     beginning = {"shape": "shape (", "kind": "torch.float64"}[how]
     assert reasons
     assert all(reason.startswith(beginning) for reason in reasons)
+    # Where the images are not kept, the evaluation tells it.
+    (key,) = {each.job.key for each in ran.plan.conditions if each.coordinates["attack"] == "bad"}
+    found = Outcomes(ran.store.root).found("evaluate", key)
+    assert found is not None
+    assert sum(count for count, _ in found["invalid"].values()) == 60
+    assert {most for _, most in found["invalid"].values()} == {None}
+    (quiet,) = {each.job.key for each in ran.plan.conditions if each.coordinates["attack"] == "clean"}
+    assert "invalid" not in (Outcomes(ran.store.root).found("evaluate", quiet) or {})
 
 
 @pytest.mark.parametrize(

@@ -470,7 +470,7 @@ def test_whether_a_defense_draws_may_depend_on_what_is_set_after_fitting(
     plan = crossed(tmp_path, defenses, PGD, views=views)
     told = {cell.coordinates["inference.threshold"]: cell.facts for cell in plan.conditions}
     assert {threshold: facts["random"] for threshold, facts in told.items()} == {0.4: False, 0.6: True}
-    said = "4 draws of toy/linear, whose answers do not differ, are one"
+    said = "4 draws of linear, whose answers do not differ, are one"
     assert {threshold: facts["flags"] for threshold, facts in told.items()} == {0.4: [said], 0.6: []}
 
 
@@ -494,7 +494,7 @@ def test_what_is_certain_is_the_same_craft_as_ever_and_what_is_drawn_is_another(
 def test_draws_of_what_does_not_draw_are_a_doubt(draws: int, tmp_path: Path) -> None:
     defenses = {name: DRAWING[name] for name in ("still", "noisy", "on noisy")}
     plan = crossed(tmp_path, defenses, PGD, views=[{"use": "logits", "draws": draws}])
-    said = f"{draws} draws of toy/linear, whose answers do not differ, are one"
+    said = f"{draws} draws of still, whose answers do not differ, are one"
     assert {cell.coordinates["defense"]: cell.facts["flags"] for cell in plan.conditions} == {
         "still": [said] if draws > 1 else [],
         "noisy": [],
@@ -507,7 +507,7 @@ def test_what_is_looked_at_draws_or_not_whoever_is_attacked(tmp_path: Path) -> N
     attacks = {"transfer": {"use": "pgd", "source": source}, **CLEAN}
     plan = crossed(tmp_path, DRAWING, attacks, defenses=["noisy"])
     assert {cell.coordinates["attack"]: cell.facts["flags"] for cell in plan.conditions} == {
-        "transfer": ["2 draws of toy/linear, whose answers do not differ, are one"],
+        "transfer": ["2 draws of still, whose answers do not differ, are one"],
         "clean": [],
     }
 

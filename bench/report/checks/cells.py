@@ -109,7 +109,48 @@ def _invalid(seen: Sequence[Evidence]) -> Iterable[Flag]:
     if count := invalid_moves(seen):
         n = _count(seen)
         level: Level = "alarm" if count == n else "doubt" if count > SHARE * n else "note"
-        yield Flag("invalid-moves", f"{count} of {n} moves were invalid: the clean image was shown", level)
+        said = f"{count} of {n} moves were invalid: the clean image was shown"
+        yield Flag("invalid-moves", "; ".join([said, *_reasons(seen)]), level)
+
+
+def _reasons(seen: Sequence[Evidence]) -> Iterable[str]:
+    """Yield for each attack why its moves were invalid: how many for which reason, and by how much."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    most: dict[tuple[str, str], float] = {}
+    norms = {_attack(each): each.condition.norm for each in seen}
+    for each in seen:
+        name = _attack(each)
+        for reason, (count, length) in (each.invalid or {}).items():
+            counts[name][reason] += count
+            if length is not None:
+                most[name, reason] = max(length, most.get((name, reason), 0.0))
+    for name, reasons in counts.items():
+        said = [
+            f"{count} {_why(reason, most.get((name, reason)), norms[name])}"
+            for reason, count in reasons.items()
+        ]
+        yield f"{name}: {', '.join(said)}"
+
+
+def _attack(each: Evidence) -> str:
+    """Return the name of an attack; which of several that were run as one made a move, is not noted."""
+    return title(each.condition) if each.condition.facts.member is None else "attacks run as one"
+
+
+_WHY = {
+    "not finite": "not finite",
+    "out of the box": "outside the box [0, 1]",
+    "out of the budget": "outside the ball",
+}
+"""Reasons by what receipts call them; others are of a form."""
+
+
+def _why(reason: str, most: float | None, norm: str) -> str:
+    """Return a reason in words, with its length where it has one."""
+    said = _WHY.get(reason, f"of {reason}")
+    if most is None:
+        return said
+    return f"{said} (by up to {most:.2g}{f' in {norm}' if reason == 'out of the budget' else ''})"
 
 
 def _not_finite(seen: Sequence[Evidence]) -> Iterable[Flag]:

@@ -26,6 +26,8 @@ class Evidence:
     """What the attack's trial found; None where there was none."""
     examination: Mapping[str, Any] | None = None
     """What the defense's examination found; None where there was none."""
+    invalid: Mapping[str, tuple[int, float | None]] | None = None
+    """Why moves were invalid: by reason how many, and by how much at most; None where nobody noted it."""
 
 
 def coordinates(condition: Condition, *without: str) -> tuple[tuple[str, Hashable], ...]:

@@ -137,6 +137,7 @@ def _document(table: RenderedTable) -> dict[str, Any]:
                 "label": list(row.label),
                 "grade": row.grade.letter,
                 "missing": [each.said for each in row.grade.missing],
+                "seconds": [each.seconds for each in row.grade.missing],
             }
             for row in table.rows
             if row.grade is not None and table.table.grades

@@ -106,7 +106,7 @@ def to_text(table: RenderedTable) -> "Group":
     from rich.padding import Padding
     from rich.text import Text
 
-    notes = words.Footnotes()
+    notes = words.Footnotes(timed=True)
     graded = words.graded(table)
     blank = [Text()] if graded else []
     lines: list[_Line] = []

@@ -112,6 +112,8 @@ def quotes(table: RenderedTable, row: RenderedRow) -> Iterator[list[str]]:
 class Footnotes:
     """Sentences below a table, each once, with the marks that point at them."""
 
+    timed: bool = False
+    """Whether it is said about how long it takes to add what a grade is missing."""
     texts: list[str] = field(default_factory=list)
 
     def mark(self, text: str) -> int:
@@ -148,7 +150,8 @@ class Footnotes:
         Returns:
             The numbers of its flags, then of what is missing for a better grade.
         """
-        missing = [row.grade.said] if graded and row.grade is not None else []
+        grade = row.grade if graded else None
+        missing = [] if grade is None else [grade.told if self.timed else grade.said]
         return sorted({self.mark(each) for each in (*map(sentence, row.flags), *filter(None, missing))})
 
 
