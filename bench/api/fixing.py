@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from bench.api.running import ADDED
 from bench.console import count
 from bench.errors import InputError
 from bench.report import tables
 from bench.report.remedies import ATTACKS, DRAWS, NEEDED, NORMS, SETTLED
-from bench.results.manifest import Outcomes
+from bench.results.manifest import ADDED, Outcomes
 from bench.results.store import Store
 from bench.suite.layout import arrange, columns_read
 from bench.suite.schema import Addition, Task, Threats, ViewUse

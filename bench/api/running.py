@@ -24,7 +24,7 @@ from bench.results import leases as leasing
 from bench.results import request as requests
 from bench.results.conditions import conditions_of
 from bench.results.leases import Leases
-from bench.results.manifest import Outcomes, aged, write
+from bench.results.manifest import ADDED, Outcomes, aged, write
 from bench.results.origin import commit_of
 from bench.results.request import Request
 from bench.results.store import Store
@@ -62,10 +62,6 @@ class Project(NamedTuple):
     manifest: dict[str, Any]
     worst: bool = False
     """Whether every task is planned in worst mode, whatever the file says."""
-
-
-ADDED = "added.yaml"
-"""The file in a results folder of what `bench doctor --fix` added to the suite."""
 
 
 def planned(path: Path, results: Path | None, data_root: Path | None, *, worst: bool = False) -> Project:

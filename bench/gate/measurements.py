@@ -209,7 +209,7 @@ def from_results(root: Path, suite: Path) -> Measurements:
         return store.job("evaluate", condition.job) if whole else None
 
     found = _read(root, conditions_of(manifest), described)
-    return replace(found, notes=(*found.notes, *stale(manifest, suite)))
+    return replace(found, notes=(*found.notes, *stale(manifest, suite, root)))
 
 
 def from_plan(root: Path, plan: "Plan") -> Measurements:

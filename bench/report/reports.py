@@ -83,7 +83,7 @@ def reported(root: Path, suite: Path, asked: list[str] | None) -> Report:
     keys = asked_tables(manifest, asked)
     outcomes = Outcomes(root, columns_read(manifest, keys))
     cut = [tables.cut(manifest, key, outcomes, outcomes.found) for key in keys]
-    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    notes = stale(manifest, suite, root) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, keys, outcomes)
     needed = set().union(*source.reads.values())
     notes += [*damages(source, suite), *absences(source, suite), *unchecked(source, suite)]
@@ -253,7 +253,7 @@ def rejections(root: Path, suite: Path, asked: list[str] | None) -> RejectionRep
         raise InputError(
             f"{root}: no read-out refused anything there; name a table to judge scores alone: --table KEY"
         )
-    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    notes = stale(manifest, suite, root) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     source = Source(root, manifest, asked_tables(manifest, asked), outcomes)
     return RejectionReport(judged, outcomes, [*notes, *damages(source, suite)], source)
 
@@ -287,7 +287,7 @@ def rounded(root: Path, suite: Path, asked: list[str] | None, ask: AskedOf) -> R
     if not found:
         raise InputError(f"{root}: no table that is asked for has a cell in which something is attacked")
     source = Source(root, manifest, keys, outcomes)
-    notes = stale(manifest, suite) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
+    notes = stale(manifest, suite, root) or ([aged(outcomes.changed, suite)] if outcomes.changed else [])
     return RoundedReport(found, [*notes, *damages(source, suite)], source)
 
 

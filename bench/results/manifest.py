@@ -23,6 +23,10 @@ _KINDS = {
 }
 
 
+ADDED = "added.yaml"
+"""The file in a results folder of what `bench doctor --fix` added to the suite."""
+
+
 def write(store: Store, manifest: dict[str, Any]) -> None:
     """Write the manifest of a suite, sealed by its digest.
 
@@ -82,21 +86,34 @@ def _whole(manifest: dict[str, Any]) -> bool:
     )
 
 
-def stale(manifest: dict[str, Any], suite: Path) -> list[str]:
+def digest_of(path: Path) -> str | None:
+    """Return the sha256 of a file; None where there is none.
+
+    Args:
+        path: The file.
+    """
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def stale(manifest: dict[str, Any], suite: Path, root: Path) -> list[str]:
     """Return a sentence for each way in which a manifest is older than the files that it was made from.
 
     Args:
         manifest: The manifest of a results folder.
         suite: The task file.
+        root: The results folder.
 
     Returns:
         The sentences; none where the manifest is up to date.
     """
-    found = []
+    found, added = [], root / ADDED
     if "digest" not in manifest:
         found.append(f"the manifest has no digest that would tell damage; write it anew: bench run {suite}")
-    if suite.is_file() and hashlib.sha256(suite.read_bytes()).hexdigest() != manifest["suite_digest"]:
+    if suite.is_file() and digest_of(suite) != manifest["suite_digest"]:
         found.append(f"{suite} changed since this was planned; bring it up to date with: bench run {suite}")
+    # Manifests of older versions do not say.
+    if manifest.get("added", digest_of(added)) != digest_of(added):
+        found.append(f"{added} changed since this was planned; bring it up to date with: bench run {suite}")
     folder = suite.resolve().parent
     fingerprint.importable(folder)
     now = _digests(manifest["sources"])

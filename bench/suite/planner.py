@@ -107,6 +107,7 @@ class Plan:
             "suite": self.suite.name,
             "file": self.suite.path.name,
             "suite_digest": self.suite.digest,
+            "added": self.suite.added_digest,
             "sources": {**fingerprint.digests(self.modules()), **named_code},
             "files": named_files,
             "conditions": [

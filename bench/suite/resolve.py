@@ -222,6 +222,8 @@ class Suite:
     """For each defense, the settings at inference time; several where a list was given."""
     added: Addition = field(default_factory=Addition)
     """What `bench doctor --fix` added to the file; it is among the attacks and the tasks."""
+    added_digest: str | None = None
+    """The sha256 of the file of what was added; None where there is none."""
 
     @property
     def path(self) -> Path:
@@ -312,7 +314,9 @@ def extended(suite: Suite, path: Path) -> Suite:
                 "tasks": [*(_spelled(task, suite) for task in suite.model.tasks), *added.tasks],
             }
         )
-        return checked(replace(suite, model=model, attacks={**suite.attacks, **made}, added=added))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        attacks = {**suite.attacks, **made}
+        return checked(replace(suite, model=model, attacks=attacks, added=added, added_digest=digest))
     except InputError as error:
         raise InputError(f"{path}: {error}{mended}") from None
 

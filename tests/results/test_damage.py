@@ -437,7 +437,7 @@ def test_a_manifest_without_a_digest_is_refused_where_it_is_not_whole(
     del manifest["digest"]
     (root / "manifest.json").write_text(json.dumps(manifest))
     assert read(root, path) == manifest
-    assert "the manifest has no digest that would tell damage" in stale(manifest, path)[0]
+    assert "the manifest has no digest that would tell damage" in stale(manifest, path, root)[0]
     OLDER[change](manifest)
     (root / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="write it anew: bench run"):

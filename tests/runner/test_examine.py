@@ -1,6 +1,7 @@
 """Trials and examinations as jobs: which are planned, what they leave, and that no number waits for them."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -377,6 +378,12 @@ def test_an_added_attack_is_in_min_and_worst_and_in_no_column(tmp_path: Path) ->
         own, *over = (set(cell.jobs) for cell in row.cells)
         extra = {each.job.key for each in project.plan.conditions if each.facts.get("added")}
         assert all(own < jobs <= own | extra for jobs in over), "what is counted is named"
+    root = tmp_path / "results"
+    assert reports.reported(root, path, None).notes == []
+    with (root / "added.yaml").open("a") as file:
+        file.write("# By hand.\n")
+    (said,) = reports.reported(root, path, None).notes
+    assert re.search(r"added\.yaml changed since this was planned; .*: bench run ", said)
 
 
 def _inline(context: Any, listener: Any) -> Any:

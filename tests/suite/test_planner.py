@@ -358,7 +358,7 @@ def test_what_a_plan_writes_is_what_tables_read(tmp_path: Path) -> None:
     store.open()
     manifest.write(store, plan.manifest())
     read = manifest.read(store.root, plan.suite.path)
-    assert manifest.stale(read, plan.suite.path) == []
+    assert manifest.stale(read, plan.suite.path, store.root) == []
     found = conditions_of(read)
     assert {each.job for each in found} == {job.key for job in jobs(plan, Evaluate)}
     assert len({tuple(each.coordinates.items()) for each in found}) == len(found) > 10
