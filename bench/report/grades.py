@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from bench.console import duration
 from bench.report.checks import Evidence, Flag
-from bench.report.checks.comparisons import ITERATES
+from bench.report.checks.evidence import iterates
 from bench.report.remedies import NEEDED, SETTLED, Pace, seconds
 
 Letter: TypeAlias = Literal["A", "B", "C", "D"]
@@ -177,8 +177,7 @@ def _exact(each: Evidence) -> bool:
     if each.condition.target is not None:
         # Towards one label it may fail where another is near.
         return False
-    counted = each.rows.get("backwards")
-    return counted is None or float(counted.mean()) / facts.averaged > ITERATES
+    return iterates(each)
 
 
 def _proven(each: Evidence) -> bool:

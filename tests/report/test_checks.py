@@ -215,7 +215,14 @@ def test_what_nobody_saw_is_no_flag():
 
 @pytest.mark.parametrize(
     ("changes", "level"),
-    [({}, "doubt"), ({"access": "score"}, "note"), ({"kind": "minimum-norm", "radius": None}, None)],
+    [
+        ({}, "doubt"),
+        ({"access": "score"}, "note"),
+        # Twenty draws of one step are one step.
+        ({"averaged": 20}, "doubt"),
+        ({"averaged": 40}, None),
+        ({"kind": "minimum-norm", "radius": None}, None),
+    ],
 )
 def test_an_attack_that_was_not_done_when_it_ended(changes, level):
     made = condition("a")

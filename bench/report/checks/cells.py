@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bench.report.checks.evidence import Evidence, differed, failed, is_own_source, is_random, title
+from bench.report.checks.evidence import (
+    Evidence,
+    differed,
+    failed,
+    is_own_source,
+    is_random,
+    iterates,
+    title,
+)
 from bench.report.checks.flags import Flag, Level
 from bench.results import standing
 from bench.results.conditions import Condition
@@ -284,7 +292,13 @@ def _short(seen: Sequence[Evidence]) -> Iterable[Flag]:
 
 
 def _rising(seen: Sequence[Evidence]) -> Iterable[Flag]:
-    fixed = [each for each in seen if each.condition.facts.kind == "fixed-budget"]
+    """Flag what was not done when it ended; one step is not meant to be."""
+    fixed = [
+        each
+        for each in seen
+        if each.condition.facts.kind == "fixed-budget"
+        and (each.condition.facts.access != "gradient" or iterates(each))
+    ]
     count, known = _on_failed(fixed, "end_pace", lambda rows: rows["end_pace"] > PACE)
     if known >= FEW and 2 * count > known:
         yield Flag(

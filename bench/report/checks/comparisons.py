@@ -15,7 +15,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.report.checks.evidence import Evidence, coordinates, is_own_source, is_random, title
+from bench.report.checks.evidence import ITERATES, Evidence, coordinates, is_own_source, is_random, title
 from bench.report.checks.flags import Flag, Level
 from bench.results.conditions import Condition
 from bench.results.metrics import PerExample, Values, binomial_p, common, held_share, mcnemar_p
@@ -26,9 +26,6 @@ CHANCE = 0.01
 
 SURVIVORS = 0.01
 """Share of the survivors of one attack that another one may break before a flag is raised."""
-
-ITERATES = 1.5
-"""Gradients of an example above which an attack takes more than one step."""
 
 Name = Hashable
 """An attack with its view on one defense at one threat: coordinates without seed and target."""

@@ -10,6 +10,9 @@ from bench.results.conditions import Condition
 from bench.results.metrics import Mask
 from bench.results.outcomes import OWN_SOURCE, Rows
 
+ITERATES = 1.5
+"""Gradients of an example above which an attack takes more than one step."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -95,6 +98,16 @@ def is_own_source(evidence: Evidence) -> bool:
     """
     known = evidence.rows.get(OWN_SOURCE)
     return evidence.condition.facts.source is not None and known is not None and bool((known > 0).any())
+
+
+def iterates(evidence: Evidence) -> bool:
+    """Return whether an attack takes more than one step with a gradient; so it is where nobody counted.
+
+    Args:
+        evidence: The evidence of a condition.
+    """
+    counted = evidence.rows.get("backwards")
+    return counted is None or float(counted.mean()) / evidence.condition.facts.averaged > ITERATES
 
 
 def failed(rows: Rows) -> Mask:
