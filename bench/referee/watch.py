@@ -26,6 +26,9 @@ SNAPSHOTS = 32
 EARLIEST, LATEST = 0.4, 0.75
 """Between these shares of the questions lies the time from which on the end of an attack is counted."""
 
+FEWEST = 5
+"""Of fewer questions an attack has no pace."""
+
 WHOLE = 0.01
 """How far the sum of an answer may be from 1 to be that of probabilities: bfloat16 tells no more."""
 
@@ -163,8 +166,8 @@ class Watch:
     def _end_pace(self, view_margin_clean: Tensor, view_margin: Tensor) -> Tensor:
         """Return how fast the best margins (N,) rose at the end of the attack, with their mean pace as 1.
 
-        The end begins with the last look between `EARLIEST` and `LATEST`; NaN where there was none, or where
-        the margin did not rise.
+        The end begins with the last look between `EARLIEST` and `LATEST`; NaN where there was none or too few
+        questions, or where the margin did not rise.
         """
         if not self._snapshots:
             return torch.full_like(self._best, torch.nan)
@@ -177,7 +180,8 @@ class Watch:
         end = self._best.maximum(view_margin)
         rise = end - view_margin_clean
         pace = (end - then) / rise / (1 - past)
-        return torch.where((at >= 0) & (rise > 0) & rise.isfinite(), pace, torch.nan)
+        known = (at >= 0) & (self._counts >= FEWEST)
+        return torch.where(known & (rise > 0) & rise.isfinite(), pace, torch.nan)
 
 
 def _looks(count: int) -> bool:

@@ -179,7 +179,11 @@ def test_the_pace_is_each_example_s_own_and_of_lawful_images() -> None:
         view.select(at_once).logits(pushed(radius)[at_once])
     found = watch.columns(bare, pushed(radius))["end_pace"]
     assert found.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0], abs=1e-6)
-    # Beyond the threat nothing counts, and what never rose has no pace.
+    # Four steps are too few to tell. Beyond the threat nothing counts, and what never rose has no pace.
+    bare, view, watch = looked(radius)
+    for step in range(1, 5):
+        view.logits(pushed(radius * step / 4))
+    assert watch.columns(bare, pushed(radius))["end_pace"].isnan().all()
     bare, view, watch = looked(radius)
     for step in range(1, 21):
         view.logits(pushed(radius * (1 + step)))
