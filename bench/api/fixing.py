@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -96,17 +97,16 @@ class _Found:
         view = _exact_view(self._suite.defenses[at["defense"]].entry, str(at["readout"]))
         if view is None:
             return []
-        task = next(
-            (
-                each
-                for each in model.tasks
-                if each.data == at["data"]
-                and each.threat.norm == at["norm"]
-                and at["radius"] in each.threat.radius
-                and at["defense"] in (each.defenses or self._suite.defenses)
-            ),
-            None,
+        tasks = (
+            each
+            for each in model.tasks
+            if each.data == at["data"]
+            and each.threat.norm == at["norm"]
+            and at["radius"] in each.threat.radius
+            and at["defense"] in (each.defenses or self._suite.defenses)
         )
+        # As many examples as any attack of the row is asked about.
+        task = max(tasks, key=lambda each: math.inf if each.limit is None else each.limit, default=None)
         if task is None:
             return []
         random = condition.facts.random

@@ -177,6 +177,7 @@ def rows_of(project: Project, keys: list[str]) -> list[Row]:
         keys: Keys of tables.
     """
     jobs = {each.job.key: each.job for each in project.plan.conditions}
+    checks = {each.job.key: each.checks for each in project.plan.conditions}
     found: dict[tuple[str, str, int], dict[str, Evaluate]] = {}
     for key in keys:
         layout = arrange(project.manifest, key)
@@ -191,7 +192,10 @@ def rows_of(project: Project, keys: list[str]) -> list[Row]:
         if planned.job.key not in read:
             at = planned.coordinates
             found.setdefault(("", str(at["defense"]), at["seed"]), {})[planned.job.key] = planned.job
-    return [Row(key, name, seed, tuple(cells.values())) for (key, name, seed), cells in found.items()]
+    return [
+        Row(key, name, seed, tuple(cells.values()), {job: checks[job] for job in cells})
+        for (key, name, seed), cells in found.items()
+    ]
 
 
 def learned(project: Project) -> Estimates:

@@ -23,7 +23,7 @@ SHORT = 20
 SNAPSHOTS = 32
 """How many times the best margins are remembered; of longer attacks every second, fourth... is kept."""
 
-EARLIEST, LATEST = 0.4, 0.75
+EARLIEST, LATEST = 0.3, 0.85
 """Between these shares of the questions lies the time from which on the end of an attack is counted."""
 
 FEWEST = 5

@@ -69,6 +69,8 @@ class Numbers:
         if idle and clean is None:
             # A table would have another number later.
             return Number(name, f"judged; its {chosen.name} waits for the clean images")
+        if free and clean is None and condition.radius is not None:
+            return Number(name, f"judged; its {chosen.name} needs the clean images, which no task asks about")
         if clean is not None and condition.radius is not None:
             rows = metrics.within(rows, clean, condition.radius)
         return Number(name, _text(chosen, rows, clean))

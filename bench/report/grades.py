@@ -1,5 +1,6 @@
 """The grade of a row: how much stands behind its numbers, and what is missing for a better one."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -7,7 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from bench.console import duration
 from bench.report.checks import Evidence, Flag
 from bench.report.checks.evidence import iterates
-from bench.report.remedies import NEEDED, SETTLED, Pace, seconds
+from bench.report.remedies import BLIND, NEEDED, SETTLED, Pace, seconds
+from bench.results.conditions import Facts
 
 Letter: TypeAlias = Literal["A", "B", "C", "D"]
 
@@ -24,7 +26,10 @@ SHORT = 10.0
 """Seconds: of less it is said only that it is less."""
 
 LEAST = 50
-"""On so many examples an attack without gradients must have been run, or on all where there are fewer."""
+"""On so many examples an attack must have been run to be evidence, or on all where there are fewer."""
+
+PGD = re.compile(r".*/(Linf|L2|L1)?(EOT)?(PGD|PGDL2|BIM|BasicIterativeAttack)")
+"""What the libraries call PGD on the cross-entropy: beside ours it is no second attack."""
 
 BELIEVED = ("quiet", "untested", "note")
 """Levels of findings that leave an attack or a defense believed."""
@@ -116,7 +121,9 @@ def grade(
     if missing:
         return Grade("C", _timed(missing, attacks, levels, pace))
     more = list(dict.fromkeys(said for same in _by_threat(attacks) for said in _more(same)))
-    if span is not None and span > SPAN:
+    if span is None:
+        more.append(Lack("examples", "a column with the accuracy under attack, and its interval"))
+    elif span > SPAN:
         said = (
             f"more examples: the interval of the lowest accuracy spans {100 * span:.1f} points, and "
             f"{100 * SPAN:.0f} are allowed"
@@ -129,10 +136,12 @@ def _timed(
     missing: Iterable[Lack], attacks: Sequence[Evidence], levels: Mapping[str, Sequence[str]], pace: Pace
 ) -> tuple[Lack, ...]:
     """Return what is missing with about how long it takes to add it."""
-    weak = SETTLED.intersection([*levels["alarm"], *levels["doubt"]])
-    found = []
+    # What no attack mends has no time, and an attack that several things need is run once.
+    weak = SETTLED.issuperset([*levels["alarm"], *(levels["doubt"] if not levels["alarm"] else ())])
+    found, counted = [], set[str]()
     for each in missing:
-        names = NEEDED.get(each.kind, ()) if each.kind != "flags" or weak else ()
+        names = set(NEEDED.get(each.kind, ()) if each.kind != "flags" or weak else ()) - counted
+        counted |= names
         time = seconds(names, attacks, pace)
         found.append(each._replace(seconds=None if time is None else round(time, 1)))
     return tuple(found)
@@ -147,26 +156,37 @@ def _by_threat(attacks: Iterable[Evidence]) -> list[list[Evidence]]:
 
 def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what is missing without which no number can be believed."""
-    exact = [each for each in attacks if _exact(each)]
+    least = min(LEAST, max(each.condition.facts.n for each in attacks))
+    exact = [each for each in attacks if _exact(each) and each.condition.facts.n >= least]
     if not exact:
         yield Lack("attack", "an iterative attack with gradients of what is scored")
     elif not any(_proven(each) for each in exact):
         yield Lack("trial", "a trial of its attack where the answer is known")
-    most = max(each.condition.facts.n for each in attacks)
-    if not any(_blind(each) and each.condition.facts.n >= min(LEAST, most) for each in attacks):
+    blind = [each for each in attacks if _blind(each) and each.condition.facts.n >= least]
+    if not blind:
         yield Lack("blind", "an attack without gradients")
+    elif not any(_moves(each) for each in blind):
+        if any(each.trial is None for each in blind):
+            yield Lack("trial", "a trial of its attack without gradients")
+        else:
+            yield Lack("blind", "an attack without gradients that stands its trial")
     if not any(_examined(each) for each in attacks):
         yield Lack("examination", "a whole examination of the defense (bench doctor)")
 
 
 def _more(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     """Yield what makes a mistake unlikely, and is missing."""
-    exact = [each for each in attacks if _exact(each)]
-    proven = [each for each in exact if _proven(each)]
-    if len({(each.condition.facts.use, each.condition.facts.loss) for each in proven}) < 2:
+    least = min(LEAST, max(each.condition.facts.n for each in attacks))
+    proven = [each for each in attacks if _exact(each) and _proven(each) and each.condition.facts.n >= least]
+    if len({_method(each.condition.facts) for each in proven}) < 2:
         yield Lack("second", "a second attack with gradients of what is scored, with another loss")
     if untested := {name for each in attacks for name in (each.examination or {}).get("late", ())}:
         yield Lack("time", f"more time for the examination: there was none for {', '.join(sorted(untested))}")
+
+
+def _method(facts: Facts) -> tuple[str, str]:
+    """Return what an attack is and what it climbs; of libraries, where nobody says so, the cross-entropy."""
+    return "pgd" if PGD.fullmatch(facts.use) else facts.use, facts.loss or "ce"
 
 
 def _exact(each: Evidence) -> bool:
@@ -185,6 +205,8 @@ def _proven(each: Evidence) -> bool:
     found = each.trial
     if found is None or found["worst"] not in BELIEVED or found["crossed"] is None:
         return False
+    if "plants" in found["late"]:
+        return False
     return bool(found["crossed"] >= CROSSED and (found["planted"] is None or found["planted"] >= PLANTED))
 
 
@@ -194,7 +216,13 @@ def _examined(each: Evidence) -> bool:
 
 
 def _blind(each: Evidence) -> bool:
+    """Return whether an attack follows no gradient; a transfer is none."""
     # A transfer from a network that hardly learned says nothing: it is no evidence.
-    if each.condition.facts.access not in ("decision", "score") or each.condition.facts.source is not None:
-        return False
-    return each.trial is None or each.trial["worst"] in BELIEVED
+    facts = each.condition.facts
+    return facts.access in BLIND and facts.source is None
+
+
+def _moves(each: Evidence) -> bool:
+    """Return whether an attack without gradients was tried, and crosses a plane now and then."""
+    found = each.trial
+    return found is not None and found["worst"] in BELIEVED and found["crossed"] != 0

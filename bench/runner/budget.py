@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from bench.console import count, duration
 from bench.errors import InputError
@@ -66,6 +66,14 @@ class Row:
     """The seed of the networks."""
     evaluations: tuple[Evaluate, ...]
     """What its cells read."""
+    checks: Mapping[str, Sequence[Job]] = field(default_factory=dict, hash=False)
+    """By the key of an evaluation, the trials and the examination that are made with it."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The evaluations, and what is made with them."""
+        checks = (job for each in self.evaluations for job in self.checks.get(each.key, ()))
+        return [*self.evaluations, *checks]
 
     @property
     def said(self) -> str:
@@ -121,7 +129,7 @@ def within(
         waiting[not row.table, rank].append(row)
     left = [row for rank in sorted(waiting) for row in packing.take(waiting[rank])]
     whole = len(packing.taken_rows)
-    cells = [Row(row.table, row.name, row.seed, (each,)) for row in left for each in row.evaluations]
+    cells = [replace(row, evaluations=(each,)) for row in left for each in row.evaluations]
     packing.take(cells)
     wanted = frozenset(each.key for row in packing.taken_rows for each in row.evaluations)
     said = [
@@ -174,13 +182,13 @@ class _Packing:
 
     def alone(self, row: Row) -> float:
         """Return the seconds until a row is done, if nothing else is done."""
-        return length(self._below(_needed(row.evaluations, self._todo, ())), self._estimates, self._devices)
+        return length(self._below(_needed(row.jobs, self._todo, ())), self._estimates, self._devices)
 
     def _below(self, jobs: Iterable[Job]) -> dict[Job, tuple[Job, ...]]:
         return {job: tuple(self._todo[job]) for job in jobs}
 
     def _new(self, row: Row) -> list[Job]:
-        return _needed(row.evaluations, self._todo, self._taken)
+        return _needed(row.jobs, self._todo, self._taken)
 
     def _worth(self, row: Row, new: Sequence[Job]) -> float:
         """Return kills, or cells where nobody knows them, for each second of work; what is done is free."""
@@ -192,12 +200,10 @@ class _Packing:
         return value / max(sum(self._estimates.seconds(job) for job in new), 1e-9)
 
 
-def _needed(
-    evaluations: Iterable[Job], todo: Mapping[Job, Iterable[Job]], taken: Container[Job]
-) -> list[Job]:
-    """Return the jobs to do for these evaluations, without those that are taken anyway."""
+def _needed(asked: Iterable[Job], todo: Mapping[Job, Iterable[Job]], taken: Container[Job]) -> list[Job]:
+    """Return the jobs to do for those that are asked for, without those that are taken anyway."""
     found: dict[Job, None] = {}
-    waiting = list(evaluations)
+    waiting = list(asked)
     while waiting:
         job = waiting.pop()
         if job in todo and job not in taken and job not in found:

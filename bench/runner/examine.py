@@ -26,7 +26,20 @@ TRIAL_LIMIT = 5.0
 """Seconds of processor time that the trial of an attack takes at most."""
 
 PATIENCE = 20
-"""An examination that takes so many times its limit is ended: code of a user hangs."""
+"""What takes so many times its limit by the clock is ended: code hangs, or has hardly any of a core."""
+
+
+def patience(job: Trial | Examination) -> float:
+    """Return after how many seconds by the clock a trial or an examination is ended.
+
+    Args:
+        job: The job.
+    """
+    match job:
+        case Trial():
+            return PATIENCE * TRIAL_LIMIT
+        case Examination():
+            return PATIENCE * (LIMIT if job.whole else LOOK_LIMIT)
 
 
 def trial(job: Trial) -> tuple[Write, dict[str, Any]]:
@@ -41,7 +54,7 @@ def trial(job: Trial) -> tuple[Write, dict[str, Any]]:
     Raises:
         OvertimeError: The attack hangs.
     """
-    with limited(PATIENCE * TRIAL_LIMIT):
+    with limited(patience(job)):
         proof = try_attack(job.attack.entry, job.attack.params, job.threat, job.shape, limit=TRIAL_LIMIT)
     shares = {"crossed": proof.crossed, "planted": proof.planted}
     return kept(proof.findings, shares)
@@ -63,7 +76,7 @@ def examination(job: Examination, context: WorkerContext) -> tuple[Write, dict[s
     """
     images, limit = (IMAGES, LIMIT) if job.whole else (LOOK_IMAGES, LOOK_LIMIT)
     made = patient(job, context, images)
-    with limited(PATIENCE * limit):
+    with limited(patience(job)):
         found = examine(made, limit=limit, tests=ALONE if job.whole else LOOK)
     return kept(found, {"whole": job.whole})
 

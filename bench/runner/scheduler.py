@@ -21,6 +21,7 @@ from bench.results.leases import Leases
 from bench.results.store import Store
 from bench.runner.context import device_name
 from bench.runner.estimates import Estimates
+from bench.runner.examine import patience
 from bench.runner.executors.protocol import Pool
 from bench.runner.interrupts import raise_if_asked
 from bench.runner.outstanding import State, make_way, trainings
@@ -342,7 +343,12 @@ class _Deadlines:
 
     def of(self, job: Job) -> float | None:
         """Return the limit of a job in seconds, None for no limit."""
-        own = job.attack_run.time_limit if isinstance(job, Craft) else None
+        own = None
+        match job:
+            case Craft():
+                own = job.attack_run.time_limit
+            case Trial() | Examination():
+                own = patience(job)
         return min((each for each in (own, self._limit) if each is not None), default=None)
 
     def begin(self, future: Future[dict[str, Any]], job: Job) -> None:

@@ -19,7 +19,13 @@ from bench.suite.resolve import resolve
 
 N = 2000
 SOUND = {"worst": "quiet", "found": [], "tests": 18, "untested": [], "whole": True}
-TRIED = {"worst": "note", "found": [["far", "note", "farther than needed"]], "crossed": 1.0, "planted": 0.95}
+TRIED = {
+    "worst": "note",
+    "found": [["far", "note", "farther than needed"]],
+    "late": [],
+    "crossed": 1.0,
+    "planted": 0.95,
+}
 CHECKS = {"trial": "t", "examinations": ["whole", "look"]}
 
 

@@ -1,5 +1,6 @@
 """What fits into a budget: rows that were packed by hand, and what is said of the others."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -170,6 +171,19 @@ def test_what_is_done_is_kept_and_costs_nothing() -> None:
     found = world.within(1)
     assert (set(found.wanted), found.seconds) == (keys(row), 0.0)
     assert world.within(15).wanted == keys(row, open_)
+
+
+def test_what_is_made_with_a_row_is_paid_with_it() -> None:
+    world = World()
+    row = world.row("n", 5, {"x": 10, "y": 10})
+    trial, look = Work("trial", 20), Work("look", 3)
+    world.todo |= {trial: (), look: ()}
+    given = {"n/x/0": (trial, look), "n/y/0": (look,)}
+    world.rows = [dataclasses.replace(row, checks=given)]
+    assert world.within(48).seconds == 48
+    found = world.within(47)
+    assert found.wanted == {"n/y/0"}, "what fits is the cell without the trial"
+    assert found.seconds == 5 + 10 + 3
 
 
 def test_devices_share_what_can_be_shared() -> None:
