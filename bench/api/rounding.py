@@ -11,7 +11,7 @@ import torch
 from bench.api import stored
 from bench.api.direct import Loaded, settings
 from bench.console import condition_name
-from bench.errors import persons
+from bench.errors import InputError, persons
 from bench.referee.answers import ask
 from bench.referee.freezing import frozen
 from bench.registry import discover
@@ -48,8 +48,6 @@ class Asker:
     def ask(self, condition: Condition) -> Answers:
         """Return what a defense answers to the rounded images of a condition.
 
-        A defense that draws is asked once, with the same draws at every time.
-
         Args:
             condition: The condition; of several attacks that were run as one, the images of all of them.
 
@@ -57,8 +55,11 @@ class Asker:
             The answers, in ascending order of the examples.
 
         Raises:
-            InputError: Images or weights are not kept there, or are of other code.
+            InputError: Images or weights are not kept there, or are of other code; or the defense draws, so
+                that another answer says nothing about rounding.
         """
+        if condition.facts.random:
+            raise InputError("it draws when it is asked, so that another answer says nothing about rounding")
         whole = replace(condition, facts=replace(condition.facts, member=None))
         shown = stored.of_condition(self._root, self._manifest, whole, self._data_root, self._suite)
         network = self._loaded(condition).network

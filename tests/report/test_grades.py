@@ -77,7 +77,11 @@ def test_evidence_that_the_table_leaves_out_counts() -> None:
     [
         ({"jobs": ("s",)}, "for a grade of B: an attack without gradients"),
         ({"jobs": ("a", "b")}, "for a grade of B: an iterative attack with gradients of what is scored"),
-        ({"found": ("trial", "t")}, "for a grade of B: a trial of its attack where the answer is known"),
+        (
+            {"found": ("trial", "t")},
+            "for a grade of B: a trial of its attack where the answer is known; a trial of its attack "
+            "without gradients",
+        ),
         (
             {"found": ("examination", "whole")},
             "for a grade of B: a whole examination of the defense (bench doctor)",
@@ -125,6 +129,58 @@ def test_one_kind_of_attack_few_examples_or_an_unfinished_examination_is_a_b() -
     late = evidence()
     late["found"]["examination", "whole"] = {**SOUND, "late": ["blind"]}
     assert graded(late) == ("B", "for a grade of A: more time for the examination: there was none for blind")
+
+
+def changed(given: dict[str, Any], jobs: str, **facts: Any) -> dict[str, Any]:
+    """Return the same where some conditions have other facts."""
+    conditions = [
+        {**each, "facts": {**each["facts"], **facts}} if each["job"] in jobs else each
+        for each in given["conditions"]
+    ]
+    return {**given, "conditions": conditions}
+
+
+@pytest.mark.parametrize(
+    ("trial", "letter", "missing"),
+    [
+        ({"late": ["plants"], "planted": None}, "C", "a trial of its attack where the answer is known"),
+        ({"late": ["nan"]}, "A", ""),
+        ({"planted": None}, "A", ""),
+        ({"crossed": 0.0}, "C", "an attack without gradients that stands its trial"),
+    ],
+)
+def test_what_a_trial_had_no_time_to_show_proves_nothing(
+    trial: dict[str, Any], letter: str, missing: str
+) -> None:
+    given = evidence()
+    given["found"]["trial", "t"] = {**TRIED, **trial}
+    found, said = graded(given)
+    assert (found, missing in said) == (letter, True)
+
+
+@pytest.mark.parametrize(("n", "letter"), [(49, "C"), (50, "A")])
+def test_attacks_on_few_examples_are_no_evidence(n: int, letter: str) -> None:
+    assert graded(changed(evidence(), "ab", n=n))[0] == letter
+
+
+@pytest.mark.parametrize(
+    ("use", "loss", "letter"),
+    [
+        ("torchattacks/PGD", None, "B"),
+        ("foolbox/LinfBasicIterativeAttack", None, "B"),
+        ("torchattacks/APGD", None, "A"),
+        ("pgd", "margin", "A"),
+    ],
+)
+def test_pgd_of_a_library_is_no_second_attack(use: str, loss: str | None, letter: str) -> None:
+    assert graded(changed(evidence(), "b", use=use, loss=loss))[0] == letter
+
+
+def test_a_table_without_an_accuracy_is_a_b() -> None:
+    """Its interval is not known, so that nobody knows whether there are enough examples."""
+    letter, said = graded(evidence(), metric="success", extra=[])
+    assert letter == "B"
+    assert said == "for a grade of A: a column with the accuracy under attack, and its interval"
 
 
 def test_few_examples_are_a_b() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +90,12 @@ def test_what_needs_the_clean_images_says_so_until_they_are_judged(tmp_path: Pat
     (known,) = Numbers(conditions, Outcomes(ran.store.root)).of(key)
     assert "median distance" in known.text
     assert Numbers(conditions, lambda _: None).of(key) == []
+    # Where no task asks about them, a least distance is read at no radius, as in a table.
+    ran = Ran(suite(tmp_path, NET, ATTACKS, [{**TASKS[1], "attacks": ["deepfool"]}]))
+    (alone,) = conditions_of(json.loads(json.dumps(ran.plan.manifest())))
+    at = replace(alone, coordinates={**alone.coordinates, "radius": 0.5})
+    (read,) = Numbers([at], Outcomes(ran.store.root)).of(alone.job)
+    assert read.text == "judged; its accuracy needs the clean images, which no task asks about"
 
 
 # --- how far -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from bench.quantities import DASH, format_value
 from bench.report.checks import Flag
 from bench.report.published import Quote
-from bench.report.tables import RenderedRow, RenderedTable, TableCell
+from bench.report.tables import NOT_RUN, RenderedRow, RenderedTable, TableCell
 from bench.results.metrics import CONFIDENCE, METRICS, Estimate, Metric, Unit
 
 PLUS_MINUS = "±"
@@ -320,7 +320,10 @@ def _own_metrics(table: RenderedTable) -> list[str]:
 
 def _averaged(table: RenderedTable, intervals: str | None) -> str:
     spread = f"mean {PLUS_MINUS} standard deviation over {table.seeds} seeds"
-    over = spread if table.seeds > 1 else "one seed" if table.seeds else "nothing was run yet"
+    waits = any(cell.hole == NOT_RUN for row in table.rows for cell in row.cells)
+    over = spread if table.seeds > 1 else "one seed" if table.seeds else "no number can be given"
+    if not table.seeds and waits:
+        over = "nothing was run yet"
     estimates = (cell.estimate for row in table.rows for cell in row.cells if cell.estimate is not None)
     if intervals is not None and any(each.low is not None for each in estimates):
         kind = "Wilson " if table.metric.summary == "share" else ""
