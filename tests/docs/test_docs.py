@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import typer.main
 import yaml
+from command import called_by
 
 from bench import cli
 from bench.api import running
@@ -121,6 +122,41 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
         assert f"`bench {name} " in README
         for parameter in command.params:
             assert parameter.name == "help" or getattr(parameter, "help", None), (name, parameter.name)
+
+
+@pytest.mark.parametrize("dumb", [{}, {"NO_COLOR": "1", "TERM": "dumb"}], ids=["plain", "dumb"])
+def test_the_list_of_commands_cuts_nothing_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dumb: dict[str, str]
+) -> None:
+    for name, value in {"COLUMNS": "80", **dumb}.items():
+        monkeypatch.setenv(name, value)
+    group = typer.main.get_command(cli.app)
+    for words in ([], ["baseline"]):
+        said = called_by(monkeypatch, capsys)(*words, "--help").out
+        assert "..." not in said.partition("Commands:")[2]
+        assert "\u2026" not in said
+        # Each description is whole, and on the line of its command.
+        named = [line.split()[0] for line in said.partition("Commands:\n")[2].splitlines()]
+        assert named == list(group.commands["baseline"].commands if words else group.commands)
+        assert max(map(len, said.splitlines())) <= 80
+
+
+def test_help_says_what_is_to_be_written_and_no_types_of_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = called_by(monkeypatch, capsys)
+    for name, command in commands(typer.main.get_command(cli.app)):
+        said = bench(*name.split(), "--help").out
+        assert not re.search(r"<(list|int|str|float|path|text)|\{|\[\[", said), name
+        for each in command.params:
+            # Of what has choices, these are what is to be written.
+            if not getattr(each, "is_flag", False) and each.name not in ("executor", "form"):
+                assert each.metavar, (name, each.name)
+                assert each.metavar in said, (name, each.name)
+        usage = said.partition("\n")[0]
+        for each in command.params:
+            if each.param_type_name == "argument":
+                assert usage.count(each.metavar if each.required else f"[{each.metavar}]") == 1
 
 
 def test_make_targets_of_the_readme_exist() -> None:
