@@ -1054,20 +1054,22 @@ def explain(
     from rich.text import Text
 
     from bench import pages
-    from bench.console import console
+    from bench.console import console, lay
 
     screen = console()
     if code is None:
-        for kind in dict.fromkeys(each.kind for each in pages.entries()):
-            words = [each.word for each in pages.entries() if each.kind == kind]
-            screen.print(Text(f"{kind}: {', '.join(words)}"))
+        for heading, words in pages.grouped().items():
+            lay(screen, Text(heading, style="bold"))
+            lay(screen, ", ".join(words), 2)
+        lay(screen, Text("what one of them means: bench explain CODE", style="dim"))
         return
     for entry in pages.explained(code):
-        screen.print(
-            Text.assemble((entry.word, "bold"), (f", {entry.kind} (docs/{entry.page})", "dim"), "\n")
-        )
+        lay(screen, Text.assemble((entry.word, "bold"), (f", {entry.kind} (docs/{entry.page})", "dim"), "\n"))
         for line in pages.plain(entry.text):
-            screen.print(Text(line), soft_wrap=line.startswith("|"))
+            if line.startswith("|"):
+                screen.print(Text(line.rstrip()), soft_wrap=True)
+            else:
+                lay(screen, line, hang=2 if line.startswith("- ") else 0)
         screen.print()
 
 
