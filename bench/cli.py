@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from bench import startup
 from bench.errors import BenchError, InputError, persons
@@ -67,11 +69,33 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", help="Print only what was asked for: no progress, no notes."),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Tell of each shard, and print the tracebacks of errors.")
+    bool,
+    typer.Option("--verbose", "-v", help="Say more of what is done, and print the tracebacks of errors."),
 ]
 
 
-def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Callable[[F], F]:
+class _Command(TyperCommand):
+    """A command whose help has words for what is to be written, and no types of Python."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options as the documentation writes them: ``SUITE``, ``--table KEY``."""
+        for heading, kind in (("Arguments", "argument"), ("Options", "option")):
+            rows = []
+            for each in self.get_params(ctx):
+                record = each.get_help_record(ctx) if each.param_type_name == kind else None
+                if record is not None:
+                    name = str(each.metavar) if kind == "argument" else re.sub(r"<(\S+)>", r"\1", record[0])
+                    rows.append((name, record[1]))
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the usage: what must be given without brackets, what may be left out in one pair."""
+        return [re.sub(r"^\{(.*)\}$", r"\1", each) for each in super().collect_usage_pieces(ctx)]
+
+
+def _command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
     """Register a command that also takes --quiet and --verbose."""
 
     def register(function: F) -> F:
@@ -95,7 +119,7 @@ def _command(group: typer.Typer, name: str | None = None, **options: Any) -> Cal
         ]
         called.__signature__ = signature.replace(parameters=[*kept, *voices])  # type: ignore[attr-defined]
         called.__annotations__ = {**hints, **added}
-        group.command(name, **options)(called)
+        group.command(name, cls=_Command)(called)
         return function
 
     return register
@@ -105,21 +129,33 @@ SuitePath = Annotated[Path, typer.Argument(help="The task file.", metavar="SUITE
 Results = Annotated[
     Path | None,
     typer.Option(
-        "--results", help="The results folder (default: the file's `results:`, else results/<suite>)."
+        "--results",
+        metavar="DIR",
+        help="The results folder (default: the file's `results:`, else results/<suite>).",
     ),
 ]
-Tables = Annotated[list[str] | None, typer.Option("--table", help="A table's key; may be repeated.")]
+Tables = Annotated[
+    list[str] | None, typer.Option("--table", metavar="KEY", help="A table's key; may be repeated.")
+]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Where data sets lie (default: BENCH_DATA, else the user's cache)."),
+    typer.Option(
+        "--data-root", metavar="DIR", help="Where data sets lie (default: BENCH_DATA, else the user's cache)."
+    ),
 ]
 DEFAULT = Path("tasks.yaml")
-BaselineDir = Annotated[Path, typer.Option("--baseline", help="The folder of the baseline.")]
-Limit = Annotated[float, typer.Option("--limit", help="MiB that stored images may take.", min=0)]
+BaselineDir = Annotated[Path, typer.Option("--baseline", metavar="DIR", help="The folder of the baseline.")]
+Limit = Annotated[
+    float, typer.Option("--limit", metavar="MIB", help="MiB that stored images may take.", min=0)
+]
 ROBUSTNESS = Path("robustness")
 DeviceOption = Annotated[
     list[str] | None,
-    typer.Option("--device", help="cpu, cuda:0, ...; may be repeated (default: every GPU, else the CPU)."),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda:0, ...; may be repeated (default: every GPU, else the CPU).",
+    ),
 ]
 Worst = Annotated[
     bool,
@@ -129,6 +165,7 @@ SlotsOption = Annotated[
     str | None,
     typer.Option(
         "--slots",
+        metavar="N",
         help="Jobs that share a device, or auto: as many on a GPU as it has time and memory for "
         "(default: one on a GPU, else one a core).",
     ),
@@ -143,10 +180,16 @@ Trust = Annotated[
 FailOnGain = Annotated[
     bool, typer.Option("--fail-on-gain", help="A gain that is too good, or a new flag, ends with 1.")
 ]
-Junit = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML there.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything there, for programs.")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write a comment for people there.")]
-Badge = Annotated[Path | None, typer.Option("--badge", help="Write a shields.io endpoint there.")]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML there.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write everything there, for programs.")
+]
+Markdown = Annotated[
+    Path | None, typer.Option("--markdown", metavar="FILE", help="Write a comment for people there.")
+]
+Badge = Annotated[
+    Path | None, typer.Option("--badge", metavar="FILE", help="Write a shields.io endpoint there.")
+]
 Format = Literal["text", "markdown", "csv", "latex", "json", "svg", "png", "pdf"]
 
 
@@ -162,15 +205,21 @@ def run(  # noqa: PLR0913 - a command line's options
         typer.Option("--executor", help="Processes here, everything in this one, or workers on a cluster."),
     ] = "process",
     workers: Annotated[
-        int | None, typer.Option("--workers", help="How many workers on the cluster.", min=1)
+        int | None, typer.Option("--workers", metavar="N", help="How many workers on the cluster.", min=1)
     ] = None,
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", help="NAME=VALUE of Slurm, such as partition=gpu; may be repeated."),
+        typer.Option(
+            "--slurm",
+            metavar="NAME=VALUE",
+            help="An option of Slurm, such as partition=gpu; may be repeated.",
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="HOST:PORT of a Ray cluster, or auto (default: one of its own)."),
+        typer.Option(
+            "--ray-address", metavar="HOST:PORT", help="A Ray cluster, or auto (default: one of its own)."
+        ),
     ] = None,
     data_root: DataRoot = None,
     trust_cache: Trust = False,
@@ -180,7 +229,11 @@ def run(  # noqa: PLR0913 - a command line's options
     worst: Worst = False,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Do what is worth most in this time (2h, 90min), whole rows first."),
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Do what is worth most in this time (2h, 90min), whole rows first.",
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with 1 where a flag of a table is an alarm.")
@@ -189,7 +242,8 @@ def run(  # noqa: PLR0913 - a command line's options
         list[str] | None,
         typer.Option(
             "--again",
-            help="DEFENSE/ATTACK: attack and judge once more, whatever is stored; DEFENSE: train once more, "
+            metavar="DEFENSE[/ATTACK]",
+            help="With an attack: attack and judge once more, whatever is stored; without: train once more, "
             "too. May be repeated.",
         ),
     ] = None,
@@ -197,7 +251,10 @@ def run(  # noqa: PLR0913 - a command line's options
         bool, typer.Option("--dry-run", help="Do nothing; show what would be done, as bench plan does.")
     ] = False,
 ) -> None:
-    """Train, attack and judge what is not done yet, then write and print the tables."""
+    """Train, attack and judge what is not done yet; print the tables.
+
+    The tables are also written into the results folder. The same command goes on after a stop.
+    """
     from bench.api import reading, running
     from bench.console import console, say
     from bench.report import reports
@@ -299,7 +356,10 @@ def worker(
     executor: ExecutorOption = "process",
     data_root: DataRoot = None,
 ) -> None:
-    """Help with the run that was started in a results folder, until nothing is left to do."""
+    """Help with the run of a results folder until nothing is left.
+
+    The run was started by `bench run`, on this machine or on another that shares the folder.
+    """
     from bench.api import running, working
     from bench.runner import executors
     from bench.runner.executors.protocol import Asked, slots_asked
@@ -318,7 +378,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Show who is at work in a results folder, on this machine and others, and what is left."""
+    """Show who is at work in a results folder, and what is left.
+
+    Runs and workers on this machine and on others.
+    """
     from bench.api import working
     from bench.console import console
 
@@ -334,9 +397,14 @@ def status(
 @_command(app)
 def stop(
     results: ResultsPath,
-    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for them to stop.", min=0)] = 60,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", help="Seconds to wait for them to stop.", min=0)
+    ] = 60,
 ) -> None:
-    """Ask every run and worker at a results folder to stop; what is finished is kept."""
+    """Ask every run and worker at a results folder to stop.
+
+    What is finished is kept.
+    """
     from bench.api import working
     from bench.console import console, say
 
@@ -364,7 +432,9 @@ def plan(  # noqa: PLR0913 - a command line's options
     cells: Annotated[bool, typer.Option("--cells", help="A line for each condition, with its key.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Show conditions and jobs: done, to do, skipped and why; and what they cost, as far as receipts say.
+    """Show what is done, to do and skipped, and what it costs.
+
+    Conditions and jobs, why some are skipped, and costs as far as receipts say.
 
     Runs nothing. With --device it asks each network a few times there (at most about 10 s), and says when
     everything would be done.
@@ -401,7 +471,7 @@ def report(  # noqa: PLR0913 - a command line's options
         Format,
         typer.Option("--format", help="svg, png and pdf draw the tables that are curves."),
     ] = "text",
-    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A file to write to.")] = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="What the attacks took, in passes and time, in place of tables.")
     ] = False,
@@ -424,6 +494,7 @@ def report(  # noqa: PLR0913 - a command line's options
         list[str] | None,
         typer.Option(
             "--paper",
+            metavar="KEY",
             help="A paper's table to compare with, such as cnnf/3, or a paper; may be repeated "
             "(default: those that resemble ours).",
         ),
@@ -434,7 +505,10 @@ def report(  # noqa: PLR0913 - a command line's options
     ] = False,
     data_root: DataRoot = None,
 ) -> None:
-    """Print tables from what is stored; plans nothing and computes nothing, except with --rounded."""
+    """Print tables from what is stored.
+
+    Plans nothing and computes nothing, except with --rounded.
+    """
     from bench.console import console, count, say
     from bench.report import render, reports
     from bench.suite.places import results_folder
@@ -478,9 +552,13 @@ def report(  # noqa: PLR0913 - a command line's options
         _refuse_alarms(found.tables)
 
 
-Row = Annotated[str | None, typer.Option("--row", help="Its row: the label, or a part of it.")]
-Heading = Annotated[str | None, typer.Option("--column", help="Its column: the heading, or a part of it.")]
-Number = Annotated[str | None, typer.Option("--table", help="The key of its table.")]
+Row = Annotated[
+    str | None, typer.Option("--row", metavar="LABEL", help="Its row: the label, or a part of it.")
+]
+Heading = Annotated[
+    str | None, typer.Option("--column", metavar="HEADING", help="Its column: the heading, or a part of it.")
+]
+Number = Annotated[str | None, typer.Option("--table", metavar="KEY", help="The key of its table.")]
 Where = Annotated[Path, typer.Argument(help="The task file, or a results folder.", metavar="SUITE")]
 
 
@@ -497,7 +575,10 @@ def show(  # noqa: PLR0913 - a command line's options
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Show what stands behind a number of a table: settings, outcomes, receipts, where its images lie."""
+    """Show what stands behind a number of a table.
+
+    Settings, outcomes and receipts, and where its images lie.
+    """
     from bench.console import console, say
     from bench.report import behind
 
@@ -519,20 +600,27 @@ def show(  # noqa: PLR0913 - a command line's options
 
 @_command(app)
 def images(  # noqa: PLR0913 - a command line's options
-    out: Annotated[Path, typer.Option("--out", help="A picture (.png, .svg, .pdf), or arrays (.npz).")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="A picture (.png, .svg, .pdf), or arrays (.npz).")
+    ],
     suite: Where = DEFAULT,
     table: Number = None,
     row: Row = None,
     column: Heading = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="NAME=VALUE of a coordinate, such as seed=0; may be repeated."),
+        typer.Option("--where", metavar="NAME=VALUE", help="A coordinate, such as seed=0; may be repeated."),
     ] = None,
-    most: Annotated[int, typer.Option("--most", help="Examples in a picture.", min=1, max=100)] = 8,
+    most: Annotated[
+        int, typer.Option("--most", metavar="N", help="Examples in a picture.", min=1, max=100)
+    ] = 8,
     results: Results = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Write the images behind a number of a table: clean, as they were shown, and the difference."""
+    """Write the images behind a number of a table.
+
+    Clean, as they were shown to the defense, and the difference.
+    """
     from bench.api import reading, stored
     from bench.console import console, say
     from bench.report.behind import Asked
@@ -599,8 +687,9 @@ def verify(
     results: Results = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Read every stored result, whatever was read before, and rebuild every table from them, bit for bit.
+    """Read every stored result, and rebuild every table from them.
 
+    Reads whatever was read before, too, and compares tables bit for bit.
     Ends with 4 if a result is damaged, or a table is not what the outcomes say.
     """
     from bench.api import verifying
@@ -620,7 +709,10 @@ def verify(
 def pack(
     results: Annotated[Path, typer.Argument(help="The results folder.", metavar="RESULTS")],
 ) -> None:
-    """Pack evaluations into two files, to be committed; leaves out columns that no table reads."""
+    """Pack evaluations into two files, to be committed.
+
+    Leaves out columns that no table reads.
+    """
     from bench.api import packing
     from bench.console import console, count, say
 
@@ -630,21 +722,24 @@ def pack(
     say(console(), f"{count(found.evaluations, 'evaluation')} packed in {results}: {sizes}")
 
 
-baseline_app = typer.Typer(
-    help="Save results as a baseline for `bench check`, or accept new ones.", no_args_is_help=True
-)
+baseline_app = typer.Typer(help="Keep results as the baseline of `bench check`.", no_args_is_help=True)
 app.add_typer(baseline_app, name="baseline")
 
 
 @_command(baseline_app, "save")
 def baseline_save(
     suite: SuitePath = DEFAULT,
-    out: Annotated[Path, typer.Option("--out", help="The folder of the baseline.")] = ROBUSTNESS,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder of the baseline.")
+    ] = ROBUSTNESS,
     results: Results = None,
     data_root: DataRoot = None,
     limit: Limit = 8.0,
 ) -> None:
-    """Keep the results of a task file, every example and stored images, as its baseline."""
+    """Keep the results of a task file as its baseline.
+
+    Every example's outcome, and stored images.
+    """
     from bench.api import checking, running
 
     project = running.planned(suite, results, data_root)
@@ -654,14 +749,17 @@ def baseline_save(
 
 @_command(baseline_app, "accept")
 def baseline_accept(
-    reason: Annotated[str, typer.Option("--reason", help="Why the numbers may be others.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the numbers may be others.")],
     suite: SuitePath = DEFAULT,
     baseline: BaselineDir = ROBUSTNESS,
     results: Results = None,
     data_root: DataRoot = None,
     limit: Limit = 8.0,
 ) -> None:
-    """Make today's results the baseline; the old numbers stay in its history, with the reason."""
+    """Make today's results the baseline.
+
+    The old numbers stay in its history, with the reason.
+    """
     from bench.api import checking, running
 
     project = running.planned(suite, results, data_root)
@@ -699,9 +797,9 @@ def check(  # noqa: PLR0913 - a command line's options
     markdown: Markdown = None,
     badge: Badge = None,
 ) -> None:
-    """Compare today's robustness with a baseline, example by example.
+    """Compare today's robustness with a baseline's.
 
-    Ends with 0 where it held, 1 regressed, 3 not comparable, 4 incomplete, 5 undecided.
+    Example by example. Ends with 0 where it held, 1 regressed, 3 not comparable, 4 incomplete, 5 undecided.
     """
     from bench.api import checking, running
     from bench.console import console, say, voice
@@ -730,23 +828,29 @@ def check(  # noqa: PLR0913 - a command line's options
 def doctor(  # noqa: PLR0913 - a command line's options
     suite: SuitePath = DEFAULT,
     defense: Annotated[
-        list[str] | None, typer.Option("--defense", help="A defense's name; may be repeated.")
+        list[str] | None, typer.Option("--defense", metavar="NAME", help="A defense's name; may be repeated.")
     ] = None,
     results: Results = None,
     data_root: DataRoot = None,
-    images: Annotated[int, typer.Option("--images", help="How many images of each.", min=12)] = 48,
-    limit: Annotated[float, typer.Option("--limit", help="Seconds for each defense.", min=1)] = 40,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", help="How many images of each.", min=12)
+    ] = 48,
+    limit: Annotated[
+        float, typer.Option("--limit", metavar="SECONDS", help="Seconds for each defense.", min=1)
+    ] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     fix: Annotated[
         bool,
         typer.Option("--fix", help="Add what rows need for a better grade, run it, and grade again."),
     ] = False,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="With --fix: what fits into this time (10min, 2h).")
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="With --fix: what fits into this time (10min, 2h)."),
     ] = None,
 ) -> None:
-    """Examine trained defenses for what makes robustness look better than it is.
+    """Examine defenses for what makes robustness look too good.
 
+    Asks trained defenses, and says of each finding what it means.
     Ends with 1 where something weighs more than a note, with 2 where a defense cannot be examined.
     """
     from bench.api import doctoring, running
@@ -809,10 +913,10 @@ def compare(  # noqa: PLR0913 - a command line's options
     before: Annotated[Path, typer.Argument(help="A results folder.", metavar="BEFORE")],
     after: Annotated[Path, typer.Argument(help="Another results folder.", metavar="AFTER")],
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Points of accuracy.", min=0, max=100)
+        float, typer.Option("--tolerance", metavar="POINTS", help="Points of accuracy.", min=0, max=100)
     ] = 1.0,
     alpha: Annotated[
-        float, typer.Option("--alpha", help="The level of significance.", min=1e-9, max=0.5)
+        float, typer.Option("--alpha", metavar="LEVEL", help="The level of significance.", min=1e-9, max=0.5)
     ] = 0.01,
     fail_on_gain: FailOnGain = False,
     junit: Junit = None,
@@ -820,7 +924,10 @@ def compare(  # noqa: PLR0913 - a command line's options
     markdown: Markdown = None,
     badge: Badge = None,
 ) -> None:
-    """Compare two results folders example by example, by the statistics of `bench check`."""
+    """Compare two results folders, example by example.
+
+    By the statistics of `bench check`, and with its statuses.
+    """
     from bench.gate.compare import compare as compared
     from bench.suite.policy import Policy
 
@@ -837,9 +944,12 @@ def history(
         Literal["text", "markdown", "csv", "json", "svg", "png"],
         typer.Option("--format", help="svg and png draw the curves."),
     ] = "text",
-    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A file to write to.")] = None,
 ) -> None:
-    """Show the accuracy at every accepted baseline, with its interval, and why it was accepted."""
+    """Show the accuracy at every accepted baseline.
+
+    Each with its interval, and why it was accepted.
+    """
     from bench.console import console
     from bench.gate import baseline as folder
     from bench.gate import history as told
@@ -901,11 +1011,14 @@ def list_(
         typer.Argument(help="attacks, defenses, data, metrics or views; or the name of one.", metavar="WHAT"),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(help="One of them, to be shown whole.", metavar="[NAME]")
+        str | None, typer.Argument(help="One of them, to be shown whole.", metavar="NAME")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """List attacks, defenses, data, metrics or views; or show one whole, with each parameter."""
+    """List attacks, defenses, data, metrics or views; or show one.
+
+    One is shown whole, with each of its parameters.
+    """
     from bench.console import console
     from bench.suite import listing
 
@@ -930,37 +1043,44 @@ def list_(
 def explain(
     code: Annotated[
         str | None,
-        typer.Argument(
-            help="The code of a flag or of a finding, or a word of the glossary.", metavar="[CODE]"
-        ),
+        typer.Argument(help="The code of a flag or of a finding, or a word of the glossary.", metavar="CODE"),
     ] = None,
 ) -> None:
-    """Say what a flag, a finding of the doctor or a word means, and what to do; without a code: list all."""
+    """Say what a flag, a finding or a word means, and what to do.
+
+    Flags stand below tables, findings are of `bench doctor`, and words are the glossary's. Without a code
+    it lists all of them.
+    """
     from rich.text import Text
 
     from bench import pages
-    from bench.console import console
+    from bench.console import console, lay
 
     screen = console()
     if code is None:
-        for kind in dict.fromkeys(each.kind for each in pages.entries()):
-            words = [each.word for each in pages.entries() if each.kind == kind]
-            screen.print(Text(f"{kind}: {', '.join(words)}"))
+        for heading, words in pages.grouped().items():
+            lay(screen, Text(heading, style="bold"))
+            lay(screen, ", ".join(words), 2)
+        lay(screen, Text("what one of them means: bench explain CODE", style="dim"))
         return
     for entry in pages.explained(code):
-        screen.print(
-            Text.assemble((entry.word, "bold"), (f", {entry.kind} (docs/{entry.page})", "dim"), "\n")
-        )
+        lay(screen, Text.assemble((entry.word, "bold"), (f", {entry.kind} (docs/{entry.page})", "dim"), "\n"))
         for line in pages.plain(entry.text):
-            screen.print(Text(line), soft_wrap=line.startswith("|"))
+            if line.startswith("|"):
+                screen.print(Text(line.rstrip()), soft_wrap=True)
+            else:
+                lay(screen, line, hang=2 if line.startswith("- ") else 0)
         screen.print()
 
 
 @_command(app)
 def schema(
-    out: Annotated[Path | None, typer.Option("--out", help="A file to write to.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="A file to write to.")] = None,
 ) -> None:
-    """Print the JSON Schema of a task file, for editors that complete and check it."""
+    """Print the JSON Schema of a task file.
+
+    Editors complete and check a task file by it.
+    """
     from bench.suite import listing
 
     _write_out(json.dumps(listing.suite_schema(), indent=1) + "\n", out)

@@ -10,7 +10,7 @@ from bench.escaping import shown
 from bench.quantities import format_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Voice(NamedTuple):
@@ -62,6 +62,46 @@ def say(console: Any | None, text: str, style: str = "") -> None:
     """Print a sentence as it is, however long; nothing where there is no console."""
     if console is not None:
         console.print(shown(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def lay(console: Any, text: Any, indent: int = 0, hang: int = 0) -> None:
+    """Print lines: in a pipe each whole, for `grep` and `awk`; on a terminal those that go on are indented.
+
+    Args:
+        console: Where they are printed.
+        text: A string, or a `rich.text.Text`.
+        indent: Columns before each line, 0 or more.
+        hang: Further columns before what goes on below a line, 0 or more.
+    """
+    from rich.text import Text
+
+    for line in (Text(text) if isinstance(text, str) else text).split("\n", allow_blank=True):
+        room = max(console.width - indent - hang, 10)
+        parts = line.wrap(console, room) if console.is_terminal else [line]
+        for nth, part in enumerate(parts):
+            part.rstrip()
+            before = " " * (indent + (hang if nth else 0)) if part else ""
+            console.print(Text(before) + part, highlight=False, soft_wrap=True)
+
+
+def columns(console: Any, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without lines and without blanks at the ends: words to the left, numbers to the right.
+
+    Args:
+        console: Where it is printed.
+        headings: A heading for each column: the first has words, the others numbers.
+        rows: The cells of each row; one beyond the headings is a remark behind the row.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    width = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=False)]
+    for cells in (headings, *rows):
+        first, *rest = zip(cells, width, strict=False)
+        line = first[0] + " " * (first[1] - cell_len(first[0]))
+        line += "".join("   " + " " * (wide - cell_len(cell)) + cell for cell, wide in rest)
+        line += "".join(f"   {remark}" for remark in cells[len(headings) :])
+        console.print(Text(line, style="bold" if cells is headings else ""), highlight=False, soft_wrap=True)
 
 
 def count(n: int, noun: str, several: str | None = None) -> str:

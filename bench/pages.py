@@ -8,6 +8,13 @@ from typing import NamedTuple
 
 from bench.errors import InputError, did_you_mean
 
+GROUPS = {
+    "flag of a table": "flags of tables",
+    "finding of bench doctor": "findings of bench doctor",
+    "word": "words",
+}
+"""By what a word is, the heading of all of them, in the order in which they are listed."""
+
 
 class Entry(NamedTuple):
     """What a page says of a word."""
@@ -55,6 +62,19 @@ def _sections(text: str, level: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(pattern, text, re.M | re.S)
 
 
+def grouped() -> dict[str, list[str]]:
+    """Return what is explained, by the heading of its group, in order, with what else each is."""
+    kinds: dict[str, list[str]] = {}
+    for each in entries():
+        kinds.setdefault(each.word.casefold(), []).append(each.kind)
+    groups: dict[str, list[str]] = {heading: [] for heading in GROUPS.values()}
+    for entry in sorted(entries(), key=lambda each: each.word.casefold()):
+        others = [kind.partition(" ")[0] for kind in kinds[entry.word.casefold()] if kind != entry.kind]
+        also = f" (also a {' and a '.join(others)})" if others else ""
+        groups[GROUPS[entry.kind]].append(f"{entry.word}{also}")
+    return groups
+
+
 def explained(word: str) -> list[Entry]:
     """Return what the pages say of a code or a word.
 
@@ -73,6 +93,15 @@ def explained(word: str) -> list[Entry]:
     return found
 
 
+def unquoted(text: str) -> str:
+    """Return a docstring with one backtick where reStructuredText has two.
+
+    Args:
+        text: The docstring, or a part of it.
+    """
+    return re.sub(r"(?<!`)``(?!`)(.+?)(?<!`)``(?!`)", r"`\1`", text)
+
+
 def plain(text: str) -> list[str]:
     """Return Markdown as paragraphs and items of a list, each on one line, without its links.
 
@@ -83,7 +112,7 @@ def plain(text: str) -> list[str]:
         The lines, with an empty one between paragraphs; rows of tables stay as they are.
     """
     lines: list[str] = []
-    for line in re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text).strip().splitlines():
+    for line in unquoted(re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)).strip().splitlines():
         said = line.strip()
         fresh = not lines or not lines[-1] or said.startswith(("- ", "|", "```")) or not said
         if fresh or lines[-1].startswith("|") or re.fullmatch(r"\w+:", lines[-1]):

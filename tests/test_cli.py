@@ -1,5 +1,6 @@
 """The command line as its user meets it: runs, reports, wrong inputs, kills and Ctrl-C."""
 
+import io
 import json
 import os
 import pickle
@@ -133,6 +134,74 @@ def test_lists_name_everything(bench: Bench, what: str) -> None:
         assert re.search(rf"^{re.escape(name)}(  |$)", shown.out, re.MULTILINE)
     entries = json.loads(bench("list", what, "--json").out)
     assert [entry["name"] for entry in entries] == list(names)
+
+
+READ = [
+    *(["list", what] for what in ("attacks", "defenses", "data", "metrics", "views")),
+    *(["list", name] for name in ("pgd", "cnnf", "image-folder", "accuracy", "bpda")),
+    ["explain"],
+    *(["explain", word] for word in ("trial", "at-chance", "lease")),
+    ["plan", "suite.yaml"],
+]
+
+
+@pytest.mark.parametrize("words", READ, ids=" ".join)
+def test_what_is_read_in_a_pipe_is_neither_wrapped_nor_padded_nor_quoted(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    small(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = bench(*words).out
+    monkeypatch.setenv("COLUMNS", "400")
+    assert bench(*words).out == narrow
+    assert narrow
+    assert not [line for line in narrow.splitlines() if line != line.rstrip()]
+    assert "``" not in narrow.replace("```", "")
+
+
+def test_names_alone_stand_where_names_stand(bench: Bench) -> None:
+    """In a pipe by `grep`, on a terminal by eye: nothing that goes on begins in the first column."""
+    from rich.console import Console
+
+    from bench.suite import listing
+
+    for what in listing.LISTS:
+        names = [entry["name"] for entry in listing.entries(what)]
+        screen = Console(file=io.StringIO(), force_terminal=True, width=72, color_system=None)
+        listing.show(screen, listing.entries(what), what)
+        for out in (bench("list", what).out, screen.file.getvalue()):
+            first = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+            assert first == [*names, str(len(names))]
+        assert max(map(len, screen.file.getvalue().splitlines())) <= 72
+
+
+def test_a_plan_points_to_what_its_words_mean(bench: Bench, tmp_path: Path) -> None:
+    small(tmp_path)
+    told = dict(
+        re.findall(r"^(\w+) .*\((?:.*: )(bench explain \w+)\)$", bench("plan", "suite.yaml").out, re.M)
+    )
+    assert set(told) == {"trial", "examination"}
+    for kind, command in told.items():
+        assert f"{kind}, word (docs/glossary.md)" in bench(*command.split()[1:]).out
+
+
+def test_what_is_explained_is_listed_in_order_with_all_that_it_is(bench: Bench) -> None:
+    from bench import pages
+
+    groups = pages.grouped()
+    assert bench("explain").out.splitlines()[0::2][:3] == list(groups)
+    listed = []
+    for words in groups.values():
+        names = [word.partition(" (also ")[0] for word in words]
+        assert names == sorted(names, key=str.casefold)
+        listed += names
+    assert sorted(listed) == sorted(each.word for each in pages.entries())
+    for words in groups.values():
+        for word in words:
+            name, _, also = word.partition(" (also ")
+            assert bool(also) == (sum(each.casefold() == name.casefold() for each in listed) > 1)
+    assert "at-chance (also a finding)" in groups["flags of tables"]
+    assert "trial (also a flag)" in groups["words"]
 
 
 def test_the_schema_accepts_what_runs_and_refuses_what_does_not(bench: Bench, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_row_10_one_attack_is_shown_whole_with_every_parameter(bench_: Bench) ->
         for name, meaning in ATTACKS["pgd"].meanings.items():
             if name in ATTACKS["pgd"].schema.model_fields:
                 assert f"{name}: " in out
-                assert meaning in out
+                assert meaning.replace("``", "`") in out
         assert "pgd: {use: pgd}" in out
     for what in ("attacks", "defenses", "data", "views"):
         for entry in json.loads(bench_("list", what, "--json").out):

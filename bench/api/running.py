@@ -14,7 +14,7 @@ from unicodedata import normalize
 import numpy as np
 
 from bench import startup
-from bench.console import count, duration, say
+from bench.console import columns, count, duration, say
 from bench.errors import InputError, persons
 from bench.escaping import shown
 from bench.report import provenance, render, tables
@@ -464,17 +464,13 @@ def described(project: Project, found: Prospect) -> dict[str, Any]:
 
 def show_plan(console: Any, project: Project, found: Prospect) -> None:
     """Print what is done and to do, what is skipped and why, and the flags about settings."""
-    from rich.table import Table
-
     plan, state = project.plan, found.state
     say_state(console, project, state)
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in ("jobs", "all", "to do"):
-        table.add_column(heading, justify="left" if heading == "jobs" else "right")
     every, todo = Counter(job.kind for job in plan.graph()), Counter(job.kind for job in state.todo)
-    for kind in ("train", "craft", "evaluate", "trial", "examination"):
-        table.add_row(kind, str(every[kind]), str(todo[kind]))
-    console.print(table)
+    rows = [[kind, str(every[kind]), str(todo[kind])] for kind in ("train", "craft", "evaluate")]
+    for kind in ("trial", "examination"):
+        rows.append([kind, str(every[kind]), str(todo[kind]), f"(what it is: bench explain {kind})"])
+    columns(console, ("jobs", "all", "to do"), rows)
     if state.todo and found.seconds is not None:
         say(console, f"about {duration(found.seconds)} of device time, by receipts and rehearsals")
         if found.end is not None:
@@ -535,16 +531,11 @@ def costs(project: Project, found: Prospect) -> dict[str, dict[str, float]]:
 
 
 def _show_costs(console: Any, heading: str, seconds: Mapping[str, float]) -> None:
-    from rich.table import Table
-
-    if not seconds:
-        return
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column(heading)
-    table.add_column("device-seconds", justify="right")
-    for name, each in seconds.items():
-        table.add_row(shown(name), f"{each:.0f}" if each >= 10 else f"{each:.1f}")
-    console.print(table)
+    if seconds:
+        rows = [
+            (shown(name), f"{each:.0f}" if each >= 10 else f"{each:.1f}") for name, each in seconds.items()
+        ]
+        columns(console, (heading, "device-seconds"), rows)
 
 
 def affordable(project: Project, asked: list[str] | None, found: Prospect, budget: float) -> Chosen:

@@ -6,12 +6,12 @@ from importlib import metadata
 from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import TypeAdapter
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Console
 from rich.text import Text
 
+from bench.console import lay
 from bench.errors import InputError, did_you_mean
-from bench.pages import plain
+from bench.pages import plain, unquoted
 from bench.registry import ATTACKS, DEFENSES, SOURCES, Entry, Registry, discover
 from bench.results.metrics import METRICS, Metric
 from bench.suite.names import Sentence
@@ -220,14 +220,14 @@ def show(console: Console, found: list[dict[str, Any]], what: What) -> None:
         what: What was asked for.
     """
     for entry in found:
-        console.print(Text.assemble((entry["name"], "bold"), (_brief(entry), "dim")))
-        facts = [Text(entry["summary"])]
+        lay(console, Text.assemble((entry["name"], "bold"), (_brief(entry), "dim")), hang=4)
+        lay(console, unquoted(entry["summary"]), 2)
         if "missing" in entry:
-            facts.append(Text(entry["missing"], style="yellow"))
+            lay(console, Text(entry["missing"], style="yellow"), 2)
         if entry.get("of"):
-            facts.append(Text.assemble(("of: ", "dim"), ", ".join(entry["of"])))
-        console.print(Padding(Group(*facts), (0, 0, 0, 2)), highlight=False)
-    console.print(Text(f"{len(found)} {what}; all of one of them: bench list NAME", style="dim"))
+            lay(console, Text.assemble(("of: ", "dim"), ", ".join(entry["of"])), 2)
+    last = f"{len(found)} {what}; one of them with all its parameters: bench list NAME"
+    lay(console, Text(last, style="dim"), hang=2)
 
 
 def _brief(entry: dict[str, Any]) -> str:
@@ -246,24 +246,27 @@ def explain(console: Console, found: list[dict[str, Any]]) -> None:
         found: What `named` returned.
     """
     for entry in found:
-        console.print(Text.assemble((entry["name"], "bold"), (f", {entry['what']}", "dim")))
-        text = plain(entry.get("docstring") or entry["summary"])
-        body: list[RenderableType] = [Text("\n".join(text)), Text()]
-        body += [*_needs(entry), *_facts(entry)]
+        lay(console, Text.assemble((entry["name"], "bold"), (f", {entry['what']}", "dim")))
+        for line in plain(entry.get("docstring") or entry["summary"]):
+            lay(console, line, 2, hang=2 if line.startswith("- ") else 0)
+        lay(console, "")
+        for fact in (*_needs(entry), *_facts(entry)):
+            lay(console, fact, 2, hang=2)
         for name, view in entry.get("views", {}).items():
-            body.append(_view(name, view, entry["aliases"]))
+            lay(console, _view(name, view, entry["aliases"]), 2, hang=2)
         parameters = entry.get("parameters", {})
         if parameters:
-            body.append(Text("\nparameters", style="dim"))
+            lay(console, Text("\nparameters", style="dim"), 2)
         for name, info in parameters.items():
             default = "required" if info["required"] else f"default {_written(info['default'])}"
             kind = ", ".join(filter(None, (info["type"], info["bounds"])))
-            body.append(Text.assemble((name, "bold"), f": {kind}; {default}"))
+            lay(console, Text.assemble((name, "bold"), f": {kind}; {default}"), 2, hang=2)
             if info["description"]:
-                body.append(Padding(Text(info["description"]), (0, 0, 0, 4)))
+                lay(console, unquoted(info["description"]), 6)
         if example := _example(entry):
-            body += [Text("\nin a task file", style="dim"), Text(example)]
-        console.print(Padding(Group(*body), (0, 0, 1, 2)), highlight=False)
+            lay(console, Text("\nin a task file", style="dim"), 2)
+            lay(console, example, 2, hang=2)
+        lay(console, "")
 
 
 def _view(name: str, view: dict[str, Any], aliases: Mapping[str, str]) -> Text:

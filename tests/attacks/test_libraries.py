@@ -1118,10 +1118,8 @@ def test_an_attack_that_needs_numba_says_so(forgotten: None, monkeypatch: pytest
         _ = ATTACKS["foolbox/L2BrendelBethgeAttack"].schema
 
 
-def test_the_list_says_what_an_adapter_needs_in_eighty_columns(bench: Callable[..., Answer]) -> None:
-    assert max(map(len, bench("list", "attacks").out.splitlines())) <= 80
+def test_the_list_says_what_an_adapter_needs(bench: Callable[..., Answer]) -> None:
     out = bench("list", "torchattacks/TIFGSM").out
-    assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
     for word in ("norms: linf", "access: gradient", "3 channels, square images", "time limit: 3600 s"):
         assert word in words

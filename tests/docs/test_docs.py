@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import typer.main
 import yaml
+from command import called_by
 
 from bench import cli
 from bench.api import running
@@ -44,7 +45,7 @@ def files(folder: Path) -> None:
 def test_every_block_of_the_readme_is_run_or_checked() -> None:
     heads = [text.partition("\n")[0] for text in blocks("python") + blocks("yaml")]
     assert heads
-    assert all(re.match(r"# (file|test): \w+\.(py|yaml)|# run: (five|own|mine)$", head) for head in heads)
+    assert all(re.match(r"# (file|test): \w+\.(py|yaml)|# run: (first|own|mine)$", head) for head in heads)
 
 
 def test_the_readmes_network_and_commands_work(tmp_path: Path) -> None:
@@ -84,8 +85,9 @@ def test_the_readmes_attack_and_defense_pass_their_own_tests(tmp_path: Path, nam
 def test_the_readmes_first_steps_in_python_work_one_after_the_other(tmp_path: Path) -> None:
     files(tmp_path)
     steps = [text for text in blocks("python") if text.startswith("# run: ")]
-    # From nothing to a result in five lines, and the first attack in less than 15.
-    assert len([line for line in steps[0].splitlines() if line and not line.startswith(("#", "print"))]) == 5
+    # From nothing to a printed result in six lines, and the first attack in less than 15.
+    assert "attacked and judged in six lines" in README
+    assert len([line for line in steps[0].splitlines() if line and not line.startswith("#")]) == 6
     assert len([line for line in steps[1].splitlines() if line and not line.startswith("#")]) <= 15
     (tmp_path / "steps.py").write_text("\n".join(steps))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -115,12 +117,81 @@ def commands(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{name}", command
 
 
+def section(heading: str) -> str:
+    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_the_readme_names_and_counts_what_is_registered() -> None:
+    from bench.registry import ATTACKS, DEFENSES, SOURCES, discover
+
+    discover()
+    # What other tests register is theirs.
+    attacks = [name for name in ATTACKS if not name.startswith(("toy/", "mylab/"))]
+    own = [name for name in attacks if "/" not in name]
+    (kinds,) = re.findall(r"^\| kind \| attacks \|\n(.*?)\n\n", section("Attacks"), re.MULTILINE | re.DOTALL)
+    for name in own:
+        assert f"`{name}`" in kinds, name
+    by_library = {
+        each: sum(name.startswith(f"{each}/") for name in attacks) for each in ("torchattacks", "foolbox")
+    }
+    for library, number in by_library.items():
+        assert f"{number} `{library}/NAME`" in kinds
+    box = section("What is in the box")
+    theirs = sum(by_library.values())
+    assert f"{len(own) - 1} of our own, {theirs} of two libraries ([above](#attacks)), and `none`" in box
+    assert len(own) + theirs == len(attacks)
+    for registry in (DEFENSES, SOURCES):
+        for name in registry:
+            assert f"`{name}`" in box or name.startswith(("toy/", "mylab/")), name
+
+
+def test_what_a_shell_would_expand_is_quoted() -> None:
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        assert not re.findall(r"pip install (?:-\w+ )*[^'\s`]+\[[^`\n]*", path.read_text()), path.name
+
+
 def test_every_command_has_help_and_stands_in_the_readme() -> None:
     for name, command in commands(typer.main.get_command(cli.app)):
         assert command.help
         assert f"`bench {name} " in README
         for parameter in command.params:
             assert parameter.name == "help" or getattr(parameter, "help", None), (name, parameter.name)
+
+
+@pytest.mark.parametrize("dumb", [{}, {"NO_COLOR": "1", "TERM": "dumb"}], ids=["plain", "dumb"])
+def test_the_list_of_commands_cuts_nothing_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dumb: dict[str, str]
+) -> None:
+    for name, value in {"COLUMNS": "80", **dumb}.items():
+        monkeypatch.setenv(name, value)
+    group = typer.main.get_command(cli.app)
+    for words in ([], ["baseline"]):
+        said = called_by(monkeypatch, capsys)(*words, "--help").out
+        assert "..." not in said.partition("Commands:")[2]
+        assert "\u2026" not in said
+        # Each description is whole, and on the line of its command.
+        named = [line.split()[0] for line in said.partition("Commands:\n")[2].splitlines()]
+        assert named == list(group.commands["baseline"].commands if words else group.commands)
+        assert max(map(len, said.splitlines())) <= 80
+
+
+def test_help_says_what_is_to_be_written_and_no_types_of_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = called_by(monkeypatch, capsys)
+    for name, command in commands(typer.main.get_command(cli.app)):
+        said = bench(*name.split(), "--help").out
+        assert not re.search(r"<(list|int|str|float|path|text)|\{|\[\[", said), name
+        for each in command.params:
+            # Of what has choices, these are what is to be written.
+            if not getattr(each, "is_flag", False) and each.name not in ("executor", "form"):
+                assert each.metavar, (name, each.name)
+                assert each.metavar in said, (name, each.name)
+        usage = said.partition("\n")[0]
+        for each in command.params:
+            if each.param_type_name == "argument":
+                assert usage.count(each.metavar if each.required else f"[{each.metavar}]") == 1
 
 
 def test_make_targets_of_the_readme_exist() -> None:
