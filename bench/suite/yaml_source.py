@@ -330,7 +330,7 @@ def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
     said, mark, begun = str(error.problem), error.problem_mark, error.context_mark
     if mark is not None and _TOKEN.search(said):
         word = re.match(r"[^\s,:\[\]{}]+|\S", text[mark.index :])
-        found = f"found {shown(word[0])!r}" if word else "the line or the file ends"
+        found = f"found {shown(word[0])!r}" if word else "found the end of the line or of the file"
         said = _TOKEN.sub(lambda _: found, said)
     said = said.replace("<block end>", "the next key or entry").replace("the node content", "a value")
     bracket = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}.get(
