@@ -217,7 +217,7 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     ("rows: [defense]", "rows: [dataset]", 18, ["dataset is called data here"]),
     ("rows: [defense]", "rows: [epsilon]", 18, ["epsilon is called radius here"]),
     ("rows: [defense]", "rows: [method]", 18, ["method is called attack here"]),
-    ("rows: [defense]", "rows: [seeds]", 18, ["seeds is called seed here"]),
+    ("rows: [defense]", "rows: [seeds]", 18, ["did you mean 'seed'?"]),
     ("figure: {x: radius}", "figure: true", 28, ["such as {x: radius}, found true"]),
     ("figure: {x: radius}", "figure: {x: eps}", 23, ["eps is called radius here"]),
     ("figure: {x: radius}", "figure: {x: radius, title: a}", 28, ["known: x, xlabel, ylabel"]),
@@ -297,3 +297,11 @@ def test_the_file_that_is_spoilt_is_good(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(GOOD)
     assert running.planned(path, tmp_path / "results", None).plan.conditions
+
+
+def test_of_many_task_files_that_are_not_meant_only_the_number_is_said(tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / f"{number:040}.yaml").touch()
+    with pytest.raises(InputError) as caught:
+        running.planned(tmp_path / "suite.yaml", tmp_path / "results", None)
+    assert str(caught.value).endswith(f"no such file; 11 task files lie in {tmp_path}")
