@@ -101,7 +101,7 @@ def did_you_mean(
     if ours := [each for each in WORDS.get(word, ()) if each in names]:
         return f"; {name} is called {' or '.join(ours[:2])} here"
     placed = elsewhere and word in ELSEWHERE
-    near = _nearest(word, names, 0.85 if placed else 0.6)
+    near = nearest(word, names, 0.85 if placed else 0.6)
     if placed and near is None:
         return f"; {ELSEWHERE[word]}"
     if near is not None:
@@ -117,8 +117,18 @@ def _every(names: list[str], listed: str) -> str:
     return f" (known: {', '.join(names)}{f'; {listed}' if listed else ''})" if names else " (there are none)"
 
 
-def _nearest(word: str, names: list[str], cutoff: float) -> str | None:
-    """Return the name that is nearest to a word, in letters of either case; None where none is near."""
+def nearest(word: str, names: Iterable[str], cutoff: float) -> str | None:
+    """Return the name that is nearest to a word, in letters of either case.
+
+    Args:
+        word: The word.
+        names: The known names; those with a prefix are also known by what stands after it.
+        cutoff: The least likeness that counts, from 0 to 1, as `difflib.get_close_matches` takes it.
+
+    Returns:
+        The name; None where none is near.
+    """
+    word, names = word.casefold(), list(names)
     folded: dict[str, str] = {}
     for each in names:
         folded.setdefault(each.casefold(), each)

@@ -34,7 +34,7 @@ from typing import (
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from bench import docstrings, ours
-from bench.errors import InputError, did_you_mean
+from bench.errors import InputError, did_you_mean, nearest
 from bench.protocols import (
     Crafted,
     Images,
@@ -581,6 +581,12 @@ class SourceEntry(Entry):
 E = TypeVar("E", bound=Entry)
 
 
+def _alternatives(names: list[str]) -> str:
+    """Return ``'a', 'b' or 'c'``."""
+    *before, last = map(repr, names)
+    return f"{', '.join(before)} or {last}" if before else last
+
+
 class Registry(Generic[E]):
     """Names and what they stand for. A name is taken once.
 
@@ -635,13 +641,26 @@ class Registry(Generic[E]):
 
     def _nearest(self, name: str) -> str:
         """Return the end of the message about a name that nobody has registered."""
-        plugin, slash, _ = name.partition("/")
-        if slash and not any(each.startswith(f"{plugin}/") for each in self._entries):
+        plugin, slash, rest = name.partition("/")
+        there = [each for each in self._entries if each.startswith(f"{plugin}/")] if slash else []
+        if slash and not there:
+            near = list(dict.fromkeys(filter(None, (self._within(word) for word in (rest, plugin)))))
+            meant = f"; did you mean {_alternatives(near)}? Of a plug-in" if near else ""
             return (
-                f": no installed package has the entry point {plugin!r} in the group {PLUGINS!r}, by which "
-                f"every process finds it (docs/own-{self.kind}.md)"
+                f"{meant}: no installed package has the entry point {plugin!r} in the group {PLUGINS!r}, by "
+                f"which every process finds it (docs/own-{self.kind}.md)"
             )
+        word = rest.casefold()
+        parts = [each for each in there if word and word in each.partition("/")[2].casefold()]
+        if parts and not any(each.casefold() == name.casefold() for each in parts):
+            # A library has one for each norm, such as L2PGD and LinfPGD: the shortest say the least else.
+            return f"; did you mean {_alternatives(sorted(parts, key=lambda each: (len(each), each))[:3])}?"
         return did_you_mean(name, self._entries, listed=f"bench list {LISTED.get(self.kind, self.kind)}")
+
+    def _within(self, word: str) -> str | None:
+        """Return the name that a half of another tool's name, such as ``autoattack/apgd-ce``, is near to."""
+        begun = [each for each in self._entries if word.casefold().startswith(f"{each}-")]
+        return max(begun, key=len) if begun else nearest(word, self._entries, 0.7)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))

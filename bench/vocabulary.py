@@ -34,7 +34,7 @@ _THEIRS = (
     ("path", "root dir folder directory"),
     ("resize", "image_size img_size input_size side"),
     ("shard", "batch_size batch chunk"),
-    ("radius", "eps epsilon epsilons max_norm bound"),
+    ("radius", "eps epsilon epsilons radii max_norm bound"),
     ("title", "caption name label"),
     ("columns", "column cols"),
     ("rows", "row"),
@@ -45,6 +45,12 @@ _THEIRS = (
     ("l1", "1 l_1 l-1 1.0"),
     ("l0", "0 l_0 l-0 0.0"),
     ("cuda:0", "gpu cuda gpu:0 gpu0 0"),
+    ("defense", "model models network networks net nets classifier victim"),
+    ("attack", "attacker attackers method methods adversary"),
+    ("seed", "run runs repetition random_state"),
+    ("readout", "output outputs"),
+    ("norm", "p ord"),
+    ("target", "target_class"),
     ("success", "asr attack_success_rate attack_success success_rate fooling_rate"),
     ("accuracy", "acc robust_accuracy robust_acc ra adv_acc clean_accuracy clean adversarial_accuracy"),
     ("distance", "distortion median_distance median l2_distance perturbation norm l2 linf"),
@@ -65,7 +71,8 @@ _THEIRS = (
     ("cifar10", "cifar cifar-10 cifar_10"),
     ("fashion-mnist", "fashionmnist fashion_mnist fmnist"),
     ("digits", "sklearn"),
-    ("train", "training trainset"),
+    ("test", "path file files root npz testset test_path test_file"),
+    ("train", "training trainset path file files root npz train_path train_file"),
 )
 """Words that people bring from other tools, by what they are called here."""
 

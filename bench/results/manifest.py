@@ -56,7 +56,7 @@ def read(root: Path, suite: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; nothing was run there: bench run {suite}") from None
+        raise InputError(f"nothing was run in {root} yet; first: bench run {suite}") from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write it anew: bench run {suite}") from None
     scheme = manifest.get("scheme") if isinstance(manifest, dict) else None

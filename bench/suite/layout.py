@@ -586,8 +586,16 @@ def _refuse_hiding(layout: Layout) -> None:
             if len(values := _values(group, name)) > 1:
                 raise InputError(
                     f"table {layout.key!r} hides {name}: {_listed(values)}; "
-                    "pin it in where, or show it in rows or columns"
+                    f"{_shown_or_pinned(table, name, _listed(values)[0])}"
                 )
+
+
+def _shown_or_pinned(table: Table, name: str, value: Any) -> str:
+    """Return what a table may say of a coordinate that it hides, as its lines would be."""
+    pinned = f"pin it (where: {{{name}: {format_value(value)}}}), or show it in rows or columns"
+    if isinstance(table.rows, list) and name not in table.rows:
+        return f"{pinned} (rows: [{', '.join([*table.rows, name])}])"
+    return pinned
 
 
 def _refuse_merging(layout: Layout) -> None:

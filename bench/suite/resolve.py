@@ -640,7 +640,9 @@ def _check_task(suite: Suite, position: int) -> None:
             continue
         entry = resolved.entry
         if norm not in entry.norms and task.attacks is not None:
+            made_for = sorted(entry.norms)
             raise InputError(
-                f"{suite.at(*place, 'threat')}: {name} ({entry.name}) is made for "
-                f"{', '.join(sorted(entry.norms))}, not {norm!r}"
+                f"{suite.at(*place, 'threat')}: {name} ({entry.name}) is made for {', '.join(made_for)}, not "
+                f"{norm!r}; take it out of this task's attacks, or give it a task of its own in "
+                f"{' or '.join(made_for)}"
             )

@@ -36,6 +36,9 @@ VALUES = 50_000
 DEPTH = 50
 """How deep lists and mappings may lie in each other."""
 
+FILES = 10
+"""Task files that a message lists at most."""
+
 DIGITS = 100
 """Characters that a number may have."""
 
@@ -103,7 +106,8 @@ class Document:
             if (*way, step) in self.lines or step == loc[-1]:
                 way = (*way, step)
         if len(way) > 1 and way not in self.lines and way[:-1] in self.lines:
-            return way[:-1] if _is_member(way[-1]) else way
+            # A single value that is taken for a list of one has no position in the file.
+            return way[:-1] if _is_member(way[-1]) or isinstance(way[-1], int) else way
         return way
 
 
@@ -142,7 +146,11 @@ def _refusal(model: type[BaseModel], problem: ErrorDetails, key: Place) -> str:
     """Return what is wrong, where `key` is the last step of the way to it."""
     match problem["type"], key:
         case "extra_forbidden", (name,):
-            return f"unknown key{did_you_mean(name, _keys(model, problem['loc'][:-1]))}"
+            keys = _keys(model, problem["loc"][:-1])
+            meant = did_you_mean(name, keys)
+            if meant.startswith(" (") and {"build", "arguments"} <= {*keys}:
+                meant = f"; arguments of build stand in arguments: {{{name}: {_flow(problem['input'])}}}"
+            return f"unknown key{meant}"
         case "missing", (name,):
             return f"missing key {name!r}{_meant(model, problem['loc'])}"
         case _:
@@ -305,12 +313,32 @@ def read(path: Path) -> Document:
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path.name}:{line}: not plain YAML: {error.problem}") from None
+        raise InputError(f"{path.name}:{line}: not plain YAML: {_problem(error, text)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # An escape of a character that there is not.
         raise InputError(f"{path.name}:{loader.line + 1}: not YAML: {error}") from None
     data = loader.plain(node, ()) if node is not None else {}
     return Document(path, data, loader.lines)
+
+
+_TOKEN = re.compile(r"(?:but )?(?:got|found) '[^']+'$|(?:but )?(?:got|found) <[^<>]+>$")
+"""How PyYAML ends a complaint by the kind of what it found, which says nothing to who wrote it."""
+
+
+def _problem(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Return what is wrong with a file that is no YAML, with the word that stands at the place."""
+    said, mark, begun = str(error.problem), error.problem_mark, error.context_mark
+    if mark is not None and _TOKEN.search(said):
+        word = re.match(r"[^\s,:\[\]{}]+|\S", text[mark.index :])
+        found = f"found {shown(word[0])!r}" if word else "found the end of the line or of the file"
+        said = _TOKEN.sub(lambda _: found, said)
+    said = said.replace("<block end>", "the next key or entry").replace("the node content", "a value")
+    bracket = {"while parsing a flow sequence": "[", "while parsing a flow mapping": "{"}.get(
+        str(error.context)
+    )
+    if begun is not None and bracket is not None:
+        said += f"; the {bracket} of line {begun.line + 1} is still open"
+    return said
 
 
 def _text(path: Path) -> str:
@@ -321,10 +349,8 @@ def _text(path: Path) -> str:
             content = file.read(SIZE + 1)
         text = content.decode()
     except FileNotFoundError:
-        near = sorted(each.name for each in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        where = path.parent.resolve()
-        known = did_you_mean(path.name, near) if near else f", and no other task file in {where}"
-        raise InputError(f"{path}: no such file{known}") from None
+        near = sorted(each.name for each in path.parent.glob("[!.]*.y*ml")) if path.parent.is_dir() else []
+        raise InputError(f"{path}: no such file{_beside(path, near)}") from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path.name}:{line}: is not UTF-8: {error.reason}") from None
@@ -337,6 +363,18 @@ def _text(path: Path) -> str:
             line = text.count("\n", 0, found.start()) + 1
             raise InputError(f"{path.name}:{line}: U+{ord(found[0]):04X} cannot stand in a task file")
     return text
+
+
+def _beside(path: Path, near: list[str]) -> str:
+    """Return which task files lie where one is missing: the nearest, else all of a few, else how many."""
+    where = path.parent.resolve()
+    if not near:
+        return f", and no other task file in {where}"
+    meant = did_you_mean(path.name, near)
+    if meant.startswith("; did you mean"):
+        return meant
+    listed = f": {', '.join(near)}" if len(near) <= FILES else ""
+    return f"; {count(len(near), 'task file lies', 'task files lie')} in {where}{listed}"
 
 
 class _Loader(yaml.SafeLoader):

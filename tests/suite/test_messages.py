@@ -102,6 +102,10 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     (PGD, "use: CW", 8, ["CW is called cw-l2 here"]),
     (PGD, "use: L2PGD", 8, ["did you mean 'foolbox/L2PGD'"]),
     (PGD, "use: bim", 8, ["bim is called pgd here"]),
+    (PGD, "use: foolbox/PGD", 8, ["did you mean 'foolbox/L1PGD', 'foolbox/L2PGD' or 'foolbox/LinfPGD'?"]),
+    (PGD, "use: torchattacks/deepfool", 8, ["did you mean 'torchattacks/DeepFool'?"]),
+    (PGD, "use: autoattack/apgd-ce", 8, ["did you mean 'apgd' or 'autoattack'? Of a plug-in: no installed"]),
+    (PGD, "use: acme/zzz", 8, ["unknown attack 'acme/zzz': no installed package has the entry point 'acme'"]),
     (PGD, "use: qqq", 8, ["unknown attack 'qqq'", "bench list attacks"]),
     ("clean: {use: none}", "clean: {use: clean}", 7, ["clean is called none here"]),
     ("clean: {use: none}", "clean: none", 7, ["attacks.clean", "such as {use: pgd, steps: 40}"]),
@@ -124,6 +128,12 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     ("split: test", "split: Test", 2, ["expected train or test, found 'Test'; did you mean 'test'"]),
     ("split: test", "split: val", 2, ["expected train or test, found 'val'"]),
     ("digits: {name: digits, split: test, size: 60}", "digits: digits", 2, ["such as {name: digits"]),
+    (
+        "name: digits,",
+        "name: arrays, path: x.npz,",
+        2,
+        ["data.digits.path: unknown key; path is called test or train here"],
+    ),
     # --- defenses
     (CNN, "batch_size: 64}", 4, ["batch_size is called batch here"]),
     (CNN, "learning_rate: 0.1}", 4, ["learning_rate is called lr here"]),
@@ -135,6 +145,12 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     ("epochs: 1}", "epochs: 1, inference: [1]}", 5, ["expected a mapping such as {eps_ap: [0.05, 0.1]}"]),
     ("use: toy/linear, epochs: 1", "use: module", 5, ["missing key 'build'"]),
     ("use: toy/linear, epochs: 1", "use: module, model: 'a:b'", 5, ["model is called build here"]),
+    (
+        "use: toy/linear, epochs: 1",
+        "use: module, build: 'a:b', width: 16",
+        5,
+        ["linear.width: unknown key; arguments of build stand in arguments: {width: 16}"],
+    ),
     # --- threats
     (THREAT, "linf 8/255", 12, ["such as {norm: linf, radius: 8/255}, found 'linf 8/255'"]),
     (THREAT, "{norm: linf, radius: 8}", 12, ["found 8", "did you mean 8/255"]),
@@ -143,6 +159,8 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     (THREAT, "{norm: linf, radius: 0}", 12, ["expected a number above 0, found 0"]),
     (THREAT, "{norm: linf, radius: null}", 12, ["expected a number, found null"]),
     (THREAT, "{norm: linf, radius: []}", 12, ["expected at least 1 entry, found []"]),
+    (THREAT, "{norm: linf, radius: -0.1}", 12, ["threat.radius: expected a number above 0, found -0.1"]),
+    (THREAT, "{norm: linf, radius: [1/255, -0.1]}", 12, ["threat.radius[1]: expected a number above 0"]),
     (THREAT, "{norm: linf, eps: 8/255}", 12, ["eps is called radius here"]),
     (THREAT, "{radius: 8/255}", 12, ["missing key 'norm', such as norm: linf"]),
     (THREAT, "{norm: Linf, radius: 8/255}", 12, ["found 'Linf'; did you mean 'linf'"]),
@@ -163,7 +181,7 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     (SEEDS, "model: cnn", 16, ["model is called defenses here"]),
     ("attacks: [clean, pgd]", "attacks: pgd", 14, ["expected a list such as [pgd], found 'pgd'"]),
     ("attacks: [clean, pgd]", "attacks: [clean, PGD]", 14, ["did you mean 'pgd'"]),
-    ("attacks: [clean, pgd]", "attacks: [cw]", 12, ["is made for l2, not 'linf'"]),
+    ("attacks: [clean, pgd]", "attacks: [cw]", 12, ["is made for l2, not 'linf'; take it out", "own in l2"]),
     ("views: [first]", "views: first", 15, ["expected a list such as [first], found 'first'"]),
     ("views: [first]", "views: [frist]", 15, ["no view 'frist' in cnn; did you mean 'first'"]),
     ("- data: digits", "- dataset: digits", 11, ["dataset is called data here"]),
@@ -177,7 +195,29 @@ ROWS: list[tuple[str, str, int, list[str]]] = [
     ("tables:", "worst: perhaps\ntables:", 17, ["expected true or false, found 'perhaps'"]),
     ("tables:", "check: strict\ntables:", 17, ["such as {tolerance: 1.0, alpha: 0.01}, found 'strict'"]),
     ("tables:", "draws: 0\ntables:", 17, ["of 1 or more, found 0"]),
+    # --- the language
+    ("pgd]\n", "pgd\n", 15, ["not plain YAML: expected ',' or ']'", "; the [ of line 14 is still open"]),
+    ("digits, split: test,", "digits split: test,", 2, ["not plain YAML: expected ',' or '}'"]),
+    (
+        "attacks: [clean, pgd]",
+        "attacks: [clean, pgd] 3",
+        14,
+        ["not plain YAML: expected the next key or entry, found '3'"],
+    ),
+    ("title: A table", "title: A table\n   x: 3", 20, ["expected the next key or entry, found 'x'"]),
     # --- tables
+    (
+        THREAT,
+        "{norm: linf, radius: [4/255, 0.1]}",
+        18,
+        ["(where: {radius: 4/255})", "(rows: [defense, radius])"],
+    ),
+    ("rows: [defense]", "rows: [model]", 18, ["unknown coordinate 'model'; model is called defense here"]),
+    ("rows: [defense]", "rows: [network]", 18, ["network is called defense here"]),
+    ("rows: [defense]", "rows: [dataset]", 18, ["dataset is called data here"]),
+    ("rows: [defense]", "rows: [epsilon]", 18, ["epsilon is called radius here"]),
+    ("rows: [defense]", "rows: [method]", 18, ["method is called attack here"]),
+    ("rows: [defense]", "rows: [seeds]", 18, ["did you mean 'seed'?"]),
     ("figure: {x: radius}", "figure: true", 28, ["such as {x: radius}, found true"]),
     ("figure: {x: radius}", "figure: {x: eps}", 23, ["eps is called radius here"]),
     ("figure: {x: radius}", "figure: {x: radius, title: a}", 28, ["known: x, xlabel, ylabel"]),
@@ -257,3 +297,11 @@ def test_the_file_that_is_spoilt_is_good(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(GOOD)
     assert running.planned(path, tmp_path / "results", None).plan.conditions
+
+
+def test_of_many_task_files_that_are_not_meant_only_the_number_is_said(tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / f"{number:040}.yaml").touch()
+    with pytest.raises(InputError) as caught:
+        running.planned(tmp_path / "suite.yaml", tmp_path / "results", None)
+    assert str(caught.value).endswith(f"no such file; 11 task files lie in {tmp_path}")
