@@ -132,7 +132,7 @@ def test_what_was_not_run_or_is_damaged_is_not_there_and_said(ran: Ran, tmp_path
     with pytest.raises(InputError, match=r"nothing was evaluated there yet: bench run suite\.yaml"):
         frames.outcomes_frame(root)
     (root / "manifest.json").unlink()
-    with pytest.raises(InputError, match="nothing was run in .* yet; first: bench run"):
+    with pytest.raises(InputError, match=r"nothing was run in .* yet; first: bench run"):
         frames.read_table(root, "one")
 
 

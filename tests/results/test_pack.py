@@ -439,7 +439,7 @@ def test_damage_that_concerns_no_row_is_mended_by_packing_again(
 
 def test_what_cannot_be_packed_is_said_in_a_sentence(finished: tuple[Path, Path], tmp_path: Path) -> None:
     _, whole = finished
-    with pytest.raises(InputError, match="nothing was run in .* yet; first: bench run"):
+    with pytest.raises(InputError, match=r"nothing was run in .* yet; first: bench run"):
         packing.packed(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "foreign").mkdir()
