@@ -159,12 +159,14 @@ def _core(attacks: Sequence[Evidence]) -> Iterator[Lack]:
     least = min(LEAST, max(each.condition.facts.n for each in attacks))
     exact = [each for each in attacks if _exact(each) and each.condition.facts.n >= least]
     if not exact:
-        yield Lack("attack", "an iterative attack with gradients of what is scored")
+        more = f" on {least} examples or more" if any(map(_exact, attacks)) else ""
+        yield Lack("attack", f"an iterative attack with gradients of what is scored{more}")
     elif not any(_proven(each) for each in exact):
         yield Lack("trial", "a trial of its attack where the answer is known")
     blind = [each for each in attacks if _blind(each) and each.condition.facts.n >= least]
     if not blind:
-        yield Lack("blind", "an attack without gradients")
+        more = f" on {least} examples or more" if any(map(_blind, attacks)) else ""
+        yield Lack("blind", f"an attack without gradients{more}")
     elif not any(_moves(each) for each in blind):
         if any(each.trial is None for each in blind):
             yield Lack("trial", "a trial of its attack without gradients")

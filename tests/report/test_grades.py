@@ -160,7 +160,9 @@ def test_what_a_trial_had_no_time_to_show_proves_nothing(
 
 @pytest.mark.parametrize(("n", "letter"), [(49, "C"), (50, "A")])
 def test_attacks_on_few_examples_are_no_evidence(n: int, letter: str) -> None:
-    assert graded(changed(evidence(), "ab", n=n))[0] == letter
+    found, said = graded(changed(evidence(), "ab", n=n))
+    assert found == letter
+    assert ("on 50 examples or more" in said) == (letter == "C")
 
 
 @pytest.mark.parametrize(
