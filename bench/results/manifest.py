@@ -1,7 +1,6 @@
 """What a plan leaves for reports: the manifest of a suite, and the outcomes that its conditions name."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -92,7 +91,7 @@ def digest_of(path: Path) -> str | None:
     Args:
         path: The file.
     """
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return fingerprint.file_digest(path) if path.is_file() else None
 
 
 def stale(manifest: dict[str, Any], suite: Path, root: Path) -> list[str]:

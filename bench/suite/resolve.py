@@ -3,7 +3,6 @@
 Every complaint names its line. What follows from a suite (conditions and jobs) is `planner.py`'s.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -243,7 +242,7 @@ class Suite:
     @cached_property
     def digest(self) -> str:
         """The sha256 of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return fingerprint.file_digest(self.path)
 
     def at(self, *place: str | int) -> str:
         """Return file, line and place, for messages.
@@ -314,7 +313,7 @@ def extended(suite: Suite, path: Path) -> Suite:
                 "tasks": [*(_spelled(task, suite) for task in suite.model.tasks), *added.tasks],
             }
         )
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = fingerprint.file_digest(path)
         attacks = {**suite.attacks, **made}
         return checked(replace(suite, model=model, attacks=attacks, added=added, added_digest=digest))
     except InputError as error:
